@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make train-poses` and `make test`.
+.DEFAULT_GOAL := help
+.PHONY: help setup train-poses test test-all lint ui clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV := 0.13.8
+# DVC runs `python -m tasks ...`; this is the python it finds.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DO_NOT_TRACK := true
+
+help:
+	@echo "make train-poses            the whole pipeline on the built-in mannequins"
+	@echo "make train-poses RAW=DIR    the same on your own folder of pictures (sub-folders are categories)"
+	@echo "make test | test-all        the tests | with the slow ones"
+	@echo "make ui                     compare runs in MLflow on http://127.0.0.1:5000"
+	@echo "make lint                   ruff and mypy"
+	@echo "make clean                  remove everything that a run made (not the installation)"
+
+setup: $(BIN)/.installed models/pose_landmarker_full.task
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+models/pose_landmarker_full.task: | $(BIN)/.installed
+	$(BIN)/python -m tasks.pose_bundle
+
+train-poses: setup
+	@$(BIN)/python -m flows.train_poses $(if $(RAW),--raw '$(RAW)')
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m 'not gpu or gpu' --timeout 3600
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: setup
+	$(BIN)/python -m tasks.tracking ui
+
+clean:
+	rm -rf data artifacts samples reports mlflow.db mlruns .contrapposto

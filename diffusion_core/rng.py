@@ -1,0 +1,76 @@
+"""Random numbers as a pure function of (seed, id): row i never depends on the batch that it is drawn in.
+
+A counter is hashed with SplitMix64 (Steele, Lea & Flood 2014), so there is no generator state to save: a sample keeps its
+noise in any batch, a training example keeps its noise on any number of ranks, and a GPU draws what a CPU draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+Seed = int | tuple[int, ...]
+
+_GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number
+_MIX1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+_MIX2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def _shift(z: Tensor, k: int) -> Tensor:
+    return (z >> k) & ((1 << (64 - k)) - 1)  # torch shifts the sign in; this shifts zeros in
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * _MIX1
+    z = (z ^ _shift(z, 27)) * _MIX2
+    return z ^ _shift(z, 31)
+
+
+def fold(seed: Seed, *more: int) -> int:
+    """One 63-bit seed out of several numbers; different tuples give unrelated seeds."""
+    key = 0
+    for part in (*(seed if isinstance(seed, tuple) else (seed,)), *more):
+        z = (key + part + 1) * 0x9E3779B97F4A7C15 & _MASK
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+        key = z ^ z >> 31
+    return key >> 1
+
+
+def bits(seed: Seed, ids: Tensor, count: int) -> Tensor:
+    """Random 64-bit integers `[B, count]` for ids `[B]`, on the ids' device."""
+    start = _mix(ids.long() * _GOLDEN + fold(seed))
+    counter = torch.arange(1, count + 1, device=ids.device) * _GOLDEN
+    return _mix(_mix(start)[:, None] + counter)
+
+
+def uniform(shape: Sequence[int], seed: Seed, ids: Tensor) -> Tensor:
+    """Uniform numbers in the open interval (0, 1), `[B, *shape]` float64."""
+    draws = _shift(bits(seed, ids, math.prod(shape)), 12).double()  # 52 bits, so that adding a half is exact
+    return ((draws + 0.5) * 2.0**-52).reshape(len(ids), *shape)
+
+
+def normal(shape: Sequence[int], seed: Seed, ids: Tensor) -> Tensor:
+    """Standard normal numbers `[B, *shape]` float32, by Box and Muller's transform in float64.
+
+    Rounding at the end hides that vectorised and scalar kernels differ in a double's last bit.
+    """
+    count = math.prod(shape)
+    half = (count + 1) // 2
+    u = uniform((2 * half,), seed, ids)
+    radius = torch.sqrt(-2 * torch.log(u[:, :half]))
+    turn = 2 * math.pi * u[:, half:]
+    draws = torch.cat([radius * torch.cos(turn), radius * torch.sin(turn)], dim=1)[:, :count]
+    return draws.float().reshape(len(ids), *shape)
+
+
+def stream(shape: Sequence[int], seed: Seed, ids: Tensor, dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
+    """Endless independent normal draws `[B, *shape]`; the k-th is `normal` under the seed folded with k."""
+    draw = 0
+    while True:
+        yield normal(shape, fold(seed, draw), ids).to(dtype)
+        draw += 1

@@ -1,0 +1,147 @@
+"""The graph of `dvc.yaml`: the only module that reads it, and the only one that runs DVC.
+
+DVC alone decides what is up to date. A stage is made by `dvc repro --single-item`, so that walking the graph stage by
+stage leaves the same `dvc.lock` as `dvc repro` alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+
+from flows import leash
+from tasks.errors import UserError
+
+SENTENCE = "contrapposto: "  # a stage ends with such a line when the user can mend what is wrong
+LOCK_ATTEMPTS = 4
+LOCK_DELAY_SECONDS = 5.0  # shorter ones still meet the lock of a DVC that was killed
+LOCKED = ("is busy, it is being blocked by", "Unable to acquire lock")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of `dvc.yaml` and the stages whose outputs it reads."""
+
+    name: str
+    parents: tuple[str, ...]
+
+
+@contextmanager
+def _repository(root: Path) -> Iterator[Repo]:
+    try:
+        with Repo(str(root)) as repository:
+            yield repository
+    except LockError:
+        raise
+    except DvcException as error:
+        raise UserError(f"DVC cannot read this workspace: {' '.join(str(error).split())}") from error
+
+
+def order(root: Path, targets: Sequence[str]) -> list[Stage]:
+    """The stages that the targets are made by, each after its parents, otherwise in the order of `dvc.yaml`.
+
+    Raises UserError if `dvc.yaml` cannot be read or lacks a target.
+    """
+    with _repository(root) as repository:
+        # `dvc add` makes nodes without a command; an edge of DVC's graph goes from a stage to what it depends on
+        nodes = [node for node in repository.index.stages if isinstance(node, PipelineStage)]
+        parents: dict[str, set[str]] = {node.name: set() for node in nodes}
+        for stage, dependency in repository.index.graph.edges:
+            if isinstance(dependency, PipelineStage):
+                parents[stage.name].add(dependency.name)
+    for target in targets:
+        if target not in parents:
+            raise UserError(f"dvc.yaml has no stage {target!r}; it has {', '.join(parents)}.")
+
+    def visit(name: str, seen: dict[str, Stage]) -> dict[str, Stage]:
+        if name not in seen:
+            ordered = tuple(parent for parent in parents if parent in parents[name])
+            for parent in ordered:
+                visit(parent, seen)
+            seen[name] = Stage(name, ordered)
+        return seen
+
+    wanted: dict[str, Stage] = {}
+    for target in targets:
+        visit(target, wanted)
+    plan: dict[str, Stage] = {}
+    for name in parents:
+        if name in wanted:
+            visit(name, plan)
+    return list(plan.values())
+
+
+def is_unchanged(root: Path, stage: str) -> bool:
+    """Whether command, parameters, dependencies and outputs of the stage are those in `dvc.lock`."""
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            with _repository(root) as repository:
+                return not repository.status(targets=[f"{root.resolve() / 'dvc.yaml'}:{stage}"])
+        except LockError:
+            time.sleep(LOCK_DELAY_SECONDS)
+    raise UserError("Another DVC command is at work in this workspace; run this again when it has ended.")
+
+
+def run_stage(root: Path, stage: str, environment: Mapping[str, str]) -> None:
+    """Make one stage, its output printed line by line as it comes.
+
+    A stage that fails raises UserError with its own last sentence and exit code (2 and 3 are kept, others become 1).
+    However this function is left, nothing that the stage started is still running.
+    """
+    for _ in range(LOCK_ATTEMPTS):
+        code, told = _dvc(root, ["repro", "--quiet", "--single-item", stage], environment)
+        if code == 0:
+            return
+        if not any(sign in told for sign in LOCKED):
+            break
+        time.sleep(LOCK_DELAY_SECONDS)
+    raise _failure(stage, told)
+
+
+def _dvc(root: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run DVC, print what it prints, and return its exit code and what `_failure` wants to know."""
+    binaries = str(Path(sys.executable).parent)  # where `python` in dvc.yaml is found
+    full = {
+        **os.environ,
+        "PATH": os.pathsep.join([binaries, os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_MININTERVAL": "5",  # seconds: a progress bar is a line here
+        "DVC_NO_ANALYTICS": "true",
+        **environment,
+    }
+    keeper = leash.start([sys.executable, "-m", "dvc", *arguments], root, full, subprocess.PIPE)
+    assert keeper.stdout is not None
+    told: list[str] = []
+    try:
+        for line in keeper.stdout:
+            if line.startswith((SENTENCE, "ERROR: ")):
+                told.append(line.rstrip())
+            elif line.strip():
+                print(line.rstrip(), flush=True)
+        return keeper.wait(), "\n".join(told)
+    finally:
+        leash.release(keeper)
+
+
+def _failure(stage: str, told: str) -> UserError:
+    sentences = re.findall(rf"^{SENTENCE}(.*)", told, re.MULTILINE)
+    exits = re.findall(r"exited with (-?\d+)", told)
+    code = int(exits[-1]) if exits and int(exits[-1]) in (2, 3) else 1
+    if sentences:
+        return UserError(sentences[-1], code)
+    if exits:
+        return UserError(f"Stage {stage} stopped with exit code {exits[-1]}; what it said is above.", code)
+    reason = told.removeprefix("ERROR: ").removeprefix(f"failed to reproduce '{stage}': ")
+    return UserError(f"Stage {stage} could not be run by DVC: {reason or 'it said nothing'}.", code)

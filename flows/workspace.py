@@ -1,0 +1,74 @@
+"""The folder that a pipeline works in: its parameters and graph, whose pictures it takes, and one run at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.errors import DataError, UserError
+from tasks.params import Params, Raw, load, set_value
+
+MANNEQUIN = Raw.model_fields["folder"].default  # the built-in pictures, made by the pipeline itself
+STATE = ".contrapposto"  # what is of this machine alone
+
+
+def prepare(root: Path, raw: str | None = None) -> Params:
+    """Check that a pipeline can run here on these pictures, and return the parameters.
+
+    `raw` is a folder of pictures, or "mannequin" for the built-in ones; it is written into `params.yaml`. None keeps
+    what stands there. Raises UserError if this is no workspace or its parameters are wrong, DataError if the folder
+    is not there.
+    """
+    path = root / "params.yaml"
+    params = load(path)
+    if not (root / "dvc.yaml").is_file() or not (root / ".dvc").is_dir():
+        raise UserError(f"{root} is not a workspace of Contrapposto: it has no dvc.yaml or no .dvc folder.")
+    folder = params.raw.folder if raw is None else _folder(root, raw)
+    if folder != MANNEQUIN and not (root / folder).is_dir():
+        raise DataError(f"There is no folder {root / folder} to take pictures from.")
+    if folder != params.raw.folder:
+        print(f"params.yaml: raw.folder is now {folder} (RAW=mannequin brings back the built-in pictures)")
+        set_value(path, "raw.folder", folder)
+        params = load(path)
+    if not any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)):
+        _without_git(root)
+    return params
+
+
+def _folder(root: Path, raw: str) -> str:
+    """The folder as `params.yaml` names it: relative inside the workspace, absolute outside."""
+    if raw == "mannequin":
+        return MANNEQUIN
+    folder = Path(raw).expanduser().resolve()
+    workspace = root.resolve()
+    return str(folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder)
+
+
+def _without_git(root: Path) -> None:
+    """Tell DVC, for this copy alone, that there is no git (an unpacked archive): it refuses to work otherwise."""
+    if not (root / ".dvc/config.local").is_file():
+        print("This folder is no git clone: datasets are versioned by dvc.lock, without commits.")
+        command = [sys.executable, "-m", "dvc", "config", "--quiet", "--local", "core.no_scm", "true"]
+        subprocess.run(command, cwd=root, check=True)
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold the workspace. Raises UserError if another pipeline run holds it."""
+    state = root / STATE
+    state.mkdir(exist_ok=True)
+    with open(state / "pipeline.lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(f"Another pipeline run is under way here (process {lock.read()}); one at a time.") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

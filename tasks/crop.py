@@ -1,0 +1,37 @@
+"""A square picture around a person: never stretched, continued by reflection where the square leaves the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def square(landmarks: np.ndarray, margin: float) -> tuple[int, int, int]:
+    """The square (x0, y0, side) in pixels around image landmarks `[33, 2]` (pixels).
+
+    The landmarks end at the eyes, so a disc around the nose, twice as wide as the nose-to-ear distance and at least an
+    eighth of the person, stands for the head. `margin` is added on each side, in parts of the longer side.
+    """
+    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
+    nose = landmarks[0]
+    head = max(2.0 * float(np.abs(landmarks[[7, 8]] - nose).max()), float((high - low).max()) / 8)
+    low, high = np.minimum(low, nose - head), np.maximum(high, nose + head)
+    side = max(1, round(float((high - low).max()) * (1 + 2 * margin)))
+    x0, y0 = np.round((low + high) / 2 - side / 2).astype(int)
+    return int(x0), int(y0), side
+
+
+def crop(picture: np.ndarray, x0: int, y0: int, side: int, size: int) -> np.ndarray:
+    """The square of `picture` (uint8 `[height, width, 3]`) at (x0, y0), resized to uint8 `[size, size, 3]`."""
+    rows = _reflect(np.arange(y0, y0 + side), picture.shape[0])
+    columns = _reflect(np.arange(x0, x0 + side), picture.shape[1])
+    region = Image.fromarray(np.ascontiguousarray(picture[rows][:, columns]))
+    return np.asarray(region.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _reflect(index: np.ndarray, length: int) -> np.ndarray:
+    """Indices outside 0..length-1 folded back at the borders, as often as needed."""
+    if length == 1:
+        return np.zeros_like(index)
+    folded = np.mod(index, 2 * (length - 1))
+    return np.where(folded < length, folded, 2 * (length - 1) - folded)

@@ -1,0 +1,87 @@
+"""torchrun as a child process group that ends when its parent does.
+
+torchrun restarts nothing here (`--max-restarts 0`): training resumes from its checkpoint when the stage is run again,
+which is the same result with one mechanism less.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from tasks.errors import UserError
+
+PARENT = "CONTRAPPOSTO_LAUNCHER"  # "pid:start time" of the process that called torchrun
+GRACE_SECONDS = 20.0
+
+
+def under_torchrun() -> bool:
+    """Whether this process is one of torchrun's ranks."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _identity(process: psutil.Process) -> str:
+    return f"{process.pid}:{process.create_time():.2f}"
+
+
+def orphaned() -> bool:
+    """Whether the process that launched this rank is gone (kill -9 on it leaves torchrun and the ranks alive)."""
+    launcher = os.environ.get(PARENT)
+    if launcher is None:
+        return False
+    try:
+        return _identity(psutil.Process(int(launcher.partition(":")[0]))) != launcher
+    except psutil.NoSuchProcess:
+        return True
+
+
+def torchrun(arguments: Sequence[str], ranks: int, cwd: Path) -> None:
+    """Run `python -m ARGUMENTS` in `ranks` processes of this machine and wait for them.
+
+    On SIGTERM, SIGINT or any exception the whole group is asked to stop, given 20 s, then killed.
+    Raises UserError if the ranks fail.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
+    command += ["--nproc-per-node", str(ranks), "-m", *arguments]
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    environment = {
+        **os.environ,
+        PARENT: _identity(psutil.Process()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+    }
+    child = subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if child.poll() is None:
+            _end(child)
+    if code:
+        raise UserError(f"Training in {ranks} processes stopped with exit code {code}; run it again to resume.", code=1)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """TERM the child's group, wait, KILL what is left."""
+    os.killpg(child.pid, signal.SIGTERM)
+    try:
+        child.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.wait()

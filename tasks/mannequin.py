@@ -1,0 +1,161 @@
+"""The built-in data: pictures of an articulated figure whose joints are known.
+
+Every picture is a pure function of (seed, index, size). Beside each picture lies `<index>.joints.json` with the true place
+of MediaPipe's 33 landmarks.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from tasks.figure import Body, rotation
+from tasks.flesh import Outfit, dress, landmarks
+from tasks.params import Params
+from tasks.postures import CATEGORIES, draw
+from tasks.render import Camera, Cones, Light, Room, extent, render
+from tasks.skeleton import LANDMARKS
+
+_FLESH = 0.15  # metres: a joint lies at most this deep under the surface that shows it
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, uint8 [size, size, 3], and what is known about it (JSON values only)."""
+
+    image: np.ndarray
+    truth: dict[str, object]
+
+
+def random_body(rng: np.random.Generator) -> Body:
+    """A body with the mean proportions of Drillis & Contini (1966), each length and the girth varied."""
+    height = rng.uniform(1.5, 1.95)
+
+    def length(share: float, spread: float = 0.05) -> float:
+        return height * share * float(np.exp(spread * np.clip(rng.standard_normal(), -2, 2)))
+
+    return Body(
+        thigh=length(0.245),
+        shin=length(0.243),
+        ankle=length(0.041),
+        foot=length(0.15),
+        hip=length(0.054, 0.08),
+        pelvis=length(0.058),
+        waist=length(0.085),
+        chest=length(0.15),
+        clavicle=length(0.089, 0.08),
+        upper_arm=length(0.172),
+        forearm=length(0.15),
+        hand=length(0.05),
+        neck=length(0.055),
+        head=length(0.056),
+        girth=height / 1.75 * rng.uniform(0.86, 1.18),
+    )
+
+
+def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
+    return np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)))
+
+
+_SKINS = np.array([[0.36, 0.22, 0.15], [0.55, 0.36, 0.24], [0.78, 0.57, 0.42], [0.93, 0.74, 0.6], [1, 0.85, 0.74]])
+_HAIRS = np.array([[0.07, 0.05, 0.04], [0.2, 0.12, 0.07], [0.4, 0.24, 0.12], [0.72, 0.55, 0.3], [0.6, 0.6, 0.6]])
+
+
+def random_outfit(rng: np.random.Generator) -> Outfit:
+    """Clothes, skin and hair."""
+    tone = rng.uniform(0, len(_SKINS) - 1.001)
+    skin = _SKINS[int(tone)] + (tone % 1) * (_SKINS[int(tone) + 1] - _SKINS[int(tone)])
+    skirt = bool(rng.random() < 0.15)
+    return Outfit(
+        skin=skin,
+        shirt=_colour(rng, (0.1, 0.8), (0.35, 0.95)),
+        trousers=_colour(rng, (0.1, 0.6), (0.15, 0.6)),
+        shoes=_colour(rng, (0, 0.6), (0.15, 0.9)),
+        hair=_HAIRS[rng.integers(len(_HAIRS))] * rng.uniform(0.8, 1.2),
+        iris=np.array([0.08, 0.06, 0.05]),
+        sleeve=float(rng.choice([0.3, 0.5, 0.9, 1.95], p=[0.15, 0.45, 0.1, 0.3])),
+        leg=rng.uniform(0.5, 0.8) if skirt else float(rng.choice([0.5, 0.85, 1.97], p=[0.2, 0.15, 0.65])),
+        skirt=skirt,
+        hair_length=float(rng.choice([0, rng.uniform(0.4, 1.2)])),
+        bun=bool(rng.random() < 0.15),
+    )
+
+
+def random_yaw(rng: np.random.Generator) -> float:
+    """How far the figure turns from the camera, in degrees: mostly to the front and three quarters, up to 80."""
+    return float(np.clip(38 * rng.standard_normal(), -80, 80))
+
+
+def picture(seed: int, index: int, size: int) -> Picture:
+    """Picture `index` of the data set `seed`, `size` pixels square."""
+    rng = np.random.default_rng([seed, index])
+    category = list(CATEGORIES)[index % len(CATEGORIES)]
+    body, outfit, yaw = random_body(rng), random_outfit(rng), random_yaw(rng)
+    _, parts = draw(category, body, rng)
+    cones, joints = dress(body, parts, outfit), landmarks(body, parts)
+    # The world as the camera sees it: the figure turned by yaw, the camera at `height` pitched down to look at it.
+    distance, height, pitch = rng.uniform(3, 5.5), rng.uniform(0.7, 1.6), rng.uniform(-4, 8)
+    turn = rotation(0, pitch) @ rotation(1, -yaw)
+    up = rotation(0, pitch) @ np.array([0.0, -1.0, 0.0])
+    shift = rotation(0, pitch) @ np.array([0.0, height, distance])
+    cones, joints = cones.moved(turn, shift), joints @ turn.T + shift
+    camera = frame(cones, size, rng)
+    image, depth = render(cones, camera, _light(rng, up), _room(rng, up, shift, distance))
+    pixels = camera.project(joints)
+    columns, rows = np.clip(pixels.astype(int), 0, size - 1).T
+    truth: dict[str, object] = {
+        "category": category,
+        "index": index,
+        "size": size,
+        "yaw": round(yaw, 3),
+        "pitch": round(pitch, 3),
+        "camera": {"focal": round(camera.focal, 4), "centre": [round(c, 4) for c in camera.centre]},
+        "names": list(LANDMARKS),
+        "image": np.round(pixels, 4).tolist(),
+        "world": np.round(joints, 6).tolist(),
+        "visible": (depth[rows, columns] > joints[:, 2] - _FLESH).tolist(),
+        "body": {name: round(value, 6) for name, value in asdict(body).items()},
+    }
+    return Picture(image, truth)
+
+
+def frame(cones: Cones, size: int, rng: np.random.Generator) -> Camera:
+    """A camera in which the figure fills 70 to 90 percent of the picture, near its middle."""
+    boxes = extent(cones)
+    low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
+    fill = rng.uniform(0.7, 0.9)
+    focal = float(fill * size / (high - low).max())
+    spare = (size - focal * (high - low)) / 2
+    offset = rng.uniform(-0.5, 0.5, 2) * np.minimum(spare, 0.1 * size)
+    centre = size / 2 - focal * (low + high) / 2 + offset
+    return Camera(focal, (float(centre[0]), float(centre[1])), size)
+
+
+def _light(rng: np.random.Generator, up: np.ndarray) -> Light:
+    """A light above and in front, from the left or from the right."""
+    direction = np.array([rng.uniform(-0.8, 0.8), 0.0, -rng.uniform(0.4, 1.0)]) + rng.uniform(0.6, 1.2) * up
+    return Light(direction / np.linalg.norm(direction), sun=rng.uniform(0.5, 0.7), sky=rng.uniform(0.42, 0.55))
+
+
+def _room(rng: np.random.Generator, up: np.ndarray, point: np.ndarray, distance: float) -> Room:
+    waves = np.column_stack([rng.uniform(-1.5, 1.5, (4, 2)), rng.uniform(0, 6.3, 4), rng.uniform(0, 0.025, 4)])
+    return Room(
+        point=point,
+        up=up,
+        wall_distance=distance + rng.uniform(1, 4),
+        floor=_colour(rng, (0.02, 0.3), (0.4, 0.8)),
+        wall=_colour(rng, (0.02, 0.3), (0.55, 0.95)),
+        waves=waves,
+    )

@@ -1,0 +1,70 @@
+"""Precision, recall, density and coverage of generated against real features, without a matrix of all pairs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tasks.distance import BLOCK
+from tasks.estimate import TooFewSamples, check_features
+from tasks.neighbours import search
+
+
+class Manifold(NamedTuple):
+    """Shares in [0, 1] (density may exceed 1)."""
+
+    precision: float  # of generated vectors inside the ball of some real one
+    recall: float  # of real vectors inside the ball of some generated one
+    density: float  # real balls a generated vector lies in, over k
+    coverage: float  # of real balls with a generated vector inside
+
+
+def _radii(x: np.ndarray, k: int) -> np.ndarray:
+    """Distance of each row of `x` to its k-th nearest other row: float64 `[n]`."""
+    return search(x, x, k + 1).distance[:, k]
+
+
+def _inside(x: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many balls each row of `x` lies in (border included), and whether each ball holds a row of `x`.
+
+    Squared distances by matrix product in float64, blocks of BLOCK x BLOCK; memory does not grow with n x m.
+    """
+    squared_x = np.einsum("nd,nd->n", x, x, dtype=np.float64)
+    squared_c = np.einsum("nd,nd->n", centres, centres, dtype=np.float64)
+    count = np.zeros(len(x), np.int64)
+    held = np.zeros(len(centres), bool)
+    for i in range(0, len(x), BLOCK):
+        rows = x[i : i + BLOCK].astype(np.float64)
+        for j in range(0, len(centres), BLOCK):
+            columns = slice(j, j + BLOCK)
+            squared = squared_x[i : i + BLOCK, None] + squared_c[None, columns]
+            squared -= 2 * rows @ centres[columns].astype(np.float64).T
+            inside = squared <= (radii[columns] ** 2)[None]
+            count[i : i + BLOCK] += inside.sum(axis=1)
+            held[columns] |= inside.any(axis=0)
+    return count, held
+
+
+def precision_recall_density_coverage(
+    generated: np.ndarray, real: np.ndarray, *, k: int = 3, k_density: int = 5
+) -> Manifold:
+    """Precision and recall with balls to the k-th neighbour (Kynkäänniemi et al. 2019, eq. 1-3), density and coverage
+    with balls to the k_density-th (Naeem et al. 2020, eq. 3-4), for features `[n, d]` and `[m, d]`.
+
+    Raises TooFewSamples if a set has no more than k_density vectors.
+    """
+    d = check_features("the generated set", generated).shape[1]
+    check_features("the real set", real, d)
+    n = min(len(generated), len(real))
+    if n <= max(k, k_density):
+        raise TooFewSamples("precision and recall", n, max(k, k_density) + 1)
+    in_real, _ = _inside(generated, real, _radii(real, k))
+    in_generated, _ = _inside(real, generated, _radii(generated, k))
+    in_wider, covered = _inside(generated, real, _radii(real, k_density))
+    return Manifold(
+        precision=float((in_real > 0).mean()),
+        recall=float((in_generated > 0).mean()),
+        density=float(in_wider.mean() / k_density),
+        coverage=float(covered.mean()),
+    )

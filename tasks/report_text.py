@@ -1,0 +1,149 @@
+"""The words and numbers of the report: what the stages found, as tables, cards and one flat dictionary of metrics."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks import files, models
+from tasks.params import Params
+
+VERDICT_STYLES = {"CLEAN": "CLEAN", "COPIES": "COPIES"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The findings of all stages, as read from their files."""
+
+    extraction: dict[str, Any]
+    curation: dict[str, Any]
+    losses: dict[str, float]  # model -> last training loss
+    memorization: dict[str, Any]
+    fidelity: dict[str, Any]
+    promotion: dict[str, Any]
+
+
+def gather(params: Params, root: Path) -> Found:
+    """Read what the stages left."""
+    losses = {m: files.read_json(root / "artifacts" / m / "training.json")["loss"][-1][1] for m in models.MODELS}
+    return Found(
+        extraction=files.read_json(root / "data/poses" / params.raw.part / "summary.json"),
+        curation=files.read_json(root / "data/dataset/summary.json"),
+        losses=losses,
+        memorization=files.read_json(root / "reports/memorization/memorization.json"),
+        fidelity=files.read_json(root / "reports/fidelity/fidelity.json"),
+        promotion=files.read_json(root / "reports/promote/promote.json"),
+    )
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
+
+
+def _spell(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in sorted(counts.items())) or "none"
+
+
+def _distance(found: Found) -> tuple[str, str]:
+    """The Frechet pose distance and its references in words; or why there is none."""
+    name = "poses.frechet_pose_distance"
+    metrics = found.fidelity["metrics"]
+    if name not in metrics:
+        reasons = found.fidelity["absent"]
+        return "absent", str(reasons.get(name, reasons.get("poses", "")))
+    references = [f"{what} {number(metrics[key])}" for key, what in (
+        (f"{name}_floor", "training data"), (f"{name}_noise", "noise")) if key in metrics]  # fmt: skip
+    return number(metrics[name]), "; ".join(references)
+
+
+def summary(found: Found) -> dict[str, Any]:
+    """The short table that a run ends with, `rows` of [label, value], and `metrics`, flat, for MLflow."""
+    distance, references = _distance(found)
+    rejects = {**found.extraction["rejects"], **found.curation["gated"]}
+    rows = [
+        ["pictures in", str(found.extraction["files"])],
+        ["persons kept", f"{found.curation['persons_kept']} ({_spell(found.curation['splits'])})"],
+        ["rejects", _spell(rejects)],
+        *([f"training loss, {model}", number(loss)] for model, loss in found.losses.items()),
+        ["Frechet pose distance", f"{distance} ({references})" if references else distance],
+        *(
+            [f"memorization, {model.replace('_', ' ')}", verdict]
+            for model, verdict in found.memorization["verdicts"].items()
+        ),
+        ["promoted", _promotion(found)],
+    ]
+    metrics = {
+        "data.files": found.extraction["files"],
+        "data.persons_kept": found.curation["persons_kept"],
+        **{f"data.rejects.{reason}": count for reason, count in rejects.items()},
+        **{f"extraction.{key}": value for key, value in found.extraction.get("joint_error", {}).items()},
+        **{f"training.{model}.loss": loss for model, loss in found.losses.items()},
+        **{f"fidelity.{key}": value for key, value in found.fidelity["metrics"].items()},
+        **{f"memorization.{key}": value for key, value in found.memorization["metrics"].items()},
+    }
+    numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
+    return {"rows": rows, "metrics": numbers}
+
+
+def _promotion(found: Found) -> str:
+    return "yes" if found.promotion["promote"] else "no: " + " ".join(found.promotion["reasons"])
+
+
+def sections(params: Params, root: Path, found: Found) -> dict[str, Any]:
+    """Everything of the page but its pictures."""
+    distance, references = _distance(found)
+    verdicts = found.memorization["models"]
+    cards = [
+        {"label": "people kept", "value": found.curation["persons_kept"], "style": "",
+         "note": f"of {found.extraction['files']} files"},
+        {"label": "Frechet pose distance", "value": distance, "style": "", "note": references},
+        *(
+            {"label": f"memorization, {model.replace('_', ' ')}", "value": entry["verdict"],
+             "style": VERDICT_STYLES.get(entry["verdict"], "unsure"), "note": ""}
+            for model, entry in verdicts.items()
+        ),
+    ]  # fmt: skip
+    error = found.extraction.get("joint_error", {})
+    return {
+        "part": params.raw.part,
+        "persons_kept": found.curation["persons_kept"],
+        "cards": cards,
+        "funnel": _funnel(found),
+        "accuracy": [[key.replace("_", " "), number(value)] for key, value in error.items()],
+        "verdicts": [
+            {"model": model.replace("_", " "), "verdict": entry["verdict"], "sentence": entry["sentence"],
+             "style": VERDICT_STYLES.get(entry["verdict"], "unsure")}
+            for model, entry in verdicts.items()
+        ],
+        "metrics": [[key, number(value)] for key, value in sorted(found.fidelity["metrics"].items())],
+        "absent": sorted(found.fidelity["absent"].items()),
+        "lineage": _lineage(root),
+    }  # fmt: skip
+
+
+def _funnel(found: Found) -> list[list[Any]]:
+    curation = found.curation
+    return [
+        ["files", found.extraction["files"], ""],
+        ["persons found", found.extraction["persons"], "refused: " + _spell(found.extraction["rejects"])],
+        ["persons kept", curation["persons_kept"], "refused: " + _spell(curation["gated"])],
+        ["groups of near-copies", curation["groups"], f"the largest has {curation['largest_group']}"],
+        *([split, count, "whole groups"] for split, count in curation["splits"].items()),
+        ["categories", len(curation["categories"]), _spell(curation["categories"])],
+    ]
+
+
+def _lineage(root: Path) -> list[list[str]]:
+    rows = []
+    for shard in files.read_json(root / "data/shards/index.json")["shards"]:
+        rows.append([f"shard {shard['name']}", f"sha256 {shard['sha256']}"])
+    for model in models.MODELS:
+        path = root / "artifacts" / model / models.FILE
+        rows.append([f"model {model}", f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"])
+        samples = root / "samples" / model / "index.json"
+        for shard in files.read_json(samples)["shards"]:
+            rows.append([f"samples of {model}, {shard['name']}", f"sha256 {shard['sha256']}"])
+    return rows

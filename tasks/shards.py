@@ -1,0 +1,177 @@
+"""Shards: WebDataset tars that are byte-identical whenever they are written, and an index to read any sample of them.
+
+    folder/{split}-000000.tar   members `key.png`, `key.pose.npy` (float32 [33, 3]), `key.json`
+    folder/index.json           per shard its size and sha256, per sample its shard and the offset and size of each member
+
+The tars stream with WebDataset from anywhere; the index turns them into a random-access dataset, so that the order
+of training is a pure function of (seed, image count) and not of how the files were cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from tasks import files
+from tasks.errors import DataError
+
+FORMAT = 1
+T = TypeVar("T")
+
+
+def encode_json(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, no NaN."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+def encode_pose(pose: np.ndarray) -> bytes:
+    """One pose `[33, 3]` as npy bytes, float32."""
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(pose, dtype=np.float32), allow_pickle=False)
+    return stream.getvalue()
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """One RGB picture, uint8 `[height, width, 3]`, as PNG bytes (lossless)."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG", compress_level=6)
+    return stream.getvalue()
+
+
+def _index_of(path: Path) -> list[tuple[str, dict[str, tuple[int, int]]]]:
+    """The samples of a tar in order: key and, for each extension, (offset, size) of its bytes."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
+    return list(samples.items())
+
+
+def _chunks(rows: Iterable[T], size: int) -> Iterator[Iterator[T]]:
+    """The rows in runs of `size`, none of them held in memory; each run is to be used up before the next."""
+    iterator = iter(rows)
+    for first in iterator:
+        yield chain([first], islice(iterator, size - 1))
+
+
+def write(
+    folder: Path,
+    splits: Mapping[str, Iterable[tuple[str, dict[str, bytes]]]],
+    samples_per_shard: int,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write `folder` from (key, {extension: bytes}) samples a split, and return its index.
+
+    `about` is kept in the index (categories, where the samples come from). The folder appears under its name only when
+    it is complete. Keys must be unique and without dots; a duplicate raises ValueError.
+    """
+    from webdataset import TarWriter  # pulls in torch: only writers pay for it
+
+    index: dict[str, Any] = {"format": FORMAT, "about": dict(about), "shards": [], "samples": {}}
+    seen: set[str] = set()
+    with files.new_folder(folder) as temporary:
+        for split, samples in splits.items():
+            index["samples"][split] = []
+            for part, chunk in enumerate(_chunks(samples, samples_per_shard)):
+                path = temporary / f"{split}-{part:06d}.tar"
+                with (
+                    path.open("wb") as file,
+                    TarWriter(file, mtime=0, user="contrapposto", group="contrapposto") as tar,
+                ):
+                    for key, members in chunk:
+                        if key in seen or "." in key:
+                            raise ValueError(f"sample key {key!r} is not unique or has a dot")
+                        seen.add(key)
+                        tar.write({"__key__": key, **members})
+                number, digest = len(index["shards"]), hashlib.sha256(path.read_bytes()).hexdigest()
+                size = path.stat().st_size
+                index["shards"].append({"name": path.name, "split": split, "bytes": size, "sha256": digest})
+                index["samples"][split] += [[key, number, members] for key, members in _index_of(path)]
+        (temporary / "index.json").write_bytes(encode_json(index))
+    return index
+
+
+class ShardDataset:
+    """Random access to one split of a shard folder.
+
+    `keys`: the sample keys in stored order. Raises DataError if the folder has no such split or a tar is not as long
+    as its index says; `verify()` reads all bytes and compares their sha256.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder = folder
+        path = folder / "index.json"
+        if not path.is_file():
+            raise DataError(f"{folder} has no index.json: it is not a shard folder.")
+        index = json.loads(path.read_bytes())
+        if split not in index["samples"]:
+            raise DataError(f"{folder} has no split {split!r}; it has {', '.join(index['samples'])}.")
+        self.about: dict[str, Any] = index["about"]
+        self.shards: list[dict[str, Any]] = index["shards"]
+        self._rows: list[tuple[str, int, dict[str, tuple[int, int]]]] = index["samples"][split]
+        self.keys: list[str] = [row[0] for row in self._rows]
+        self._files: dict[int, int] = {}
+        for number in {row[1] for row in self._rows}:
+            shard = self.shards[number]
+            file = folder / shard["name"]
+            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+                raise DataError(f"{file} is missing or not {shard['bytes']} bytes long: it does not match its index.")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
+    def verify(self) -> None:
+        """Compare every shard's sha256 with the index; raises DataError naming the first that differs."""
+        for shard in self.shards:
+            data = (self.folder / shard["name"]).read_bytes()
+            if hashlib.sha256(data).hexdigest() != shard["sha256"]:
+                raise DataError(f"{self.folder / shard['name']} is damaged: its sha256 is not the one in the index.")
+
+    def read(self, i: int, extension: str) -> bytes:
+        """The bytes of one member of sample `i`; KeyError if the sample has no such member."""
+        _, number, members = self._rows[i]
+        offset, size = members[extension]
+        if number not in self._files:
+            self._files[number] = os.open(self.folder / self.shards[number]["name"], os.O_RDONLY)
+        return os.pread(self._files[number], size, offset)
+
+    def meta(self, i: int) -> dict[str, Any]:
+        """The JSON of sample `i`."""
+        return json.loads(self.read(i, "json"))
+
+    def metas(self) -> list[dict[str, Any]]:
+        """The JSON of all samples."""
+        return [self.meta(i) for i in range(len(self))]
+
+    def pose(self) -> np.ndarray:
+        """All poses, float32 `[n, 33, 3]`: hip-centred, torso-scaled world landmarks."""
+        poses = [np.load(io.BytesIO(self.read(i, "pose.npy")), allow_pickle=False) for i in range(len(self))]
+        return np.stack(poses) if poses else np.zeros((0, 33, 3), np.float32)
+
+    def picture(self, i: int, size: int | None = None) -> np.ndarray:
+        """Picture `i`, uint8 `[size, size, 3]`; reduced by area averaging where `size` is smaller than stored."""
+        with Image.open(io.BytesIO(self.read(i, "png"))) as image:
+            rgb = image.convert("RGB")
+            if size is not None and rgb.size != (size, size):
+                rgb = rgb.resize((size, size), Image.Resampling.BOX)
+            return np.asarray(rgb)
+
+    def pictures(self, size: int) -> np.ndarray:
+        """All pictures, uint8 `[n, size, size, 3]`."""
+        pictures = [self.picture(i, size) for i in range(len(self))]
+        return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)

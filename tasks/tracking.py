@@ -1,0 +1,223 @@
+"""MLflow: the record of every run. The only module that imports mlflow.
+
+One MLflow run per pipeline run, and nested in it one per model that was trained. A model's run carries the digest of
+what it is trained from, so that an interrupted training finds its own run again instead of opening a second one.
+`python -m tasks.tracking ui` opens the store in a browser.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tasks.errors import UserError
+from tasks.params import Params, Tracking, load
+
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # 2 server processes instead of 10
+
+PIPELINE = "CONTRAPPOSTO_PIPELINE_RUN"  # environment variable: the MLflow run id of the pipeline run around a stage
+BATCH = 1000  # metrics in one request, MLflow's limit
+
+
+def store_uri(tracking: Tracking, root: Path) -> str:
+    """The tracking URI: a full URI as it is, a file name as sqlite with an absolute path (MLflow refuses others)."""
+    if "://" in tracking.store:
+        return tracking.store
+    return f"sqlite:///{(root / tracking.store).resolve()}"
+
+
+def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, str(value)
+
+
+def _git_commit(root: Path) -> str | None:
+    """The commit checked out in `root`, or None outside a git repository with a commit."""
+    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+class Run:
+    """One MLflow run that this process owns. Its status is set by `finish`, never left to an exit handler."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store, self.id = store, run_id
+
+    def last_step(self, metric: str) -> int:
+        """The last step logged under a metric, -1 if there is none."""
+        history = self.store.client.get_metric_history(self.id, metric)
+        return max((point.step for point in history), default=-1)
+
+    def log(self, points: Iterable[tuple[str, float, int]]) -> None:
+        """Log (metric, value, step) points in batches."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(_name(name), value, now, step) for name, value, step in points]
+        for start in range(0, len(metrics), BATCH):
+            self.store.client.log_batch(self.id, metrics=metrics[start : start + BATCH])
+
+    def tag(self, **tags: str) -> None:
+        """Set tags."""
+        for key, value in tags.items():
+            self.store.client.set_tag(self.id, key, value)
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters, nested mappings by dotted names; those already logged are left as they are."""
+        from mlflow.entities import Param
+
+        known = self.store.client.get_run(self.id).data.params
+        fresh = [Param(_name(key), value) for key, value in _flat(params) if _name(key) not in known]
+        if fresh:
+            self.store.client.log_batch(self.id, params=fresh)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file with the run."""
+        self.store.client.log_artifact(self.id, str(path), folder)
+
+    def finish(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        self.store.client.set_terminated(self.id, status)
+
+
+class Store:
+    """The experiment of this project in an MLflow store, made on first use."""
+
+    def __init__(self, tracking: Tracking, root: Path) -> None:
+        from mlflow import MlflowClient
+
+        self.root = root
+        self.client = MlflowClient(tracking_uri=store_uri(tracking, root))
+        experiment = self.client.get_experiment_by_name(tracking.experiment)
+        if experiment is None:
+            local = "://" not in tracking.store
+            location = (root / "mlruns").resolve().as_uri() if local else None
+            self.experiment = self.client.create_experiment(tracking.experiment, artifact_location=location)
+        elif experiment.lifecycle_stage != "active":
+            raise UserError(f"The MLflow experiment {tracking.experiment!r} was deleted; restore it or name another.")
+        else:
+            self.experiment = experiment.experiment_id
+
+    def sweep(self) -> None:
+        """End the runs whose owner died without a word (kill -9): they would stay RUNNING for ever."""
+        for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
+            owner = run.data.tags.get("contrapposto.owner", "")
+            if re.fullmatch(r"\d+:[\d.]+", owner) and not _alive(owner):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def start(self, name: str, tags: Mapping[str, str]) -> Run:
+        """A new run owned by this process."""
+        commit = _git_commit(self.root)
+        all_tags = {"mlflow.runName": name, "contrapposto.owner": _owner(), **tags}
+        if commit:
+            all_tags["mlflow.source.git.commit"] = commit
+        return Run(self, self.client.create_run(self.experiment, tags=all_tags).info.run_id)
+
+    def model_run(self, model: str, digest: str) -> Run:
+        """The run of one training: the one that already carries this digest (an interrupted training), or a new one."""
+        mine = f"tags.`contrapposto.model` = '{model}' and tags.`contrapposto.digest` = '{digest}'"
+        tags = {"contrapposto.kind": "model", "contrapposto.model": model, "contrapposto.digest": digest}
+        around = {"mlflow.parentRunId": PIPELINE, "prefect.flow_run_id": "PREFECT__FLOW_RUN_ID"}
+        tags |= {tag: os.environ[variable] for tag, variable in around.items() if variable in os.environ}
+        for run in self.client.search_runs([self.experiment], mine, order_by=["attributes.start_time DESC"]):
+            if run.info.status != "FINISHED":
+                self.client.update_run(run.info.run_id, status="RUNNING")
+                resumed = Run(self, run.info.run_id)
+                resumed.tag(**tags, **{"contrapposto.owner": _owner()})
+                return resumed
+        return self.start(model, tags)
+
+
+def _name(name: str) -> str:
+    """A name with the characters MLflow allows."""
+    return re.sub(r"[^\w\-./ ]", "_", name)
+
+
+def _owner() -> str:
+    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def _alive(owner: str) -> bool:
+    pid, _, started = owner.partition(":")
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
+    except psutil.NoSuchProcess:
+        return False
+
+
+def start_pipeline(params: Params, root: Path, flow_run_id: str | None) -> str:
+    """Open the MLflow run of a pipeline run, with all parameters; returns its id."""
+    store = Store(params.tracking, root)
+    store.sweep()
+    tags = {"contrapposto.kind": "pipeline"}
+    if flow_run_id:
+        tags["prefect.flow_run_id"] = flow_run_id
+    run = store.start(f"pipeline {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
+    run.params(params.model_dump())
+    return run.id
+
+
+def finish_pipeline(params: Params, root: Path, run_id: str, status: str, stages: Mapping[str, str]) -> None:
+    """Close the pipeline's run with its lineage, metrics and report.
+
+    `status`: FINISHED, FAILED or KILLED. `stages`: stage -> what became of it. The metrics and the report are logged
+    only when the run FINISHED: those of an earlier run may still lie in the workspace.
+    """
+    run = Run(Store(params.tracking, root), run_id)
+    run.tag(**{f"stage.{stage}": state for stage, state in stages.items()})
+    lock = root / "dvc.lock"
+    if lock.is_file():
+        run.tag(**lock_hashes(lock))
+        run.artifact(lock)
+    if status == "FINISHED":
+        import json
+
+        summary = json.loads((root / "reports/summary/summary.json").read_bytes())
+        run.log([(name, value, 0) for name, value in summary["metrics"].items()])
+        run.artifact(root / "reports/report.html")
+        for picture in sorted((root / "reports").glob("*/*.png")):
+            run.artifact(picture, "pictures")
+    run.finish(status)
+
+
+def lock_hashes(lock: Path) -> dict[str, str]:
+    """`dvc.<path>` -> hash of every output in a dvc.lock."""
+    from ruamel.yaml import YAML
+
+    stages = YAML(typ="safe", pure=True).load(lock.read_text())["stages"]
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {f"dvc.{out['path']}": out["md5"] for out in outs if "md5" in out}
+
+
+def ui(root: Path) -> int:
+    """Serve the store's page on 127.0.0.1 until interrupted."""
+    tracking = load(root / "params.yaml").tracking
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(tracking, root)]
+    command += ["--default-artifact-root", (root / "mlruns").resolve().as_uri()]
+    command += ["--host", "127.0.0.1", "--port", "5000"]
+    try:
+        return subprocess.call(command)
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["ui"]:
+        sys.exit("usage: python -m tasks.tracking ui")
+    try:
+        sys.exit(ui(Path.cwd()))
+    except UserError as error:
+        sys.exit(f"contrapposto: {error}")
