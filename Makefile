@@ -29,7 +29,7 @@ models/pose_landmarker_full.task: | $(BIN)/.installed
 	$(BIN)/python -m tasks.pose_bundle
 
 train-poses: setup
-	@$(BIN)/python -m flows.train_poses $(if $(RAW),--raw '$(RAW)')
+	@$(BIN)/python -m flows train-poses $(if $(RAW),--raw '$(RAW)')
 
 test: setup
 	$(BIN)/python -m pytest

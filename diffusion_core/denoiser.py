@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,16 @@ from diffusion_core.level import Level, spread
 from diffusion_core.target import Target, to_x0
 
 Denoiser = Callable[[Tensor, Level, Cond], Tensor]  # x [B, *S], level, conditions -> x0_hat [B, *S]
+
+
+class Posterior(NamedTuple):
+    """What a denoiser that knows its uncertainty returns: mean and variance of x0 given x, `[B, *S]` each."""
+
+    mean: Tensor
+    var: Tensor
+
+
+UncertainDenoiser = Callable[[Tensor, Level, Cond], Posterior]
 
 
 def log_sigma(level: Level) -> Tensor:

@@ -9,18 +9,28 @@ from diffusion_core.level import Level, spread
 
 
 def move(
-    x: Tensor, x0: Tensor, level: Level, to: Level, eta: float | Tensor = 0.0, noise: Tensor | None = None
+    x: Tensor,
+    x0: Tensor,
+    level: Level,
+    to: Level,
+    eta: float | Tensor = 0.0,
+    noise: Tensor | None = None,
+    var: Tensor | None = None,
 ) -> Tensor:
     """x `[B, *S]` at `level` carried to a level with no more noise, if the clean example is x0.
 
     eta = 0 is DDIM, eta = 1 is DDPM's ancestral step (Song et al. 2020, arXiv 2010.02502, eq. 12 and 16). It is
-    c_x x + c_0 x0 + c_n noise with c_x a + c_0 = a' and (c_x s)^2 + c_n^2 = s'^2, so exact where x0 is.
+    c_x x + c_0 x0 + c_n noise with c_x a + c_0 = a' and (c_x s)^2 + c_n^2 = s'^2, so exact where x0 is. If x0 is known with
+    a variance `[B, *S]` only, c_0^2 var is added to c_n^2 (not where eta = 0).
     """
     stays, fresh = split(level, to, eta)
     along = stays / level.s
     keep, pull = Level(along, to.a - along * level.a).like(x)
     moved = keep * x + pull * x0
-    return moved if noise is None else moved + spread(fresh, x) * noise
+    if noise is None:
+        return moved
+    fresh = spread(fresh, x)
+    return moved + (fresh if var is None else torch.sqrt(fresh**2 + pull**2 * var)) * noise
 
 
 def split(level: Level, to: Level, eta: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,14 @@ what is learned, the density alone decides how noisy the estimate is. Kingma & G
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffusion_core import rng
-from diffusion_core.cond import Cond
+from diffusion_core.cond import Cond, without
 from diffusion_core.level import Level, Path, sigma_level
 from diffusion_core.target import Target, unit_weight
 
@@ -62,6 +62,12 @@ def geometric(low: float, high: float) -> Density:
     return lambda u: sigma_level(torch.exp(math.log(low) + math.log(high / low) * u))
 
 
+def among(levels: Sequence[Level]) -> Density:
+    """One of the levels, each as likely."""
+    table = Level(torch.stack([here.a for here in levels]), torch.stack([here.s for here in levels]))
+    return lambda u: table.rows((u * len(levels)).long().clamp(max=len(levels) - 1).cpu())
+
+
 def unit(target: Target) -> Weight:
     """Plain squared error of what the network predicts."""
     return partial(unit_weight, target)
@@ -78,3 +84,18 @@ def loss(
     """weight(level) * mean over an example of (x0_hat - x0)^2, one number an example, `[B]`."""
     x0_hat = denoiser(level.corrupt(x0, noise), level, cond or {})
     return weight(level).to(x0) * (x0_hat - x0).square().flatten(1).mean(1)
+
+
+def coupled(
+    denoiser: Callable[[Tensor, Level, Cond], Tensor],
+    x0: Tensor,
+    level: Level,
+    noise: Tensor,
+    weight: Weight,
+    cond: Cond,
+) -> Tensor:
+    """The loss with the noise that belongs to x0, given by the data as condition `pair:noise`, instead of a fresh one.
+
+    With pairs (noise, what a flow makes of it) this is reflow. Liu et al. 2023 (arXiv 2209.03003), section 2.2.
+    """
+    return loss(denoiser, x0, level, cond["pair:noise"].to(x0), weight, without(cond, "pair:noise"))

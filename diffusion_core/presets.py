@@ -1,12 +1,98 @@
-"""The named methods, a line each. `sd` is the standard deviation of the data."""
+"""The named methods, a line each where the defaults allow. `sd` is the standard deviation of the data."""
 
 from __future__ import annotations
 
-from diffusion_core import level, objective, step, walk
+from diffusion_core import level, objective, step, walk, weight
+from diffusion_core.corrector import alternate, langevin, signal_to_noise, stay
+from diffusion_core.denoiser import angle
+from diffusion_core.level import Path
 from diffusion_core.objective import unit
 from diffusion_core.recipe import Recipe
-from diffusion_core.target import EPS, FLOW
+from diffusion_core.target import EPS, FLOW, V
 from diffusion_core.target import edm as edm_target
+from diffusion_core.variance import WithVariance, hybrid
+from diffusion_core.vdm import LearnedSchedule, VariationalLoss
+
+
+def ddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
+    """Ho et al. 2020 (arXiv 2006.11239): linear betas, the noise, L_simple; all `total` ancestral steps or fewer."""
+    path = level.betas(level.linear_betas(total))
+    return Recipe(
+        target=EPS,
+        density=objective.discrete(path, total),
+        weight=unit(EPS),
+        walk=lambda n: walk.trailing(path, n, total),
+        step=step.ddim(eta=1),
+        sd=sd,
+        draw=objective.iid,
+    )
+
+
+def iddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
+    """Nichol & Dhariwal 2021 (arXiv 2102.09672): cosine betas, learned variance, L_hybrid. The net has twice the channels.
+
+    Sample with `denoiser.posterior`; add `importance=Importance()` for their sampling of steps.
+    """
+    path = level.betas(level.cosine_betas(total))
+    return ddpm(sd, total).replace(
+        density=objective.discrete(path, total),
+        walk=lambda n: walk.trailing(path, n, total),
+        form=WithVariance,
+        loss=hybrid(path, total),
+    )
+
+
+def ncsn(sd: float = 1.0, low: float = 0.01, high: float = 20.0, levels: int = 20, dwell: int = 20) -> Recipe:
+    """Song & Ermon 2019 (arXiv 1907.05600): denoising score matching weighted by sigma^2, annealed Langevin dynamics.
+
+    The score is -eps / sigma and the net predicts eps, as in their second version (arXiv 2006.09011). The walk has `levels`
+    noise levels whatever the number of steps asked for.
+    """
+    ladder = walk.geometric(levels, low, high)
+    return Recipe(
+        target=EPS,
+        density=objective.among(ladder),
+        weight=unit(EPS),
+        walk=lambda _: [*walk.dwell(ladder, dwell), walk.clean()],
+        step=alternate(stay, langevin(0.2)),
+        sd=sd,
+    )
+
+
+def score_sde(path: Path, sd: float = 1.0, low: float = 1e-3, high: float = 1.0) -> Recipe:
+    """Song et al. 2021 (arXiv 2011.13456) on a path: t uniform, the noise, predictor-corrector sampling.
+
+    Paths `level.vp()`, `level.sub_vp()`; the variance-exploding SDE is `score_ve`, the probability-flow ODE `ode.solve`.
+    """
+    return Recipe(
+        target=EPS,
+        density=objective.uniform(path, low, high),
+        weight=unit(EPS),
+        walk=lambda n: [*walk.dwell(walk.uniform(path, n, high, low), 1), walk.clean()],
+        step=alternate(step.ddim(eta=1), langevin(signal_to_noise())),
+        sd=sd,
+    )
+
+
+def score_ve(sd: float = 1.0, low: float = 0.01, high: float = 50.0) -> Recipe:
+    """The variance-exploding SDE: log sigma uniform. Song et al. 2021 (arXiv 2011.13456)."""
+    return score_sde(level.ve(), sd).replace(
+        density=objective.geometric(low, high),
+        walk=lambda n: [*walk.dwell(walk.geometric(n, low, high), 1), walk.clean()],
+    )
+
+
+def vdm(schedule: LearnedSchedule, sd: float = 1.0) -> Recipe:
+    """Kingma et al. 2021 (arXiv 2107.00630): a learned schedule, the variational bound, ancestral sampling."""
+    return Recipe(
+        target=EPS,
+        density=schedule,
+        weight=weight.elbo(schedule.path),
+        walk=lambda n: [*walk.frozen(walk.uniform(schedule.path, n)), walk.clean()],
+        step=step.ddim(eta=1),
+        sd=sd,
+        loss=VariationalLoss(schedule),
+    )
 
 
 def edm(sd: float = 0.5, mean: float = -1.2, std: float = 1.2, low: float = 0.002, high: float = 80.0) -> Recipe:
@@ -22,8 +108,13 @@ def edm(sd: float = 0.5, mean: float = -1.2, std: float = 1.2, low: float = 0.00
     )
 
 
+def edm2(sd: float = 0.5, mean: float = -0.4, std: float = 1.0) -> Recipe:
+    """Karras et al. 2024 (arXiv 2312.02696), the training: learned uncertainty. Use `average.power` for its averages."""
+    return edm(sd, mean, std).replace(loss=weight.Uncertainty())
+
+
 def rectified_flow(sd: float = 1.0) -> Recipe:
-    """Liu et al. 2023 (arXiv 2209.03003): the straight path, uniform t, the velocity."""
+    """Liu et al. 2023 (arXiv 2209.03003): the straight path, uniform t, the velocity. Reflow: `loss=objective.coupled`."""
     path = level.linear()
     return Recipe(
         target=FLOW,
@@ -35,14 +126,27 @@ def rectified_flow(sd: float = 1.0) -> Recipe:
     )
 
 
-def ddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
-    """Ho et al. 2020 (arXiv 2006.11239): the linear-beta chain, the noise, L_simple; all `total` ancestral steps or fewer."""
-    path = level.betas(level.linear_betas(total))
+def sd3(sd: float = 1.0, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Recipe:
+    """Esser et al. 2024 (arXiv 2403.03206): rectified flow with logit-normal t and sampling times shifted to more noise."""
+    return rectified_flow(sd).replace(
+        density=objective.logitnormal(level.linear(), mean, std),
+        walk=lambda n: walk.uniform(level.shift(level.linear(), 1 / shift), n),
+    )
+
+
+def simple_diffusion(sd: float = 1.0, size: int = 64) -> Recipe:
+    """Hoogeboom et al. 2023 (arXiv 2301.11093): the cosine path shifted by 64 / size, v, uniform t."""
+    path = level.shift(level.trig(), 64 / size)
     return Recipe(
-        target=EPS,
-        density=objective.discrete(path, total),
-        weight=unit(EPS),
-        walk=lambda n: walk.trailing(path, n, total),
+        target=V,
+        density=objective.uniform(path, 1e-3, 1 - 1e-3),
+        weight=unit(V),
+        walk=lambda n: [*walk.uniform(path, n, 1 - 1e-3, 1e-3), walk.clean()],
         step=step.ddim(eta=1),
         sd=sd,
     )
+
+
+def trigflow(sd: float = 0.5, mean: float = -1.0, std: float = 1.4) -> Recipe:
+    """Lu & Song 2024 (arXiv 2410.11081): EDM in angle coordinates; the net is told the angle, and steps are even in it."""
+    return edm(sd, mean, std).replace(c_noise=angle, walk=lambda n: walk.uniform(level.trig(), n), step=step.ddim())

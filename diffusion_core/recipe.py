@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffusion_core import denoiser, objective
+from diffusion_core import denoiser, objective, rng
 from diffusion_core.denoiser import Preconditioned
+from diffusion_core.importance import Importance
 from diffusion_core.level import Level
 from diffusion_core.sample import Step
 from diffusion_core.target import Target
@@ -27,8 +28,11 @@ class Recipe:
     step: Step  # how sampling goes from one to the next
     sd: float = 1.0  # standard deviation of the data, for scaling the net's input
     c_noise: Callable[[Level], Tensor] = denoiser.log_sigma  # how the net is told the level
+    form: Callable[..., Preconditioned] = Preconditioned  # (net, target, sd, c_noise) -> denoiser
     draw: objective.Draw = objective.stratified
     loss: Callable[..., Tensor] = objective.loss
+    noise: rng.Noise = rng.normal  # what corrupts, mean 0 and variance 1
+    importance: Importance | None = None  # levels drawn in proportion to the size of their loss
 
     def replace(self, **changes: Any) -> Recipe:
         """This recipe with some parts changed."""
@@ -36,4 +40,4 @@ class Recipe:
 
     def denoiser(self, net: nn.Module) -> Preconditioned:
         """The net as this recipe's denoiser."""
-        return Preconditioned(net, self.target, self.sd, self.c_noise)
+        return self.form(net, self.target, self.sd, self.c_noise)

@@ -7,7 +7,7 @@ noise in any batch, a training example keeps its noise on any number of ranks, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -68,9 +68,24 @@ def normal(shape: Sequence[int], seed: Seed, ids: Tensor) -> Tensor:
     return draws.float().reshape(len(ids), *shape)
 
 
-def stream(shape: Sequence[int], seed: Seed, ids: Tensor, dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
-    """Endless independent normal draws `[B, *shape]`; the k-th is `normal` under the seed folded with k."""
+Noise = Callable[[Sequence[int], Seed, Tensor], Tensor]  # (shape, seed, ids [B]) -> [B, *shape], mean 0, variance 1
+
+
+def gamma(k: int) -> Noise:
+    """Gamma noise of whole-number shape k, centred and scaled. Nachmani et al. 2021 (arXiv 2106.07582)."""
+
+    def draw(shape: Sequence[int], seed: Seed, ids: Tensor) -> Tensor:
+        sums = -uniform((k, *shape), seed, ids).log().sum(1)
+        return ((sums - k) / math.sqrt(k)).float()
+
+    return draw
+
+
+def stream(
+    shape: Sequence[int], seed: Seed, ids: Tensor, dtype: torch.dtype = torch.float32, noise: Noise = normal
+) -> Iterator[Tensor]:
+    """Endless independent draws of noise `[B, *shape]`; the k-th is drawn under the seed folded with k."""
     draw = 0
     while True:
-        yield normal(shape, fold(seed, draw), ids).to(dtype)
+        yield noise(shape, fold(seed, draw), ids).to(dtype)
         draw += 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_core import rng
 from diffusion_core.cond import Cond, rows
-from diffusion_core.denoiser import Denoiser
+from diffusion_core.denoiser import Denoiser, Posterior, UncertainDenoiser
 from diffusion_core.level import Level
 from diffusion_core.move import renoise
 from diffusion_core.walk import Walk
@@ -23,18 +23,19 @@ class Estimate(NamedTuple):
     level: Level
     x: Tensor  # [B, *S]
     x0: Tensor  # [B, *S]
+    var: Tensor | None = None  # of x0 given x, if the denoiser tells
 
 
-# The visits so far, the present one last; the level to go to; the denoiser, should more evaluations be needed; fresh noise.
-Step = Callable[[Sequence[Estimate], Level, Callable[[Tensor, Level], Tensor], Iterator[Tensor]], Tensor]
+# The visits so far, the present one last (a corrector may replace it); the level to go to; the denoiser, should more
+# evaluations be needed; fresh noise.
+Step = Callable[[list[Estimate], Level, Callable[[Tensor, Level], Tensor], Iterator[Tensor]], Tensor]
 Constrain = Callable[[Tensor, Level, Iterator[Tensor]], Tensor]  # x after a step, its level, fresh noise -> x
 
 _MEMORY = 4  # visits that any solver looks back on
 
 
-@torch.no_grad()
 def sample(
-    denoiser: Denoiser,
+    denoiser: Denoiser | UncertainDenoiser,
     x: Tensor,
     walk: Walk,
     step: Step,
@@ -46,11 +47,15 @@ def sample(
     """x `[B, *S]` at the walk's first level carried to its last.
 
     Where the walk goes up, noise is added and the solver's memory is cleared. `progress(done, total)` is called after each
-    step. The state keeps the type of x: give float64 for a long walk.
+    step. The state keeps the type of x: give float64 for a long walk. Gradients flow through, if they are on.
     """
 
+    def estimate(x: Tensor, level: Level) -> tuple[Tensor, Tensor | None]:
+        guess = denoiser(x, level, cond or {})
+        return guess if isinstance(guess, Posterior) else (guess, None)
+
     def denoise(x: Tensor, level: Level) -> Tensor:
-        return denoiser(x, level, cond or {})
+        return estimate(x, level)[0]
 
     history: list[Estimate] = []
     for done, (here, to) in enumerate(pairwise(walk), 1):
@@ -58,7 +63,7 @@ def sample(
             x = renoise(x, here, to, next(noise))
             history.clear()
         else:
-            history = [*history[1 - _MEMORY :], Estimate(here, x, denoise(x, here))]
+            history = [*history[1 - _MEMORY :], Estimate(here, x, *estimate(x, here))]
             x = step(history, to, denoise, noise)
         if constrain is not None:
             x = constrain(x, to, noise)
@@ -67,8 +72,9 @@ def sample(
     return x
 
 
+@torch.no_grad()
 def generate(
-    denoiser: Denoiser,
+    denoiser: Denoiser | UncertainDenoiser,
     walk: Walk,
     step: Step,
     shape: Sequence[int],
@@ -78,6 +84,7 @@ def generate(
     batch: int | None = None,
     constrain: Constrain | None = None,
     progress: Callable[[int, int], None] | None = None,
+    noise: rng.Noise = rng.normal,
 ) -> Tensor:
     """Samples `[len(ids), *shape]` float32, sample i a function of (seed, ids[i], its conditions) and not of its batch.
 
@@ -89,13 +96,13 @@ def generate(
     out = []
     for part, start in enumerate(parts):
         here = slice(start, start + batch)
-        noise = rng.stream(shape, seed, ids[here], torch.float64)
-        x = walk[0].s.to(ids.device) * next(noise)
+        draws = rng.stream(shape, seed, ids[here], torch.float64, noise)
+        x = walk[0].s.to(ids.device) * next(draws)
 
         def report(done: int, total: int, part: int = part) -> None:
             if progress is not None:
                 progress(part * total + done, len(parts) * total)
 
         part_cond = rows(cond, here) if cond else None
-        out.append(sample(denoiser, x, walk, step, noise, part_cond, constrain, report).float())
+        out.append(sample(denoiser, x, walk, step, draws, part_cond, constrain, report).float())
     return torch.cat(out)

@@ -84,7 +84,8 @@ class Trainer:
         self.data = data
         self.n = n
         self.nimg = 0
-        self.parameters = dict(_learned(denoiser, recipe).named_parameters())
+        self.learned = _learned(denoiser, recipe)
+        self.parameters = {k: p for k, p in self.learned.named_parameters() if p.requires_grad}
         for (
             parameter
         ) in self.parameters.values():  # a part that one rank's batch does not touch has a gradient all the same
@@ -116,16 +117,20 @@ class Trainer:
         x0 = x0.to(device)
         cond = to(drop(cond, config.condition_dropout, rng.fold(config.seed, _CONDITION), ids), device)
         u = self.recipe.draw(rng.fold(config.seed, _LEVEL), self.nimg, config.batch)
-        level = self.recipe.density(u[self.rank * share :][:share].to(device))
-        noise = rng.normal(x0.shape[1:], rng.fold(config.seed, _NOISE), ids.to(device)).to(x0)
+        u = u[self.rank * share :][:share].to(device)
+        u, scale = self.recipe.importance(u) if self.recipe.importance else (u, torch.ones_like(u))
+        level = self.recipe.density(u)
+        noise = self.recipe.noise(x0.shape[1:], rng.fold(config.seed, _NOISE), ids.to(device))
+        noise = noise.to(x0) if x0.is_floating_point() else noise
 
         self.denoiser.train()
         self.optimizer.zero_grad(set_to_none=False)
         with torch.random.fork_rng(_cuda(device)):
             torch.manual_seed(rng.fold(config.seed, _DROPOUT, first))
             losses = self.recipe.loss(self.denoiser, x0, level, noise, self.recipe.weight, cond)
-            (losses.sum() / config.batch).backward()
-        mean = self._reduce(losses)
+            weighted = losses * scale.to(losses)
+            (weighted.sum() / config.batch).backward()
+        mean = self._reduce(weighted)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.grad_clip)
         if not (mean.isfinite() and norm.isfinite()):
             raise Diverged(_blame(losses, level, examples, self.nimg, norm))
@@ -133,6 +138,8 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.optimizer.step()
         self.nimg += config.batch
+        if self.recipe.importance:
+            self.recipe.importance.update(self._sum(self.recipe.importance.squares(u, losses)))
         for average in self.averages.values():
             average.update(self.parameters, self.nimg, config.batch)
         return Step(self.nimg, float(mean), Level(level.a.detach(), level.s.detach()), losses.detach())
@@ -155,7 +162,7 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a restart needs: tensors by name (weights, averages, optimiser) and a JSON-able dict."""
-        tensors = {f"weights/{name}": value.detach() for name, value in self.parameters.items()}
+        tensors = {f"weights/{name}": value.detach() for name, value in self.learned.state_dict().items()}
         for name, average in self.averages.items():
             tensors |= {f"{name}/{key}": value for key, value in average.weights.items()}
         for key, parameter in self.parameters.items():
@@ -174,7 +181,7 @@ class Trainer:
             group, _, key = name.partition("/")
             grouped.setdefault(group, {})[key] = value
         with torch.no_grad():
-            _copy(self.parameters, grouped.pop("weights"))
+            _copy(self.learned.state_dict(), grouped.pop("weights"))
             for name, average in self.averages.items():
                 _copy(average.weights, grouped.pop(name))
             for key, parameter in self.parameters.items():
@@ -184,6 +191,11 @@ class Trainer:
                     for moment, values in ((name.removeprefix("adamw."), group) for name, group in grouped.items())
                 }
         self.nimg = int(info["nimg"])
+
+    def _sum(self, value: Tensor) -> Tensor:
+        if self.world > 1:
+            distributed.all_reduce(value)
+        return value
 
     def _reduce(self, losses: Tensor) -> Tensor:
         """Sum gradients and mean loss over the ranks, in one message; returns the mean loss."""
@@ -227,7 +239,8 @@ def evaluate(
 def _learned(denoiser: nn.Module, recipe: Recipe) -> nn.ModuleDict:
     """Everything with weights: the denoiser and whatever the recipe learns beside it."""
     learned = nn.ModuleDict({"denoiser": denoiser})
-    for name, part in {"density": recipe.density, "weight": recipe.weight, "loss": recipe.loss}.items():
+    for name in ("density", "weight", "loss", "importance"):
+        part = getattr(recipe, name)
         if isinstance(part, nn.Module):
             learned[name] = part
     return learned

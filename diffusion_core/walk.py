@@ -18,7 +18,13 @@ Walk = Sequence[Level]
 
 def levels(path: Path, times: Tensor) -> list[Level]:
     """The path's levels at times `[n]`."""
-    return [path(t) for t in times.double()]
+    a, s = path(times.double())
+    return [Level(*pair) for pair in zip(a, s, strict=True)]
+
+
+def frozen(walk: Walk) -> list[Level]:
+    """The walk's numbers without their history of gradients, as from a learned path."""
+    return [Level(here.a.detach(), here.s.detach()) for here in walk]
 
 
 def clean() -> Level:

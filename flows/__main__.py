@@ -8,6 +8,7 @@ stage's own (2: parameters, 3: data, 1: anything else), 130 after Ctrl-C, 143 af
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import json
 import os
@@ -48,10 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         workspace.prepare(root, **parameters)
         private = server.start(root / workspace.STATE / "prefect")
-        try:
-            code = _run(options.flow, parameters, private)
-        finally:
-            private.stop()
+        atexit.register(private.stop)  # runs after Prefect's own exit handlers, which send it the last events
+        code = _run(options.flow, parameters, private)
     except UserError as error:
         print(f"contrapposto: {error}", file=sys.stderr)
         return error.code

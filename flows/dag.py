@@ -27,6 +27,10 @@ from tasks.errors import UserError
 SENTENCE = "contrapposto: "  # a stage ends with such a line when the user can mend what is wrong
 LOCK_ATTEMPTS = 4
 LOCK_DELAY_SECONDS = 5.0  # shorter ones still meet the lock of a DVC that was killed
+CHATTER = re.compile(  # what DVC says around every stage
+    r"Running stage |> |(Updating|Generating) lock file |Use `dvc push`|To (track the changes|enable auto staging)"
+    r"|\t(git add|dvc config) |\s*$"
+)
 LOCKED = ("is busy, it is being blocked by", "Unable to acquire lock")
 
 
@@ -101,7 +105,7 @@ def run_stage(root: Path, stage: str, environment: Mapping[str, str]) -> None:
     However this function is left, nothing that the stage started is still running.
     """
     for _ in range(LOCK_ATTEMPTS):
-        code, told = _dvc(root, ["repro", "--quiet", "--single-item", stage], environment)
+        code, told = _dvc(root, ["repro", "--single-item", stage], environment)
         if code == 0:
             return
         if not any(sign in told for sign in LOCKED):
@@ -128,7 +132,7 @@ def _dvc(root: Path, arguments: Sequence[str], environment: Mapping[str, str]) -
         for line in keeper.stdout:
             if line.startswith((SENTENCE, "ERROR: ")):
                 told.append(line.rstrip())
-            elif line.strip():
+            elif not CHATTER.match(line):
                 print(line.rstrip(), flush=True)
         return keeper.wait(), "\n".join(told)
     finally:
@@ -144,4 +148,4 @@ def _failure(stage: str, told: str) -> UserError:
     if exits:
         return UserError(f"Stage {stage} stopped with exit code {exits[-1]}; what it said is above.", code)
     reason = told.removeprefix("ERROR: ").removeprefix(f"failed to reproduce '{stage}': ")
-    return UserError(f"Stage {stage} could not be run by DVC: {reason or 'it said nothing'}.", code)
+    return UserError(f"Stage {stage} could not be run by DVC: {reason or 'what it said is above'}.", code)

@@ -24,14 +24,19 @@ LAST_SECONDS = 5.0  # for the command, once everything it started has ended
 
 
 def start(
-    command: Sequence[str], cwd: Path, environment: dict[str, str], output: int | IO[str]
+    command: Sequence[str],
+    cwd: Path,
+    environment: dict[str, str],
+    output: int | IO[str],
+    grace: float = GRACE_SECONDS,
 ) -> subprocess.Popen[str]:
     """Start a command on a leash; stdout and stderr go to `output` (a file or subprocess.PIPE) as one text stream.
 
-    The keeper ends with the command's own exit code (128 + n where signal n ended it).
+    When it is to stop it gets SIGTERM, and SIGKILL after `grace` seconds. The keeper ends with the command's own exit
+    code (128 + n where signal n ended it).
     """
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.leash", *command],
+        [sys.executable, "-m", "flows.leash", str(grace), *command],
         cwd=cwd,
         env=environment,
         stdin=subprocess.PIPE,
@@ -91,12 +96,12 @@ def _gone(processes: Iterable[psutil.Process], seconds: float) -> bool:
     return True
 
 
-def _stop(command: subprocess.Popen[bytes]) -> None:
+def _stop(command: subprocess.Popen[bytes], grace: float) -> None:
     """TERM, wait, KILL, from the leaves up: a DVC whose stage was stopped still gives back its locks itself."""
     family = _family()
     leaves = {process for process in family if process.pid != command.pid}
     _signal(leaves, signal.SIGTERM)
-    _gone(leaves, GRACE_SECONDS)
+    _gone(leaves, grace)
     try:
         command.wait(LAST_SECONDS if leaves else 0)
     except subprocess.TimeoutExpired:
@@ -108,7 +113,7 @@ def _stop(command: subprocess.Popen[bytes]) -> None:
     _signal(family | _family(), signal.SIGKILL)
 
 
-def _keep(command: Sequence[str]) -> int:
+def _keep(command: Sequence[str], grace: float) -> int:
     """The keeper: run the command until it ends or the pipe closes, and leave nothing of it behind."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -120,10 +125,10 @@ def _keep(command: Sequence[str]) -> int:
         while child.poll() is None and not select.select([sys.stdin], [], [], 0.05)[0]:
             pass
     finally:
-        _stop(child)
+        _stop(child, grace)
     code = child.wait()
     return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":
-    sys.exit(_keep(sys.argv[1:]))
+    sys.exit(_keep(sys.argv[2:], float(sys.argv[1])))

@@ -21,6 +21,7 @@ from tasks.copy_test import (
     proportion_interval,
     split_exchangeability,
 )
+from tasks.errors import DataError
 from tasks.views import Bank
 
 # Planted copies: (training items, how many, random generator) -> items
@@ -120,20 +121,26 @@ def _small(p: float) -> str:
     return "p < 1e-12" if p < 1e-12 else f"p = {p:.2g}"
 
 
-def _sentence(what: str, verdict: Verdict, certificate: dict[str, Any], train: Items, heldout: Items, null: int) -> str:
+def _sentence(what: str, verdict: Verdict, certificate: dict[str, Any], train_groups: int, heldout_groups: int) -> str:
     copies, samples = int(certificate["copies"].sum()), len(certificate["copies"])
     split: SplitTest = certificate["split"]
     if verdict is Verdict.SPLIT_UNRELIABLE:
-        worst: Leak = certificate["leak_heldout"]
+        heldout: Leak | None = certificate["leak_heldout"]
+        if heldout is not None and heldout.found:
+            return (
+                f"Held-out items have near-duplicates in the training set (dimension consistency "
+                f"{heldout.consistency:.2f}, below 0.9), so that nothing can be said about copies: split by scene."
+            )
         return (
-            f"Held-out {what} have near-duplicates in the training set (dimension consistency "
-            f"{worst.consistency:.2f}, below 0.9), so that nothing can be said about copies: split by scene."
+            f"Training items have near-duplicates in other groups (dimension consistency "
+            f"{certificate['leak_train'].consistency:.2f}, below 0.9), which would hide copies: put near-duplicates "
+            f"into one group."
         )
     if verdict is Verdict.COPIES:
         low, high = proportion_interval(copies, samples)
         listed = (
             f"{copies} of {samples} generated {what} ({copies / samples:.1%}, 95% interval {low:.1%} to {high:.1%}) "
-            f"are nearer to a training item than held-out {what} ever are"
+            f"are nearer to a training item than held-out items ever are"
             if copies
             else f"The generated {what} come close to training items more often than to held-out ones"
         )
@@ -145,12 +152,12 @@ def _sentence(what: str, verdict: Verdict, certificate: dict[str, Any], train: I
     if verdict is Verdict.TOO_FEW:
         missed = "" if certificate["planted_found"] else "; the copies planted as a control were not found"
         return (
-            f"No copies were shown among {samples} generated {what}, but {len(train)} training and {len(heldout)} "
-            f"held-out {what} ({null} null scores) are too few to say that there are none{missed}."
+            f"No copies were shown among {samples} generated {what}, but {train_groups} groups of training and "
+            f"{heldout_groups} of held-out items are too few to say that there are none{missed}."
         )
     listed = f" ({copies} on the false-discovery list)" if copies else ""
     return (
-        f"None of {samples} generated {what} is nearer to a training item than held-out {what} are "
+        f"None of {samples} generated {what} is nearer to a training item than held-out items are "
         f"({_small(certificate['p'])}){listed}; {certificate['planted_found']} of {certificate['planted']} planted "
         f"copies were found."
     )
@@ -172,9 +179,11 @@ def certify(
     """The certificate of `samples` (`what` they are: "poses", "pictures") against the training and held-out items.
 
     `level`: of the verdict; `false_discovery`: rate of the list of copies; `planted`: fraction of copies planted as a
-    control. Banks and the two tests (tail, split) are joined by Bonferroni's inequality. Raises DataError if the
-    training set has fewer than three groups.
+    control. Banks and the two tests (tail, split) are joined by Bonferroni's inequality. Raises DataError if nothing
+    is held out or the training set has fewer than three groups.
     """
+    if not len(heldout):
+        raise DataError("nothing is held out to compare with.")
     count = max(1, round(planted * len(samples)))
     copies_planted = plant(train.data, count, rng)
     names, group = np.unique(np.concatenate([train.group, heldout.group]), return_inverse=True)
@@ -205,11 +214,19 @@ def certify(
     p = min(1.0, 2 * min(tail_p, split.p))
 
     base = banks[0].features(train.data)
-    leak_heldout = leak(banks[0].features(heldout.data), base) if len(heldout) else None
+    leak_heldout = leak(banks[0].features(heldout.data), base)
     leak_train = leak(base, base, own=group[: len(train)], groups=group[: len(train)])
-    null = len(train) + len(heldout)
     found = int((len(samples) * control_p < level / 2).sum())
-    verdict = judge(p, level, leak_heldout is not None and leak_heldout.found, null, len(heldout), found > 0)
+    heldout_groups = len(names) - train_groups
+    verdict = judge(
+        p,
+        level,
+        heldout_leaks=leak_heldout is not None and leak_heldout.found,
+        train_repeats=leak_train is not None and leak_train.found,
+        train_groups=train_groups,
+        heldout_groups=heldout_groups,
+        control_found=found > 0,
+    )
     fields: dict[str, Any] = {
         "p": p,
         "tail_p": tail_p,
@@ -223,7 +240,7 @@ def certify(
     }
     return Certificate(
         verdict=verdict,
-        sentence=_sentence(what, verdict, fields, train, heldout, null),
+        sentence=_sentence(what, verdict, fields, train_groups, heldout_groups),
         banks=tuple(results),
         sizes=(len(train), len(heldout), len(samples)),
         **fields,

@@ -15,8 +15,8 @@ from scipy.stats import beta, hypergeom
 from tasks.neighbours import search
 
 TAIL_SHARES = (0.2, 0.1, 0.05)  # of the null scores, tried in turn until the power law fits
-SMALLEST_NULL = 100  # null scores without which "no copies" means nothing
-SMALLEST_HELDOUT = 10
+SMALLEST_NULL = 100  # groups of real items without which "no copies" means nothing
+SMALLEST_HELDOUT = 10  # of them held out
 CLOSE = 0.5  # a ratio below makes a sample a candidate of the split test
 NEAR, MIDDLE, FAR = 1, 11, 41  # neighbour ranks between which the leak detector compares dimensions
 LEAK = 0.9  # dimension ratio below which held-out items have near-duplicates in train
@@ -206,12 +206,26 @@ class Verdict(StrEnum):
     TOO_FEW = "TOO-FEW"
 
 
-def judge(p: float, level: float, leaking: bool, null_size: int, heldout: int, control_found: bool) -> Verdict:
-    """The verdict. Copies can be shown with any number of items; their absence only where they would be seen."""
-    if leaking:
+def judge(
+    p: float,
+    level: float,
+    *,
+    heldout_leaks: bool,
+    train_repeats: bool,
+    train_groups: int,
+    heldout_groups: int,
+    control_found: bool,
+) -> Verdict:
+    """The verdict. Copies can be shown with any number of items; their absence only where they would be seen.
+
+    `heldout_leaks`: held-out items have near-duplicates in train; `train_repeats`: train has near-duplicates in
+    different groups, which hide copies; `control_found`: whether planted copies were.
+    """
+    if heldout_leaks:
         return Verdict.SPLIT_UNRELIABLE
     if p < level:
         return Verdict.COPIES
-    if null_size < SMALLEST_NULL or heldout < SMALLEST_HELDOUT or not control_found:
-        return Verdict.TOO_FEW
-    return Verdict.CLEAN
+    if train_repeats:
+        return Verdict.SPLIT_UNRELIABLE
+    too_few = train_groups + heldout_groups < SMALLEST_NULL or heldout_groups < SMALLEST_HELDOUT
+    return Verdict.TOO_FEW if too_few or not control_found else Verdict.CLEAN

@@ -35,6 +35,7 @@ from tasks.errors import DataError
 from tasks.ingest import JOINTS_SUFFIX, Refusal, Source, content_key, decode, open_regular, scan
 from tasks.params import Params
 from tasks.pool import WorkerDied, ordered_map
+from tasks.pose_bundle import check
 from tasks.poses_table import Pose, Reason, Reject, Writer, read_poses
 
 _NUM_POSES = 1  # persons looked for in a picture
@@ -60,6 +61,7 @@ def run(params: Params, root: Path) -> None:
     folder = root / params.raw.folder
     job = _Job(folder, root / params.extract.model, params.extract.min_confidence, params.extract.min_side)
     sources = scan(folder)
+    check(job.model)
     workers = min(params.extract.workers or _cores(), len(sources))
     began = time.monotonic()
     refused = root / ".contrapposto/rejected" / part
@@ -117,8 +119,10 @@ def _write_tables(output: Path, job: _Job, sources: list[Source], workers: int) 
 @contextmanager
 def _extractor(job: _Job) -> Iterator[Callable[[Source], list[Pose] | Reject]]:
     """In a worker: the function from a source to its persons or its refusal, with the landmarker that it needs."""
-    from tasks.landmarker import Landmarker  # mediapipe takes a second to import, and the parent has no use for it
+    # Here, since mediapipe takes a second to import and the parent has no use for it.
+    from tasks.landmarker import Landmarker, keep_offline
 
+    keep_offline()
     with Landmarker(job.model, job.min_confidence, _NUM_POSES) as landmarker:
 
         def extract(source: Source) -> list[Pose] | Reject:

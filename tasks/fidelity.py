@@ -6,8 +6,6 @@ training set to the same held-out data. A number that cannot be had is listed un
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from tasks import torch_fidelity_bridge as bridge
 from tasks.anatomy import bone_lengths, bone_name, sides_mixed
 from tasks.distance import frechet_estimate, frechet_needs, frechet_of, kid
 from tasks.estimate import Estimate, TooFewSamples
+from tasks.files import new_folder, write_json
 from tasks.params import Params
 from tasks.precision_recall import precision_recall_density_coverage
 from tasks.shards import ShardDataset
@@ -130,8 +129,8 @@ def _picture_findings(
     found: Findings, params: Params, root: Path, generated: ShardDataset, train: Split, heldout: Split
 ) -> None:
     """Distances of generated pictures in pixels, and in Inception features if the weights are given."""
-    size = params.pictures.size
-    pictures, real, known = generated.pictures(size), heldout.pictures_at(size), train.pictures_at(size)
+    size = generated.picture(0).shape[0]
+    pictures, real, known = generated.pictures(size), heldout.bytes(size), train.bytes(size)
     sets = [pixels(p.astype(np.float32) / 255) for p in (pictures, real, known[: len(pictures)])]
     found.add("pictures.pixel_kernel_distance", lambda: kid(sets[0], sets[1]))
     found.add("pictures.pixel_kernel_distance_floor", lambda: kid(sets[2], sets[1]))
@@ -192,11 +191,5 @@ def run(params: Params, root: Path) -> None:
             "heldout": len(heldout),
         },
     }
-    folder = root / "reports/fidelity"
-    temporary = folder.with_name("fidelity.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False)
-    (temporary / "fidelity.json").write_text(text + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    with new_folder(root / "reports/fidelity") as folder:
+        write_json(folder / "fidelity.json", report)

@@ -163,8 +163,7 @@ def place(body: Body, pose: Pose) -> Skeleton:
         parts |= _leg(body, legs[name], parts["pelvis"], name, side)
     lift = _plant(body, legs, parts, dict(zip(SIDES, pose.planted, strict=True)))
     if lift is None:
-        soles = [sole(body, parts[f"{name}_foot"])[:, 1].max() for name in SIDES]
-        lift = -pose.jump - max(soles)
+        lift = -pose.jump - max(lowest(body, parts[f"{name}_foot"]) for name in SIDES)
     shift = np.array([0.0, lift, 0.0])
     return {name: Frame(part.origin + shift, part.axes) for name, part in parts.items()}
 
@@ -195,25 +194,32 @@ def _leg(body: Body, leg: Leg, pelvis: Frame, name: str, side: float) -> Skeleto
     return {f"{name}_thigh": thigh, f"{name}_shin": shin, f"{name}_foot": foot}
 
 
-def sole(body: Body, foot: Frame) -> np.ndarray:
-    """The lowest points [2, 3] of heel and toes."""
-    return np.stack([foot.at(0, body.ankle, 0.17 * body.foot), foot.at(0, body.ankle, -0.55 * body.foot)])
+def sole(body: Body) -> np.ndarray:
+    """The balls [2, 4] on which a foot stands, under the heel and under the toes: centre in the foot's frame and radius."""
+    f = body.foot
+    return np.array([[0, body.ankle - 0.16 * f, 0.17 * f, 0.16 * f], [0, body.ankle - 0.12 * f, -0.6 * f, 0.12 * f]])
+
+
+def lowest(body: Body, foot: Frame) -> float:
+    """The y in metres of the lowest point of a foot."""
+    balls = sole(body)
+    return float((foot.origin[1] + balls[:, :3] @ foot.axes[1] + balls[:, 3]).max())
 
 
 def _plant(body: Body, legs: dict[str, Leg], parts: Skeleton, planted: dict[str, bool]) -> float | None:
     """Stand the planted feet on the floor (in place) and return the pelvis' y in metres; None if no foot is planted."""
-    feet, heights = {}, []
+    feet, drops = {}, []
     for name in (name for name, stands in planted.items() if stands):
         ahead = -parts[f"{name}_shin"].axes[:, 2] - parts[f"{name}_thigh"].axes[:, 2]
         heading = np.degrees(np.arctan2(-ahead[0], -ahead[2]))
         foot = Frame(parts[f"{name}_foot"].origin, rotation(1, heading) @ rotation(0, legs[name].heel))
         feet[name] = foot
-        heights.append(-sole(body, foot)[:, 1].max())
+        drops.append(-lowest(body, foot))
     if not feet:
         return None
-    lift = float(np.mean(heights))
+    lift = float(np.mean(drops))
     grounded = {
-        name: foot.origin + np.array([0.0, y, 0.0]) for (name, foot), y in zip(feet.items(), heights, strict=True)
+        name: foot.origin + np.array([0.0, y, 0.0]) for (name, foot), y in zip(feet.items(), drops, strict=True)
     }
     for name, ankle in grounded.items():
         # No leg can be longer than its bones: the pelvis comes down until the farthest foot is within reach.

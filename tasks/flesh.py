@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.figure import SIDES, Body, Frame, Skeleton
+from tasks.figure import SIDES, Body, Frame, Skeleton, sole
 from tasks.render import Cones
 from tasks.skeleton import LANDMARKS
 
@@ -37,17 +37,22 @@ class Outfit:
 
 @dataclass(frozen=True)
 class Solid:
-    """A round cone of the body: its two sphere centres [3] and their radii, in metres."""
+    """A round cone of the body: its two sphere centres [3] and their radii, in metres.
+
+    `grain` [3] is the direction in which like cones continue the surface (see `tasks.render.Cones`).
+    """
 
     start: np.ndarray
     end: np.ndarray
     first: float
     last: float
+    grain: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     def part(self, share: float, wider: float) -> Solid:
         """The first `share` of the cone, `wider` metres thicker."""
         radius = self.first + share * (self.last - self.first)
-        return Solid(self.start, self.start + share * (self.end - self.start), self.first + wider, radius + wider)
+        end = self.start + share * (self.end - self.start)
+        return Solid(self.start, end, self.first + wider, radius + wider, self.grain)
 
 
 def _skull(body: Body, parts: Skeleton) -> Frame:
@@ -58,41 +63,25 @@ def _skull(body: Body, parts: Skeleton) -> Frame:
 def flesh(body: Body, parts: Skeleton) -> dict[str, Solid]:
     """The bare body, without hair and features, as named round cones."""
     g, h, f = body.girth, body.head, body.foot
-    chest, waist, pelvis, neck, skull = (
-        parts["chest"],
-        parts["waist"],
-        parts["pelvis"],
-        parts["neck"],
-        _skull(body, parts),
-    )
+    pelvis, waist, chest, neck = (parts[part] for part in ("pelvis", "waist", "chest", "neck"))
+    skull, collar = _skull(body, parts), Frame(neck.origin, chest.axes)
     solids = {
         "neck": Solid(neck.at(0, 0.02, 0), skull.at(0, 0.4 * h, 0.2 * h), 0.057 * g, 0.054 * g),
         "skull": Solid(skull.at(0, 0, 0.12 * h), skull.at(0, 0, 0), 0.97 * h, h),
         "jaw": Solid(skull.at(0, 0.3 * h, -0.12 * h), skull.at(0, 0.82 * h, -0.38 * h), 0.75 * h, 0.4 * h),
-        "bosom": Solid(
-            chest.at(0, 0.1 - body.chest, -0.025 * g), waist.at(0, 0, -0.02 * g), 0.088 * g, 0.078 * g
-        ),
-        "belly": Solid(waist.at(0, 0, -0.02 * g), pelvis.at(0, -0.03, -0.01), 0.078 * g, 0.096 * g),
-        "hips": Solid(pelvis.at(0.75 * body.hip, 0, 0), pelvis.at(-0.75 * body.hip, 0, 0), 0.108 * g, 0.108 * g),
     }  # fmt: skip
     for name, side in SIDES.items():
-        ribs = chest.at(side * 0.46 * body.clavicle, 0.11 - body.chest, 0)
-        flank = waist.at(side * 0.5 * body.hip, -0.02, 0)
         arm, forearm, hand, thigh, shin, foot = (
             parts[f"{name}_{part}"] for part in ("upper_arm", "forearm", "hand", "thigh", "shin", "foot")
         )
-        shoulder, heel = arm.origin, foot.at(0, body.ankle - 0.16 * f, 0.17 * f)
+        shoulder = arm.origin
+        (*heel, heel_radius), (*toes, toe_radius) = sole(body)
         index, pinky = hand.at(0, body.hand, -0.026 * g), hand.at(0, 0.92 * body.hand, 0.026 * g)
         solids |= {
             f"{name}_{part}": solid
             for part, solid in {
-                "chest": Solid(ribs, flank, 0.093 * g, 0.084 * g),
-                "waist": Solid(flank, pelvis.at(side * 0.6 * body.hip, -0.05, 0), 0.084 * g, 0.098 * g),
-                "buttock": Solid(
-                    pelvis.at(side * 0.6 * body.hip, 0, 0.03 * g), thigh.at(0, 0.1, 0.03 * g), 0.1 * g, 0.085 * g
-                ),
-                "trapezius": Solid(neck.at(0, -0.01, 0), shoulder, 0.058 * g, 0.052 * g),
-                "breast": Solid(ribs, shoulder, 0.085 * g, 0.056 * g),
+                "trapezius": Solid(collar.at(0, 0, 0), shoulder, 0.06 * g, 0.055 * g),
+                "collarbone": Solid(collar.at(side * 0.06, 0.1, -0.006), shoulder, 0.092 * g, 0.054 * g),
                 "upper_arm": Solid(shoulder, arm.at(0, body.upper_arm, 0), 0.054 * g, 0.041 * g),
                 "forearm": Solid(forearm.origin, hand.origin, 0.041 * g, 0.028 * g),
                 "index_side": Solid(hand.at(0, 0, -0.008 * g), index, 0.023 * g, 0.018 * g),
@@ -111,18 +100,39 @@ def flesh(body: Body, parts: Skeleton) -> dict[str, Solid]:
                     0.05 * g,
                 ),
                 "instep": Solid(foot.at(0, 0.01, 0), foot.at(0, body.ankle - 0.13 * f, -0.3 * f), 0.15 * f, 0.13 * f),
-                "inner_sole": Solid(
-                    heel, foot.at(-side * 0.04 * f, body.ankle - 0.11 * f, -0.6 * f), 0.16 * f, 0.11 * f
-                ),
+                "inner_sole": Solid(foot.at(*heel), foot.at(-side * 0.04 * f, *toes[1:]), heel_radius, toe_radius),
                 "outer_sole": Solid(
-                    heel, foot.at(side * 0.09 * f, body.ankle - 0.11 * f, -0.47 * f), 0.16 * f, 0.11 * f
+                    foot.at(*heel), foot.at(side * 0.06 * f, toes[1], 0.85 * toes[2]), heel_radius, toe_radius
                 ),
             }.items()
         }
-    return solids
+    stations = [
+        (pelvis, 0.75 * body.hip, 0.02, 0.012, 0.108),
+        (waist, 0.55 * body.hip, -0.01, 0.0, 0.09),
+        (chest, 0.36 * body.clavicle, -0.02, -0.01, 0.096),
+        (collar, 0.5 * body.clavicle, 0.1, -0.006, 0.097),
+    ]
+    ends = [[frame.at(s * x, y, z) for s in SIDES.values()] + [[g * r] * 3] for frame, x, y, z, r in stations]
+    torso = _loft(np.array(ends), 4)
+    return solids | {f"torso_{i}": solid for i, solid in enumerate(torso)}
 
 
-SHIRT = ("chest", "waist", "trapezius", "breast")
+def _loft(stations: np.ndarray, steps: int) -> list[Solid]:
+    """Round cones across a trunk, `steps` from each station to the next.
+
+    `stations` [K, 3, 3] hold a left end, a right end, and the radius three times.
+    """
+    along = np.linspace(0, len(stations) - 1, steps * (len(stations) - 1) + 1)
+    lower = np.minimum(along.astype(int), len(stations) - 2)
+    share = (along - lower)[:, None, None]
+    slices = stations[lower] * (1 - share) + stations[lower + 1] * share
+    grain = np.gradient((slices[:, 0] + slices[:, 1]) / 2, axis=0)
+    grain /= np.linalg.norm(grain, axis=1, keepdims=True)
+    return [Solid(left, right, r[0], r[0], g) for (left, right, r), g in zip(slices, grain, strict=True)]
+
+
+TORSO = tuple(f"torso_{i}" for i in range(13))
+SHIRT = ("trapezius", "collarbone")
 HANDS = ("index_side", "pinky_side", "index", "pinky", "thumb")
 SHOES = ("instep", "inner_sole", "outer_sole")
 
@@ -131,11 +141,10 @@ def dress(body: Body, parts: Skeleton, outfit: Outfit) -> Cones:
     """The figure as coloured round cones, in world coordinates."""
     solids = flesh(body, parts)
     worn: list[tuple[Solid, np.ndarray]] = [(solids[part], outfit.skin) for part in ("neck", "skull", "jaw")]
-    worn += [(solids["hips"].part(1, CLOTH), outfit.trousers)]
-    worn += [(solids[part].part(1, CLOTH), outfit.shirt) for part in ("bosom", "belly")]
+    for i, part in enumerate(TORSO):
+        worn.append((solids[part].part(1, CLOTH), outfit.trousers if i < 3 else outfit.shirt))
     for name in SIDES:
         worn += [(solids[f"{name}_{part}"].part(1, CLOTH), outfit.shirt) for part in SHIRT]
-        worn += [(solids[f"{name}_buttock"].part(1, CLOTH), outfit.trousers)]
         worn += [(solids[f"{name}_{part}"], outfit.skin) for part in HANDS]
         worn += [(solids[f"{name}_{part}"], outfit.shoes) for part in SHOES]
         arm = (solids[f"{name}_upper_arm"], solids[f"{name}_forearm"])
@@ -145,13 +154,14 @@ def dress(body: Body, parts: Skeleton, outfit: Outfit) -> Cones:
         worn += [(solids[f"{name}_calf"], outfit.trousers if outfit.leg > 1.6 else outfit.skin)]
     if outfit.skirt:
         worn += _skirt(solids, outfit)
-    worn += _front(body, parts, outfit)
+    worn += _neckline(body, parts, outfit)
     worn += _hair(body, parts, outfit) + _features(body, parts, outfit)
     return Cones(
         start=np.stack([solid.start for solid, _ in worn]),
         end=np.stack([solid.end for solid, _ in worn]),
         radius=np.array([(solid.first, solid.last) for solid, _ in worn]),
         colour=np.stack([colour for _, colour in worn]),
+        grain=np.stack([solid.grain for solid, _ in worn]),
     )
 
 
@@ -169,26 +179,21 @@ def _sleeve(
 
 
 def _skirt(solids: dict[str, Solid], outfit: Outfit) -> list[tuple[Solid, np.ndarray]]:
-    """Flared cones over the thighs, and between them."""
-    worn, hems = [], []
-    for name in SIDES:
-        thigh = solids[f"{name}_thigh"].part(outfit.leg, 0)
-        hems.append(thigh.end)
-        worn.append((Solid(thigh.start, thigh.end, thigh.first + 0.015, thigh.first + 0.02), outfit.trousers))
-    middle = (solids["hips"].start + solids["hips"].end) / 2
-    worn.append((Solid(middle, (hems[0] + hems[1]) / 2, 0.11, 0.09), outfit.trousers))
-    return worn
+    """Cloth from the hips to the hem, from thigh to thigh; none (shorts) for a step that no skirt would allow."""
+    ends = []
+    for share, wider in ((0.0, 0.01), (outfit.leg, 0.02)):
+        left, right = (solids[f"{name}_thigh"].part(share, wider) for name in SIDES)
+        ends.append([left.end, right.end, [solids["left_thigh"].first + wider] * 3])
+    if np.linalg.norm(left.end - right.end) > 0.3:
+        return []
+    return [(solid, outfit.trousers) for solid in _loft(np.array(ends), 8)]
 
 
-def _front(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, np.ndarray]]:
-    """What tells a chest from a back: an open collar and a row of buttons."""
-    g, chest, waist, neck = body.girth, parts["chest"], parts["waist"], parts["neck"]
-    worn = [
-        (Solid(neck.at(0, 0, -0.025 * g), chest.at(0, 0.08 - body.chest, -0.085 * g), 0.05 * g, 0.036 * g), outfit.skin)
-    ]
-    seam = Solid(chest.at(0, 0.08 - body.chest, -0.108 * g), waist.at(0, 0, -0.094 * g), 0.016 * g, 0.016 * g)
-    worn.append((seam, outfit.shirt * 0.6))
-    return worn
+def _neckline(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, np.ndarray]]:
+    """The open collar that tells a chest from a back."""
+    g, collar = body.girth, Frame(parts["neck"].origin, parts["chest"].axes)
+    patch = Solid(collar.at(0, 0, -0.02 * g), collar.at(0, 0.065, -0.074 * g), 0.056 * g, 0.034 * g)
+    return [(patch, outfit.skin)]
 
 
 def _hair(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, np.ndarray]]:
@@ -227,7 +232,7 @@ def _features(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, 
             (bar((s * 0.27, 0.13, -0.9), (s * 0.5, 0.13, -0.8), 0.09, 0.08), white),
             (drop(s * 0.38, 0.12, -0.9, 0.1), outfit.iris),
             (bar((s * 0.17, 0.03, -0.96), (s * 0.58, 0.05, -0.78), 0.05, 0.04), outfit.hair * 0.4),
-            (bar((s * 0.15, -0.17, -0.95), (s * 0.62, -0.17, -0.74), 0.07, 0.06), outfit.hair * 0.7),
+            (bar((s * 0.17, -0.19, -0.95), (s * 0.6, -0.15, -0.75), 0.06, 0.045), outfit.hair * 0.7),
             (bar((0, 0.68, -0.79), (s * 0.24, 0.64, -0.735), 0.085, 0.06), lips),
             (bar((s * 0.97, 0.1, 0.1), (s * 0.94, 0.38, 0.04), 0.16, 0.1), blush),
         ]

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import UserError
+from tasks.native_log import native_log_set_aside
 from tasks.poses_table import Reason
 
 # The decoders that may see a user's bytes. Pillow has many more, some of which start other programs.
@@ -155,7 +156,7 @@ def decode(file: IO[bytes], min_side: int = 1) -> np.ndarray:
     EXIF orientation is applied, transparency is laid over white, deeper samples are reduced to 8 bits. Raises Refusal
     if this is no picture, if it is damaged, if its shorter side is below `min_side` or if it claims above MAX_PIXELS.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), native_log_set_aside():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:

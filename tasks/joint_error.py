@@ -6,11 +6,13 @@ place in the picture, `image` (pixels), and in the camera's space, `world` (metr
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from tasks import files
+from tasks.errors import DataError
 from tasks.ingest import JOINTS_SUFFIX
 from tasks.poses_table import Poses
 from tasks.skeleton import LANDMARKS, LIMBS, MIRROR, torso_length
@@ -24,10 +26,10 @@ def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
     torsos_mean, torsos_median      the same in parts of the person's true torso length in the picture
     within_0.2, within_0.5          fraction of joints nearer than that part of the torso (PCK)
     swapped                         fraction of persons who fit better with left and right exchanged
-    metres_mean                     distance in space, hips at the origin, each person scaled to fit (see `scaled_error`)
+    metres_mean, metres_median      distance in space, hips at the origin, each person scaled to fit (`scaled_error`)
     """
     truths = [folder / PurePosixPath(source).with_suffix(JOINTS_SUFFIX) for source in poses.source]
-    known = [i for i, path in enumerate(truths) if path.is_file()]
+    known = [i for i, path in enumerate(truths) if os.path.isfile(path)]  # also where the longer name is too long
     if not known:
         return None
     true_pixels, true_world = (np.stack(arrays) for arrays in zip(*(_read(truths[i]) for i in known), strict=True))
@@ -47,6 +49,7 @@ def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
         "within_0.5": float((torsos < 0.5).mean()),
         "swapped": float((exchanged.mean(axis=1) < pixels.mean(axis=1)).mean()),
         "metres_mean": float(metres.mean()),
+        "metres_median": float(np.median(metres)),
     }
 
 
@@ -65,6 +68,9 @@ def scaled_error(found: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The true landmarks in our order: pixels `[33, 2]` and metres `[33, 3]`."""
-    truth = files.read_json(path)
-    order = [truth["names"].index(name) for name in LANDMARKS]
-    return np.array(truth["image"])[order], np.array(truth["world"])[order]
+    try:
+        truth = files.read_json(path)
+        order = [truth["names"].index(name) for name in LANDMARKS]
+        return np.array(truth["image"])[order].reshape(33, 2), np.array(truth["world"])[order].reshape(33, 3)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DataError(f"{path} does not hold true joints ({type(error).__name__}: {error}).") from error

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-import tempfile
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +12,8 @@ import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
 from tasks.errors import UserError
-
-# What a pose bundle holds: the person detector and the landmark regressor.
-_MEMBERS = {"pose_detector.tflite", "pose_landmarks_detector.tflite"}
+from tasks.native_log import native_log_set_aside
+from tasks.pose_bundle import check
 
 
 @dataclass(frozen=True)
@@ -35,6 +29,18 @@ class Person:
     world: np.ndarray
 
 
+def keep_offline() -> None:
+    """Keep this process, and children it starts, from reaching https servers: for one that runs a Landmarker only.
+
+    mediapipe 1.x reports its use to play.googleapis.com when a task is closed and from time to time before, and has
+    no switch for it (google-ai-edge/mediapipe#6291). Its client obeys the proxy variables, and nobody listens at the
+    discard port of this machine.
+    """
+    for name in ("HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        os.environ.pop(name, None)
+    os.environ["https_proxy"] = "http://127.0.0.1:9"
+
+
 class Landmarker:
     """Finds persons in single pictures (the task's IMAGE mode, in which a result depends on its picture alone).
 
@@ -43,7 +49,7 @@ class Landmarker:
     """
 
     def __init__(self, model: Path, min_confidence: float = 0.5, num_poses: int = 1) -> None:
-        _check_bundle(model)
+        check(model)
         options = vision.PoseLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(model.resolve())),
             num_poses=num_poses,
@@ -52,15 +58,15 @@ class Landmarker:
             min_tracking_confidence=min_confidence,
         )
         try:
-            with _native_log_set_aside():
+            with native_log_set_aside():
                 self._task = vision.PoseLandmarker.create_from_options(options)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, OSError, IndexError) as error:  # what a status can become
             raise UserError(f"{model} cannot be used as a pose model: {str(error).splitlines()[0]}") from error
 
     def detect(self, picture: np.ndarray) -> list[Person]:
         """The persons in an RGB picture, uint8 `[height, width, 3]`; an empty list if there are none."""
         image = mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(picture))
-        with _native_log_set_aside():
+        with native_log_set_aside():
             result = self._task.detect(image)
         return [
             Person(
@@ -72,7 +78,7 @@ class Landmarker:
 
     def close(self) -> None:
         """Free the native task; closing twice is allowed."""
-        with _native_log_set_aside():
+        with native_log_set_aside():
             self._task.close()
 
     def __enter__(self) -> Landmarker:
@@ -82,35 +88,3 @@ class Landmarker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _check_bundle(model: Path) -> None:
-    if not model.is_file():
-        raise UserError(f"The pose model {model} does not exist; `make setup` builds the default one.")
-    if not zipfile.is_zipfile(model):
-        raise UserError(f"{model} is not a pose model: a .task bundle is a zip file, this is not.")
-    with zipfile.ZipFile(model) as bundle:
-        missing = _MEMBERS - set(bundle.namelist())
-    if missing:
-        raise UserError(f"{model} is not a pose model: {', '.join(sorted(missing))} is missing in the bundle.")
-
-
-@contextlib.contextmanager
-def _native_log_set_aside() -> Iterator[None]:
-    """Keep what native code prints to file descriptor 2 off the screen, and attach it to the error if there is one.
-
-    MediaPipe and TFLite print warnings for each landmarker made and offer no switch; what matters they also raise.
-    """
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as log:
-        stderr = os.dup(2)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-        except (ValueError, RuntimeError) as error:
-            log.seek(0)
-            error.add_note(log.read().decode(errors="replace").strip())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)

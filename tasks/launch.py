@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
@@ -45,7 +44,7 @@ def orphaned() -> bool:
 def torchrun(arguments: Sequence[str], ranks: int, cwd: Path) -> None:
     """Run `python -m ARGUMENTS` in `ranks` processes of this machine and wait for them.
 
-    On SIGTERM, SIGINT or any exception the whole group is asked to stop, given 20 s, then killed.
+    On any exception, SystemExit and KeyboardInterrupt among them, the whole group is asked to stop, given 20 s, then killed.
     Raises UserError if the ranks fail.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
@@ -58,15 +57,9 @@ def torchrun(arguments: Sequence[str], ranks: int, cwd: Path) -> None:
     }
     child = subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True)
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         code = child.wait()
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
         if child.poll() is None:
             _end(child)
     if code:

@@ -1,7 +1,16 @@
-"""The built-in data: pictures of an articulated figure whose joints are known.
+"""Stage `mannequin`: the built-in data, pictures of an articulated figure whose joints are known.
 
-Every picture is a pure function of (seed, index, size). Beside each picture lies `<index>.joints.json` with the true place
-of MediaPipe's 33 landmarks.
+Writes `data/raw/mannequin/<category>/<index>.png`, the categories in turn, and beside each picture the truth,
+`<index>.joints.json`, with
+
+    category, index, size       of the picture; size in pixels
+    yaw, pitch                  degrees by which the figure turns to its left, and the camera looks down
+    camera                      focal length and centre in pixels (see `render.Camera`)
+    names, image, world         MediaPipe's 33 landmarks: pixels (u, v), and metres (x right, y down, z away) from the camera
+    visible                     whether no other part of the figure hides the landmark
+    body                        the figure's lengths in metres (see `figure.Body`)
+
+Every picture is a pure function of (seed, index, size).
 """
 
 from __future__ import annotations
@@ -9,26 +18,67 @@ from __future__ import annotations
 import colorsys
 import json
 import os
-import shutil
-import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from tasks import files
+from tasks.errors import DataError
 from tasks.figure import Body, rotation
 from tasks.flesh import Outfit, dress, landmarks
 from tasks.params import Params
+from tasks.pool import WorkerDied, ordered_map
 from tasks.postures import CATEGORIES, draw
 from tasks.render import Camera, Cones, Light, Room, extent, render
 from tasks.skeleton import LANDMARKS
 
 _FLESH = 0.15  # metres: a joint lies at most this deep under the surface that shows it
+
+
+def run(params: Params, root: Path) -> None:
+    """Draw the pictures that `params.mannequin` asks for; the bytes do not depend on the number of workers.
+
+    Raises DataError if a worker process dies.
+    """
+    wanted = params.mannequin
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with files.new_folder(root / "data/raw/mannequin") as folder:
+        draw_all(folder, wanted.seed, wanted.size, wanted.count, workers=cores)
+
+
+def draw_all(folder: Path, seed: int, size: int, count: int, workers: int) -> None:
+    """Pictures 0 ... count - 1 of a data set with their truth, in category folders below `folder`."""
+    for category in list(CATEGORIES)[:count]:
+        (folder / category).mkdir()
+    done = ordered_map(partial(_artist, folder, seed, size), range(count), workers)
+    with closing(done):
+        try:
+            for _ in tqdm(done, total=count, desc="mannequin", unit="picture", mininterval=1):
+                pass
+        except WorkerDied as error:
+            raise DataError(
+                f"A worker process died (exit code {error.exit_code}) while drawing picture {error.item}; "
+                "give the machine more memory and run again."
+            ) from error
+
+
+@contextmanager
+def _artist(folder: Path, seed: int, size: int) -> Iterator[Callable[[int], None]]:
+    """In a worker: the function that draws one picture and writes it."""
+
+    def write(index: int) -> None:
+        drawn = picture(seed, index, size)
+        path = folder / str(drawn.truth["category"]) / f"{index:05d}.png"
+        Image.fromarray(drawn.image).save(path, compress_level=6)
+        path.with_suffix(".joints.json").write_text(json.dumps(drawn.truth) + "\n", encoding="utf-8")
+
+    yield write
 
 
 @dataclass(frozen=True)
@@ -51,7 +101,7 @@ def random_body(rng: np.random.Generator) -> Body:
         shin=length(0.243),
         ankle=length(0.041),
         foot=length(0.15),
-        hip=length(0.054, 0.08),
+        hip=length(0.057, 0.08),
         pelvis=length(0.058),
         waist=length(0.085),
         chest=length(0.15),
@@ -60,7 +110,7 @@ def random_body(rng: np.random.Generator) -> Body:
         forearm=length(0.15),
         hand=length(0.05),
         neck=length(0.055),
-        head=length(0.056),
+        head=length(0.061),
         girth=height / 1.75 * rng.uniform(0.86, 1.18),
     )
 
@@ -77,13 +127,16 @@ def random_outfit(rng: np.random.Generator) -> Outfit:
     """Clothes, skin and hair."""
     tone = rng.uniform(0, len(_SKINS) - 1.001)
     skin = _SKINS[int(tone)] + (tone % 1) * (_SKINS[int(tone) + 1] - _SKINS[int(tone)])
+    hair = _HAIRS[rng.integers(len(_HAIRS))] * rng.uniform(0.8, 1.2)
+    if abs(hair.mean() - skin.mean()) < 0.3:  # a face must stand out from its hair
+        hair = 0.3 * hair
     skirt = bool(rng.random() < 0.15)
     return Outfit(
         skin=skin,
         shirt=_colour(rng, (0.1, 0.8), (0.35, 0.95)),
         trousers=_colour(rng, (0.1, 0.6), (0.15, 0.6)),
         shoes=_colour(rng, (0, 0.6), (0.15, 0.9)),
-        hair=_HAIRS[rng.integers(len(_HAIRS))] * rng.uniform(0.8, 1.2),
+        hair=hair,
         iris=np.array([0.08, 0.06, 0.05]),
         sleeve=float(rng.choice([0.3, 0.5, 0.9, 1.95], p=[0.15, 0.45, 0.1, 0.3])),
         leg=rng.uniform(0.5, 0.8) if skirt else float(rng.choice([0.5, 0.85, 1.97], p=[0.2, 0.15, 0.65])),
@@ -95,7 +148,7 @@ def random_outfit(rng: np.random.Generator) -> Outfit:
 
 def random_yaw(rng: np.random.Generator) -> float:
     """How far the figure turns from the camera, in degrees: mostly to the front and three quarters, up to 80."""
-    return float(np.clip(38 * rng.standard_normal(), -80, 80))
+    return float(80 * (2 * rng.beta(2, 2) - 1))
 
 
 def picture(seed: int, index: int, size: int) -> Picture:
@@ -132,10 +185,10 @@ def picture(seed: int, index: int, size: int) -> Picture:
 
 
 def frame(cones: Cones, size: int, rng: np.random.Generator) -> Camera:
-    """A camera in which the figure fills 70 to 90 percent of the picture, near its middle."""
+    """A camera in which the figure fills 75 to 92 percent of the picture, near its middle."""
     boxes = extent(cones)
     low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
-    fill = rng.uniform(0.7, 0.9)
+    fill = rng.uniform(0.75, 0.92)
     focal = float(fill * size / (high - low).max())
     spare = (size - focal * (high - low)) / 2
     offset = rng.uniform(-0.5, 0.5, 2) * np.minimum(spare, 0.1 * size)
@@ -145,8 +198,8 @@ def frame(cones: Cones, size: int, rng: np.random.Generator) -> Camera:
 
 def _light(rng: np.random.Generator, up: np.ndarray) -> Light:
     """A light above and in front, from the left or from the right."""
-    direction = np.array([rng.uniform(-0.8, 0.8), 0.0, -rng.uniform(0.4, 1.0)]) + rng.uniform(0.6, 1.2) * up
-    return Light(direction / np.linalg.norm(direction), sun=rng.uniform(0.5, 0.7), sky=rng.uniform(0.42, 0.55))
+    direction = np.array([rng.uniform(-0.7, 0.7), 0.0, -rng.uniform(0.8, 1.4)]) + rng.uniform(0.5, 1.0) * up
+    return Light(direction / np.linalg.norm(direction), sun=rng.uniform(0.38, 0.55), sky=rng.uniform(0.5, 0.65))
 
 
 def _room(rng: np.random.Generator, up: np.ndarray, point: np.ndarray, distance: float) -> Room:

@@ -6,31 +6,31 @@ reported apart as pose reuse: it is asked for given poses, so that reusing one i
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tasks import memorization_figures as figures
-from tasks.certificate import Certificate, Items, certify
+from tasks.certificate import Certificate, Items, Planter, certify
 from tasks.control import planted_pictures, planted_poses
 from tasks.copy_test import Verdict
 from tasks.errors import DataError
+from tasks.files import new_folder, write_json
 from tasks.params import Params
 from tasks.shards import ShardDataset
 from tasks.splits import Split, group_numbers, load_splits
-from tasks.views import PICTURE_BANKS, POSE_BANKS, SIDE
+from tasks.views import PICTURE_BANKS, POSE_BANKS, SIDE, Bank
 
-LISTED = 50  # samples written with their p-values, most suspicious first
+LISTED = 50  # samples in memorization.json; all are in <name>_samples.json
 SHOWN = 6  # rows of the closest-pairs figure
+REUSED = "poses given to the picture model"
 
 
-def _top_list(certificate: Certificate, keys: list[str], train: Split) -> list[dict[str, Any]]:
-    """The most suspicious samples: p-value, ratio, distances, view, and the keys of their nearest training items."""
+def _rows(certificate: Certificate, keys: list[str], train: Split) -> list[dict[str, Any]]:
+    """All samples, most suspicious first: p-value, ratio, distances, view, and keys of their nearest training items."""
     rows = []
-    for i in np.argsort(certificate.sample_p, kind="stable")[:LISTED]:
+    for i in np.argsort(certificate.sample_p, kind="stable"):
         bank = certificate.best_bank(int(i))
         scores = bank.samples
         rows.append(
@@ -50,17 +50,49 @@ def _top_list(certificate: Certificate, keys: list[str], train: Split) -> list[d
     return rows
 
 
-def _too_few(what: str, reason: str) -> dict[str, Any]:
-    sentence = f"Nothing can be said about copied {what}: {reason}"
-    return {"verdict": Verdict.TOO_FEW.value, "sentence": sentence, "metrics": {}, "samples": []}
+class Question(NamedTuple):
+    """Which samples are tested against what: `what` is their name in sentences."""
+
+    name: str
+    what: str
+    banks: tuple[Bank, ...]
+    keys: list[str]
+    samples: np.ndarray
+    train: Items
+    heldout: Items
+    plant: Planter
 
 
-def _entry(certificate: Certificate, keys: list[str], train: Split) -> dict[str, Any]:
+def _answer(question: Question, params: Params, train: Split, folder: Path) -> dict[str, Any]:
+    """The report's entry of one question, with its figures in `folder`; too little data is a verdict, too."""
+    try:
+        if not len(question.samples):
+            raise DataError("there are no samples.")
+        certificate = certify(
+            question.what,
+            question.banks,
+            question.samples,
+            question.train,
+            question.heldout,
+            question.plant,
+            np.random.default_rng(0),
+            level=params.memorization.level,
+            false_discovery=params.memorization.false_discovery,
+            planted=params.memorization.planted,
+        )
+    except DataError as error:
+        sentence = f"Nothing can be said about copied {question.what}: {error}"
+        return {"verdict": Verdict.TOO_FEW.value, "sentence": sentence, "metrics": {}, "samples": []}
+    closest = folder / f"{question.name}_closest.png"
+    figures.closest_pairs(certificate, question.samples, question.train.data, SHOWN, closest)
+    figures.ratio_tails(certificate, folder / f"{question.name}_ratios.png")
+    rows = _rows(certificate, question.keys, train)
+    write_json(folder / f"{question.name}_samples.json", rows)
     return {
         "verdict": certificate.verdict.value,
         "sentence": certificate.sentence,
         "metrics": certificate.metrics(),
-        "samples": _top_list(certificate, keys, train),
+        "samples": rows[:LISTED],
     }
 
 
@@ -71,66 +103,32 @@ def run(params: Params, root: Path) -> None:
     """
     train, heldout = load_splits(root)
     train_group, heldout_group = group_numbers(train, heldout)
-    settings = {
-        "level": params.memorization.level,
-        "false_discovery": params.memorization.false_discovery,
-        "planted": params.memorization.planted,
-    }
-    folder = root / "reports/memorization"
-    temporary = folder.with_name("memorization.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-
     train_poses = Items(train.poses(), train_group)
     heldout_poses = Items(heldout.poses(), heldout_group)
-    models: dict[str, Any] = {}
-
     poses = ShardDataset(root / "samples/poses", "samples")
     pictures = ShardDataset(root / "samples/pictures", "samples")
-    drawn_pictures = pictures.pictures(SIDE).astype(np.float32) / 255
-    for name, what, banks, keys, data, known, unseen, plant in (
-        ("poses", "poses", POSE_BANKS, poses.keys, poses.pose(), train_poses, heldout_poses, planted_poses),
-        (
+    # At the samples' own size if that is smaller: detail that a sample cannot have must not count as a difference.
+    side = min(SIDE, pictures.picture(0).shape[0]) if len(pictures) else SIDE
+    drawn = pictures.pictures(side).astype(np.float32) / 255
+    train_pictures = Items(train.pictures(side), train_group)
+    heldout_pictures = Items(heldout.pictures(side), heldout_group)
+    asked = pictures.pose()
+    questions = (
+        Question("poses", "poses", POSE_BANKS, poses.keys, poses.pose(), train_poses, heldout_poses, planted_poses),
+        Question(
             "pictures",
             "pictures",
             PICTURE_BANKS,
             pictures.keys,
-            drawn_pictures,
-            Items(train.pictures(), train_group),
-            Items(heldout.pictures(), heldout_group),
+            drawn,
+            train_pictures,
+            heldout_pictures,
             planted_pictures,
         ),
-        (
-            "pose_reuse",
-            "poses asked of the picture model",
-            POSE_BANKS,
-            pictures.keys,
-            pictures.pose(),
-            train_poses,
-            heldout_poses,
-            planted_poses,
-        ),
-    ):
-        if not len(data) or not len(unseen):
-            models[name] = _too_few(what, "there are no samples." if not len(data) else "nothing is held out.")
-            continue
-        try:
-            certificate = certify(what, banks, data, known, unseen, plant, np.random.default_rng(0), **settings)
-        except DataError as error:
-            models[name] = _too_few(what, str(error))
-            continue
-        models[name] = _entry(certificate, keys, train)
-        figures.closest_pairs(certificate, data, known.data, SHOWN, temporary / f"{name}_closest.png")
-        figures.ratio_tails(certificate, temporary / f"{name}_ratios.png")
-
-    report = {
-        "verdicts": {name: entry["verdict"] for name, entry in models.items()},
-        "metrics": {
-            f"{name}.{key}": value for name, entry in models.items() for key, value in entry["metrics"].items()
-        },
-        "models": models,
-    }
-    text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False)
-    (temporary / "memorization.json").write_text(text + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+        Question("pose_reuse", REUSED, POSE_BANKS, pictures.keys, asked, train_poses, heldout_poses, planted_poses),
+    )
+    with new_folder(root / "reports/memorization") as folder:
+        models = {question.name: _answer(question, params, train, folder) for question in questions}
+        metrics = {f"{name}.{key}": value for name, entry in models.items() for key, value in entry["metrics"].items()}
+        verdicts = {name: entry["verdict"] for name, entry in models.items()}
+        write_json(folder / "memorization.json", {"verdicts": verdicts, "metrics": metrics, "models": models})

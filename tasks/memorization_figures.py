@@ -8,37 +8,33 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from tasks import skeleton
 from tasks.certificate import Certificate
 
+POSE_HEIGHT, POSE_DOWN = 4.6, -0.04  # torso lengths in a cell; the middle of a body is below its hips
 LISTED_COLOUR = "#c0392b"
 GENERATED, HELDOUT, TRAIN, FIT = "#c0392b", "#2c3e50", "#7f8c8d", "#2980b9"
 
 
-def _draw_pose(axes: Axes, pose: np.ndarray, colour: str, alpha: float = 1.0) -> None:
-    """A skeleton seen from the camera, left limbs dashed."""
+def _draw_pose(axes: Axes, pose: np.ndarray, column: int, row: int, colour: str) -> None:
+    """A skeleton seen from the camera inside one cell, left limbs dashed."""
     bones = np.array(skeleton.BONES)
     left = np.array([all("left" in skeleton.LANDMARKS[end] for end in bone) for bone in bones])
-    flat = pose[:, :2] * (1, -1)
+    places = pose[:, :2] / POSE_HEIGHT + (column + 0.5, row + 0.5 + POSE_DOWN)
     for some, style in ((bones[left], "--"), (bones[~left], "-")):
-        axes.add_collection(
-            LineCollection(list(flat[some]), colors=colour, alpha=alpha, linewidths=1.3, linestyles=style)
-        )
+        lines = LineCollection(list(places[some]), colors=colour, alpha=0.85, linewidths=1.3, linestyles=style)
+        axes.add_collection(lines)
 
 
-def _show(axes: Axes, items: list[np.ndarray], colours: list[str]) -> None:
-    """One picture, or skeletons on top of each other."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if items[0].shape[-1] == 3 and items[0].ndim == 3:
-        axes.imshow(np.clip(items[0], 0, 1), interpolation="nearest")
-        return
-    for pose, colour in zip(items, colours, strict=True):
-        _draw_pose(axes, pose, colour, 0.8)
-    axes.set_xlim(-2.2, 2.2)
-    axes.set_ylim(-2.4, 2.0)
-    axes.set_aspect("equal")
+def _draw(axes: Axes, item: np.ndarray, column: int, row: int, colour: str) -> None:
+    """A picture `[h, w, 3]` or a pose `[33, 3]` in one cell of the grid, each cell one unit wide and high."""
+    if item.ndim == 3:
+        extent = (column + 0.02, column + 0.98, row + 0.98, row + 0.02)
+        axes.imshow(np.clip(item, 0, 1), interpolation="nearest", extent=extent)
+    else:
+        _draw_pose(axes, item, column, row, colour)
 
 
 def closest_pairs(certificate: Certificate, samples: np.ndarray, train: np.ndarray, rows: int, path: Path) -> None:
@@ -48,38 +44,46 @@ def closest_pairs(certificate: Certificate, samples: np.ndarray, train: np.ndarr
     """
     pictures = samples.ndim == 4
     order = np.argsort(certificate.sample_p, kind="stable")[:rows]
-    figure = Figure(figsize=(8.6, 1.95 * len(order) + 0.9), layout="constrained")
-    grid = figure.subplots(len(order), 4, squeeze=False)
+    figure = Figure(figsize=(9.4, 1.9 * len(order) + 0.8), layout="constrained")
+    axes = figure.subplots()
     titles = ("generated", "nearest in train", "difference" if pictures else "both", "second, other group")
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=10)
-    for row, i in zip(grid, order, strict=True):
+    for column, title in enumerate(titles):
+        axes.text(column + 0.5, -0.06, title, ha="center", fontsize=10)
+    for row, i in enumerate(order):
         result = certificate.best_bank(int(i))
         scores = result.samples
         view = result.bank.views[scores.view[i]]
         sample = view.apply(samples[i : i + 1])[0]
         first, second = train[scores.first[i]], train[scores.second[i]]
-        _show(row[0], [sample], [GENERATED])
-        _show(row[1], [first], [HELDOUT])
+        _draw(axes, sample, 0, row, GENERATED)
+        _draw(axes, first, 1, row, HELDOUT)
         if pictures:
-            _show(row[2], [np.abs(sample - first)], [FIT])
+            _draw(axes, np.abs(sample - first), 2, row, FIT)
         else:
-            _show(row[2], [first, sample], [HELDOUT, GENERATED])
-        _show(row[3], [second], [TRAIN])
+            _draw(axes, first, 2, row, HELDOUT)
+            _draw(axes, sample, 2, row, GENERATED)
+        _draw(axes, second, 3, row, TRAIN)
         p = certificate.sample_p[i]
-        row[0].set_ylabel(
-            f"d1/d2 = {scores.first_distance[i] / scores.second_distance[i]:.3g}\np {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'}\n"
-            f"{result.bank.name}, {view.name}",
-            fontsize=8,
-            rotation=0,
-            ha="right",
-            va="center",
+        note = (
+            f"d1/d2 = {scores.first_distance[i] / scores.second_distance[i]:.3g}\n"
+            f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'}\n{result.bank.name}, {view.name}"
         )
-        if certificate.copies[i]:
-            for axes in row:
-                for spine in axes.spines.values():
-                    spine.set_color(LISTED_COLOUR)
-                    spine.set_linewidth(2)
+        axes.text(-0.06, row + 0.5, note, ha="right", va="center", fontsize=9)
+        listed = bool(certificate.copies[i])
+        axes.add_patch(
+            Rectangle(
+                (0.01, row + 0.01),
+                3.98,
+                0.98,
+                fill=False,
+                edgecolor=LISTED_COLOUR if listed else "#cccccc",
+                linewidth=2 if listed else 0.6,
+            )
+        )
+    axes.set_xlim(-0.95, 4.02)
+    axes.set_ylim(len(order) + 0.02, -0.25)
+    axes.set_aspect("equal")
+    axes.axis("off")
     figure.suptitle(f"{certificate.verdict.value}: the closest pairs (framed: on the list of copies)", fontsize=11)
     figure.savefig(path, dpi=110)
 

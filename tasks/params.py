@@ -36,6 +36,12 @@ class Raw(Section):
         """The part's name: the last component of the folder."""
         return Path(self.folder).name
 
+    @model_validator(mode="after")
+    def _named(self) -> Raw:
+        if self.part in ("", ".."):  # data/poses/<part> must be a folder of its own
+            raise ValueError(f"folder must end in the name of a folder, got {self.folder!r}")
+        return self
+
 
 class Mannequin(Section):
     """The built-in data: rendered figures whose joints are known."""

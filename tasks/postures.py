@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from tasks.figure import SIDES, Arm, Body, Leg, Pose, Skeleton, Trunk, place
-from tasks.flesh import Solid, flesh
+from tasks.flesh import TORSO, Solid, flesh
 
 # Standard deviation in degrees of every angle about its category's mean.
 TRUNK_SPREAD = Trunk(lean=4, sway=3, turn=6, bend=6, side=5, twist=8, nod=6, tilt=5, look=12)
@@ -97,7 +97,7 @@ def _hands_up(rng: np.random.Generator) -> Pose:
 
 def _squat(rng: np.random.Generator) -> Pose:
     depth = rng.uniform(0.6, 1.1)
-    leg = Leg(flex=92 * depth, abduct=22, rotate=18, knee=100 * depth, heel=3)
+    leg = Leg(flex=92 * depth, abduct=22, rotate=18, knee=92 * depth, heel=8 * depth)
     arms = _one(rng, FORWARD, FORWARD, GUARD, OVERHEAD, SIDEWAYS)
     return Pose(Trunk(lean=26 * depth, bend=8, nod=-16), arms, arms, leg, leg)
 
@@ -105,7 +105,7 @@ def _squat(rng: np.random.Generator) -> Pose:
 def _warrior(rng: np.random.Generator) -> Pose:
     depth = rng.uniform(0.7, 1.1)
     return Pose(
-        Trunk(look=45),
+        Trunk(look=25),
         SIDEWAYS,
         SIDEWAYS,
         Leg(flex=12, abduct=54 * depth, rotate=72, knee=62 * depth),
@@ -188,16 +188,17 @@ CATEGORIES: dict[str, Callable[[np.random.Generator], Pose]] = {
     "stretch": _stretch,
 }
 
-TOLERANCE = 0.012  # metres by which soft bodies may press into each other
+SOFTNESS = 0.012  # metres by which bodies may press into each other
+DORSIFLEXION = 38.0  # degrees by which a standing foot's ankle may bend upward
 _TRIES = 60
 
 
 def draw(category: str, body: Body, rng: np.random.Generator) -> tuple[Pose, Skeleton]:
     """A pose of the category for this body, and its frames; either side may lead.
 
-    Drawn again while a limb runs through the body or the floor; the least overlap of 60 draws if none is free of it.
+    Drawn again while a limb runs through the body or the floor or an ankle is overbent; of 60 such draws the least wrong.
     """
-    best: tuple[float, Pose, Skeleton] | None = None
+    drawn = []
     for _ in range(_TRIES):
         mean = CATEGORIES[category](rng)
         pose = Pose(
@@ -212,16 +213,24 @@ def draw(category: str, body: Body, rng: np.random.Generator) -> tuple[Pose, Ske
         if rng.random() < 0.5:
             pose = pose.mirrored()
         parts = place(body, pose)
-        through = overlap(flesh(body, parts))
-        if best is None or through < best[0]:
-            best = (through, pose, parts)
-        if through <= TOLERANCE:
+        wrong = max(overlap(flesh(body, parts)) / SOFTNESS, dorsiflexion(pose, parts) / DORSIFLEXION)
+        drawn.append((wrong, pose, parts))
+        if wrong <= 1:
             break
-    assert best is not None
-    return best[1], best[2]
+    _, pose, parts = min(drawn, key=lambda attempt: attempt[0])
+    return pose, parts
 
 
-_TORSO = ("hips", *(f"{name}_{part}" for name in SIDES for part in ("chest", "waist")))
+def dorsiflexion(pose: Pose, parts: Skeleton) -> float:
+    """How far, in degrees, the more bent ankle of the planted feet is bent upward from the right angle."""
+    angles = [0.0]
+    for name, stands in zip(SIDES, pose.planted, strict=True):
+        if stands:
+            toes = parts[f"{name}_shin"].axes.T @ -parts[f"{name}_foot"].axes[:, 2]
+            angles.append(float(np.degrees(np.arctan2(-toes[1], -toes[2]))))
+    return max(angles)
+
+
 _HEAD = ("neck", "skull", "jaw")
 _HAND = ("forearm", "index_side", "index")
 _LEG = ("thigh", "shin", "inner_sole")
@@ -229,19 +238,24 @@ _LEG = ("thigh", "shin", "inner_sole")
 
 def overlap(solids: dict[str, Solid]) -> float:
     """The deepest that a limb reaches into another part or into the floor, in metres; 0 where all are clear."""
+    legs = [f"{name}_{part}" for name in SIDES for part in _LEG]
     deepest = 0.0
     for side, other in (("left", "right"), ("right", "left")):
         hand = [f"{side}_{part}" for part in _HAND]
-        obstacles = [*_TORSO, *_HEAD, *(f"{s}_{part}" for s in SIDES for part in ("thigh", "shin"))]
-        obstacles += [f"{other}_{part}" for part in ("upper_arm", *_HAND)]
-        deepest = max(deepest, _depth(solids, hand, obstacles))
-        lower = [f"{side}_{part}" for part in _LEG[1:]]
-        deepest = max(deepest, _depth(solids, lower, [f"{other}_{part}" for part in _LEG] + list(_TORSO)))
+        rest = [f"{other}_{part}" for part in ("upper_arm", *_HAND)]
+        foot, other_leg = [f"{side}_{part}" for part in _LEG[1:]], [f"{other}_{part}" for part in _LEG]
+        deepest = max(
+            deepest,
+            _press(solids, hand, [*TORSO, *_HEAD, *legs, *rest]),
+            _press(solids, [f"{side}_upper_arm"], ["skull", "jaw"]),
+            _press(solids, foot, [*TORSO, *other_leg]),
+        )
     floor = max(max(s.start[1] + s.first, s.end[1] + s.last) for s in solids.values())
-    return max(deepest, floor)
+    return max(deepest, float(floor))
 
 
 def _spheres(solids: dict[str, Solid], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Seven spheres along each named cone: centres [M, 3] and radii [M]."""
     share = np.linspace(0, 1, 7)[:, None]
     chosen = [solids[name] for name in names]
     centres = np.concatenate([s.start + share * (s.end - s.start) for s in chosen])
@@ -249,8 +263,8 @@ def _spheres(solids: dict[str, Solid], names: list[str]) -> tuple[np.ndarray, np
     return centres, radii
 
 
-def _depth(solids: dict[str, Solid], limb: list[str], obstacles: list[str]) -> float:
-    """How deep spheres along the limb sit in spheres along the obstacles, in metres."""
+def _press(solids: dict[str, Solid], limb: list[str], obstacles: list[str]) -> float:
+    """How deep the spheres along the limb sit in those along the obstacles, in metres."""
     a, ra = _spheres(solids, limb)
     b, rb = _spheres(solids, obstacles)
     gaps = np.linalg.norm(a[:, None] - b[None], axis=-1) - ra[:, None] - rb[None]

@@ -21,22 +21,29 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 SUPERSAMPLING = 2  # rays per pixel and direction
-_CONTACT = 0.035  # metres: depth steps of about this size darken what lies behind them
+_CONTACT = 0.04  # metres: depth steps of about this size darken what lies behind them
+_RELIEF = 0.01  # metres: smaller steps are the relief of one surface
 
 
 @dataclass(frozen=True)
 class Cones:
-    """N round cones: `start` and `end` [N, 3] and `radius` [N, 2] in metres, `colour` [N, 3] in 0..1."""
+    """N round cones: `start` and `end` [N, 3] and `radius` [N, 2] in metres, `colour` [N, 3] in 0..1.
+
+    `grain` [N, 3] is a unit vector along which neighbouring cones carry the surface on, so that it is shaded without the
+    ripple between them; 0 where a cone stands for itself.
+    """
 
     start: np.ndarray
     end: np.ndarray
     radius: np.ndarray
     colour: np.ndarray
+    grain: np.ndarray
 
     def moved(self, rotation: np.ndarray, translation: np.ndarray) -> Cones:
         """The cones after x -> rotation x + translation."""
         start = self.start @ rotation.T + translation
-        return Cones(start, self.end @ rotation.T + translation, self.radius, self.colour)
+        end = self.end @ rotation.T + translation
+        return Cones(start, end, self.radius, self.colour, self.grain @ rotation.T)
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,11 @@ def _sphere(squared: np.ndarray, towards: np.ndarray, distance2: float, radius: 
     return np.where(discriminant > 0, c / (towards + root), np.float32(np.inf))
 
 
+def _dot(points: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Dot products [M] of points [M, 3] with a direction [3]; not by BLAS, whose last bit depends on its threads."""
+    return np.einsum("ij,j->i", points, direction)
+
+
 def _surface(
     cones: Cones, camera: Camera, rays: int, depth: np.ndarray, owner: np.ndarray, seen: np.ndarray
 ) -> np.ndarray:
@@ -190,8 +202,11 @@ def _surface(
     q = points - cones.start[i]
     axis, slope, first = axes[i], slopes[i], cones.radius[i, 0]
     # Every surface point lies on one sphere of the family that slides along the axis; h is where that sphere sits.
-    h = np.clip(((q * axis).sum(1) - slope * first) / (1 - slope * slope), 0, lengths[i])
-    return (q - axis * h[:, None]) / (first - slope * h)[:, None]
+    h = np.clip((np.einsum("ij,ij->i", q, axis) - slope * first) / (1 - slope * slope), 0, lengths[i])
+    normal = q - axis * h[:, None]
+    grain = cones.grain[i]
+    normal -= grain * np.einsum("ij,ij->i", normal, grain)[:, None]
+    return normal / np.sqrt(np.einsum("ij,ij->i", normal, normal))[:, None]
 
 
 def _contact_shade(depth: np.ndarray, seen: np.ndarray, rays: int) -> np.ndarray:
@@ -206,7 +221,7 @@ def _contact_shade(depth: np.ndarray, seen: np.ndarray, rays: int) -> np.ndarray
         filled = uniform_filter(filled, width, mode="constant")
         weight = uniform_filter(weight, width, mode="constant")
     behind = depth[seen] - filled[seen] / np.maximum(weight[seen], 1e-6)
-    return 1 - 0.45 * np.clip(behind / _CONTACT, 0, 1)
+    return 1 - 0.4 * np.clip((behind - _RELIEF) / _CONTACT, 0, 1)
 
 
 def _shadow(points: np.ndarray, cones: Cones, light: Light) -> np.ndarray:
@@ -217,18 +232,25 @@ def _shadow(points: np.ndarray, cones: Cones, light: Light) -> np.ndarray:
     side = np.cross(light.direction, [1.0, 0.0, 0.0])
     side /= np.linalg.norm(side)
     plane = np.stack([side, np.cross(light.direction, side)], axis=1)
-    seen_from_light = points @ plane
-    start, end = cones.start @ plane, cones.end @ plane
-    open_sky = np.ones(len(points))
-    for a, b, (ra, rb), height in zip(
-        start, end, cones.radius, (cones.start + cones.end) / 2 @ light.direction, strict=True
-    ):
-        along = b - a
-        share = np.clip((seen_from_light - a) @ along / max(along @ along, 1e-9), 0, 1)
-        gap = np.linalg.norm(seen_from_light - a - share[:, None] * along, axis=1) - (ra + share * (rb - ra))
-        lift = height - points @ light.direction
-        blur = 0.015 + 0.06 * np.maximum(lift, 0)
-        open_sky = np.minimum(open_sky, np.clip(0.5 + 0.5 * gap / blur, 0, 1))
+    large = cones.radius.max(axis=1) > 0.03  # features of the face cast no shadow of their own
+    start, end, radius = cones.start[large] @ plane, cones.end[large] @ plane, cones.radius[large]
+    height = (cones.start[large] + cones.end[large]) @ light.direction / 2
+    u, v, level = (_dot(points, axis).astype(np.float32) for axis in (*plane.T, light.direction))
+    open_sky = np.ones(len(points), dtype=np.float32)
+    reach = 0.2  # metres: no shadow is blurred farther from its cone's discs
+    low = np.minimum(start, end).min(axis=0) - reach
+    high = np.maximum(start, end).max(axis=0) + reach
+    near = np.flatnonzero((u > low[0]) & (u < high[0]) & (v > low[1]) & (v < high[1]))
+    u, v, level, dimmed = u[near], v[near], level[near], open_sky[near]
+    for a, b, (ra, rb), top in zip(start, end, radius, height, strict=True):
+        along = (b - a).tolist()
+        du, dv = u - np.float32(a[0]), v - np.float32(a[1])
+        share = (du * along[0] + dv * along[1]) / max(along[0] ** 2 + along[1] ** 2, 1e-9)
+        share = np.clip(share, 0, 1)
+        gap = np.hypot(du - share * along[0], dv - share * along[1]) - (share * (rb - ra) + ra)
+        blur = 0.03 + 0.12 * np.maximum(np.float32(top) - level, 0)
+        dimmed = np.minimum(dimmed, 0.5 + gap / blur)
+    open_sky[near] = np.clip(dimmed, 0, 1)
     return open_sky
 
 
@@ -238,39 +260,38 @@ def _backdrop(camera: Camera, room: Room, light: Light, cones: Cones) -> np.ndar
     u = (np.arange(size) + 0.5 - camera.centre[0]) / camera.focal
     v = (np.arange(size) + 0.5 - camera.centre[1]) / camera.focal
     rays = np.stack(np.broadcast_arrays(u[None, :], v[:, None], 1.0), axis=-1).reshape(-1, 3)
-    descent = rays @ -room.up
+    descent = _dot(rays, -room.up)
     with np.errstate(divide="ignore"):
         depth = np.where(descent > 1e-6, -(room.point @ room.up) / descent, np.inf)
     # The seam between floor and wall is blended over a tenth of a metre of depth, as a rounded backdrop would be.
     ground = np.clip((room.wall_distance - depth) / 0.4, 0, 1)[:, None]
     image = ground * room.floor + (1 - ground) * room.wall
-    picture = (np.arange(size) + 0.5) / size
-    column, row = np.meshgrid(picture, picture)
-    stains = sum(
-        amplitude * np.cos(2 * np.pi * (fx * column + fy * row) + phase) for fx, fy, phase, amplitude in room.waves
-    )
-    image = image * (1 + np.reshape(stains, (-1, 1)))
+    across = 2 * np.pi * (np.arange(size) + 0.5) / size
+    stains = np.zeros((size, size))
+    for fx, fy, phase, amplitude in room.waves:
+        stains += amplitude * np.cos(fy * across[:, None] + (fx * across + phase)[None, :])
+    image = image * (1 + stains.reshape(-1, 1))
     lit = light.sky + light.sun * max(float(light.direction @ room.up), 0.0)
     on_floor = ground[:, 0] > 0
     brightness = np.ones(len(rays))
     sun = _shadow(rays[on_floor] * depth[on_floor, None], cones, light)
-    brightness[on_floor] = (light.sky + (lit - light.sky) * sun) / lit
+    brightness[on_floor] = 1 - ground[on_floor, 0] * (lit - light.sky) * (1 - sun) / lit
     return (image * brightness[:, None]).reshape(size, size, 3)
 
 
 def render(cones: Cones, camera: Camera, light: Light, room: Room) -> tuple[np.ndarray, np.ndarray]:
     """The picture, uint8 [size, size, 3], and its depth buffer [size, size] in metres (infinite off the figure)."""
-    rays, size = SUPERSAMPLING, camera.size
+    rays = SUPERSAMPLING
     depth, owner = depth_buffer(cones, camera, rays)
     seen = owner >= 0
     normal = _surface(cones, camera, rays, depth, owner, seen)
-    sun = np.clip((normal @ light.direction + 0.25) / 1.25, 0, 1)
-    sky = 0.85 + 0.15 * (normal @ room.up)
+    sun = np.clip((_dot(normal, light.direction) + 0.25) / 1.25, 0, 1)
+    sky = 0.85 + 0.15 * (_dot(normal, room.up))
     brightness = (light.sun * sun + light.sky * sky) * _contact_shade(depth, seen, rays)
     figure = np.zeros((*seen.shape, 4), dtype=np.float32)
     figure[seen, :3] = np.clip(cones.colour[owner[seen]] * brightness[:, None], 0, 1)
     figure[seen, 3] = 1
-    figure = figure.reshape(size, rays, size, rays, 4).mean(axis=(1, 3))
+    figure = np.mean([figure[i::rays, j::rays] for i in range(rays) for j in range(rays)], axis=0)
     image = figure[..., :3] + (1 - figure[..., 3:]) * np.clip(_backdrop(camera, room, light, cones), 0, 1)
-    nearest = depth.reshape(size, rays, size, rays).min(axis=(1, 3))
+    nearest = np.minimum.reduce([depth[i::rays, j::rays] for i in range(rays) for j in range(rays)])
     return np.rint(image * 255).astype(np.uint8), nearest

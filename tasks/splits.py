@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from tasks.shards import ShardDataset
-from tasks.views import SIDE
 
 
 class Split:
@@ -30,13 +29,13 @@ class Split:
         """Normalised poses, float32 `[n, 33, 3]`."""
         return np.concatenate([part.pose() for part in self._parts])
 
-    def pictures_at(self, size: int) -> np.ndarray:
+    def pictures(self, size: int) -> np.ndarray:
+        """Pictures, float32 `[n, size, size, 3]` in [0, 1]."""
+        return self.bytes(size).astype(np.float32) / 255
+
+    def bytes(self, size: int) -> np.ndarray:
         """Pictures, uint8 `[n, size, size, 3]`."""
         return np.concatenate([part.pictures(size) for part in self._parts])
-
-    def pictures(self) -> np.ndarray:
-        """Pictures as they are compared: float32 `[n, 32, 32, 3]` in [0, 1]."""
-        return self.pictures_at(SIDE).astype(np.float32) / 255
 
 
 def load_splits(root: Path) -> tuple[Split, Split]:

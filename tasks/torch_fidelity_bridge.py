@@ -130,7 +130,7 @@ def load_inception(weights: Path, sha256: str) -> torch.nn.Module:
                 ["2048", "logits_unbiased"],
                 feature_extractor_weights_path=str(weights),
             )
-    except (pickle.UnpicklingError, RuntimeError, TypeError, AttributeError) as error:
+    except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"fidelity.inception_weights: {weights} does not hold the tensors of torch-fidelity's Inception-v3."
         ) from error

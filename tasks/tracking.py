@@ -7,12 +7,14 @@ what it is trained from, so that an interrupted training finds its own run again
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,7 @@ class Store:
     def __init__(self, tracking: Tracking, root: Path) -> None:
         from mlflow import MlflowClient
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces every table it makes
         self.root = root
         self.client = MlflowClient(tracking_uri=store_uri(tracking, root))
         experiment = self.client.get_experiment_by_name(tracking.experiment)
@@ -139,6 +142,43 @@ class Store:
                 resumed.tag(**tags, **{"contrapposto.owner": _owner()})
                 return resumed
         return self.start(model, tags)
+
+    def register(
+        self, model: str, folder: Path, sha256: str, metrics: Mapping[str, float], aliases: Sequence[str]
+    ) -> None:
+        """Register the trained model in `folder` as a version of `contrapposto-<model>` and point the aliases at it.
+
+        The version belongs to the MLflow run that trained it, known by the file's sha256; a model that was trained
+        elsewhere (and came by `dvc pull`) gets a run of its own. The same file is registered once.
+        """
+        name = f"contrapposto-{model}"
+        trained = self.client.search_runs([self.experiment], f"tags.`contrapposto.model_sha256` = '{sha256}'")
+        if trained:
+            run_id = trained[0].info.run_id
+        else:
+            run = self.start(f"{model} (trained elsewhere)", {"contrapposto.model_sha256": sha256})
+            for path in sorted(folder.iterdir()):
+                run.artifact(path, "model")
+            run.finish("FINISHED")
+            run_id = run.id
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        known = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
+        tags = {"sha256": sha256, "metrics": json.dumps(dict(metrics), sort_keys=True)}
+        version = known[0] if known else self.client.create_model_version(name, f"runs:/{run_id}/model", run_id)
+        for key, value in tags.items():
+            self.client.set_model_version_tag(name, version.version, key, value)
+        for alias in aliases:
+            self.client.set_registered_model_alias(name, alias, version.version)
+
+    def champion(self, model: str) -> tuple[str, dict[str, float]] | None:
+        """The sha256 and the metrics of the model with the alias `champion`, or None if there is none yet."""
+        name = f"contrapposto-{model}"
+        models = self.client.search_registered_models(f"name = '{name}'")
+        if not models or "champion" not in models[0].aliases:
+            return None
+        tags = self.client.get_model_version_by_alias(name, "champion").tags
+        return tags["sha256"], json.loads(tags["metrics"])
 
 
 def _name(name: str) -> str:
@@ -183,8 +223,6 @@ def finish_pipeline(params: Params, root: Path, run_id: str, status: str, stages
         run.tag(**lock_hashes(lock))
         run.artifact(lock)
     if status == "FINISHED":
-        import json
-
         summary = json.loads((root / "reports/summary/summary.json").read_bytes())
         run.log([(name, value, 0) for name, value in summary["metrics"].items()])
         run.artifact(root / "reports/report.html")

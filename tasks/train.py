@@ -10,9 +10,7 @@ finds it there and goes on to the same bits. Metrics reach MLflow only after the
 from __future__ import annotations
 
 import hashlib
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -38,19 +36,13 @@ def run(params: Params, root: Path, model: str) -> None:
     if config.ranks > 1 and not launch.under_torchrun():
         launch.torchrun(["tasks", "train", model], config.ranks, root)
         return
-    previous = signal.signal(signal.SIGTERM, _stop)
     try:
         if launch.under_torchrun():
             distributed.init_process_group("gloo")
         _train(params, root, model, config)
     finally:
-        signal.signal(signal.SIGTERM, previous)
         if distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
 
 
 def digest(config: Poses | Pictures, root: Path) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from diffusion_core import level as levels
 from diffusion_core.level import Level, logsnr_level, sigma_level
-from diffusion_core.target import EPS, FLOW, SCORE, V, X0, edm, from_x0, to_eps, to_x0, unit_weight
+from diffusion_core.target import EPS, FLOW, SCORE, X0, V, edm, from_x0, to_eps, to_x0, unit_weight
 
 UNIT = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
 PATHS = {

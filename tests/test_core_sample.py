@@ -9,7 +9,7 @@ import torch
 from diffusion_core import exact, guide, level, rng, walk
 from diffusion_core.move import move, renoise
 from diffusion_core.sample import generate, sample
-from diffusion_core.step import FLOW, SIGMA, ddim, dpmpp_2m, heun
+from diffusion_core.step import FLOW, SIGMA, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
 
 STEPS = {
     "ddim": ddim(),
@@ -19,6 +19,12 @@ STEPS = {
     "flow heun": heun(FLOW),
     "dpmpp_2m": dpmpp_2m(),
     "dpmpp_2m_sde": dpmpp_2m(1.0),
+    "dpmpp_3m": dpmpp_3m(),
+    "dpmpp_3m_sde": dpmpp_3m(1.0),
+    "lms": lms(),
+    "flow lms": lms(3, FLOW),
+    "unipc": unipc(),
+    "unipc3": unipc(3),
 }
 VP = level.betas(level.linear_betas())
 WALKS = {
@@ -109,8 +115,14 @@ def exact_flow(x, mean, values, basis, start, end):
 
 @pytest.mark.parametrize(
     "step, order, error32",
-    [(ddim(), 1, 1.4e-1), (heun(), 2, 2.3e-2), (dpmpp_2m(), 2, 2.5e-2)],
-    ids=["ddim", "heun", "dpmpp_2m"],
+    [
+        (ddim(), 1, 1.4e-1),
+        (heun(), 2, 2.3e-2),
+        (dpmpp_2m(), 2, 2.5e-2),
+        (lms(2), 2, 4e-2),
+        (unipc(2), 3, 2.4e-2),
+    ],
+    ids=["ddim", "heun", "dpmpp_2m", "lms2", "unipc2"],
 )
 def test_convergence_order(step, order, error32):
     mean, cov, values, basis = gaussian_problem()

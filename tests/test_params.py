@@ -27,6 +27,8 @@ TEXT = FILE.read_text()
         ("  size: 64 #", "  size: 16 #", "the file", "pictures.size must be at most shard.size (16)"),
         ("inception_weights: null", "inception_weights: w.pth", "fidelity", "inception_sha256 must be given"),
         ("shard:\n", "shards:\n", "shard", "missing"),
+        ("folder: data/raw/mannequin", "folder: pictures/..", "raw", "end in the name of a folder"),
+        ("folder: data/raw/mannequin", "folder: .", "raw", "end in the name of a folder"),
     ],
 )
 def test_impossible_values_are_named(old: str, new: str, key: str, allowed: str) -> None:

@@ -12,7 +12,7 @@ from diffusion_core.nets.layers import Embedding, norm, zeroed
 
 
 class MLP(nn.Module):
-    """`(x [B, d], c_noise [B], cond) -> [B, d]`; conds gives the width of each `vec:*` condition."""
+    """`(x [B, d], c_noise [B], cond) -> [B, out or d]`; conds gives the width of each `vec:*` condition."""
 
     def __init__(
         self,
@@ -21,6 +21,7 @@ class MLP(nn.Module):
         depth: int = 3,
         conds: Mapping[str, int] | None = None,
         dropout: float = 0.0,
+        out: int | None = None,
     ) -> None:
         super().__init__()
         self.embedding = Embedding(width, conds or {})
@@ -28,7 +29,7 @@ class MLP(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.modulate = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
         self.drop = nn.Dropout(dropout)
-        self.leave = zeroed(nn.Linear(width, d))
+        self.leave = zeroed(nn.Linear(width, out or d))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         emb = self.embedding(c_noise, cond)

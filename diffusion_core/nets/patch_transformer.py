@@ -13,7 +13,7 @@ from diffusion_core.nets.layers import Block, Embedding, Fourier, Head
 
 
 class PatchTransformer(nn.Module):
-    """`(x [B, channels, size, size], c_noise [B], cond) -> [B, channels, size, size]`.
+    """`(x [B, channels, size, size], c_noise [B], cond) -> [B, out or channels, size, size]`.
 
     conds gives each condition's width: `vec:*` modulates every layer, `map:*` (that many channels, same size) is stacked on x,
     `tok:*` (one at most) is attended to in every layer.
@@ -31,6 +31,7 @@ class PatchTransformer(nn.Module):
         heads: int = 4,
         conds: Mapping[str, int] | None = None,
         dropout: float = 0.0,
+        out: int | None = None,
     ) -> None:
         super().__init__()
         conds = conds or {}
@@ -43,7 +44,7 @@ class PatchTransformer(nn.Module):
         self.register_buffer("place", positions(size // patch, width), False)
         self.learned_place = nn.Parameter(torch.zeros((size // patch) ** 2, width))
         self.blocks = nn.ModuleList(Block(width, heads, dropout, context) for _ in range(depth))
-        self.head = Head(width, channels * patch**2)
+        self.head = Head(width, (out or channels) * patch**2)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         emb = self.embedding(c_noise, cond)

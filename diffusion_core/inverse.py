@@ -1,0 +1,156 @@
+"""Inverse problems: samples that agree with a measurement y = A x0 + noise, by guides and by constraints on the way.
+
+The operator is given as a linear function on batches `[B, *S] -> [B, m]`; a matrix is only needed where one is inverted. Which
+methods are right and which are biased is measured against the exact Gaussian posterior in `benchmarks.inverse`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from diffusion_core.cond import Cond
+from diffusion_core.denoiser import Denoiser
+from diffusion_core.level import Level, spread
+from diffusion_core.sample import Constrain
+
+Operator = Callable[[Tensor], Tensor]
+
+
+def inpaint(mask: Tensor) -> Operator:
+    """The values where mask `[*S]` is true, `[B, m]`."""
+    return lambda x: x.flatten(1)[:, mask.flatten()]
+
+
+def downsample(factor: int) -> Operator:
+    """Pictures `[B, C, H, W]` averaged over squares of factor x factor pixels, `[B, m]`."""
+    return lambda x: torch.nn.functional.avg_pool2d(x, factor).flatten(1)
+
+
+def blur(width: float, radius: int) -> Operator:
+    """Pictures `[B, C, H, W]` convolved with a normal kernel of this standard deviation in pixels, edges repeated, `[B, m]`."""
+    line = torch.exp(-(torch.arange(-radius, radius + 1, dtype=torch.float64) ** 2) / (2 * width**2))
+    line = line / line.sum()
+
+    def apply(x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        padded = torch.nn.functional.pad(x, [radius] * 4, mode="replicate")
+        for shape in ((1, 1, -1, 1), (1, 1, 1, -1)):
+            kernel = line.to(x).reshape(shape).expand(channels, -1, -1, -1)
+            padded = torch.nn.functional.conv2d(padded, kernel, groups=channels)
+        return padded.flatten(1)
+
+    return apply
+
+
+def matrix(operator: Operator, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+    """The operator's matrix `[m, d]` for one example of this shape."""
+    d = int(torch.tensor(shape).prod())
+    return operator(torch.eye(d, dtype=dtype).reshape(d, *shape)).T
+
+
+# Guides
+
+
+def posterior(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float, prior: Callable[[Level], float]) -> Denoiser:
+    """D + C A^T (noise^2 I + A C A^T)^-1 (y - A D) with C = prior(level) I, for the matrix `a` `[m, d]` and y `[B, m]`.
+
+    The mean of x0 given x and y as if x0 given x were normal with covariance C. PiGDM (Song et al. 2023, ICLR) has
+    C = sigma^2 / (1 + sigma^2) I for data of unit variance, see `pigdm`; its Jacobian factor is left out.
+    """
+
+    def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
+        x0 = denoiser(x, level, cond)
+        c = prior(level)
+        gain = torch.linalg.solve(noise**2 * torch.eye(len(a), dtype=a.dtype) + c * a @ a.T, c * a).T
+        return x0 + ((y - x0.flatten(1) @ a.T.to(x)) @ gain.T.to(x)).view_as(x)
+
+    return denoise
+
+
+def normal_prior(sd: float) -> Callable[[Level], float]:
+    """Variance of x0 given x for normal data of standard deviation sd, s^2 sd^2 / (a^2 sd^2 + s^2)."""
+    return lambda level: float((level.s * sd) ** 2 / ((level.a * sd) ** 2 + level.s**2))
+
+
+def pigdm(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float, sd: float = 1.0) -> Denoiser:
+    """D + (s^2 / a) grad_x log N(y; A D(x), noise^2 I + r^2 A A^T), r^2 the variance of x0 given x for normal data.
+
+    Song et al. 2023, "Pseudoinverse-guided diffusion models" (ICLR 2023), eq. 7 and 8.
+    """
+    variance = normal_prior(sd)
+
+    def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
+        cov = noise**2 * torch.eye(len(a), dtype=a.dtype) + variance(level) * a @ a.T
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            x0 = denoiser(leaf, level, cond)
+            miss = y - x0.flatten(1) @ a.T.to(x)
+            pull = (torch.linalg.solve(cov, a).to(x).T @ miss.detach().T).T  # A^T cov^-1 (y - A D)
+            (slope,) = torch.autograd.grad((x0.flatten(1) * pull).sum(), leaf)
+        return x0.detach() + spread(level.s**2 / level.a, x) * slope
+
+    return denoise
+
+
+def moment_matching(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float) -> Denoiser:
+    """As `posterior` with the true covariance of x0 given x, C = (s^2 / a) dD/dx by automatic differentiation.
+
+    Exact for Gaussian data. One backward pass a measured number. Rozet et al. 2024 (arXiv 2405.13712), section 4, solved
+    directly instead of by conjugate gradients.
+    """
+
+    def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            x0 = denoiser(leaf, level, cond)
+            seen = x0.flatten(1) @ a.T.to(x)
+            rows = [torch.autograd.grad(seen[:, i].sum(), leaf, retain_graph=True)[0].flatten(1) for i in range(len(a))]
+        cov_a = spread(level.s**2 / level.a, x) * torch.stack(rows, 1)  # A C, [B, m, d]
+        seen_cov = cov_a @ a.T.to(x) + noise**2 * torch.eye(len(a)).to(x)
+        weight = torch.linalg.solve(seen_cov, (y - seen.detach())[..., None])
+        return (x0.detach().flatten(1) + (cov_a.mT @ weight)[..., 0]).view_as(x)
+
+    return denoise
+
+
+def descend(denoiser: Denoiser, operator: Operator, y: Tensor, strength: float = 1.0) -> Denoiser:
+    """D - strength * grad_x ||y - A D(x)||: diffusion posterior sampling, reconstruction guidance.
+
+    Chung et al. 2022 (arXiv 2209.14687), algorithm 1, in its normalised form: a gradient's length is that of a residual of 1.
+    Works for non-linear operators too. Ho et al. 2022 (arXiv 2204.03458) have the squared norm.
+    """
+
+    def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            x0 = denoiser(leaf, level, cond)
+            miss = (y - operator(x0)).norm(dim=1)
+            (slope,) = torch.autograd.grad(miss.sum(), leaf)
+        return x0.detach() - strength * slope
+
+    return denoise
+
+
+# Constraints
+
+
+def project(a: Tensor, y: Tensor) -> Constrain:
+    """After each step x moved to the nearest point whose measurement is that of y noised to the level.
+
+    Score SDE's replacement when A picks entries (Song et al. 2021, arXiv 2011.13456, appendix I.2), a projection onto a convex
+    set else (POCS), ILVR when A averages (Choi et al. 2021, arXiv 2108.02938). Manifold-constrained gradients (Chung et al.
+    2022, arXiv 2206.00941) are `descend` with it, CCDF (arXiv 2112.05146) is `walk.truncate` with it. Biased: x0 hears of y
+    late; `walk.repaint` lessens that.
+    """
+    inverse = torch.linalg.pinv(a)
+
+    def constrain(x: Tensor, level: Level, noise: Iterator[Tensor]) -> Tensor:
+        fresh = next(noise).to(x).flatten(1) @ a.T.to(x)
+        wanted = level.a.to(x) * y.to(x) + level.s.to(x) * fresh
+        flat = x.flatten(1)
+        return (flat + (wanted - flat @ a.T.to(x)) @ inverse.T.to(x)).view_as(x)
+
+    return constrain

@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_workspace import make, poses, standing
+
+from tasks import fidelity, skeleton
+from tasks.anatomy import bone_lengths, sides_mixed
+from tasks.distance import frechet_of
+from tasks.params import Params, load
+from tasks.shards import ShardDataset
+from tasks.views import joints
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return load(Path(__file__).parents[1] / "params.yaml")
+
+
+def report(root: Path) -> dict:
+    return json.loads((root / "reports/fidelity/fidelity.json").read_text())
+
+
+def test_fresh_poses_are_near_held_out_ones_and_noise_is_not(tmp_path: Path, params: Params) -> None:
+    make(tmp_path, 220, 150, 60, 220, 30)
+    fidelity.run(params, tmp_path)
+    found = report(tmp_path)
+    metrics = found["metrics"]
+    assert metrics["poses.frechet_pose_distance_over_noise"] < 0.1
+    assert metrics["poses.frechet_pose_distance"] < 2 * metrics["poses.frechet_pose_distance_floor"]
+    low, high = (metrics[f"poses.frechet_pose_distance_corrected_{end}"] for end in ("low", "high"))
+    assert low < metrics["poses.frechet_pose_distance_corrected"] < high
+    assert abs(metrics["poses.frechet_pose_distance_corrected"]) < 0.3 * metrics["poses.frechet_pose_distance"]
+    assert metrics["poses.coverage"] > 0.8
+    assert metrics["poses.bone_length_worst_deviation"] < 0.05
+    assert metrics["poses.sides_mixed"] == metrics["poses.sides_mixed_train"] == 0
+    assert all(row["within"] for row in found["bones"])
+    # torch-fidelity's number and ours, on what is in the folders.
+    generated = joints(ShardDataset(tmp_path / "samples/poses", "samples").pose())
+    heldout = np.concatenate([ShardDataset(tmp_path / "data/shards", s).pose() for s in ("val", "test")])
+    assert metrics["poses.frechet_pose_distance"] == pytest.approx(frechet_of(generated, joints(heldout)), rel=1e-6)
+    assert "inception_weights is not given" in found["absent"]["pictures.fid"]
+    assert "pictures.pixel_kernel_distance" in metrics
+
+
+def test_few_samples_leave_metrics_absent_with_the_reason(tmp_path: Path, params: Params) -> None:
+    make(tmp_path, 15, 3, 2, 20, 20)
+    fidelity.run(params, tmp_path)
+    found = report(tmp_path)
+    assert "at least 198 samples on each side, and there are 5" in found["absent"]["poses.frechet_pose_distance"]
+    assert not any("frechet" in name or "kernel" in name for name in found["metrics"])
+    assert len(found["bones"]) == len(skeleton.LIMB_BONES)
+
+
+def test_no_samples_at_all(tmp_path: Path, params: Params) -> None:
+    make(tmp_path, 15, 3, 2, 0, 0)
+    fidelity.run(params, tmp_path)
+    assert report(tmp_path)["absent"]["poses"] == "there are no generated poses."
+
+
+def test_independent_joints_keep_each_joint_and_lose_the_body() -> None:
+    real = poses(4000, 0)
+    noise = fidelity.independent_joints(real, 4000, np.random.default_rng(0))
+    assert noise.mean(0) == pytest.approx(real.mean(0), abs=0.01)
+    assert np.cov(noise[:, 15], rowvar=False) == pytest.approx(np.cov(real[:, 15], rowvar=False), rel=0.2, abs=2e-4)
+    assert bone_lengths(noise).std(0).mean() > 1.2 * bone_lengths(real).std(0).mean()
+
+
+def test_sides_are_mixed_when_names_are_swapped_or_the_torso_crosses() -> None:
+    person = standing()[None]
+    turned = person @ np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # seen from the side
+    swapped = person[:, skeleton.MIRROR]
+    crossed = person.copy()
+    crossed[:, [11, 12]] = crossed[:, [12, 11]]
+    assert sides_mixed(np.concatenate([person, turned, skeleton.mirror(person), swapped, crossed])).tolist() == [
+        False, False, False, True, True,
+    ]  # fmt: skip
+
+
+def test_inception_score_of_certain_and_even_classes_is_their_number() -> None:
+    assert fidelity._inception_score(np.eye(8) * 50) == pytest.approx(8, rel=1e-6)
+    assert fidelity._inception_score(np.zeros((8, 5))) == pytest.approx(1)

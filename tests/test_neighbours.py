@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+
+from tasks.errors import DataError
+from tasks.neighbours import search
+
+
+def reference(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    distance = np.linalg.norm(queries[:, None].astype(np.float64) - base[None], axis=-1)
+    index = np.argsort(distance, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distance, index, 1), index
+
+
+def normal(n: int, d: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+def test_equals_brute_force_in_float64() -> None:
+    queries, base = normal(40, 99, 0), normal(500, 99, 1)
+    distance, index = reference(queries, base, 5)
+    found = search(queries, base, 5)
+    np.testing.assert_array_equal(found.index, index)
+    np.testing.assert_allclose(found.distance, distance, rtol=1e-12)
+
+
+def test_blocks_change_nothing() -> None:
+    queries, base = normal(30, 20, 0), normal(301, 20, 1)
+    whole = search(queries, base, 7)
+    for blocks in (np.array_split(base, 4), [base[:2], base[2:3], base[3:]]):
+        parts = search(queries, blocks, 7)
+        np.testing.assert_array_equal(parts.index, whole.index)
+        np.testing.assert_array_equal(parts.distance, whole.distance)
+
+
+def test_near_copies_keep_their_distance() -> None:
+    """Bright pictures in the range 0-255: float32 products alone are off by tens."""
+    base = np.random.default_rng(0).integers(200, 256, (300, 12288)).astype(np.float32)
+    queries = base[:3].copy()
+    queries[1, :100] += 1  # squared distance 100
+    queries[2] += np.float32(1e-3)
+    found = search(queries, base, 2)
+    assert found.distance[0, 0] == 0.0
+    assert found.distance[1, 0] == 10.0
+    true = np.linalg.norm(queries[2].astype(np.float64) - base[2])
+    assert found.distance[2, 0] == pytest.approx(true, rel=1e-6)
+    np.testing.assert_array_equal(found.index[:, 0], [0, 1, 2])
+
+
+def test_many_equal_rows_do_not_hide_a_nearer_one() -> None:
+    """More near-ties than spare candidates, apart by less than float32 can tell at this offset."""
+    base = np.full((200, 64), 1000, np.float32)
+    base[:, 0] += np.linspace(0.01, 0.02, 200, dtype=np.float32)
+    base = base[np.random.default_rng(0).permutation(200)]
+    query = np.full((1, 64), 1000, np.float32)
+    distance, index = reference(query, base, 3)
+    found = search(query, base, 3)
+    np.testing.assert_allclose(found.distance, distance, rtol=1e-12)
+    np.testing.assert_array_equal(np.sort(found.index), np.sort(index))
+
+
+def test_agrees_with_torch_on_a_thousand_queries() -> None:
+    queries, base = normal(1000, 64, 2), normal(2000, 64, 3)
+    expected = torch.cdist(torch.from_numpy(queries).double(), torch.from_numpy(base).double()).topk(2, largest=False)
+    found = search(queries, base, 2)
+    np.testing.assert_array_equal(found.index, expected.indices.numpy())
+
+
+def test_refuses_what_it_cannot_answer() -> None:
+    x = normal(5, 3, 0)
+    with pytest.raises(ValueError, match="6 neighbours were asked of 5 rows"):
+        search(x, x, 6)
+    with pytest.raises(DataError, match="the base has 2 features a row where 3"):
+        search(x, x[:, :2], 1)
+    x[2, 0] = np.inf
+    with pytest.raises(DataError, match="the queries has 1 rows that are not finite"):
+        search(x, x, 1)
