@@ -131,8 +131,9 @@ def manifold(reps: int, size: int) -> tuple[Figures, dict[str, bool]]:
     """E4: peak memory at `size` x 2048 beside the features, and equality with the definition at 2000."""
     x, y = features(2000, 64, 0), features(2000, 64, 1, shift=0.05)
     ours = precision_recall_density_coverage(x, y)
-    between = torch.cdist(torch.from_numpy(x).double(), torch.from_numpy(y).double()).numpy()
-    radii = [np.sort(torch.cdist(*[torch.from_numpy(s).double()] * 2).numpy(), axis=1)[:, 3] for s in (x, y)]
+    a, b = torch.from_numpy(x).double(), torch.from_numpy(y).double()
+    between = torch.cdist(a, b).numpy()
+    radii = [torch.cdist(side, side).sort(dim=1).values[:, 3].numpy() for side in (a, b)]
     precision, recall = (between <= radii[1]).any(1).mean(), (between.T <= radii[0]).any(1).mean()
     equal = bool(ours.precision == precision and ours.recall == recall)
     generator = np.random.default_rng(0)

@@ -97,8 +97,8 @@ def log_likelihood(
 ) -> Tensor:
     """log p(x), `[B]` nats, of x `[B, *S]` at level `start` (little noise), by the flow to `end` (much noise).
 
-    The divergence is exact (one backward pass a dimension). At `end` the data are taken as normal of standard deviation
-    sqrt((a sd)^2 + s^2) a dimension. Divide by -d log 2 for bits per dimension.
+    The divergence is exact (one backward pass a dimension). At `end` x is taken as normal of mean 0 and standard deviation
+    sqrt((a sd)^2 + s^2); the data's mean makes that wrong by about mean / sigma. Divide by -d log 2 for bits per dimension.
     """
     d = x[0].numel()
 

@@ -31,12 +31,13 @@ def ddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
 def iddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
     """Nichol & Dhariwal 2021 (arXiv 2102.09672): cosine betas, learned variance, L_hybrid. The net has twice the channels.
 
-    Sample with `denoiser.posterior`; add `importance=Importance()` for their sampling of steps.
+    Sample with `denoiser.posterior`; add `importance=Importance()` for their sampling of steps. Short walks leave out the last
+    steps of the chain, where the cosine schedule has next to no signal and the noise tells nothing about x0.
     """
     path = level.betas(level.cosine_betas(total))
     return ddpm(sd, total).replace(
         density=objective.discrete(path, total),
-        walk=lambda n: walk.trailing(path, n, total),
+        walk=lambda n: walk.leading(path, n, total),
         form=WithVariance,
         loss=hybrid(path, total),
     )

@@ -20,6 +20,8 @@ from diffusion_core.objective import Weight
 from diffusion_core.target import to_x0
 from diffusion_core.walk import Walk
 
+_MEASURED = 6  # folded into the seed, as the constants of `train` are
+
 
 class WithVariance(Preconditioned):
     """A denoiser whose net returns twice as many channels (dim 1): the target, and the share of the largest variance.
@@ -76,20 +78,17 @@ def step_nll(x0: Tensor, guess: Posterior, level: Level, to: Level) -> Tensor:
 def measured(denoiser: Denoiser, walk: Walk, x0: Tensor, cond: Cond | None = None, seed: int = 0) -> UncertainDenoiser:
     """The denoiser with the mean variance of x0 at each of the walk's levels, measured on examples x0 `[N, *S]`.
 
-    var = (s / a)^2 (1 - E eps_hat^2), Analytic-DPM (Bao et al. 2022, arXiv 2201.06503), eq. 9; for use on that walk alone.
+    Analytic-DPM (Bao et al. 2022, arXiv 2201.06503) with the optimal variance for a mean that need not be perfect, which is the
+    mean squared error (arXiv 2206.07309, theorem 3.3). For use on that walk alone.
     """
-    noise = rng.normal(x0.shape[1:], seed, torch.arange(len(x0), device=x0.device)).to(x0)
+    ids = torch.arange(len(x0), device=x0.device)
+    noise = rng.normal(x0.shape[1:], rng.fold(seed, _MEASURED), ids).to(x0)
     table = {}
     for level, _ in pairwise(walk):
-        x = level.corrupt(x0, noise)
         with torch.no_grad():
-            a, s = level.like(x)
-            eps = (x - a * denoiser(x, level, cond or {})) / s
-        if level.a > 0:  # without signal the mean is all there is, and the first move does not use it
-            table[float(level.sigma)] = ((s / a) ** 2 * (1 - eps.square().mean())).clamp(min=0)
+            table[float(level.angle)] = (denoiser(level.corrupt(x0, noise), level, cond or {}) - x0).square().mean()
 
     def posterior(x: Tensor, level: Level, cond: Cond) -> Posterior:
-        var = table.get(float(level.sigma), x.new_zeros(()))
-        return Posterior(denoiser(x, level, cond), var.to(x).expand_as(x))
+        return Posterior(denoiser(x, level, cond), table[float(level.angle)].to(x).expand_as(x))
 
     return posterior

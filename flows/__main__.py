@@ -74,8 +74,8 @@ def _run(name: str, parameters: dict[str, Any], private: server.Server) -> int:
     if state.is_completed():
         return 0
     print(f"contrapposto: {state.message}", file=sys.stderr)
-    code: int = state.result(raise_on_failure=False)
-    return code
+    error = state.result(raise_on_failure=False)
+    return error.code if isinstance(error, UserError) else 1
 
 
 def _show(root: Path) -> None:

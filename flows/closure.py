@@ -1,12 +1,16 @@
 """What code a stage is made of: the project's own modules that it imports, however deep.
 
-A changed helper that no `deps` names would go unseen by DVC. A test compares `dvc.yaml` with `code_dependencies`.
+A changed helper that no `deps` names would go unseen by DVC. A test compares `dvc.yaml` with `code_dependencies`, and
+`python -m flows.closure` writes it.
 """
 
 from __future__ import annotations
 
 import ast
+from io import StringIO
 from pathlib import Path
+
+from ruamel.yaml import YAML
 
 # `params.py` reads what DVC tracks as parameters, `errors.py` and `__main__.py` change no output,
 # and `__init__.py` is empty.
@@ -50,3 +54,26 @@ def _imports(root: Path, path: str) -> list[str]:
             elif name.startswith("tasks.") and (root / (file := name.replace(".", "/") + ".py")).is_file():
                 found.append(file)
     return found
+
+
+def is_code(path: str) -> bool:
+    """Whether a dependency of a stage is the project's code, and not data."""
+    return path == CORE or path.endswith(".py")
+
+
+def write(path: Path) -> None:
+    """Put every stage's code under its `deps` in a dvc.yaml, before its data; comments are kept."""
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(path.read_text(encoding="utf-8"))
+    for stage in document["stages"].values():
+        data = [dependency for dependency in stage["deps"] if not is_code(str(dependency))]
+        stage["deps"] = [*code_dependencies(path.parent, stage["cmd"]), *data]
+    text = StringIO()
+    yaml.dump(document, text)
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Path.cwd() / "dvc.yaml")

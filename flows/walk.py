@@ -32,7 +32,7 @@ def stage(name: str, place: str, root: Path, environment: dict[str, str]) -> Sta
         print(f"{place} {name}", flush=True)
         dag.run_stage(root, name, environment)
     except UserError as error:
-        return Failed(message=str(error), data=error.code)
+        return Failed(message=str(error), data=error)
     print(f"{place} {name}: done in {time.monotonic() - began:.1f} s")
     return Completed()
 
@@ -41,7 +41,7 @@ def walk(targets: Sequence[str], raw: str | None = None, *, record: bool = False
     """Bring the targets up to date in the current folder, and return the flow run's last state.
 
     `raw` as in `workspace.prepare`. With `record`, MLflow gets a run of the pipeline, unless there is nothing to do.
-    A failed state carries the exit code as its data.
+    A failed state carries the UserError, and so the exit code, as its data.
     """
     root = Path.cwd()
     try:
@@ -52,7 +52,7 @@ def walk(targets: Sequence[str], raw: str | None = None, *, record: bool = False
                 return _recorded(params, root, plan)
             return _stages(root, plan, {}, {})
     except UserError as error:
-        return Failed(message=str(error), data=error.code)
+        return Failed(message=str(error), data=error)
 
 
 def _stages(

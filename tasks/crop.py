@@ -1,9 +1,11 @@
-"""A square picture around a person: never stretched, continued by reflection where the square leaves the picture."""
+"""A square picture around a person: never stretched; where the square leaves the picture, a blurred reflection goes on."""
 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
+
+BLUR = 1 / 12  # of the square's side: enough that a reflected hand is no second hand
 
 
 def square(landmarks: np.ndarray, margin: float) -> tuple[int, int, int]:
@@ -23,9 +25,15 @@ def square(landmarks: np.ndarray, margin: float) -> tuple[int, int, int]:
 
 def crop(picture: np.ndarray, x0: int, y0: int, side: int, size: int) -> np.ndarray:
     """The square of `picture` (uint8 `[height, width, 3]`) at (x0, y0), resized to uint8 `[size, size, 3]`."""
-    rows = _reflect(np.arange(y0, y0 + side), picture.shape[0])
-    columns = _reflect(np.arange(x0, x0 + side), picture.shape[1])
+    height, width = picture.shape[:2]
+    rows = _reflect(np.arange(y0, y0 + side), height)
+    columns = _reflect(np.arange(x0, x0 + side), width)
     region = Image.fromarray(np.ascontiguousarray(picture[rows][:, columns]))
+    left, top, right, bottom = max(0, -x0), max(0, -y0), min(side, width - x0), min(side, height - y0)
+    if (left, top, right, bottom) != (0, 0, side, side):
+        inside = region.crop((left, top, right, bottom))
+        region = region.filter(ImageFilter.GaussianBlur(side * BLUR))
+        region.paste(inside, (left, top))
     return np.asarray(region.resize((size, size), Image.Resampling.LANCZOS))
 
 

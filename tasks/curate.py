@@ -44,7 +44,7 @@ def run(params: Params, root: Path) -> None:
         crop=np.array([square(found.pixels[i], choice.margin) for i in kept], np.int32),
         pose=normalise(found.world[kept]),
     )
-    splits = Counter(persons.split)
+    splits = {split: len(persons.of(split)) for split in dataset_table.SPLITS}
     if splits["train"] == 0:
         raise DataError(f"All {len(kept)} persons kept fell into val or test: there is nobody to train on.")
     with files.new_folder(root / "data/dataset") as folder:
@@ -53,10 +53,10 @@ def run(params: Params, root: Path) -> None:
             "persons_found": len(found),
             "persons_kept": len(kept),
             "gated": dict(Counter(row.reason for row in gated)),
-            "splits": {split: splits[split] for split in dataset_table.SPLITS},
+            "splits": splits,
             "categories": dict(Counter(persons.category)),
             "groups": len(set(groups)),
             "largest_group": max(Counter(groups).values()),
         }
         files.write_json(folder / "summary.json", summary)
-    print(f"{len(kept)} of {len(found)} persons kept: " + ", ".join(f"{n} {s}" for s, n in summary["splits"].items()))
+    print(f"{len(kept)} of {len(found)} persons kept: " + ", ".join(f"{n} {s}" for s, n in splits.items()))

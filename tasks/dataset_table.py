@@ -87,8 +87,13 @@ def read(folder: Path) -> Persons:
     """The kept persons."""
     table = pq.read_table(folder / PERSONS)
     n = len(table)
+    key, source, category, group, split = (table[name].to_pylist() for name in _PERSONS.names[:5])
     return Persons(
-        *(table[name].to_pylist() for name in _PERSONS.names[:5]),
+        key,
+        source,
+        category,
+        group,
+        split,
         crop=table["crop"].combine_chunks().flatten().to_numpy().reshape(n, 3),
         pose=table["pose"].combine_chunks().flatten().to_numpy().reshape(n, 33, 3),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
+import torch
 from scipy.special import ndtri
 
 from tasks.estimate import Estimate, TooFewSamples, check_features
@@ -16,13 +17,13 @@ KID_NEEDS = 20  # below this the jackknife interval means nothing
 BLOCK = 2048  # rows of a kernel or distance matrix held at once
 
 
-def _factor(covariance: np.ndarray) -> np.ndarray:
+def _factor(covariance: torch.Tensor) -> torch.Tensor:
     """A matrix L with L L^T = covariance. Cholesky where the covariance has full rank, eigenvectors where not."""
-    try:
-        return scipy.linalg.cholesky(covariance, lower=True, check_finite=False)
-    except scipy.linalg.LinAlgError:
-        values, vectors = scipy.linalg.eigh(covariance, check_finite=False)
-        return vectors * np.sqrt(np.clip(values, 0, None))
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed:
+        return factor
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt()
 
 
 def frechet(a: Moments, b: Moments) -> float:
@@ -35,9 +36,10 @@ def frechet(a: Moments, b: Moments) -> float:
     """
     if min(a.n, b.n) < 2:
         raise TooFewSamples("the Frechet distance", min(a.n, b.n), 2)
-    factor = _factor(a.covariance)
-    product = factor.T @ b.covariance @ factor
-    eigenvalues = scipy.linalg.eigvalsh(product, check_finite=False, overwrite_a=True)
+    # Torch's Cholesky and products and LAPACK's `evr` are each several times as fast as the alternatives.
+    factor = _factor(torch.from_numpy(a.covariance))
+    product = factor.T @ torch.from_numpy(b.covariance) @ factor
+    eigenvalues = scipy.linalg.eigvalsh(product.numpy(), check_finite=False, overwrite_a=True)
     cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
     step = a.mean - b.mean
     return float(step @ step + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)

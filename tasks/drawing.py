@@ -42,7 +42,7 @@ def _draw_bones(draw: ImageDraw.ImageDraw, points: np.ndarray, depth: np.ndarray
         draw.ellipse([*(point - width * 0.6), *(point + width * 0.6)], fill=fill)
 
 
-def draw_pose(pose: np.ndarray, size: int = 96, extent: float = 2.7) -> np.ndarray:
+def draw_pose(pose: np.ndarray, size: int = 96, extent: float = 2.3) -> np.ndarray:
     """One normalised pose `[33, 3]` (torso = 1) seen from the front, uint8 `[size, size, 3]`.
 
     The picture shows -extent..extent torso lengths around the hips, so sizes can be compared between pictures.

@@ -27,7 +27,6 @@ class Outfit:
     trousers: np.ndarray
     shoes: np.ndarray
     hair: np.ndarray
-    iris: np.ndarray
     sleeve: float
     leg: float
     skirt: bool
@@ -217,7 +216,11 @@ def _hair(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, np.n
 def _features(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, np.ndarray]]:
     """Eyes, brows, ears, nose and mouth, drawn a little larger than life so that they survive a small picture."""
     h, skull = body.head, _skull(body, parts)
-    white, lips = np.array([0.95, 0.95, 0.93]), outfit.skin * np.array([0.78, 0.45, 0.45])
+    white, iris, lips = (
+        np.array([0.95, 0.95, 0.93]),
+        np.array([0.08, 0.06, 0.05]),
+        outfit.skin * np.array([0.78, 0.45, 0.45]),
+    )
     blush = outfit.skin * np.array([0.97, 0.9, 0.88])
 
     def drop(x: float, y: float, z: float, radius: float) -> Solid:
@@ -230,7 +233,7 @@ def _features(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, 
     for s in SIDES.values():
         worn += [
             (bar((s * 0.27, 0.13, -0.9), (s * 0.5, 0.13, -0.8), 0.09, 0.08), white),
-            (drop(s * 0.38, 0.12, -0.9, 0.1), outfit.iris),
+            (drop(s * 0.38, 0.12, -0.9, 0.1), iris),
             (bar((s * 0.17, 0.03, -0.96), (s * 0.58, 0.05, -0.78), 0.05, 0.04), outfit.hair * 0.4),
             (bar((s * 0.17, -0.19, -0.95), (s * 0.6, -0.15, -0.75), 0.06, 0.045), outfit.hair * 0.7),
             (bar((0, 0.68, -0.79), (s * 0.24, 0.64, -0.735), 0.085, 0.06), lips),

@@ -22,7 +22,7 @@ from diffusion_core import rng
 from diffusion_core.cond import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.level import sigma_level
-from tasks import models
+from tasks import artifacts, models
 from tasks.files import new_folder, write_json
 from tasks.params import Params
 from tasks.shards import ShardDataset
@@ -151,7 +151,7 @@ def _sentence(rows: list[LevelGap]) -> str:
 
 def run(params: Params, root: Path) -> None:
     """Loss gaps of both models; writes loss_gap.json (per model: alarm, sentence, levels; flat metrics) and a figure."""
-    found = {name: of_model(root, name) for name in models.MODELS}
+    found = {name: of_model(root, name) for name in artifacts.MODELS}
     entries: dict[str, Any] = {
         name: {
             "alarm": any(row.alarming for row in rows),

@@ -38,7 +38,7 @@ from tasks.postures import CATEGORIES, draw
 from tasks.render import Camera, Cones, Light, Room, extent, render
 from tasks.skeleton import LANDMARKS
 
-_FLESH = 0.15  # metres: a joint lies at most this deep under the surface that shows it
+_FLESH = 0.15  # metres: a surface at most this far before a joint counts as the joint's own flesh
 
 
 def run(params: Params, root: Path) -> None:
@@ -82,11 +82,80 @@ def _artist(folder: Path, seed: int, size: int) -> Iterator[Callable[[int], None
 
 
 @dataclass(frozen=True)
+class Scene:
+    """A figure before its camera, in camera coordinates (metres): `joints` [33, 3] are the landmarks of `body`."""
+
+    category: str
+    yaw: float
+    pitch: float
+    body: Body
+    cones: Cones
+    joints: np.ndarray
+    camera: Camera
+    light: Light
+    room: Room
+
+
+@dataclass(frozen=True)
 class Picture:
     """A picture, uint8 [size, size, 3], and what is known about it (JSON values only)."""
 
     image: np.ndarray
     truth: dict[str, object]
+
+
+def picture(seed: int, index: int, size: int) -> Picture:
+    """Picture `index` of the data set `seed`, `size` pixels square."""
+    seen = scene(seed, index, size)
+    image, depth = render(seen.cones, seen.camera, seen.light, seen.room)
+    camera, pixels = seen.camera, seen.camera.project(seen.joints)
+    truth: dict[str, object] = {
+        "category": seen.category,
+        "index": index,
+        "size": size,
+        "yaw": round(seen.yaw, 3),
+        "pitch": round(seen.pitch, 3),
+        "camera": {"focal": round(camera.focal, 4), "centre": [round(c, 4) for c in camera.centre]},
+        "names": list(LANDMARKS),
+        "image": np.round(pixels, 4).tolist(),
+        "world": np.round(seen.joints, 6).tolist(),
+        "visible": visible(pixels, seen.joints, depth).tolist(),
+        "body": {name: round(value, 6) for name, value in asdict(seen.body).items()},
+    }
+    return Picture(image, truth)
+
+
+def visible(pixels: np.ndarray, joints: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Whether no other part hides a joint, bool [33]: the nearest surface at its pixel is its own flesh.
+
+    `pixels` [33, 2] and `joints` [33, 3] are the same landmarks; `depth` is the picture's depth buffer in metres.
+    """
+    columns, rows = np.clip(pixels.astype(int), 0, len(depth) - 1).T
+    return depth[rows, columns] > joints[:, 2] - _FLESH
+
+
+def scene(seed: int, index: int, size: int) -> Scene:
+    """What picture `index` of the data set `seed` shows."""
+    rng = np.random.default_rng([seed, index])
+    category = list(CATEGORIES)[index % len(CATEGORIES)]
+    body, outfit, yaw = random_body(rng), random_outfit(rng), random_yaw(rng)
+    _, parts = draw(category, body, rng)
+    distance, height, pitch = rng.uniform(3, 5.5), rng.uniform(0.7, 1.6), rng.uniform(-4, 8)
+    # From the figure's world to the camera's: turned, moved away and down, seen by a camera pitched downward.
+    tilt = rotation(0, pitch)
+    turn, feet, up = tilt @ rotation(1, -yaw), tilt @ np.array([0, height, distance]), tilt @ np.array([0.0, -1, 0])
+    cones = dress(body, parts, outfit).moved(turn, feet)
+    return Scene(
+        category=category,
+        yaw=yaw,
+        pitch=pitch,
+        body=body,
+        cones=cones,
+        joints=landmarks(body, parts) @ turn.T + feet,
+        camera=frame(cones, size, rng),
+        light=random_light(rng, up),
+        room=random_room(rng, up, feet, distance),
+    )
 
 
 def random_body(rng: np.random.Generator) -> Body:
@@ -119,7 +188,7 @@ def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tu
     return np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)))
 
 
-_SKINS = np.array([[0.36, 0.22, 0.15], [0.55, 0.36, 0.24], [0.78, 0.57, 0.42], [0.93, 0.74, 0.6], [1, 0.85, 0.74]])
+_SKINS = np.array([[0.45, 0.29, 0.21], [0.6, 0.41, 0.29], [0.78, 0.57, 0.42], [0.93, 0.74, 0.6], [0.96, 0.79, 0.68]])
 _HAIRS = np.array([[0.07, 0.05, 0.04], [0.2, 0.12, 0.07], [0.4, 0.24, 0.12], [0.72, 0.55, 0.3], [0.6, 0.6, 0.6]])
 
 
@@ -130,14 +199,16 @@ def random_outfit(rng: np.random.Generator) -> Outfit:
     hair = _HAIRS[rng.integers(len(_HAIRS))] * rng.uniform(0.8, 1.2)
     if abs(hair.mean() - skin.mean()) < 0.3:  # a face must stand out from its hair
         hair = 0.3 * hair
+    shirt = skin
+    while np.abs(shirt - skin).max() < 0.25:  # and a chest from its arms
+        shirt = _colour(rng, (0.1, 0.8), (0.35, 0.95))
     skirt = bool(rng.random() < 0.15)
     return Outfit(
         skin=skin,
-        shirt=_colour(rng, (0.1, 0.8), (0.35, 0.95)),
+        shirt=shirt,
         trousers=_colour(rng, (0.1, 0.6), (0.15, 0.6)),
         shoes=_colour(rng, (0, 0.6), (0.15, 0.9)),
         hair=hair,
-        iris=np.array([0.08, 0.06, 0.05]),
         sleeve=float(rng.choice([0.3, 0.5, 0.9, 1.95], p=[0.15, 0.45, 0.1, 0.3])),
         leg=rng.uniform(0.5, 0.8) if skirt else float(rng.choice([0.5, 0.85, 1.97], p=[0.2, 0.15, 0.65])),
         skirt=skirt,
@@ -149,39 +220,6 @@ def random_outfit(rng: np.random.Generator) -> Outfit:
 def random_yaw(rng: np.random.Generator) -> float:
     """How far the figure turns from the camera, in degrees: mostly to the front and three quarters, up to 80."""
     return float(80 * (2 * rng.beta(2, 2) - 1))
-
-
-def picture(seed: int, index: int, size: int) -> Picture:
-    """Picture `index` of the data set `seed`, `size` pixels square."""
-    rng = np.random.default_rng([seed, index])
-    category = list(CATEGORIES)[index % len(CATEGORIES)]
-    body, outfit, yaw = random_body(rng), random_outfit(rng), random_yaw(rng)
-    _, parts = draw(category, body, rng)
-    cones, joints = dress(body, parts, outfit), landmarks(body, parts)
-    # The world as the camera sees it: the figure turned by yaw, the camera at `height` pitched down to look at it.
-    distance, height, pitch = rng.uniform(3, 5.5), rng.uniform(0.7, 1.6), rng.uniform(-4, 8)
-    turn = rotation(0, pitch) @ rotation(1, -yaw)
-    up = rotation(0, pitch) @ np.array([0.0, -1.0, 0.0])
-    shift = rotation(0, pitch) @ np.array([0.0, height, distance])
-    cones, joints = cones.moved(turn, shift), joints @ turn.T + shift
-    camera = frame(cones, size, rng)
-    image, depth = render(cones, camera, _light(rng, up), _room(rng, up, shift, distance))
-    pixels = camera.project(joints)
-    columns, rows = np.clip(pixels.astype(int), 0, size - 1).T
-    truth: dict[str, object] = {
-        "category": category,
-        "index": index,
-        "size": size,
-        "yaw": round(yaw, 3),
-        "pitch": round(pitch, 3),
-        "camera": {"focal": round(camera.focal, 4), "centre": [round(c, 4) for c in camera.centre]},
-        "names": list(LANDMARKS),
-        "image": np.round(pixels, 4).tolist(),
-        "world": np.round(joints, 6).tolist(),
-        "visible": (depth[rows, columns] > joints[:, 2] - _FLESH).tolist(),
-        "body": {name: round(value, 6) for name, value in asdict(body).items()},
-    }
-    return Picture(image, truth)
 
 
 def frame(cones: Cones, size: int, rng: np.random.Generator) -> Camera:
@@ -196,13 +234,14 @@ def frame(cones: Cones, size: int, rng: np.random.Generator) -> Camera:
     return Camera(focal, (float(centre[0]), float(centre[1])), size)
 
 
-def _light(rng: np.random.Generator, up: np.ndarray) -> Light:
+def random_light(rng: np.random.Generator, up: np.ndarray) -> Light:
     """A light above and in front, from the left or from the right."""
     direction = np.array([rng.uniform(-0.7, 0.7), 0.0, -rng.uniform(0.8, 1.4)]) + rng.uniform(0.5, 1.0) * up
-    return Light(direction / np.linalg.norm(direction), sun=rng.uniform(0.38, 0.55), sky=rng.uniform(0.5, 0.65))
+    return Light(direction / np.linalg.norm(direction), sun=rng.uniform(0.38, 0.55), sky=rng.uniform(0.54, 0.68))
 
 
-def _room(rng: np.random.Generator, up: np.ndarray, point: np.ndarray, distance: float) -> Room:
+def random_room(rng: np.random.Generator, up: np.ndarray, point: np.ndarray, distance: float) -> Room:
+    """A floor through `point` and a wall behind the figure, which stands at `distance` metres."""
     waves = np.column_stack([rng.uniform(-1.5, 1.5, (4, 2)), rng.uniform(0, 6.3, 4), rng.uniform(0, 0.025, 4)])
     return Room(
         point=point,

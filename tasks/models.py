@@ -24,15 +24,13 @@ from diffusion_core.denoiser import Preconditioned
 from diffusion_core.nets.patch_transformer import PatchTransformer
 from diffusion_core.nets.pose_transformer import PoseTransformer
 from diffusion_core.recipe import Recipe
-from tasks import checkpoint
+from tasks import artifacts, checkpoint
 from tasks.errors import DataError
 from tasks.params import Params, Pictures, Poses
 from tasks.shards import ShardDataset
 from tasks.skeleton import BONES, mirror
 
-MODELS = ("poses", "pictures")
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
-FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -160,12 +158,12 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
     about = {"model": model.name, "config": model.config.model_dump(), "categories": model.categories, **meta}
     tensors = {f"weights.{name}": value for name, value in weights.items()}
     codec = {"codec.mean": model.codec.mean, "codec.scale": model.codec.scale}
-    checkpoint.save(folder / FILE, tensors | codec, about)
+    checkpoint.save(folder / artifacts.FILE, tensors | codec, about)
 
 
 def load(folder: Path, device: torch.device) -> Model:
     """The trained model in a folder, in evaluation mode; DataError if the file is missing or damaged."""
-    tensors, meta = checkpoint.load(folder / FILE)
+    tensors, meta = checkpoint.load(folder / artifacts.FILE)
     kinds: dict[str, Callable[..., Poses | Pictures]] = {"poses": Poses, "pictures": Pictures}
     config = kinds[meta["model"]](**meta["config"])
     codec = Codec(tensors["codec.mean"], tensors["codec.scale"])

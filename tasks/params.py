@@ -64,7 +64,7 @@ class Curate(Section):
     """Which persons are kept, and which split each belongs to."""
 
     min_visibility: Fraction = 0.7  # mean visibility of the 12 limb landmarks
-    margin: float = Field(0.15, ge=0, le=1)  # of the person's longer side, around the crop
+    margin: float = Field(0.08, ge=0, le=1)  # of the person's longer side, around the crop
     duplicate_bits: int = Field(3, ge=0, le=16)  # perceptual hashes of 64 bits this close are one group
     val: Fraction = 0.2
     test: Fraction = 0.1

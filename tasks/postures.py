@@ -12,9 +12,9 @@ from tasks.figure import SIDES, Arm, Body, Leg, Pose, Skeleton, Trunk, place
 from tasks.flesh import TORSO, Solid, flesh
 
 # Standard deviation in degrees of every angle about its category's mean.
-TRUNK_SPREAD = Trunk(lean=4, sway=3, turn=6, bend=6, side=5, twist=8, nod=6, tilt=5, look=12)
-ARM_SPREAD = Arm(plane=14, elevation=11, twist=14, elbow=13, pronation=20, wrist=12)
-LEG_SPREAD = Leg(flex=8, abduct=5, rotate=8, knee=10, heel=5)
+TRUNK_SPREAD = Trunk(lean=5, sway=4, turn=6, bend=8, side=7, twist=10, nod=7, tilt=7, look=14)
+ARM_SPREAD = Arm(plane=18, elevation=15, twist=20, elbow=18, pronation=25, wrist=14)
+LEG_SPREAD = Leg(flex=10, abduct=7, rotate=10, knee=13, heel=6)
 
 # What joints can do, in degrees (after the American Academy of Orthopaedic Surgeons, 1965, a little narrower).
 TRUNK_RANGE = (Trunk(-20, -20, -60, -20, -35, -35, -35, -30, -60), Trunk(60, 20, 60, 50, 35, 35, 30, 30, 60))

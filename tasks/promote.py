@@ -5,12 +5,12 @@ Writes `reports/promote/promote.json`: whether, and if not, why.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import files, models
+from tasks import artifacts, files
+from tasks.artifacts import MODELS
 from tasks.params import Params
 from tasks.tracking import Store
 
@@ -39,7 +39,7 @@ def decide(verdicts: Mapping[str, str], metrics: Mapping[str, float], champion: 
     reasons = [
         REFUSED[verdict].format(model=model)
         for model, verdict in verdicts.items()
-        if model in models.MODELS and verdict in REFUSED
+        if model in MODELS and verdict in REFUSED
     ]
     if DISTANCE not in metrics:
         reasons.append("the Frechet pose distance could not be computed.")
@@ -56,16 +56,13 @@ def run(params: Params, root: Path) -> None:
     verdicts = files.read_json(root / "reports/memorization/memorization.json")["verdicts"]
     metrics = files.read_json(root / "reports/fidelity/fidelity.json")["metrics"]
     store = Store(params.tracking, root)
-    digests = {
-        model: hashlib.sha256((root / "artifacts" / model / models.FILE).read_bytes()).hexdigest()
-        for model in models.MODELS
-    }
+    digests = {model: artifacts.sha256(root, model) for model in MODELS}
     champion = store.champion("poses")
     rival = champion[1] if champion is not None and champion[0] != digests["poses"] else None
     decision = decide(verdicts, metrics, rival)
     aliases = ["challenger", "champion"] if decision.promote else ["challenger"]
     kept = {name: value for name, value in metrics.items() if name.startswith(DISTANCE)}
     for model, sha256 in digests.items():
-        store.register(model, root / "artifacts" / model, sha256, kept, aliases)
+        store.register(model, artifacts.folder(root, model), sha256, kept, aliases)
     with files.new_folder(root / "reports/promote") as folder:
         files.write_json(folder / "promote.json", {"promote": decision.promote, "reasons": decision.reasons})

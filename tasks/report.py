@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tasks import dataset_table, drawing, files, models, poses_table, report_text
+from tasks import artifacts, dataset_table, drawing, files, poses_table, report_text
+from tasks.artifacts import MODELS
 from tasks.ingest import Refusal, open_picture
 from tasks.params import Params
 from tasks.shards import ShardDataset
@@ -30,7 +31,7 @@ def run(params: Params, root: Path) -> None:
         pictures = {
             "kept": _kept(params, root, folder),
             "rejected": _rejected(params, root, folder),
-            "curves": [figure for model in models.MODELS for figure in _curves(root, folder, model)],
+            "curves": [figure for model in MODELS for figure in _curves(root, folder, model)],
             "samples": [
                 _figure(root / "samples/poses/grid.png", "New poses, with the category that was asked for."),
                 _figure(
@@ -104,7 +105,7 @@ def _rejected(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
 
 
 def _curves(root: Path, folder: Path, model: str) -> list[dict[str, str]]:
-    training = files.read_json(root / "artifacts" / model / "training.json")
+    training = files.read_json(artifacts.folder(root, model) / "training.json")
     images, loss = zip(*training["loss"], strict=True)
     drawing.curves(folder / f"loss-{model}.png", {"training loss": (images, loss)}, "images seen", "loss", "y")
     last = training["levels"][-1]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import files, models
+from tasks import artifacts, files
+from tasks.artifacts import MODELS
 from tasks.params import Params
 
 VERDICT_STYLES = {"CLEAN": "CLEAN", "COPIES": "COPIES"}
@@ -27,7 +27,7 @@ class Found:
 
 def gather(params: Params, root: Path) -> Found:
     """Read what the stages left."""
-    losses = {m: files.read_json(root / "artifacts" / m / "training.json")["loss"][-1][1] for m in models.MODELS}
+    losses = {m: files.read_json(artifacts.folder(root, m) / "training.json")["loss"][-1][1] for m in MODELS}
     return Found(
         extraction=files.read_json(root / "data/poses" / params.raw.part / "summary.json"),
         curation=files.read_json(root / "data/dataset/summary.json"),
@@ -140,9 +140,8 @@ def _lineage(root: Path) -> list[list[str]]:
     rows = []
     for shard in files.read_json(root / "data/shards/index.json")["shards"]:
         rows.append([f"shard {shard['name']}", f"sha256 {shard['sha256']}"])
-    for model in models.MODELS:
-        path = root / "artifacts" / model / models.FILE
-        rows.append([f"model {model}", f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"])
+    for model in MODELS:
+        rows.append([f"model {model}", f"sha256 {artifacts.sha256(root, model)}"])
         samples = root / "samples" / model / "index.json"
         for shard in files.read_json(samples)["shards"]:
             rows.append([f"samples of {model}, {shard['name']}", f"sha256 {shard['sha256']}"])

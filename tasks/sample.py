@@ -21,7 +21,7 @@ from diffusion_core.cond import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.guide import cfg
 from diffusion_core.sample import generate
-from tasks import drawing, models, shards
+from tasks import artifacts, drawing, models, shards
 from tasks.errors import DataError
 from tasks.models import Model
 from tasks.params import Params, Sample
@@ -34,7 +34,7 @@ GRID = 64  # samples in the picture
 def run(params: Params, root: Path, model: str) -> None:
     """Draw the samples of one model; pictures are conditioned on the poses that the pose model generated."""
     choice: Sample = getattr(params.sample, model)
-    trained = models.load(root / "artifacts" / model, models.device())
+    trained = models.load(artifacts.folder(root, model), models.device())
     if model == "pictures":
         source = ShardDataset(root / "samples/poses", SPLIT)
         rows = np.arange(choice.count) % len(source)

@@ -24,7 +24,8 @@ def run(params: Params, root: Path) -> None:
         def samples(split: str) -> Iterator[tuple[str, dict[str, bytes]]]:
             for i in persons.of(split):
                 picture = open_picture(raw / persons.source[i], params.extract.min_side)
-                yield persons.key[i], _members(persons, i, crop(picture, *persons.crop[i], params.shard.size))
+                x0, y0, side = persons.crop[i].tolist()
+                yield persons.key[i], _members(persons, i, crop(picture, x0, y0, side, params.shard.size))
                 bar.update()
 
         about = {

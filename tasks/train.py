@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from diffusion_core.level import sigma_level
 from diffusion_core.train import TrainConfig, Trainer, evaluate
-from tasks import checkpoint, files, launch, models, tracking
+from tasks import artifacts, checkpoint, files, launch, models, tracking
 from tasks.models import Codec, Examples, Model
 from tasks.params import Params, Pictures, Poses
 from tasks.shards import ShardDataset
@@ -203,12 +203,10 @@ class _Session:
     def _finish(self, record: tracking.Run) -> None:
         weights = self.trainer.averages["ema"].weights
         weights = {key.removeprefix("denoiser."): value for key, value in weights.items()}
-        with files.new_folder(self.root / "artifacts" / self.model.name) as folder:
+        with files.new_folder(artifacts.folder(self.root, self.model.name)) as folder:
             models.save(folder, self.model, weights, {"digest": self.digest, "images": self.trainer.nimg})
             curve = {"sigmas": SIGMAS, **self.history}
             files.write_json(folder / "training.json", curve)
-        folder = self.root / "artifacts" / self.model.name
-        model_sha256 = hashlib.sha256((folder / models.FILE).read_bytes()).hexdigest()
-        record.tag(**{"contrapposto.model_sha256": model_sha256})
-        for path in sorted(folder.iterdir()):
+        record.tag(**{"contrapposto.model_sha256": artifacts.sha256(self.root, self.model.name)})
+        for path in sorted(artifacts.folder(self.root, self.model.name).iterdir()):
             record.artifact(path, "model")

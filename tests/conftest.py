@@ -79,6 +79,12 @@ def set_command(root: Path, stage: str, command: str) -> None:
     (root / "dvc.yaml").write_text("\n".join(lines))
 
 
+def rename_stage(root: Path, stage: str, name: str) -> None:
+    """Give a stage of a workspace another name; DVC has not seen it then."""
+    graph = root / "dvc.yaml"
+    graph.write_text(graph.read_text().replace(f"\n  {stage}:", f"\n  {name}:"))
+
+
 @pytest.fixture(scope="session")
 def made_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small DVC project that was made by plain `dvc repro`: never change it, see `workspace`."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 from conftest import STAGES, dvc, ran, set_command
+from ruamel.yaml import YAML
 
 from flows import dag
 from tasks.errors import UserError
@@ -40,9 +40,9 @@ def test_order_puts_parents_first_and_leaves_out_what_no_target_needs(workspace:
 
 
 def test_order_does_not_hang_on_the_order_of_the_file(workspace: Path) -> None:
-    stages = yaml.safe_load((workspace / "dvc.yaml").read_text())["stages"]
-    backwards = {"stages": dict(reversed(stages.items()))}
-    (workspace / "dvc.yaml").write_text(yaml.safe_dump(backwards, sort_keys=False))
+    graph = YAML().load(workspace / "dvc.yaml")
+    graph["stages"] = dict(reversed(graph["stages"].items()))
+    YAML().dump(graph, workspace / "dvc.yaml")
     plan = dag.order(workspace, TARGETS)
     assert {stage.name for stage in plan} == set(STAGES)
     for number, stage in enumerate(plan):

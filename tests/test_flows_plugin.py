@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, ran, rename_stage
 
 from flows import leash
 from flows.plugin import full_name
 from flows.server import Server, settings
 
 
-def _prefect(server: Server, *arguments: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+def _prefect(server: Server, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = settings(server.home) | {"PREFECT_API_URL": server.api_url}
     command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def deployed(prefect_server: Server) -> Iterator[Server]:
-    """The server with the project's deployments on it."""
+def _deployable(folder: Path) -> None:
+    """Make a folder deployable: a deployment runs where it was deployed from, so never deploy the project itself."""
+    (folder / "flows").mkdir(parents=True)
+    for name in ("prefect.yaml", "pyproject.toml", "flows/train_poses.py"):
+        (folder / name).write_bytes((PROJECT / name).read_bytes())
+
+
+def _make_pool(name: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="contrapposto", type="process"))
-    made = _prefect(prefect_server, "deploy", "--all")
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A server with the project's deployments on it, and the folder that they were deployed from."""
+
+    server: Server
+    folder: Path
+
+    def prefect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command line of Prefect in that folder."""
+        return _prefect(self.server, self.folder, *arguments)
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    folder = tmp_path_factory.mktemp("deployed") / "project"
+    _deployable(folder)
+    _make_pool("contrapposto")
+    made = _prefect(prefect_server, folder, "deploy", "--all")
     assert made.returncode == 0, made.stdout + made.stderr
-    yield prefect_server
+    return Deployed(prefect_server, folder)
 
 
 def test_full_name() -> None:
@@ -48,10 +71,10 @@ def test_importing_prefect_with_the_plugin_prints_nothing() -> None:
     assert "read_deployment_by_name" in result.stdout
 
 
-def test_a_deployment_runs_by_its_bare_name(deployed: Server) -> None:
+def test_a_deployment_runs_by_its_bare_name(deployed: Deployed) -> None:
     from prefect.client.orchestration import get_client
 
-    made = _prefect(deployed, "deployment", "run", "train-poses", "--param", "raw=null")
+    made = deployed.prefect("deployment", "run", "train-poses", "--param", "raw=null")
     assert made.returncode == 0, made.stdout + made.stderr
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs()
@@ -62,14 +85,14 @@ def test_a_deployment_runs_by_its_bare_name(deployed: Server) -> None:
 
 
 @pytest.mark.slow
-def test_an_activated_schedule_creates_runs(deployed: Server) -> None:
+def test_an_activated_schedule_creates_runs(deployed: Deployed) -> None:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("retrain/retrain")
         (schedule,) = deployment.schedules
         assert not schedule.active and schedule.slug == "weekly"
-    assert _prefect(deployed, "deployment", "schedule", "resume", "retrain/retrain", str(schedule.id)).returncode == 0
+    assert deployed.prefect("deployment", "schedule", "resume", "retrain/retrain", str(schedule.id)).returncode == 0
     deadline = time.monotonic() + 90
     runs: list[object] = []
     with get_client(sync_client=True) as client:
@@ -80,20 +103,24 @@ def test_an_activated_schedule_creates_runs(deployed: Server) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_runs_the_deployed_flow(deployed: Server, workspace: Path) -> None:
-    (workspace / "prefect.yaml").write_text((PROJECT / "prefect.yaml").read_text())
-    (workspace / "flows").mkdir()
-    (workspace / "flows/train_poses.py").write_text((PROJECT / "flows/train_poses.py").read_text())
-    made = _prefect(deployed, "deploy", "--name", "curate", cwd=workspace)
+def test_a_worker_runs_the_deployed_flow(prefect_server: Server, workspace: Path) -> None:
+    _deployable(workspace)
+    # a pool of its own: a worker takes whatever waits in its pool
+    deployments = (workspace / "prefect.yaml").read_text()
+    (workspace / "prefect.yaml").write_text(deployments.replace("    name: contrapposto", "    name: trial"))
+    rename_stage(workspace, "curate", "shard")  # where the flow `curate` ends
+    _make_pool("trial")
+    made = _prefect(prefect_server, workspace, "deploy", "--name", "curate")
     assert made.returncode == 0, made.stdout + made.stderr
-    environment = settings(deployed.home) | {"PREFECT_API_URL": deployed.api_url}
+    environment = settings(prefect_server.home) | {"PREFECT_API_URL": prefect_server.api_url}
     with open(workspace / "worker.log", "w", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "contrapposto"]
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "trial"]
         worker = leash.start(command, workspace, environment, log)
     try:
-        made = _prefect(deployed, "deployment", "run", "curate/curate", "--watch", "--watch-timeout", "120")
+        made = _prefect(prefect_server, workspace, "deployment", "run", "curate", "--watch", "--watch-timeout", "120")
     finally:
         leash.release(worker)
-    assert made.returncode == 0, made.stdout + made.stderr + (workspace / "worker.log").read_text()
-    assert "unchanged" in (workspace / "worker.log").read_text()
-    assert os.path.exists(workspace / "poses")
+    told = (workspace / "worker.log").read_text()
+    assert made.returncode == 0, made.stdout + made.stderr + told
+    assert "[2/3] extract: unchanged" in told
+    assert ran(workspace) == ["curate"]

@@ -46,7 +46,7 @@ def _task_runs(flow_run_id: Any) -> dict[str, str]:
             if runs and all(run.state and run.state.is_final() for run in runs):
                 break
             time.sleep(0.2)
-    return {run.name: run.state_name for run in runs}
+    return {run.name: str(run.state_name) for run in runs}
 
 
 def _mlflow_runs(root: Path) -> list[Any]:
@@ -100,7 +100,7 @@ def test_a_failing_stage_ends_the_flow_with_its_sentence(
     state = _state(workspace, monkeypatch)
     assert state.is_failed()
     assert state.message == "Nobody was found."
-    assert state.result(raise_on_failure=False) == 3
+    assert state.result(raise_on_failure=False).code == 3
     states = _task_runs(state.state_details.flow_run_id)
     assert states == {"mannequin": "Skipped", "extract": "Skipped", "curate": "Failed"}
     (run,) = _mlflow_runs(workspace)
@@ -115,7 +115,7 @@ def test_wrong_parameters_fail_the_flow_with_a_sentence(
     state = _state(workspace, monkeypatch)
     assert state.is_failed()
     assert state.message.startswith("params.yaml: ")
-    assert state.result(raise_on_failure=False) == 2
+    assert state.result(raise_on_failure=False).code == 2
 
 
 def test_raw_is_written_into_params_and_mannequin_brings_back_the_default(

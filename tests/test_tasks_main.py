@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import PROJECT
+from ruamel.yaml import YAML
 
 from tasks.__main__ import main, stages
 from tasks.errors import DataError
@@ -68,6 +68,6 @@ def test_the_command_itself_imports_nothing_heavy(root: Path) -> None:
 
 
 def test_every_stage_of_the_graph_has_a_body() -> None:
-    graph = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+    graph = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
     commanded = {stage["cmd"].removeprefix("python -m tasks ").split()[0] for stage in graph.values()}
     assert commanded <= set(stages())

@@ -1,0 +1,83 @@
+"""Samples: functions of model, seed, number and condition, and of nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from workspaces import write_params, write_shards
+
+from tasks import artifacts, models, sample
+from tasks.models import Codec
+from tasks.params import load
+from tasks.shards import ShardDataset
+
+
+def _model(root: Path, name: str) -> None:
+    """An untrained model whose last layers are not zero, so that noise and conditions matter."""
+    params = load(root / "params.yaml")
+    shape = (33, 3) if name == "poses" else ()
+    model = models.build(
+        name, models.config_of(params, name), ["calm", "wild"], Codec(torch.zeros(shape), torch.ones(()))
+    )
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        key: value if value.any() else torch.randn(value.shape, generator=generator) * 0.2
+        for key, value in model.denoiser.named_parameters()
+    }
+    (root / "artifacts" / name).mkdir(parents=True)
+    models.save(root / "artifacts" / name, model, {k: v.detach() for k, v in weights.items()}, {"digest": "none"})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sample")
+    write_params(root)
+    write_shards(root)
+    for name in artifacts.MODELS:
+        _model(root, name)
+    _run(root, "poses")
+    _run(root, "pictures")
+    return root
+
+
+def _run(root: Path, name: str, **changes: object) -> ShardDataset:
+    write_params(root, **{f"sample__{name}__{key}": value for key, value in changes.items()})
+    sample.run(load(root / "params.yaml"), root, name)
+    return ShardDataset(root / "samples" / name, "samples")
+
+
+def test_batch_and_count_do_not_change_a_sample(root: Path) -> None:
+    first = _run(root, "poses")
+    reference, categories = first.pose(), [meta["category"] for meta in first.metas()]
+    assert len(np.unique(reference[:, 0, 0])) == 24
+    for change in ({"batch": 5}, {"count": 31, "batch": 31}):
+        again = _run(root, "poses", **change)
+        assert np.allclose(again.pose()[:24], reference, atol=1e-4)
+        assert [meta["category"] for meta in again.metas()][:24] == categories
+    assert not np.allclose(_run(root, "poses", seed=1).pose(), reference, atol=1e-2)
+    _run(root, "poses")
+
+
+def test_pictures_show_generated_poses_and_say_which(root: Path) -> None:
+    poses = ShardDataset(root / "samples/poses", "samples")
+    pictures = _run(root, "pictures")
+    rows = {key: i for i, key in enumerate(poses.keys)}
+    asked = [rows[meta["condition"]] for meta in pictures.metas()]
+    assert np.array_equal(pictures.pose(), poses.pose()[asked])
+    assert [meta["category"] for meta in pictures.metas()] == [poses.meta(i)["category"] for i in asked]
+    assert pictures.pictures(16).std(axis=0).mean() > 1
+    assert (root / "samples/pictures/grid.png").is_file()
+
+
+def test_guidance_changes_samples_and_one_is_no_guidance(root: Path) -> None:
+    plain = _run(root, "poses").pose()
+    assert np.array_equal(_run(root, "poses", guidance=1.0).pose(), plain)
+    assert not np.allclose(_run(root, "poses", guidance=3.0).pose(), plain, atol=1e-3)
+    _run(root, "poses")
+
+
+def test_a_model_survives_its_file(root: Path) -> None:
+    model = models.load(root / "artifacts/pictures", torch.device("cpu"))
+    assert model.categories == ["calm", "wild"] and model.shape == (3, 16, 16)
+    assert all(bool(value.any()) for value in model.denoiser.parameters())
