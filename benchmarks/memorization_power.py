@@ -24,7 +24,7 @@ from tasks.control import planted_pictures
 from tasks.copy_test import Verdict
 from tasks.views import PICTURE_BANKS, Bank, View, identity
 
-VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x)
+VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x, identity)
 SIZES = ((200, 50, 500), (500, 125, 1000), (1000, 250, 1000), (2000, 500, 2000))
 COPIED = ((0.002, 0.1), (0.01, 0.1), (0.01, 0.3), (0.02, 0.3), (0.05, 0.5))
 Cell = dict[str, float]

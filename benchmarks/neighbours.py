@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import faiss
@@ -59,9 +60,8 @@ def against_peers(base: int) -> tuple[Figures, dict[str, bool]]:
     small = {}
     for n in (1000, 10_000):
         some = rows[:n]
-        small[n] = _seconds(lambda s=some: search(queries, s, 2)) / _seconds(
-            lambda s=some: _torch_search(queries, s, 2)
-        )  # type: ignore[misc]
+        ours, theirs = partial(search, queries, some, 2), partial(_torch_search, queries, some, 2)
+        small[n] = _seconds(ours) / _seconds(theirs)
     figures = {"seconds": seconds, "first neighbour as torch's": recall, "ours over torch, small": small}
     return figures, {
         f"S2 2000 x {base} x 512 in <= {1.3 * base / 100_000:.2f} s": seconds["ours"] <= 1.3 * base / 100_000,
@@ -87,17 +87,16 @@ def pose_space(base: int) -> tuple[Figures, dict[str, bool]]:
 class Shards(Sequence[np.ndarray]):
     """Blocks made when they are asked for, as shards are read."""
 
-    def __init__(self, count: int, size: int, width: int) -> None:
-        self.count, self.size, self.width = count, size, width
+    def __init__(self, shards: int, rows: int, width: int) -> None:
+        self._shape = shards, rows, width
 
     def __len__(self) -> int:
-        return self.count
+        return self._shape[0]
 
     def __getitem__(self, i: Any) -> Any:
-        return _normal(self.size, self.width, 10 + i)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[i] for i in range(self.count))
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return _normal(self._shape[1], self._shape[2], 10 + i)
 
 
 def streaming(base: int) -> tuple[Figures, dict[str, bool]]:
@@ -122,7 +121,7 @@ def cost(base: int) -> tuple[Figures, dict[str, bool]]:
     measured, rows = {}, 1000
     while rows <= base:
         block = _normal(rows, 99, 1)
-        measured[rows] = _seconds(lambda b=block: search(queries, b, 2), 1)  # type: ignore[misc]
+        measured[rows] = _seconds(partial(search, queries, block, 2), 1)
         rows *= 10
     largest = max(measured)
     computed = {n: measured[largest] * n / largest for n in (10**6, 10**7, 10**8) if n > largest}

@@ -50,8 +50,8 @@ class Chart(NamedTuple):
 
     def straight(self, x: Tensor, slope: Tensor, level: Level, to: Level) -> Tensor:
         """x at `level` carried to `to` along the slope."""
-        distance = (self.coordinate(to) - self.coordinate(level)).to(x)
-        return self.scale(to).to(x) * (x / self.scale(level).to(x) + distance * slope)
+        scale, distance = self.scale(to), self.coordinate(to) - self.coordinate(level)
+        return (scale / self.scale(level)).to(x) * x + (scale * distance).to(x) * slope
 
 
 SIGMA = Chart(lambda l: l.a, lambda l: l.s / l.a, lambda x0, eps: eps)  # noqa: E741
@@ -83,7 +83,7 @@ def lms(order: int = 4, chart: Chart = SIGMA) -> Step:
 
     def step(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
         level, x, x0 = history[-1][:3]
-        if to.s == 0 or chart.scale(level) == 0:
+        if chart.scale(level) == 0:
             return move(x, x0, level, to)
         past = [visit for visit in history[-order:] if chart.scale(visit.level) > 0]
         here, there = chart.coordinate(level), chart.coordinate(to)

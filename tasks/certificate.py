@@ -102,7 +102,7 @@ class Certificate:
             "planted_found": self.planted_found,
         }
         for result in self.banks:
-            name = result.bank.name
+            name = result.bank.name.replace(" ", "_")
             numbers[f"{name}.intrinsic_dimension"] = result.tail.dimension
             numbers[f"{name}.tail_fits"] = float(result.tail.fits)
             numbers[f"{name}.tail_misfit"] = result.tail.misfit

@@ -15,7 +15,6 @@ bytes; it is left in `.contrapposto/extract/<part>.json`.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from tasks import files, joint_error
+from tasks import files, joint_error, machine
 from tasks.errors import DataError
 from tasks.ingest import JOINTS_SUFFIX, Refusal, Source, content_key, decode, open_regular, scan
 from tasks.params import Params
@@ -62,7 +61,7 @@ def run(params: Params, root: Path) -> None:
     job = _Job(folder, root / params.extract.model, params.extract.min_confidence, params.extract.min_side)
     sources = scan(folder)
     check(job.model)
-    workers = min(params.extract.workers or _cores(), len(sources))
+    workers = min(params.extract.workers or machine.cores(), len(sources))
     began = time.monotonic()
     refused = root / ".contrapposto/rejected" / part
     with files.new_folder(root / "data/poses" / part) as output:
@@ -183,8 +182,3 @@ def _summary(output: Path, folder: Path, looked_at: int, rejects: Counter[str]) 
 
 def _spell(rejects: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in sorted(rejects.items(), key=lambda r: (-r[1], r[0])))
-
-
-def _cores() -> int:
-    """Cores this process may use (a container may be confined to some of the machine's)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,6 +16,7 @@ from tasks import torch_fidelity_bridge as bridge
 from tasks.anatomy import bone_lengths, bone_name, sides_mixed
 from tasks.distance import frechet_estimate, frechet_needs, frechet_of, kid
 from tasks.estimate import Estimate, TooFewSamples
+from tasks.feature_cache import cached
 from tasks.files import new_folder, write_json
 from tasks.params import Params
 from tasks.precision_recall import precision_recall_density_coverage
@@ -140,10 +141,17 @@ def _picture_findings(
         reason = "fidelity.inception_weights is not given: the Inception network needs its weights file."
         found.absent |= {f"pictures.{name}": reason for name in ("fid", "kid", "inception_score")}
         return
-    network = bridge.load_inception(root / params.fidelity.inception_weights, params.fidelity.inception_sha256)
-    pools, logits = bridge.inception_features(network, pictures)
-    real_pools, _ = bridge.inception_features(network, real)
-    known_pools, _ = bridge.inception_features(network, known[: len(pictures)])
+    weights, sha256 = root / params.fidelity.inception_weights, params.fidelity.inception_sha256
+    network = bridge.load_inception(weights, sha256)
+    extractor = {**bridge.INCEPTION, "weights": sha256}
+
+    def inception(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        folder = root / ".contrapposto/features"
+        kept = cached(folder, some, extractor, lambda items: bridge.inception_features(network, items))
+        return kept["pool"], kept["logits"]
+
+    pools, logits = inception(pictures)
+    real_pools, known_pools = inception(real)[0], inception(known[: len(pictures)])[0]
     for name, features in (("", pools), ("_floor", known_pools)):
         found.add(
             f"pictures.fid{name}",

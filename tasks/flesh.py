@@ -93,10 +93,7 @@ def flesh(body: Body, parts: Skeleton) -> dict[str, Solid]:
                 "thigh": Solid(thigh.origin, shin.origin, 0.09 * g, 0.058 * g),
                 "shin": Solid(shin.origin, foot.origin, 0.058 * g, 0.038 * g),
                 "calf": Solid(
-                    shin.at(0, 0.1 * body.shin, 0.008),
-                    shin.at(0, 0.5 * body.shin, 0.012),
-                    0.056 * g,
-                    0.05 * g,
+                    shin.at(0, 0.1 * body.shin, 0.008), shin.at(0, 0.5 * body.shin, 0.012), 0.056 * g, 0.05 * g
                 ),
                 "instep": Solid(foot.at(0, 0.01, 0), foot.at(0, body.ankle - 0.13 * f, -0.3 * f), 0.15 * f, 0.13 * f),
                 "inner_sole": Solid(foot.at(*heel), foot.at(-side * 0.04 * f, *toes[1:]), heel_radius, toe_radius),
@@ -117,7 +114,7 @@ def flesh(body: Body, parts: Skeleton) -> dict[str, Solid]:
 
 
 def _loft(stations: np.ndarray, steps: int) -> list[Solid]:
-    """Round cones across a trunk, `steps` from each station to the next.
+    """Round cones that together fill a smooth band, such as the trunk: `steps` from each station to the next.
 
     `stations` [K, 3, 3] hold a left end, a right end, and the radius three times.
     """
@@ -216,11 +213,8 @@ def _hair(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, np.n
 def _features(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, np.ndarray]]:
     """Eyes, brows, ears, nose and mouth, drawn a little larger than life so that they survive a small picture."""
     h, skull = body.head, _skull(body, parts)
-    white, iris, lips = (
-        np.array([0.95, 0.95, 0.93]),
-        np.array([0.08, 0.06, 0.05]),
-        outfit.skin * np.array([0.78, 0.45, 0.45]),
-    )
+    white, iris = np.array([0.95, 0.95, 0.93]), np.array([0.08, 0.06, 0.05])
+    lips = outfit.skin * np.array([0.78, 0.45, 0.45])
     blush = outfit.skin * np.array([0.97, 0.9, 0.88])
 
     def drop(x: float, y: float, z: float, radius: float) -> Solid:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from tasks import machine
 from tasks.errors import UserError
 
 PARENT = "CONTRAPPOSTO_LAUNCHER"  # "pid:start time" of the process that called torchrun
@@ -49,7 +50,7 @@ def torchrun(arguments: Sequence[str], ranks: int, cwd: Path) -> None:
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
     command += ["--nproc-per-node", str(ranks), "-m", *arguments]
-    threads = max(1, (os.cpu_count() or 1) // ranks)
+    threads = max(1, machine.cores() // ranks)
     environment = {
         **os.environ,
         PARENT: _identity(psutil.Process()),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import colorsys
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from tasks import files
+from tasks import files, machine
 from tasks.errors import DataError
 from tasks.figure import Body, rotation
 from tasks.flesh import Outfit, dress, landmarks
@@ -47,7 +46,7 @@ def run(params: Params, root: Path) -> None:
     Raises DataError if a worker process dies.
     """
     wanted = params.mannequin
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     with files.new_folder(root / "data/raw/mannequin") as folder:
         draw_all(folder, wanted.seed, wanted.size, wanted.count, workers=cores)
 

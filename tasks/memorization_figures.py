@@ -53,8 +53,8 @@ def closest_pairs(certificate: Certificate, samples: np.ndarray, train: np.ndarr
         result = certificate.best_bank(int(i))
         scores = result.samples
         view = result.bank.views[scores.view[i]]
-        sample = view.apply(samples[i : i + 1])[0]
-        first, second = train[scores.first[i]], train[scores.second[i]]
+        sample = result.bank.aligned(view.apply(samples[i : i + 1]))[0]
+        first, second = result.bank.aligned(train[[scores.first[i], scores.second[i]]])
         _draw(axes, sample, 0, row, GENERATED)
         _draw(axes, first, 1, row, HELDOUT)
         if pictures:

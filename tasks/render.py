@@ -206,7 +206,8 @@ def _surface(
     normal = q - axis * h[:, None]
     grain = cones.grain[i]
     normal -= grain * np.einsum("ij,ij->i", normal, grain)[:, None]
-    return normal / np.sqrt(np.einsum("ij,ij->i", normal, normal))[:, None]
+    squared = np.einsum("ij,ij->i", normal, normal)
+    return normal / np.sqrt(np.maximum(squared, 1e-12))[:, None]
 
 
 def _contact_shade(depth: np.ndarray, seen: np.ndarray, rays: int) -> np.ndarray:
@@ -241,7 +242,8 @@ def _shadow(points: np.ndarray, cones: Cones, light: Light) -> np.ndarray:
     low = np.minimum(start, end).min(axis=0) - reach
     high = np.maximum(start, end).max(axis=0) + reach
     near = np.flatnonzero((u > low[0]) & (u < high[0]) & (v > low[1]) & (v < high[1]))
-    u, v, level, dimmed = u[near], v[near], level[near], open_sky[near]
+    u, v, level = u[near], v[near], level[near]
+    dimmed = np.ones(len(near), dtype=np.float32)
     for a, b, (ra, rb), top in zip(start, end, radius, height, strict=True):
         along = (b - a).tolist()
         du, dv = u - np.float32(a[0]), v - np.float32(a[1])
@@ -263,7 +265,7 @@ def _backdrop(camera: Camera, room: Room, light: Light, cones: Cones) -> np.ndar
     descent = _dot(rays, -room.up)
     with np.errstate(divide="ignore"):
         depth = np.where(descent > 1e-6, -(room.point @ room.up) / descent, np.inf)
-    # The seam between floor and wall is blended over a tenth of a metre of depth, as a rounded backdrop would be.
+    # The seam between floor and wall is blended over 0.4 m of depth, as a rounded backdrop would be.
     ground = np.clip((room.wall_distance - depth) / 0.4, 0, 1)[:, None]
     image = ground * room.floor + (1 - ground) * room.wall
     across = 2 * np.pi * (np.arange(size) + 0.5) / size
@@ -286,7 +288,7 @@ def render(cones: Cones, camera: Camera, light: Light, room: Room) -> tuple[np.n
     seen = owner >= 0
     normal = _surface(cones, camera, rays, depth, owner, seen)
     sun = np.clip((_dot(normal, light.direction) + 0.25) / 1.25, 0, 1)
-    sky = 0.85 + 0.15 * (_dot(normal, room.up))
+    sky = 0.85 + 0.15 * _dot(normal, room.up)
     brightness = (light.sun * sun + light.sky * sky) * _contact_shade(depth, seen, rays)
     figure = np.zeros((*seen.shape, 4), dtype=np.float32)
     figure[seen, :3] = np.clip(cones.colour[owner[seen]] * brightness[:, None], 0, 1)

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from tqdm import trange
 
 from tasks.errors import UserError
 
 POSE_EXTRACTOR = "contrapposto-pose99"
 POSE_FEATURES = "99"
+INCEPTION = {"name": "inception-v3-compat", "resize": "bilinear as TensorFlow 1, 299 px", "range": "uint8 0..255"}
 
 
 class _Rows(Dataset[torch.Tensor]):
@@ -136,15 +138,13 @@ def load_inception(weights: Path, sha256: str) -> torch.nn.Module:
         ) from error
 
 
-def inception_features(
-    network: torch.nn.Module, pictures: np.ndarray, batch: int = 32
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pool features float32 `[n, 2048]` and unbiased logits `[n, 1008]` of pictures uint8 `[n, h, w, 3]`."""
+def inception_features(network: torch.nn.Module, pictures: np.ndarray, batch: int = 32) -> dict[str, np.ndarray]:
+    """`pool` float32 `[n, 2048]` and unbiased `logits` `[n, 1008]` of pictures uint8 `[n, h, w, 3]`."""
     pools, logits = [], []
     with torch.no_grad():
-        for start in range(0, len(pictures), batch):
+        for start in trange(0, len(pictures), batch, desc="inception", mininterval=2):
             rows = torch.from_numpy(pictures[start : start + batch]).permute(0, 3, 1, 2)
             pool, logit = network(rows)
             pools.append(pool.numpy())
             logits.append(logit.numpy())
-    return np.concatenate(pools), np.concatenate(logits)
+    return {"pool": np.concatenate(pools), "logits": np.concatenate(logits)}

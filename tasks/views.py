@@ -34,6 +34,7 @@ class Bank:
     name: str
     views: tuple[View, ...]
     features: Callable[[np.ndarray], np.ndarray]  # items [n, ...] -> float32 [n, d]
+    aligned: Callable[[np.ndarray], np.ndarray]  # items as they are laid over each other in a figure
 
     def all_views(self, items: np.ndarray) -> np.ndarray:
         """Features of every view of every item: float32 `[v, n, d]`."""
@@ -105,6 +106,20 @@ def joints(poses: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(poses, dtype=np.float32).reshape(len(poses), -1)
 
 
+def face_forward(poses: np.ndarray) -> np.ndarray:
+    """Poses `[n, 33, 3]` turned about the vertical until hips and shoulders together point along x: yaw taken out."""
+    left, right = poses[:, [11, 23]].sum(axis=1), poses[:, [12, 24]].sum(axis=1)
+    across = left - right
+    yaw = np.arctan2(across[:, 2], across[:, 0])
+    cosine, sine = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
+    x, y, z = np.moveaxis(poses, -1, 0)
+    return np.stack([cosine * x + sine * z, y, cosine * z - sine * x], axis=-1).astype(poses.dtype)
+
+
+def _turned_joints(poses: np.ndarray) -> np.ndarray:
+    return joints(face_forward(poses))
+
+
 _AS_IS = View("as is", identity)
 _SHIFTS = tuple(
     View(f"shift {right:+d},{down:+d}", partial(shift, right, down))
@@ -112,8 +127,9 @@ _SHIFTS = tuple(
 )
 _ZOOMS = tuple(View(f"zoom out {pixels} px", partial(zoom_out, pixels)) for pixels in (1, 2, 3))
 
-GEOMETRIC = Bank("pixels", _with_mirror((_AS_IS, *_SHIFTS, *_ZOOMS), flip), pixels)
-EDGES = Bank("edges", _with_mirror((_AS_IS,), flip), edges)
-POSES = Bank("poses", _with_mirror((_AS_IS,), skeleton.mirror), joints)
+GEOMETRIC = Bank("pixels", _with_mirror((_AS_IS, *_SHIFTS, *_ZOOMS), flip), pixels, identity)
+EDGES = Bank("edges", _with_mirror((_AS_IS,), flip), edges, identity)
+POSES = Bank("poses", _with_mirror((_AS_IS,), skeleton.mirror), joints, identity)
+TURNED_POSES = Bank("turned poses", POSES.views, _turned_joints, face_forward)
 PICTURE_BANKS = (GEOMETRIC, EDGES)
-POSE_BANKS = (POSES,)
+POSE_BANKS = (POSES, TURNED_POSES)

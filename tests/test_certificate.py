@@ -8,7 +8,7 @@ from tasks.errors import DataError
 from tasks.views import Bank, View, identity
 
 LAW = Law(latent=12, width=64)
-VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x)
+VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x, identity)
 
 
 def plant(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

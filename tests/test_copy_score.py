@@ -5,8 +5,10 @@ from tasks.copy_score import null_scores, score
 from tasks.errors import DataError
 from tasks.views import POSES, Bank, View, identity
 
-PLAIN = Bank("plain", (View("as is", identity),), lambda x: x.astype(np.float32))
-BOTH_SIGNS = Bank("signs", (View("as is", identity), View("negated", np.negative)), lambda x: x.astype(np.float32))
+PLAIN = Bank("plain", (View("as is", identity),), lambda x: x.astype(np.float32), identity)
+BOTH_SIGNS = Bank(
+    "signs", (View("as is", identity), View("negated", np.negative)), lambda x: x.astype(np.float32), identity
+)
 
 
 def test_second_neighbour_is_of_another_group() -> None:

@@ -24,9 +24,7 @@ def test_a_stage_depends_on_the_code_it_imports(name: str) -> None:
     listed = sorted(path for path in stage["deps"] if is_code(path))
     needed = code_dependencies(PROJECT, stage["cmd"])
     paste = "\n".join(f"      - {path}" for path in needed)
-    assert listed == needed, (
-        f"stage {name} of dvc.yaml should list this code (see `flows.closure`):\n{paste}"
-    )
+    assert listed == needed, f"stage {name} of dvc.yaml should list this code (see `flows.closure`):\n{paste}"
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -41,7 +42,7 @@ def test_order_puts_parents_first_and_leaves_out_what_no_target_needs(workspace:
 
 def test_order_does_not_hang_on_the_order_of_the_file(workspace: Path) -> None:
     graph = YAML().load(workspace / "dvc.yaml")
-    graph["stages"] = dict(reversed(graph["stages"].items()))
+    graph["stages"] = dict(reversed(list(graph["stages"].items())))
     YAML().dump(graph, workspace / "dvc.yaml")
     plan = dag.order(workspace, TARGETS)
     assert {stage.name for stage in plan} == set(STAGES)
@@ -163,3 +164,12 @@ def test_a_lock_that_is_held_for_a_while_is_waited_for(workspace: Path, monkeypa
     finally:
         thread.join()
     assert (workspace / "dataset").exists()
+
+
+def test_push_and_pull_bring_back_what_was_lost(workspace: Path) -> None:
+    dvc(workspace, "push")
+    for lost in (".dvc/cache", "poses", "dataset", "weights", "samples", "promoted", "reports"):
+        path = workspace / lost
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    dvc(workspace, "pull")
+    assert all(dag.is_unchanged(workspace, stage) for stage in STAGES)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tasks import skeleton
-from tasks.views import EDGES, GEOMETRIC, POSES, edges, flip, shift, zoom_out
+from tasks.views import EDGES, GEOMETRIC, POSES, TURNED_POSES, edges, face_forward, flip, shift, zoom_out
 
 
 def pictures(n: int, side: int = 32, seed: int = 0) -> np.ndarray:
@@ -49,3 +49,24 @@ def test_pose_bank_knows_the_mirror_image_with_sides_swapped() -> None:
     assert distance_over_views(POSES, skeleton.mirror(pose), pose) == pytest.approx(0, abs=1e-6)
     wrong = pose * np.array([-1, 1, 1], np.float32)  # mirrored, names kept
     assert (distance_over_views(POSES, wrong, pose) > 1).all()
+
+
+def test_facing_forward_takes_out_the_yaw_and_nothing_else() -> None:
+    poses = np.random.default_rng(0).normal(size=(20, 33, 3))
+    angle = 2.0
+    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    assert face_forward(poses @ turn) == pytest.approx(face_forward(poses), abs=1e-12)
+    forward = face_forward(poses)
+    across = forward[:, [11, 23]].sum(axis=1) - forward[:, [12, 24]].sum(axis=1)
+    assert across[:, 2] == pytest.approx(0, abs=1e-12)
+    assert (across[:, 0] > 0).all()
+    between = np.linalg.norm(poses[:, 3] - poses[:, 20], axis=-1)
+    assert np.linalg.norm(forward[:, 3] - forward[:, 20], axis=-1) == pytest.approx(between)
+    assert face_forward(skeleton.mirror(forward)) == pytest.approx(skeleton.mirror(forward), abs=1e-12)
+
+
+def test_turned_bank_finds_a_pose_seen_from_elsewhere() -> None:
+    pose = np.random.default_rng(1).normal(size=(4, 33, 3)).astype(np.float32)
+    turned = pose @ np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], np.float32)
+    assert (distance_over_views(POSES, turned, pose) > 1).all()
+    assert distance_over_views(TURNED_POSES, turned, pose) == pytest.approx(0, abs=1e-5)

@@ -1,0 +1,104 @@
+"""Order of convergence on Gaussian data, exactness on one-point data, and the mean and variance laws, for every solver:
+`python -m benchmarks.convergence`."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import torch
+from torch import Tensor
+
+from benchmarks.report import finish, table
+from diffusion_core import exact, level, rng, walk
+from diffusion_core.sample import Step, sample
+from diffusion_core.step import FLOW, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
+
+SOLVERS: dict[str, Step] = {
+    "DDIM": ddim(),
+    "ancestral": ddim(1.0),
+    "Heun": heun(),
+    "flow Heun": heun(FLOW),
+    "DPM++ 2M": dpmpp_2m(),
+    "DPM++ 2M SDE": dpmpp_2m(1.0),
+    "DPM++ 3M": dpmpp_3m(),
+    "DPM++ 3M SDE": dpmpp_3m(1.0),
+    "LMS 2": lms(2),
+    "LMS 4": lms(4),
+    "UniPC 2": unipc(2),
+    "UniPC 3": unipc(3),
+}
+ORDERS = {"DDIM": 1, "Heun": 2, "DPM++ 2M": 2}  # the goals of the design; the others are reported
+
+
+def problem() -> tuple[Tensor, Tensor]:
+    """Mean and covariance of normal data in eight dimensions."""
+    basis = torch.linalg.qr(rng.normal((8,), 0, torch.arange(8)).double()).Q
+    return rng.normal((8,), 1, torch.arange(1)).double()[0], basis @ torch.diag(
+        torch.linspace(0.05, 2, 8).double()
+    ) @ basis.T
+
+
+def endpoint_error(step: Step, n: int) -> float:
+    """Mean distance from the exact flow after n steps of Karras' walk from sigma 80 to 0.002."""
+    mean, cov = problem()
+    values, basis = torch.linalg.eigh(cov)
+    x = 80 * rng.normal((8,), 2, torch.arange(64)).double()
+    steps = walk.karras(n + 1)[:-1]
+    scale = torch.sqrt((values + steps[-1].sigma ** 2) / (values + steps[0].sigma ** 2))
+    want = mean + ((x - mean) @ basis * scale) @ basis.T
+    return float((sample(exact.gaussian(mean, cov), x, steps, step, iter(())) - want).norm(dim=1).mean())
+
+
+def law_errors(step: Step, n: int = 12) -> tuple[float, float]:
+    """Largest violation of the mean and of the variance law over the visits of three walks; the noises are basis vectors."""
+    worst_mean = worst_variance = 0.0
+    for steps in (walk.karras(n), walk.uniform(level.linear(), n), walk.churn(walk.karras(n), 4.0)):
+        axes = iter(torch.eye(100, dtype=torch.float64)[1:, None])
+        x0 = torch.eye(100, dtype=torch.float64)[:1]
+        visits: list = []
+        sample(
+            lambda x, here, cond, x0=x0: x0, steps[0].corrupt(x0, next(axes)), steps, step, axes,
+            constrain=lambda x, here, noise, visits=visits: visits.append((here, x)) or x,
+        )  # fmt: skip
+        for here, x in visits:
+            worst_mean = max(worst_mean, abs(float(x[0, 0] - here.a)))
+            worst_variance = max(worst_variance, abs(float(x[0, 1:].norm() - here.s)))
+    return worst_mean, worst_variance
+
+
+def one_point_error(step: Step) -> float:
+    """Largest relative distance from the point, if the data are one point, over walks of 1 to 20 steps."""
+    point = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    worst = 0.0
+    for n in (1, 2, 5, 20):
+        noise = rng.stream((3,), n, torch.arange(8), torch.float64)
+        end = sample(exact.empirical(point), 80 * next(noise), walk.karras(n), step, noise)
+        worst = max(worst, float((end - point).norm(dim=1).max() / point.norm()))
+    return worst
+
+
+def main() -> int:
+    """Print the table and the JSON line."""
+    rows = [("solver", "order", "error at 32", "error at 512", "one point", "mean law", "variance law")]
+    figures, goals = {}, {}
+    for name, step in SOLVERS.items():
+        mean, variance = law_errors(step)
+        point = one_point_error(step)
+        figures[name] = {"one_point": point, "mean_law": mean, "variance_law": variance}
+        goals[f"{name}: exact on one point, mean and variance laws"] = max(point, mean, variance) < 1e-9
+        order, at32, at512 = "stochastic", "", ""
+        if "SDE" not in name and name != "ancestral":
+            errors = {n: endpoint_error(step, n) for n in (32, 128, 512)}
+            slope = math.log2(errors[128] / errors[512]) / 2
+            figures[name] |= {"order": slope, "error_32": errors[32], "error_512": errors[512]}
+            order, at32, at512 = f"{slope:.3f}", f"{errors[32]:.1e}", f"{errors[512]:.1e}"
+            if name in ORDERS:
+                goals[f"{name}: order {ORDERS[name]} within 0.1"] = abs(slope - ORDERS[name]) < 0.1
+        rows.append((name, order, at32, at512, f"{point:.0e}", f"{mean:.0e}", f"{variance:.0e}"))
+    print(table(rows))
+    return finish("convergence", figures, goals)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Errors of the inverse-problem methods against the exact Gaussian posterior: `python -m benchmarks.inverse`.
+
+Three problems on normal data, with the exact denoiser, so that every error is the method's: missing values (a partial pose is
+this), averages of neighbours (super-resolution), blur.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.report import finish, table
+from diffusion_core import exact, inverse, rng, walk
+from diffusion_core.denoiser import Denoiser
+from diffusion_core.level import sigma_level
+from diffusion_core.sample import sample
+from diffusion_core.step import ddim
+
+D, COUNT, NOISE = 16, 3000, 0.05
+Method = Callable[[Denoiser, Tensor, Tensor], Tensor]  # (prior's denoiser, A, y [COUNT, m]) -> samples [COUNT, D]
+
+
+def prior() -> tuple[Tensor, Tensor]:
+    """Normal data that vary smoothly along a line of D values."""
+    place = torch.arange(D, dtype=torch.float64)
+    cov = torch.exp(-((place[:, None] - place) ** 2) / 18) + 0.02 * torch.eye(D, dtype=torch.float64)
+    return torch.sin(place / 3), cov
+
+
+def problems() -> dict[str, Tensor]:
+    """The measurements' matrices, `[m, D]`."""
+    eye = torch.eye(D, dtype=torch.float64)
+    place = torch.arange(D, dtype=torch.float64)
+    blur = torch.exp(-((place[:, None] - place) ** 2) / 8)
+    return {
+        "inpainting": eye[[0, 1, 2, 5, 9, 12]],
+        "super-resolution": eye.reshape(D // 4, 4, D).mean(1),
+        "deblurring": (blur / blur.sum(1, keepdim=True))[::2],
+    }
+
+
+WALK = walk.karras(40, 0.01, 40.0)
+
+
+def run(denoiser: Denoiser, steps: list, eta: float = 1.0, constrain=None, start: Tensor | None = None) -> Tensor:
+    """Ancestral sampling from pure noise, or from `start` at the walk's first level."""
+    noise: Iterator[Tensor] = rng.stream((D,), 3, torch.arange(COUNT), torch.float64)
+    x = steps[0].s * next(noise) if start is None else start
+    with torch.no_grad():
+        return sample(denoiser, x, steps, ddim(eta), noise, constrain=constrain)
+
+
+def from_guess(denoiser: Denoiser, a: Tensor, y: Tensor) -> Tensor:
+    """CCDF: start at sigma 1 from the least-squares reconstruction, then project."""
+    steps = walk.truncate(WALK, sigma_level(torch.tensor(1.0, dtype=torch.float64)))
+    guess = prior()[0] + (y - prior()[0] @ a.T) @ torch.linalg.pinv(a).T
+    noise = rng.normal((D,), 9, torch.arange(COUNT)).double()
+    return run(denoiser, steps, constrain=inverse.project(a, y), start=steps[0].corrupt(guess, noise))
+
+
+METHODS: dict[str, Method] = {
+    "prior alone": lambda d, a, y: run(d, WALK),
+    "replacement / POCS / ILVR": lambda d, a, y: run(d, WALK, constrain=inverse.project(a, y)),
+    "RePaint, 10 times": lambda d, a, y: run(d, walk.repaint(WALK, 10), constrain=inverse.project(a, y)),
+    "CCDF": from_guess,
+    "DPS": lambda d, a, y: run(inverse.descend(d, lambda x: x @ a.T, y), WALK),
+    "MCG": lambda d, a, y: run(inverse.descend(d, lambda x: x @ a.T, y), WALK, constrain=inverse.project(a, y)),
+    "PiGDM": lambda d, a, y: run(inverse.pigdm(d, a, y, NOISE), WALK),
+    "isotropic posterior": lambda d, a, y: run(inverse.posterior(d, a, y, NOISE, inverse.normal_prior(1.0)), WALK),
+    "moment matching": lambda d, a, y: run(inverse.moment_matching(d, a, y, NOISE), WALK),
+}
+
+
+def main() -> int:
+    """Print the table (error of the mean in posterior standard deviations, relative error of the covariance)."""
+    mean, cov = prior()
+    denoiser = exact.gaussian(mean, cov)
+    rows = [("method", *(f"{name}: mean, covariance" for name in problems()))]
+    figures: dict = {}
+    for name, method in {"exact denoiser": None, **METHODS}.items():
+        cells = []
+        for problem, a in problems().items():
+            truth = mean + rng.normal((D,), 7, torch.arange(1)).double()[0] @ torch.linalg.cholesky(cov).T
+            y = truth @ a.T + NOISE * rng.normal((len(a),), 8, torch.arange(1)).double()[0]
+            gain = cov @ a.T @ torch.linalg.inv(a @ cov @ a.T + NOISE**2 * torch.eye(len(a), dtype=torch.float64))
+            mean_y, cov_y = mean + gain @ (y - a @ mean), cov - gain @ a @ cov
+            got = (
+                run(exact.gaussian(mean_y, cov_y), WALK) if method is None else method(denoiser, a, y.expand(COUNT, -1))
+            )
+            off = float((got.mean(0) - mean_y).norm() / cov_y.trace().sqrt())
+            spread = float((torch.cov(got.T) - cov_y).norm() / cov_y.norm())
+            figures[f"{name}, {problem}"] = {"mean": off, "covariance": spread}
+            cells.append(f"{off:.3f}, {spread:.3f}")
+        rows.append((name, *cells))
+    print(table(rows))
+
+    def mean_error(method: str) -> float:
+        return max(figures[f"{method}, {problem}"]["mean"] for problem in problems())
+
+    goals = {
+        "moment matching as near to the posterior's mean as the exact conditional denoiser (within 0.02)": (
+            abs(mean_error("moment matching") - mean_error("exact denoiser")) < 0.02
+        ),
+        "RePaint nearer than plain replacement": mean_error("RePaint, 10 times")
+        < mean_error("replacement / POCS / ILVR"),
+    }
+    return finish("inverse", figures, goals)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""How every benchmark ends: one JSON line with its figures, its goals and which of them were missed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def finish(benchmark: str, figures: Mapping[str, Any], goals: Mapping[str, bool]) -> int:
+    """Print the line; goals maps each goal, in words, to whether it was reached. Returns the exit code, 1 if any was missed."""
+    missed = [goal for goal, reached in goals.items() if not reached]
+    line = {"benchmark": benchmark, "figures": dict(figures), "goals": list(goals), "missed": missed}
+    print(json.dumps(line), flush=True)
+    return 1 if missed else 0
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows as text, columns aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,35 @@
+"""Step-for-step agreement with other libraries (development extras), and with stored trajectories of k-diffusion."""
+
+import pytest
+
+pytest.importorskip("azula")
+pytest.importorskip("diffusers")
+
+from benchmarks import oracles, parity
+from diffusion_core.sample import sample
+
+
+@pytest.mark.parametrize("runs", [oracles.azula_runs, oracles._sigmas, oracles._flows])
+def test_trajectories_of_other_libraries_are_reproduced(runs):
+    for run in runs():
+        ours = sample(oracles.model(), run.start, run.walk, run.step, iter(run.noise))
+        assert float((ours - run.end).abs().max()) <= run.tolerance, run.name
+
+
+@pytest.mark.slow
+def test_discrete_chains_are_reproduced():
+    for run in oracles._chains():
+        ours = sample(oracles.model(), run.start, run.walk, run.step, iter(run.noise))
+        assert float((ours - run.end).abs().max()) <= run.tolerance, run.name
+
+
+def test_stored_trajectories_of_k_diffusion_are_reproduced():
+    found = parity.golden()
+    assert len(found) == 10
+    for name, (difference, tolerance) in found.items():
+        assert difference <= tolerance, name
+
+
+def test_averages_agree_with_ema_pytorch():
+    for name, (difference, tolerance) in parity.averages().items():
+        assert difference <= tolerance, name
