@@ -50,8 +50,11 @@ class Level(NamedTuple):
         return Level(spread(self.a, x), spread(self.s, x))
 
     def rows(self, rows: slice | Tensor) -> Level:
-        """Some rows of a `[B]` level; a `[]` level is every row's."""
-        return Level(self.a[rows], self.s[rows]) if self.a.ndim else self
+        """Some rows of a `[B]` level, by a slice or by indices on any device; a `[]` level is every row's."""
+        if self.a.ndim == 0:
+            return self
+        rows = rows.to(self.a.device) if isinstance(rows, Tensor) else rows
+        return Level(self.a[rows], self.s[rows])
 
     def corrupt(self, x0: Tensor, noise: Tensor) -> Tensor:
         """a * x0 + s * noise, `[B, *S]`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core import rng
-from diffusion_core.cond import Cond, without
+from diffusion_core.cond import KEEP, Cond, without
 from diffusion_core.level import Level, Path, sigma_level
 from diffusion_core.target import Target, unit_weight
 
@@ -65,7 +65,7 @@ def geometric(low: float, high: float) -> Density:
 def among(levels: Sequence[Level]) -> Density:
     """One of the levels, each as likely."""
     table = Level(torch.stack([here.a for here in levels]), torch.stack([here.s for here in levels]))
-    return lambda u: table.rows((u * len(levels)).long().clamp(max=len(levels) - 1).cpu())
+    return lambda u: table.rows((u * len(levels)).long().clamp(max=len(levels) - 1))
 
 
 def unit(target: Target) -> Weight:
@@ -99,3 +99,27 @@ def coupled(
     With pairs (noise, what a flow makes of it) this is reflow. Liu et al. 2023 (arXiv 2209.03003), section 2.2.
     """
     return loss(denoiser, x0, level, cond["pair:noise"].to(x0), weight, without(cond, "pair:noise"))
+
+
+def self_conditioned(key: str) -> Callable[..., Tensor]:
+    """The loss of a denoiser that is shown, in half of the rows, its own first estimate as condition `key`.
+
+    No gradient flows through the first estimate. Chen et al. 2022 (arXiv 2208.04202), algorithm 1. `guide.self_condition`
+    samples.
+    """
+
+    def both(
+        denoiser: Callable[[Tensor, Level, Cond], Tensor],
+        x0: Tensor,
+        level: Level,
+        noise: Tensor,
+        weight: Weight,
+        cond: Cond,
+    ) -> Tensor:
+        with torch.no_grad():
+            first = denoiser(level.corrupt(x0, noise), level, without(cond, key))
+        shown = first.flatten(1) if key.startswith("vec:") else first
+        keep = torch.rand(len(x0), device=x0.device) < 0.5  # seeded by the training loop at every step
+        return loss(denoiser, x0, level, noise, weight, {**cond, key: shown, KEEP + key: keep})
+
+    return both

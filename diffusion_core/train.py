@@ -24,8 +24,11 @@ from diffusion_core.recipe import Recipe
 
 Data = Callable[[Tensor], tuple[Tensor, Cond]]  # indices [B] -> examples [B, *S] and their conditions
 
+# Augmentation: (examples, conditions, seed, image numbers [B]) -> the same, changed as a function of seed and image number.
+Transform = Callable[[Tensor, Cond, int, Tensor], tuple[Tensor, Cond]]
+
 # What a draw is for, folded into the seed so that the draws are unrelated.
-_ORDER, _LEVEL, _NOISE, _CONDITION, _DROPOUT, _EVALUATION = range(6)
+_ORDER, _LEVEL, _NOISE, _CONDITION, _DROPOUT, _EVALUATION, _, _TRANSFORM = range(8)  # 6 is `variance`'s
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class Diverged(ArithmeticError):
 class Trainer:
     """Trains a denoiser in place with AdamW; `averages` maps a name to the decay of a running average of the weights.
 
-    data gives the examples of indices below n. Under `torch.distributed` every rank makes the same Trainer. Raises ValueError
-    if the batch does not divide among the ranks.
+    data gives the examples of indices below n, transform augments them. Under `torch.distributed` every rank makes the same
+    Trainer. Raises ValueError if the batch does not divide among the ranks.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Trainer:
         data: Data,
         n: int,
         averages: Mapping[str, Decay] | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self.rank, self.world = (
             (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
@@ -82,6 +86,7 @@ class Trainer:
         self.recipe = recipe
         self.config = config
         self.data = data
+        self.transform = transform
         self.n = n
         self.nimg = 0
         self.learned = _learned(denoiser, recipe)
@@ -114,6 +119,8 @@ class Trainer:
         device = next(iter(self.parameters.values())).device
 
         x0, cond = self.data(examples)
+        if self.transform is not None:
+            x0, cond = self.transform(x0, cond, rng.fold(config.seed, _TRANSFORM), ids)
         x0 = x0.to(device)
         cond = to(drop(cond, config.condition_dropout, rng.fold(config.seed, _CONDITION), ids), device)
         u = self.recipe.draw(rng.fold(config.seed, _LEVEL), self.nimg, config.batch)

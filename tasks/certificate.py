@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.copy_score import Scores, null_scores, score
+from tasks.copy_score import Scores, TooFewItems, null_scores, score
 from tasks.copy_test import (
     Leak,
     SplitTest,
@@ -21,7 +21,7 @@ from tasks.copy_test import (
     proportion_interval,
     split_exchangeability,
 )
-from tasks.errors import DataError
+from tasks.estimate import check_features
 from tasks.views import Bank
 
 # Planted copies: (training items, how many, random generator) -> items
@@ -179,11 +179,17 @@ def certify(
     """The certificate of `samples` (`what` they are: "poses", "pictures") against the training and held-out items.
 
     `level`: of the verdict; `false_discovery`: rate of the list of copies; `planted`: fraction of copies planted as a
-    control. Banks and the two tests (tail, split) are joined by Bonferroni's inequality. Raises DataError if nothing
-    is held out or the training set has fewer than three groups.
+    control. Banks and the two tests (tail, split) are joined by Bonferroni's inequality. Raises TooFewItems if there are
+    no samples, nothing is held out or the training set has fewer than three groups, DataError if items are not finite.
     """
-    if not len(heldout):
-        raise DataError("nothing is held out to compare with.")
+    if not len(samples) or not len(heldout):
+        raise TooFewItems("there are no samples." if len(heldout) else "nothing is held out to compare with.")
+    for name, data in (
+        (f"Generated {what}", samples),
+        ("Training items", train.data),
+        ("Held-out items", heldout.data),
+    ):
+        check_features(name, data.reshape(len(data), -1))
     count = max(1, round(planted * len(samples)))
     copies_planted = plant(train.data, count, rng)
     names, group = np.unique(np.concatenate([train.group, heldout.group]), return_inverse=True)

@@ -19,6 +19,10 @@ SMALLEST = 1e-9  # a ratio below is as good as 0 and is set to this, so that its
 ITEMS = 256  # items whose views are in memory at once
 
 
+class TooFewItems(DataError):
+    """There is nothing to compare: no samples, nothing held out, or hardly a training set."""
+
+
 class Scores(NamedTuple):
     """One row a sample. `first`, `second`: rows of the training set; `view`: index of the nearest view."""
 
@@ -74,11 +78,11 @@ def score(
     """Copy scores of `items` `[n, ...]` against `train` `[m, ...]` whose groups are `groups` `[m]`.
 
     `own`: the group of each item, left out of its search (leave-group-out scores of the training set itself).
-    Raises DataError if the training set does not hold two groups besides an item's own.
+    Raises TooFewItems if the training set does not hold two groups besides an item's own.
     """
     enough = 2 if own is None else 3
     if len(np.unique(groups)) < enough:
-        raise DataError(f"the copy test needs {enough} groups of training items, and there are fewer.")
+        raise TooFewItems(f"the copy test needs {enough} groups of training items, and there are fewer.")
     base = bank.features(train)
     parts = []
     for start in range(0, len(items), ITEMS):

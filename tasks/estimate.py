@@ -41,10 +41,10 @@ class TooFewSamples(DataError):
 def check_features(name: str, x: np.ndarray, dimension: int | None = None) -> np.ndarray:
     """`x` `[n, d]` itself; raises DataError unless it is a matrix with rows, finite, and `dimension` wide if given."""
     if x.ndim != 2 or not len(x):
-        raise DataError(f"{name} must be a matrix with at least one row, got shape {x.shape}.")
+        raise DataError(f"{name}: a matrix with at least one row is needed, and the shape is {x.shape}.")
     if dimension is not None and x.shape[1] != dimension:
-        raise DataError(f"{name} has {x.shape[1]} features a row where {dimension} are expected.")
+        raise DataError(f"{name}: {x.shape[1]} features a row where {dimension} are expected.")
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
-        raise DataError(f"{name} has {len(bad)} rows that are not finite, the first is row {bad[0]}.")
+        raise DataError(f"{name}: {len(bad)} of {len(x)} rows are not finite, the first is row {bad[0]}.")
     return x

@@ -14,8 +14,8 @@ import numpy as np
 from tasks import memorization_figures as figures
 from tasks.certificate import Certificate, Items, Planter, certify
 from tasks.control import planted_pictures, planted_poses
+from tasks.copy_score import TooFewItems
 from tasks.copy_test import Verdict
-from tasks.errors import DataError
 from tasks.files import new_folder, write_json
 from tasks.params import Params
 from tasks.shards import ShardDataset
@@ -66,8 +66,6 @@ class Question(NamedTuple):
 def _answer(question: Question, params: Params, train: Split, folder: Path) -> dict[str, Any]:
     """The report's entry of one question, with its figures in `folder`; too little data is a verdict, too."""
     try:
-        if not len(question.samples):
-            raise DataError("there are no samples.")
         certificate = certify(
             question.what,
             question.banks,
@@ -80,7 +78,7 @@ def _answer(question: Question, params: Params, train: Split, folder: Path) -> d
             false_discovery=params.memorization.false_discovery,
             planted=params.memorization.planted,
         )
-    except DataError as error:
+    except TooFewItems as error:
         sentence = f"Nothing can be said about copied {question.what}: {error}"
         return {"verdict": Verdict.TOO_FEW.value, "sentence": sentence, "metrics": {}, "samples": []}
     closest = folder / f"{question.name}_closest.png"
@@ -99,7 +97,7 @@ def _answer(question: Question, params: Params, train: Split, folder: Path) -> d
 def run(params: Params, root: Path) -> None:
     """Certify the samples of both models against data/shards; writes memorization.json and figures.
 
-    Raises DataError if shards or samples are missing. Too little data is a verdict (TOO-FEW), not an error.
+    Raises DataError if shards or samples are missing or not finite. Too little data is a verdict (TOO-FEW), not an error.
     """
     train, heldout = load_splits(root)
     train_group, heldout_group = group_numbers(train, heldout)

@@ -1,7 +1,7 @@
 """The two models of a run, `poses` and `pictures`: their examples, their networks, and the file a trained one lives in.
 
     poses      x0 = one pose, 33 joint tokens of 3 numbers, given its category
-    pictures   x0 = one picture, 3 channels, given its category and its pose
+    pictures   x0 = one picture, 3 channels, given its category and a map of its pose
 
 `artifacts/<model>/model.safetensors` holds the averaged weights, the codec, and as JSON everything to build it again.
 """
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
@@ -27,6 +26,7 @@ from diffusion_core.recipe import Recipe
 from tasks import artifacts, checkpoint
 from tasks.errors import DataError
 from tasks.params import Params, Pictures, Poses
+from tasks.pose_map import CHANNELS, pose_map
 from tasks.shards import ShardDataset
 from tasks.skeleton import BONES, mirror
 
@@ -75,11 +75,6 @@ def category_vector(names: list[str], categories: list[str]) -> Tensor:
     return one_hot(index, len(categories)).float()
 
 
-def pose_vector(poses: np.ndarray) -> Tensor:
-    """Poses `[n, 33, 3]` as the condition of a picture, `[n, 99]` float32."""
-    return torch.from_numpy(np.ascontiguousarray(poses, np.float32)).flatten(1)
-
-
 def _pictures(dataset: ShardDataset, size: int) -> Tensor:
     return torch.from_numpy(dataset.pictures(size)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -93,8 +88,9 @@ def examples(dataset: ShardDataset, config: Poses | Pictures, categories: list[s
     cond: Cond = {"vec:category": category_vector([meta["category"] for meta in dataset.metas()], categories)}
     if isinstance(config, Pictures):
         x0 = _pictures(dataset, config.size)
-        cond["vec:pose"] = pose_vector(poses)
-        flipped, flipped_cond = x0.flip(-1), {**cond, "vec:pose": pose_vector(mirror(poses))}
+        maps = [pose_map(p, config.size, dataset.about["margin"]) for p in (poses, mirror(poses))]
+        cond["map:pose"] = maps[0]
+        flipped, flipped_cond = x0.flip(-1), {**cond, "map:pose": maps[1]}
     else:
         x0 = torch.from_numpy(poses)
         flipped, flipped_cond = torch.from_numpy(mirror(poses)), cond
@@ -113,6 +109,7 @@ class Model:
     denoiser: Preconditioned
     recipe: Recipe
     codec: Codec
+    margin: float  # around a person in its square, as the pictures were cut
     meta: dict[str, Any]
 
     @property
@@ -125,7 +122,7 @@ def network(config: Poses | Pictures, categories: int) -> nn.Module:
     """The untrained network of a model, initialised from its seed."""
     torch.manual_seed(config.seed)
     if isinstance(config, Pictures):
-        conds = {"vec:category": categories, "vec:pose": 99}
+        conds = {"vec:category": categories, "map:pose": CHANNELS}
         return PatchTransformer(
             config.size,
             config.patch,
@@ -146,16 +143,22 @@ def network(config: Poses | Pictures, categories: int) -> nn.Module:
     )
 
 
-def build(name: str, config: Poses | Pictures, categories: list[str], codec: Codec) -> Model:
+def build(name: str, config: Poses | Pictures, categories: list[str], codec: Codec, margin: float) -> Model:
     """An untrained model."""
     recipe = presets.edm(sd=DATA_SD)
     denoiser = recipe.denoiser(network(config, len(categories)))
-    return Model(name, config, categories, denoiser, recipe, codec, {})
+    return Model(name, config, categories, denoiser, recipe, codec, margin, {})
 
 
 def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write the model with these (averaged) weights into a folder."""
-    about = {"model": model.name, "config": model.config.model_dump(), "categories": model.categories, **meta}
+    about = {
+        "model": model.name,
+        "config": model.config.model_dump(),
+        "categories": model.categories,
+        "margin": model.margin,
+        **meta,
+    }
     tensors = {f"weights.{name}": value for name, value in weights.items()}
     codec = {"codec.mean": model.codec.mean, "codec.scale": model.codec.scale}
     checkpoint.save(folder / artifacts.FILE, tensors | codec, about)
@@ -167,11 +170,11 @@ def load(folder: Path, device: torch.device) -> Model:
     kinds: dict[str, Callable[..., Poses | Pictures]] = {"poses": Poses, "pictures": Pictures}
     config = kinds[meta["model"]](**meta["config"])
     codec = Codec(tensors["codec.mean"], tensors["codec.scale"])
-    model = build(meta["model"], config, meta["categories"], codec)
+    model = build(meta["model"], config, meta["categories"], codec, meta["margin"])
     weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
     model.denoiser.load_state_dict(weights, strict=False)
     model.denoiser.to(device).eval().requires_grad_(False)
-    return Model(model.name, config, model.categories, model.denoiser, model.recipe, codec, meta)
+    return Model(model.name, config, model.categories, model.denoiser, model.recipe, codec, model.margin, meta)
 
 
 def config_of(params: Params, name: str) -> Poses | Pictures:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tasks.estimate import check_features
 
-SPARE = 6  # candidates proposed beyond k, so that rounding seldom costs a certificate
+SPARES = (6, 64, 512)  # candidates proposed beyond k; more for the queries that fewer could not certify
 CHUNK = 1 << 23  # float64 numbers held at once while distances are computed again
 
 
@@ -65,38 +65,30 @@ def _norms(x: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
 
 
-def search(queries: np.ndarray, base: np.ndarray | Sequence[np.ndarray], k: int) -> Neighbours:
-    """The k nearest rows of `base` to each row of `queries` float32 `[q, d]`, exact, by Euclidean distance.
-
-    `base` is an array `[n, d]` or a sequence of such blocks (one a shard, read when indexed): one block and q x k
-    partial results are in memory at a time. Raises DataError on features that are not finite or of another width,
-    ValueError if `base` has fewer than k rows.
-    """
-    blocks: Sequence[np.ndarray] = [base] if isinstance(base, np.ndarray) else base
-    queries = np.ascontiguousarray(check_features("the queries", queries), dtype=np.float32)
-    width = queries.shape[1]
-    # Above this many queries FAISS uses BLAS, which at a width of 99 is five times as fast as its own loop; its
-    # default asks for q * d >= 128,000.
-    faiss.cvar.distance_compute_blas_threshold = 1
-
+def _propose(
+    queries: np.ndarray, blocks: Sequence[np.ndarray], k: int, spare: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k nearest among k + spare candidates a block: squared distances and indices `[q, k]`, and which queries these
+    are certain for."""
     squared = np.full((len(queries), k), np.inf)
     index = np.full((len(queries), k), -1, np.int64)
     centre: np.ndarray | None = None  # distances do not move with the origin, rounding does
-    certain = np.full(len(queries), np.inf)  # every row at a smaller squared distance has been proposed
+    proposed_below = np.full(len(queries), np.inf)  # every row at a smaller squared distance has been proposed
     offset = 0
     for source in blocks:
-        block = np.ascontiguousarray(check_features("the base", source, width), dtype=np.float32)
+        block = np.ascontiguousarray(check_features("the base", source, queries.shape[1]), dtype=np.float32)
         if centre is None:
             centre = block.mean(axis=0)
             centred_queries = queries - centre
             reach = _norms(centred_queries)
         centred = block - centre
-        proposed = min(k + SPARE, len(block))
+        proposed = min(k + spare, len(block))
         approximate, candidate = faiss.knn(centred_queries, centred, proposed)
-        # Three sums of `width` float32 products (Higham 2002, eq. 3.5) of numbers that were rounded once.
-        rounding = (width + 5) * 2.0**-24 * (reach + _norms(centred).max()) ** 2
+        # Rounding of sums of float32 products: sqrt(width) units in the last place times 8, a bound that fails with
+        # probability below 1e-13 (Higham & Mary 2019, theorem 2.4); the worst case is width units.
+        rounding = 8 * np.sqrt(queries.shape[1]) * 2.0**-24 * (reach + _norms(centred).max()) ** 2
         if proposed < len(block):
-            certain = np.minimum(certain, approximate[:, -1] - rounding)
+            proposed_below = np.minimum(proposed_below, approximate[:, -1] - rounding)
         # What is farther than the k-th candidate by more than twice the rounding is not among the k nearest.
         within = approximate <= (approximate[:, min(k, proposed) - 1] + 2 * rounding)[:, None]
         rows, columns = np.nonzero(within)
@@ -106,7 +98,29 @@ def search(queries: np.ndarray, base: np.ndarray | Sequence[np.ndarray], k: int)
         offset += len(block)
     if offset < k:
         raise ValueError(f"{k} neighbours were asked of {offset} rows")
-    doubtful = np.flatnonzero(squared[:, -1] > certain)
-    if len(doubtful):
+    return squared, index, squared[:, -1] <= proposed_below
+
+
+def search(queries: np.ndarray, base: np.ndarray | Sequence[np.ndarray], k: int) -> Neighbours:
+    """The k nearest rows of `base` to each row of `queries` float32 `[q, d]`, exact, by Euclidean distance.
+
+    `base` is an array `[n, d]` or a sequence of such blocks (one a shard, read when indexed): one block and q x k
+    partial results are in memory at a time. Raises DataError on features that are not finite or of another width,
+    ValueError if `base` has fewer than k rows.
+    """
+    blocks: Sequence[np.ndarray] = [base] if isinstance(base, np.ndarray) else base
+    queries = np.ascontiguousarray(check_features("the queries", queries), dtype=np.float32)
+    # Above this many queries FAISS uses BLAS, which at a width of 99 is five times as fast as its own loop; its
+    # default asks for q * d >= 128,000.
+    faiss.cvar.distance_compute_blas_threshold = 1
+    squared = np.empty((len(queries), k))
+    index = np.empty((len(queries), k), np.int64)
+    doubtful = np.arange(len(queries))
+    for spare in SPARES:
+        squared[doubtful], index[doubtful], certain = _propose(queries[doubtful], blocks, k, spare)
+        doubtful = doubtful[~certain]
+        if not len(doubtful):
+            break
+    else:
         squared[doubtful], index[doubtful] = _all_distances(queries[doubtful], blocks, k)
     return Neighbours(np.sqrt(squared), index)

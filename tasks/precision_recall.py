@@ -20,29 +20,26 @@ class Manifold(NamedTuple):
     coverage: float  # of real balls with a generated vector inside
 
 
-def _radii(x: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each row of `x` to its k-th nearest other row: float64 `[n]`."""
-    return search(x, x, k + 1).distance[:, k]
-
-
 def _inside(x: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many balls each row of `x` lies in (border included), and whether each ball holds a row of `x`.
+    """How many balls each row of `x` lies in (border included) `[r, n]`, and whether each ball holds a row of `x`
+    `[r, m]`, for several radii `[r, m]` of the same centres.
 
     Squared distances by matrix product in float64, blocks of BLOCK x BLOCK; memory does not grow with n x m.
     """
     squared_x = np.einsum("nd,nd->n", x, x, dtype=np.float64)
     squared_c = np.einsum("nd,nd->n", centres, centres, dtype=np.float64)
-    count = np.zeros(len(x), np.int64)
-    held = np.zeros(len(centres), bool)
+    count = np.zeros((len(radii), len(x)), np.int64)
+    held = np.zeros((len(radii), len(centres)), bool)
     for i in range(0, len(x), BLOCK):
         rows = x[i : i + BLOCK].astype(np.float64)
         for j in range(0, len(centres), BLOCK):
             columns = slice(j, j + BLOCK)
             squared = squared_x[i : i + BLOCK, None] + squared_c[None, columns]
             squared -= 2 * rows @ centres[columns].astype(np.float64).T
-            inside = squared <= (radii[columns] ** 2)[None]
-            count[i : i + BLOCK] += inside.sum(axis=1)
-            held[columns] |= inside.any(axis=0)
+            for r, radius in enumerate(radii):
+                inside = squared <= (radius[columns] ** 2)[None]
+                count[r, i : i + BLOCK] += inside.sum(axis=1)
+                held[r, columns] |= inside.any(axis=0)
     return count, held
 
 
@@ -59,9 +56,11 @@ def precision_recall_density_coverage(
     n = min(len(generated), len(real))
     if n <= max(k, k_density):
         raise TooFewSamples("precision and recall", n, max(k, k_density) + 1)
-    in_real, _ = _inside(generated, real, _radii(real, k))
-    in_generated, _ = _inside(real, generated, _radii(generated, k))
-    in_wider, covered = _inside(generated, real, _radii(real, k_density))
+    # The first neighbour of a row in its own set is the row itself.
+    to_real = search(real, real, max(k, k_density) + 1).distance
+    to_generated = search(generated, generated, k + 1).distance
+    (in_real, in_wider), (_, covered) = _inside(generated, real, to_real[:, [k, k_density]].T)
+    (in_generated,), _ = _inside(real, generated, to_generated[:, [k]].T)
     return Manifold(
         precision=float((in_real > 0).mean()),
         recall=float((in_generated > 0).mean()),

@@ -25,6 +25,7 @@ from tasks import artifacts, drawing, models, shards
 from tasks.errors import DataError
 from tasks.models import Model
 from tasks.params import Params, Sample
+from tasks.pose_map import pose_map
 from tasks.shards import ShardDataset
 
 SPLIT = "samples"
@@ -41,7 +42,8 @@ def run(params: Params, root: Path, model: str) -> None:
         metas = source.metas()
         about = [{"category": metas[i]["category"], "condition": source.keys[i]} for i in rows]
         poses = source.pose()[rows]
-        values = _draw(trained, choice, [row["category"] for row in about], models.pose_vector(poses))
+        maps = pose_map(poses, trained.shape[-1], trained.margin)
+        values = _draw(trained, choice, [row["category"] for row in about], maps)
         pictures = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         members = [
             {"png": shards.encode_png(p), "pose.npy": shards.encode_pose(q)}
@@ -77,12 +79,12 @@ def _held_out_categories(root: Path, choice: Sample) -> list[str]:
     return [pool[int(i)] for i in (u * len(pool)).long()]
 
 
-def _draw(model: Model, choice: Sample, categories: list[str], poses: Tensor | None) -> Tensor:
+def _draw(model: Model, choice: Sample, categories: list[str], maps: Tensor | None) -> Tensor:
     """Samples in data units, float32 `[count, *shape]`."""
     device = models.device()
     cond: Cond = {"vec:category": models.category_vector(categories, model.categories)}
-    if poses is not None:
-        cond["vec:pose"] = poses
+    if maps is not None:
+        cond["map:pose"] = maps
     cond = {key: value.to(device) for key, value in cond.items()}
     denoiser: Denoiser = model.denoiser if choice.guidance == 1 else cfg(model.denoiser, choice.guidance)
     ids = torch.arange(choice.count, device=device)

@@ -32,6 +32,7 @@ def run(params: Params, root: Path) -> None:
             "categories": sorted(set(persons.category)),
             "part": params.raw.part,
             "size": params.shard.size,
+            "margin": params.curate.margin,
         }
         shards.write(
             root / "data/shards",

@@ -63,7 +63,7 @@ def _train(params: Params, root: Path, name: str, config: Poses | Pictures) -> N
     categories: list[str] = train.about["categories"]
     raw = models.examples(train, config, categories, mirrored=config.mirror)
     codec = Codec.fit(raw.x0, per_coordinate=name == "poses")
-    model = models.build(name, config, categories, codec)
+    model = models.build(name, config, categories, codec, train.about["margin"])
     model.denoiser.to(models.device())
     examples = Examples(codec.encode(raw.x0), raw.cond)
     trainer = Trainer(

@@ -214,6 +214,21 @@ def test_self_conditioning_shows_the_first_estimate():
     assert seen[0] is None and seen[1].tolist() == [[5, 5]] and out.flatten().tolist() == [1, 1]
 
 
+def test_self_conditioned_training_shows_half_of_the_rows_their_estimate():
+    x0, noise = torch.randn(2, 4000, 2, generator=torch.Generator().manual_seed(0))
+    here = sigma_level(torch.ones(4000))
+    shown = []
+
+    def denoise(x, at, cond):
+        shown.append(cond)
+        return x / 2
+
+    value = objective.self_conditioned("vec:self")(denoise, x0, here, noise, lambda at: torch.ones(4000), {})
+    assert shown[0] == {} and torch.equal(shown[1]["vec:self"], (x0 + noise) / 2)
+    assert abs(float(shown[1]["keep:vec:self"].float().mean()) - 0.5) < 0.04
+    torch.testing.assert_close(value, ((x0 + noise) / 2 - x0).square().mean(1))
+
+
 # The flow as an ODE
 
 

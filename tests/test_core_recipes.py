@@ -71,6 +71,21 @@ def test_recipe_learns_the_mixture_and_samples_it(name):
     assert distance < 0.12, distance  # two sets of data are at about 0.04, a normal as wide as the data at 0.16
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_learns_digits(name):
+    """Half way between noise and data it is soon nearly as good as the best linear denoiser, on digits it has not seen."""
+    digits = torch.from_numpy(pytest.importorskip("sklearn.datasets").load_digits().data).float() / 8 - 1
+    digits = digits[torch.argsort(rng.bits(0, torch.arange(len(digits)), 1)[:, 0])]
+    known, held = digits[:1400], digits[1400:]
+    net = MLP(64, width=256, depth=3, out=128 if name == "iddpm" else None)
+    model = train(RECIPES[name](), 300, data=lambda i: (known[i % 1400], {}), net=net).averaged()
+    here = sigma_level(torch.tensor([0.6], dtype=torch.float64))
+    linear = exact.gaussian(known.mean(0), torch.cov(known.T) + 1e-4 * torch.eye(64))
+    ours, best, zero = (float(evaluate(d, held, {}, here)) for d in (model, linear, lambda x, at, cond: 0 * x))
+    assert ours < 1.4 * best < 0.3 * zero, (ours, best, zero)
+
+
 def test_a_normal_is_farther_than_the_recipes():
     normal = mixture.SD * rng.normal((2,), 0, torch.arange(1000))
     assert mixture.sliced_w2(normal, mixture.draw(5, torch.arange(1000))) > 0.15

@@ -130,6 +130,22 @@ def test_divergence_names_the_examples():
     assert all(value.isfinite().all() for value in trainer.parameters.values())
 
 
+def test_augmentation_is_a_function_of_the_image_number():
+    calls = []
+
+    def transform(x0, cond, seed, ids):
+        calls.append(ids.tolist())
+        return -x0, {"vec:sign": 1 - cond["vec:sign"]}
+
+    one, plain = make(), make()
+    one.transform = transform
+    mirrored = make(source=lambda i: (-POINTS[i], {"vec:sign": 1 - data(i)[1]["vec:sign"]}))
+    for _ in range(2):
+        losses = one.step().losses
+        assert torch.equal(losses, mirrored.step().losses) and not torch.equal(losses, plain.step().losses)
+    assert calls == [list(range(32)), list(range(32, 64))]
+
+
 def test_learning_rate_warms_up_on_the_image_clock():
     trainer = make(TrainConfig(images=1000, batch=10, learning_rate=1.0, warmup_images=40))
     rates = []

@@ -71,7 +71,7 @@ def test_too_few_samples_are_refused_and_told_how_many_are_needed() -> None:
     assert error.value.needed == 40
     with pytest.raises(TooFewSamples):
         kid(law(19, 20, 0), law(100, 20, 1))
-    with pytest.raises(DataError, match="has 19 features a row where 20"):
+    with pytest.raises(DataError, match="19 features a row where 20"):
         kid(law(30, 20, 0), law(30, 19, 1))
 
 

@@ -1,11 +1,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from evaluation_workspace import make
+from evaluation_workspace import make, poses
 from PIL import Image
 
-from tasks import explain, memorization
+from tasks import explain, memorization, shards
 from tasks.errors import DataError, UserError
 from tasks.params import Params, load
 
@@ -54,7 +55,7 @@ def test_clean_samples_and_copies_are_told_apart(
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "test", "samples"), [(15, 3, 2, 20), (2, 1, 1, 5), (15, 0, 0, 5), (15, 3, 2, 0)]
+    ("train", "val", "test", "samples"), [(15, 3, 2, 20), (2, 1, 1, 5), (15, 0, 0, 5), (15, 3, 2, 1), (15, 3, 2, 0)]
 )
 def test_too_little_data_is_a_verdict(
     tmp_path: Path, params: Params, train: int, val: int, test: int, samples: int
@@ -79,3 +80,17 @@ def test_missing_samples_are_the_users_to_mend(tmp_path: Path, params: Params) -
     with pytest.raises(DataError, match="not a shard folder"):
         memorization.run(params, tmp_path)
     assert not (tmp_path / "reports").exists()
+
+
+def test_samples_that_are_not_finite_are_an_error_not_a_verdict(tmp_path: Path, params: Params) -> None:
+    make(tmp_path, 15, 3, 2, 5, 5)
+    broken = poses(5, 0)
+    broken[3, 7, 1] = np.nan
+    rows = [
+        (f"p{i}", {"pose.npy": shards.encode_pose(pose), "json": shards.encode_json({"category": "stand"})})
+        for i, pose in enumerate(broken)
+    ]
+    shards.write(tmp_path / "samples/poses", {"samples": rows}, 10, {})
+    with pytest.raises(DataError, match="Generated poses: 1 of 5 rows are not finite, the first is row 3"):
+        memorization.run(params, tmp_path)
+    assert not (tmp_path / "reports/memorization").exists()

@@ -19,7 +19,7 @@ def test_merged_shards_equal_one_pass() -> None:
 def test_features_that_are_not_finite_are_refused_with_their_row() -> None:
     x = np.zeros((5, 3))
     x[3, 1] = np.nan
-    with pytest.raises(DataError, match="1 rows that are not finite, the first is row 3"):
+    with pytest.raises(DataError, match="1 of 5 rows are not finite, the first is row 3"):
         Moments.of(x)
     with pytest.raises(DataError, match="at least one row"):
         Moments.of(np.zeros((0, 3)))

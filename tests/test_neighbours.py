@@ -70,8 +70,8 @@ def test_refuses_what_it_cannot_answer() -> None:
     x = normal(5, 3, 0)
     with pytest.raises(ValueError, match="6 neighbours were asked of 5 rows"):
         search(x, x, 6)
-    with pytest.raises(DataError, match="the base has 2 features a row where 3"):
+    with pytest.raises(DataError, match="the base: 2 features a row where 3"):
         search(x, x[:, :2], 1)
     x[2, 0] = np.inf
-    with pytest.raises(DataError, match="the queries has 1 rows that are not finite"):
+    with pytest.raises(DataError, match="the queries: 1 of 5 rows are not finite"):
         search(x, x, 1)

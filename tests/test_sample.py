@@ -18,7 +18,7 @@ def _model(root: Path, name: str) -> None:
     params = load(root / "params.yaml")
     shape = (33, 3) if name == "poses" else ()
     model = models.build(
-        name, models.config_of(params, name), ["calm", "wild"], Codec(torch.zeros(shape), torch.ones(()))
+        name, models.config_of(params, name), ["calm", "wild"], Codec(torch.zeros(shape), torch.ones(())), 0.08
     )
     generator = torch.Generator().manual_seed(0)
     weights = {

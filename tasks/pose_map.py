@@ -1,0 +1,53 @@
+"""A pose drawn as soft bones on the square that its picture is cut to: where in the picture each limb is to appear.
+
+The square is found from the pose by the rule that cuts the pictures (`crop.square`), so that a generated pose, which has
+no picture, gets the map that it would have had.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.crop import square
+
+# One channel each: the left and the right arm and leg, trunk, head (end points at nose and ears).
+PARTS: tuple[tuple[tuple[int, int], ...], ...] = (
+    ((11, 13), (13, 15), (15, 19)),
+    ((12, 14), (14, 16), (16, 20)),
+    ((23, 25), (25, 27), (27, 31)),
+    ((24, 26), (26, 28), (28, 32)),
+    ((11, 12), (12, 24), (24, 23), (23, 11)),
+    ((0, 7), (0, 8), (9, 10)),
+)
+CHANNELS = len(PARTS)
+WIDTH = 0.03  # standard deviation of a bone's profile, in parts of the square's side
+FINE = 1000  # `square` works in whole pixels: a torso is this many
+
+
+def pose_map(poses: np.ndarray, size: int, margin: float) -> Tensor:
+    """Maps float32 `[n, CHANNELS, size, size]` in 0..1 of poses `[n, 33, 3]` (torso = 1).
+
+    A channel is exp(-d^2 / 2 w^2) with d the distance to the nearest bone of its part, as seen from the front, and w WIDTH.
+    """
+    flat = poses[..., :2].astype(np.float64) * FINE
+    boxes = np.array([square(pose, margin) for pose in flat], np.float64).reshape(-1, 3)
+    points = torch.from_numpy((flat - boxes[:, None, :2]) / boxes[:, None, 2:]).float()  # 0..1 over the square
+    centres = (torch.arange(size) + 0.5) / size
+    pixels = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1)  # [size, size, 2]: x, y
+    out = torch.empty(len(poses), CHANNELS, size, size)
+    for channel, bones in enumerate(PARTS):
+        nearest = torch.full((len(poses), size, size), torch.inf)
+        for a, b in bones:
+            nearest = torch.minimum(nearest, _squared_distance(pixels, points[:, a], points[:, b]))
+        out[:, channel] = torch.exp(-nearest / (2 * WIDTH**2))
+    return out
+
+
+def _squared_distance(pixels: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Squared distance `[n, H, W]` from pixels `[H, W, 2]` to the segments from a `[n, 2]` to b `[n, 2]`."""
+    a, b = a[:, None, None], b[:, None, None]
+    along, offset = b - a, pixels - a
+    share = ((offset * along).sum(-1) / along.square().sum(-1).clamp(min=1e-12)).clamp(0, 1)
+    return (offset - share[..., None] * along).square().sum(-1)

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from workspaces import PROJECT, write_params
+
+from tasks import adherence, mannequin, shards, skeleton
+from tasks.files import read_json
+from tasks.params import load
+
+MODEL = PROJECT / "models/pose_landmarker_full.task"
+
+
+def figures(indices: range) -> tuple[np.ndarray, np.ndarray]:
+    """Mannequin pictures uint8 `[n, 160, 160, 3]` and their true poses, normalised."""
+    drawn = [mannequin.picture(seed=0, index=index, size=160) for index in indices]
+    world = np.array([some.truth["world"] for some in drawn])
+    return np.stack([some.image for some in drawn]), skeleton.normalise(world).astype(np.float32)
+
+
+def test_poses_are_read_from_pictures_and_nobody_from_an_empty_one() -> None:
+    pictures, poses = figures(range(5))
+    pictures[4] = 128
+    read = adherence.read_poses(pictures, MODEL, 0.5, workers=1)
+    assert np.isnan(read[4]).all()
+    found = adherence.metrics("x", read, poses)
+    assert found["x.found"] == pytest.approx(0.8)
+    assert found["x.joint_error"] < 0.3 < found["x.joint_error_chance"]
+    assert adherence.metrics("x", read[4:], poses[4:]) == {"x.found": 0.0}
+
+
+def test_the_stage_compares_with_the_floor(tmp_path: Path) -> None:
+    params = load(write_params(tmp_path, extract__model=str(MODEL), extract__workers=1))
+    pictures, poses = figures(range(6))
+
+    def rows(some: slice, prefix: str, asked: np.ndarray) -> list:
+        return [
+            (
+                f"{prefix}{i}",
+                {
+                    "png": shards.encode_png(picture),
+                    "pose.npy": shards.encode_pose(pose),
+                    "json": shards.encode_json({"category": "any", "group": f"{prefix}{i}"}),
+                },
+            )
+            for i, (picture, pose) in enumerate(zip(pictures[some], asked[some], strict=True))
+        ]
+
+    first, last = slice(0, 3), slice(3, 6)
+    splits = {"train": [], "val": rows(last, "v", poses), "test": []}
+    shards.write(tmp_path / "data/shards", splits, 10, {})
+    wrong = np.roll(poses, 1, axis=0)  # these pictures do not show what was asked for
+    shards.write(tmp_path / "samples/pictures", {"samples": rows(first, "s", wrong)}, 10, {})
+    adherence.run(params, tmp_path)
+    found = read_json(tmp_path / "reports/adherence/adherence.json")["metrics"]
+    assert found["floor.joint_error"] < 0.3
+    assert found["pictures.joint_error"] > 2 * found["floor.joint_error"]
+    assert (tmp_path / "reports/adherence/adherence.png").stat().st_size > 1000
