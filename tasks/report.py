@@ -75,10 +75,10 @@ def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
         tiles.append(drawing.fit(drawing.draw_landmarks(picture, points), TILE))
         captions.append(persons.category[i])
     sheet = drawing.sheet(tiles, 8, captions)
-    crops = [drawing.fit(train.picture(i), TILE) for i in _spread(len(train), SHOWN)]
+    crops = [train.picture(i) for i in _spread(len(train), SHOWN)]
     return [
         _drawn(folder / "kept.png", sheet, "Some of those kept, with the landmarks that were read."),
-        _drawn(folder / "crops.png", drawing.sheet(crops, 8), "Some of the square crops in the training shards."),
+        _drawn(folder / "crops.png", drawing.sheet(crops, 12), "Some of the square crops in the training shards."),
     ]
 
 

@@ -10,6 +10,18 @@ from tasks import artifacts, files
 from tasks.artifacts import MODELS
 from tasks.params import Params
 
+ERRORS = {  # how `joint_error` names them, and in words
+    "persons": "persons measured",
+    "pixels_mean": "error of the 12 limb joints in the picture, mean, pixels",
+    "pixels_median": "the same, median",
+    "torsos_mean": "the same in torso lengths, mean",
+    "torsos_median": "the same in torso lengths, median",
+    "within_0.2": "joints within 0.2 torso lengths (PCK)",
+    "within_0.5": "joints within 0.5 torso lengths (PCK)",
+    "swapped": "persons whose left was read as right",
+    "metres_mean": "error in space after scaling, mean, metres",
+    "metres_median": "the same, median",
+}
 VERDICT_STYLES = {"CLEAN": "CLEAN", "COPIES": "COPIES"}
 
 
@@ -112,7 +124,7 @@ def sections(params: Params, root: Path, found: Found) -> dict[str, Any]:
         "persons_kept": found.curation["persons_kept"],
         "cards": cards,
         "funnel": _funnel(found),
-        "accuracy": [[key.replace("_", " "), number(value)] for key, value in error.items()],
+        "accuracy": [[words, number(error[key])] for key, words in ERRORS.items() if key in error],
         "verdicts": [
             {"model": model.replace("_", " "), "verdict": entry["verdict"], "sentence": entry["sentence"],
              "style": VERDICT_STYLES.get(entry["verdict"], "unsure")}
