@@ -26,7 +26,7 @@ from tasks.shards import ShardDataset
 
 # Where the denoising loss is watched, in the network's units (data have standard deviation 0.5).
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-WATCHED = 256  # examples of each split in that watch
+WATCHED = 128  # examples of each split in that watch
 POINTS = 4  # points of the loss curve a checkpoint
 
 

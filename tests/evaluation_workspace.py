@@ -81,7 +81,7 @@ def make(
     sets = {"train": poses(train, 1), "val": poses(val, 2), "test": poses(test, 3)}
     drawn = {name: np.stack([picture(p, rng) for p in some]) for name, some in sets.items()}
     rows = {name: _rows(name, some, drawn[name]) for name, some in sets.items()}
-    shards.write(root / "data/shards", rows, 1000, {"categories": ["stand"]})
+    shards.write(root / "data/shards", rows, 1000, {"categories": ["stand"], "margin": 0.15})
     new = poses(sampled_poses, 4)
     new[:copied] = sets["train"][:copied] + rng.normal(0, 0.001, (copied, 33, 3))
     shards.write(root / "samples/poses", {"samples": _rows("pose", new, None)}, 1000, {})

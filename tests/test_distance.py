@@ -44,6 +44,7 @@ def test_form_for_few_samples_agrees_with_the_form_for_many() -> None:
     assert frechet_of(x, y) == pytest.approx(frechet(Moments.of(x), Moments.of(y)), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
 def test_flat_directions_are_no_obstacle() -> None:
     x, y = law(200, 6, 1), law(200, 6, 2)
     flat = [np.hstack([s, np.zeros((200, 2)), s[:, :1]]) for s in (x, y)]

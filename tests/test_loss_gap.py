@@ -1,11 +1,20 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from evaluation_workspace import make
 from scipy.stats import mannwhitneyu
+from workspaces import write_params
 
 from diffusion_core.cond import Cond
 from diffusion_core.level import Level
+from tasks import artifacts, loss_gap, models
+from tasks.files import read_json
 from tasks.loss_gap import auc, gaps, losses
+from tasks.models import Codec
+from tasks.params import load
+from tasks.shards import ShardDataset
 
 
 def test_auc_is_the_mann_whitney_statistic_with_ties() -> None:
@@ -52,3 +61,24 @@ def test_a_denoiser_that_has_memorized_is_found_at_small_noise() -> None:
     assert found[0].alarming
     assert found[1].low < 0.5 < found[1].high
     assert not found[1].alarming
+
+
+def test_the_stage_says_that_an_untrained_model_knows_nothing(tmp_path: Path) -> None:
+    make(tmp_path, 40, 12, 8, 1, 1)
+    params = load(write_params(tmp_path))
+    about = ShardDataset(tmp_path / "data/shards", "train").about
+    for name in artifacts.MODELS:
+        config = models.config_of(params, name)
+        seen = models.examples(ShardDataset(tmp_path / "data/shards", "train"), config, ["stand"], mirrored=False)
+        codec = Codec.fit(seen.x0, per_coordinate=name == "poses")
+        model = models.build(name, config, ["stand"], codec, about["margin"])
+        folder = tmp_path / "artifacts" / name
+        folder.mkdir(parents=True)
+        models.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "0"})
+    loss_gap.run(params, tmp_path)
+    found = read_json(tmp_path / "reports/loss_gap/loss_gap.json")
+    for entry in found["models"].values():
+        assert not entry["alarm"]
+        assert entry["sentence"].startswith("The model does not know its training examples")
+        assert len(entry["levels"]) == len(loss_gap.SIGMAS)
+    assert (tmp_path / "reports/loss_gap/loss_gap.png").is_file()

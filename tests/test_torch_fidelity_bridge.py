@@ -60,6 +60,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_weights_that_are_not_weights_are_refused_and_never_executed(tmp_path: Path) -> None:
     weights, mark = tmp_path / "weights.pth", tmp_path / "mark"
     with pytest.raises(UserError, match=r"weights.pth does not exist"):
