@@ -3,6 +3,8 @@
 .PHONY: help setup train-poses test test-all lint ui clean
 
 PYTHON ?= python3
+# test files run at a time
+JOBS ?= 2
 BIN := .venv/bin
 UV := 0.13.8
 # DVC runs `python -m tasks ...`; this is the python it finds.
@@ -32,10 +34,10 @@ train-poses: setup
 	@$(BIN)/python -m flows train-poses $(if $(RAW),--raw '$(RAW)')
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 test-all: setup
-	$(BIN)/python -m pytest -m 'not gpu or gpu' --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'slow or not slow' --timeout 3600
 
 lint: setup
 	$(BIN)/ruff check .
