@@ -40,6 +40,14 @@ def run(params: Params, root: Path) -> None:
                 ),
             ],
             "neighbours": _neighbours(root),
+            "loss_gap": _figures(
+                root / "reports/loss_gap",
+                "How well training and held-out examples are told apart by their loss, per noise level.",
+            ),
+            "adherence": _figures(
+                root / "reports/adherence",
+                "Generated pictures, the pose that was asked for and the one that is read in them.",
+            ),
         }
         page = Environment(loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined)
         html = page.get_template("report.html").render(**report_text.sections(params, root, found), **pictures)
@@ -49,6 +57,10 @@ def run(params: Params, root: Path) -> None:
 
 def _figure(path: Path, caption: str) -> dict[str, str]:
     return {"data": base64.b64encode(path.read_bytes()).decode(), "caption": caption}
+
+
+def _figures(folder: Path, caption: str) -> list[dict[str, str]]:
+    return [_figure(path, caption) for path in sorted(folder.glob("*.png"))]
 
 
 def _drawn(path: Path, picture: np.ndarray, caption: str) -> dict[str, str]:

@@ -33,6 +33,8 @@ class Found:
     curation: dict[str, Any]
     losses: dict[str, float]  # model -> last training loss
     memorization: dict[str, Any]
+    loss_gap: dict[str, Any]
+    adherence: dict[str, Any]
     fidelity: dict[str, Any]
     promotion: dict[str, Any]
 
@@ -45,6 +47,8 @@ def gather(params: Params, root: Path) -> Found:
         curation=files.read_json(root / "data/dataset/summary.json"),
         losses=losses,
         memorization=files.read_json(root / "reports/memorization/memorization.json"),
+        loss_gap=files.read_json(root / "reports/loss_gap/loss_gap.json"),
+        adherence=files.read_json(root / "reports/adherence/adherence.json"),
         fidelity=files.read_json(root / "reports/fidelity/fidelity.json"),
         promotion=files.read_json(root / "reports/promote/promote.json"),
     )
@@ -93,6 +97,8 @@ def summary(found: Found) -> dict[str, Any]:
         **{f"data.rejects.{reason}": count for reason, count in rejects.items()},
         **{f"extraction.{key}": value for key, value in found.extraction.get("joint_error", {}).items()},
         **{f"training.{model}.loss": loss for model, loss in found.losses.items()},
+        **{f"memorization.{key}": value for key, value in found.loss_gap["metrics"].items()},
+        **{f"adherence.{key}": value for key, value in found.adherence["metrics"].items()},
         **{f"fidelity.{key}": value for key, value in found.fidelity["metrics"].items()},
         **{f"memorization.{key}": value for key, value in found.memorization["metrics"].items()},
     }
@@ -130,7 +136,12 @@ def sections(params: Params, root: Path, found: Found) -> dict[str, Any]:
              "style": VERDICT_STYLES.get(entry["verdict"], "unsure")}
             for model, entry in verdicts.items()
         ],
-        "metrics": [[key, number(value)] for key, value in sorted(found.fidelity["metrics"].items())],
+        "gaps": [[model, entry["sentence"]] for model, entry in found.loss_gap["models"].items()],
+        "metrics": [
+            [f"{stage}{key}", number(value)]
+            for stage, entry in (("", found.fidelity), ("adherence.", found.adherence))
+            for key, value in sorted(entry["metrics"].items())
+        ],
         "absent": sorted(found.fidelity["absent"].items()),
         "lineage": _lineage(root),
     }  # fmt: skip

@@ -18,7 +18,7 @@ from tasks.params import set_value
 
 STAGES = {
     "mannequin", "extract", "curate", "shard", "train_poses", "train_pictures", "sample_poses", "sample_pictures",
-    "memorization", "fidelity", "promote", "report",
+    "memorization", "loss_gap", "adherence", "fidelity", "promote", "report",
 }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_a_changed_parameter_reruns_its_stage_and_those_below(finished: Path) ->
     before = _hashes(finished)
     output = _flow(finished)
     done = {name for name in STAGES if f"{name}: done in" in output}
-    assert done == {"sample_pictures", "memorization", "fidelity", "promote", "report"}
+    assert done == {"sample_pictures", "memorization", "adherence", "fidelity", "promote", "report"}
     changed = {path for path, digest in _hashes(finished).items() if before[path] != digest}
     assert "samples/pictures" in changed and "samples/poses" not in changed and "data/shards" not in changed
 

@@ -81,7 +81,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     data = bytearray(tar.read_bytes())
     data[600] ^= 1
     tar.write_bytes(data)
-    with pytest.raises(DataError, match="train-000001.tar is damaged"):
+    with pytest.raises(DataError, match=r"train-000001\.tar is damaged"):
         ShardDataset(tmp_path / "s", "train").verify()
     tar.write_bytes(data[:-10])
     with pytest.raises(DataError, match="does not match its index"):
