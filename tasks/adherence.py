@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tasks import drawing, machine, skeleton
+from tasks.choose import evenly
 from tasks.errors import UserError
 from tasks.files import new_folder, write_json
 from tasks.params import Params
@@ -115,11 +116,13 @@ def run(params: Params, root: Path) -> None:
     with new_folder(root / "reports/adherence") as folder:
         if len(samples):
             size = samples.picture(0).shape[0]
-            pictures, asked = samples.pictures(size)[:MOST], samples.pose()[:MOST]
+            rows = evenly(len(samples), MOST)
+            pictures, asked = samples.pictures(size)[rows], samples.pose()[rows]
             seen = read(pictures)
             numbers |= metrics("pictures", seen, asked)
             _figure(pictures, asked, seen, folder / "adherence.png")
             heldout = load_splits(root)[1]
             if len(heldout):
-                numbers |= metrics("floor", read(heldout.bytes(size)[:MOST]), heldout.poses()[:MOST])
+                rows = evenly(len(heldout), MOST)
+                numbers |= metrics("floor", read(heldout.bytes(size)[rows]), heldout.poses()[rows])
         write_json(folder / "adherence.json", {"metrics": numbers})

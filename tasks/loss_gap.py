@@ -29,7 +29,7 @@ from tasks.shards import ShardDataset
 
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # in the network's units, where data have standard deviation 0.5
 DRAWS = 4  # of the noise, for each example and level
-MOST = 512  # examples of each set
+MOST = 256  # examples of each set
 BATCH = 256
 ALARM = 0.55  # an AUC whose whole interval lies above is a model that knows its training set
 
@@ -108,8 +108,10 @@ def of_model(root: Path, name: str) -> list[LevelGap]:
         found = [models.examples(part, model.config, model.categories, mirrored=False) for part in parts if len(part)]
         if sum(map(len, found)) < 2:
             return []
-        x0 = model.codec.encode(torch.cat([part.x0 for part in found]))[:MOST].to(models.device())
-        cond = {key: torch.cat([part.cond[key] for part in found])[:MOST].to(x0.device) for key in found[0].cond}
+        cond = {key: torch.cat([part.cond[key] for part in found]) for key in found[0].cond}
+        chosen = models.Examples(model.codec.encode(torch.cat([part.x0 for part in found])), cond).some(MOST)
+        x0 = chosen.x0.to(models.device())
+        cond = {key: value.to(x0.device) for key, value in chosen.cond.items()}
         table.append(losses(model.denoiser, x0, cond, SIGMAS))
     return gaps(SIGMAS, *table)
 

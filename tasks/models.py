@@ -24,6 +24,7 @@ from diffusion_core.nets.patch_transformer import PatchTransformer
 from diffusion_core.nets.pose_transformer import PoseTransformer
 from diffusion_core.recipe import Recipe
 from tasks import artifacts, checkpoint
+from tasks.choose import evenly
 from tasks.errors import DataError
 from tasks.params import Params, Pictures, Poses
 from tasks.pose_map import CHANNELS, pose_map
@@ -42,6 +43,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.x0)
+
+    def some(self, count: int) -> Examples:
+        """At most `count` of them, from all over the split."""
+        rows = torch.tensor(evenly(len(self), count), dtype=torch.int64)
+        return Examples(self.x0[rows], {key: value[rows] for key, value in self.cond.items()})
 
 
 @dataclass(frozen=True)

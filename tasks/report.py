@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tasks import artifacts, dataset_table, drawing, files, poses_table, report_text
 from tasks.artifacts import MODELS
+from tasks.choose import evenly
 from tasks.ingest import Refusal, open_picture
 from tasks.params import Params
 from tasks.shards import ShardDataset
@@ -68,11 +69,6 @@ def _drawn(path: Path, picture: np.ndarray, caption: str) -> dict[str, str]:
     return _figure(path, caption)
 
 
-def _spread(n: int, count: int) -> list[int]:
-    """At most `count` of 0..n-1, evenly spaced."""
-    return sorted({int(i) for i in np.linspace(0, n - 1, min(n, count))}) if n else []
-
-
 def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     """Kept persons: the picture as it came with the landmarks found on it, and the crop that the models see."""
     found = poses_table.read_poses(root / "data/poses" / params.raw.part)
@@ -80,14 +76,14 @@ def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     row = {key: i for i, key in enumerate(found.key)}
     train = ShardDataset(root / "data/shards", "train")
     tiles, captions = [], []
-    for i in _spread(len(persons), SHOWN):
+    for i in evenly(len(persons), SHOWN):
         picture = open_picture(root / params.raw.folder / persons.source[i], params.extract.min_side)
         j = row[persons.key[i]]
         points = np.concatenate([found.pixels[j], found.landmarks[j, :, 2:3]], axis=1)
         tiles.append(drawing.fit(drawing.draw_landmarks(picture, points), TILE))
         captions.append(persons.category[i])
     sheet = drawing.sheet(tiles, 8, captions)
-    crops = [train.picture(i) for i in _spread(len(train), SHOWN)]
+    crops = [train.picture(i) for i in evenly(len(train), SHOWN)]
     return [
         _drawn(folder / "kept.png", sheet, "Some of those kept, with the landmarks that were read."),
         _drawn(folder / "crops.png", drawing.sheet(crops, 12), "Some of the square crops in the training shards."),
@@ -104,7 +100,7 @@ def _rejected(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     out = []
     for reason, sources in sorted(by_reason.items()):
         tiles, captions = [], []
-        for i in _spread(len(sources), REFUSED):
+        for i in evenly(len(sources), REFUSED):
             try:
                 picture = open_picture(root / params.raw.folder / sources[i], params.extract.min_side)
             except Refusal:

@@ -84,17 +84,13 @@ def _train(params: Params, root: Path, name: str, config: Poses | Pictures) -> N
     watch = {"train": models.examples(train, config, categories, False)}
     if len(held_out):
         watch["val"] = models.examples(held_out, config, categories, False)
-    watch = {split: _first(Examples(codec.encode(part.x0), part.cond)) for split, part in watch.items()}
+    watch = {split: Examples(codec.encode(part.x0), part.cond).some(WATCHED) for split, part in watch.items()}
     session = _Session(params, root, model, digest(config, root), trainer, watch)
     if session.leader:
         passes = config.images / len(train)
         shown = f"{len(train)} examples" + (" and their mirror images" if config.mirror else "")
         print(f"{name}: {shown}, {config.images} images in all: each person is seen about {passes:.0f} times")
     session.run()
-
-
-def _first(examples: Examples) -> Examples:
-    return Examples(examples.x0[:WATCHED], {key: value[:WATCHED] for key, value in examples.cond.items()})
 
 
 class _Session:
