@@ -226,8 +226,8 @@ def finish_pipeline(params: Params, root: Path, run_id: str, status: str, stages
         summary = json.loads((root / "reports/summary/summary.json").read_bytes())
         run.log([(name, value, 0) for name, value in summary["metrics"].items()])
         run.artifact(root / "reports/report.html")
-        for picture in sorted((root / "reports").glob("*/*.png")):
-            run.artifact(picture, "pictures")
+        for picture in sorted([*root.glob("reports/*/*.png"), *root.glob("samples/*/grid.png")]):
+            run.artifact(picture, f"pictures/{picture.parent.name}")
     run.finish(status)
 
 

@@ -45,10 +45,12 @@ def run(params: Params, root: Path, model: str) -> None:
             distributed.destroy_process_group()
 
 
-def digest(config: Poses | Pictures, root: Path) -> str:
-    """What decides the weights: the model's parameters, the shards, the code and torch's version."""
+def digest(config: Poses | Pictures, examples: Examples) -> str:
+    """What decides the weights: the model's parameters, the examples as the network gets them, the code, torch's version."""
     h = hashlib.sha256(config.model_dump_json().encode())
-    h.update((root / "data/shards/index.json").read_bytes())
+    for name, values in sorted({"x0": examples.x0, **examples.cond}.items()):
+        h.update(f"{name}{tuple(values.shape)}".encode())
+        h.update(values.contiguous().numpy().tobytes())
     here = Path(__file__).parents[1]
     for path in sorted([*here.glob("diffusion_core/**/*.py"), here / "tasks/train.py", here / "tasks/models.py"]):
         h.update(path.read_bytes())
@@ -85,7 +87,7 @@ def _train(params: Params, root: Path, name: str, config: Poses | Pictures) -> N
     if len(held_out):
         watch["val"] = models.examples(held_out, config, categories, False)
     watch = {split: Examples(codec.encode(part.x0), part.cond).some(WATCHED) for split, part in watch.items()}
-    session = _Session(params, root, model, digest(config, root), trainer, watch)
+    session = _Session(params, root, model, digest(config, examples), trainer, watch)
     if session.leader:
         passes = config.images / len(train)
         shown = f"{len(train)} examples" + (" and their mirror images" if config.mirror else "")

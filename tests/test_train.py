@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from workspaces import PROJECT, write_params, write_shards
 
 from tasks import checkpoint, files
+from tasks.models import Examples
+from tasks.params import load
+from tasks.train import digest
 
 CHECKPOINT = ".contrapposto/training/poses/checkpoint.safetensors"
 
@@ -92,6 +96,23 @@ def test_a_checkpoint_of_other_parameters_is_not_continued(uninterrupted: Path, 
     assert "starting anew" in (root / "log.txt").read_text()
     _, meta = checkpoint.load(target)
     assert meta["trainer"]["nimg"] == 256
+
+
+def test_the_digest_sees_parameters_and_examples() -> None:
+    config = load(PROJECT / "params.yaml").poses
+    x0, cond = torch.zeros(4, 33, 3), {"vec:category": torch.eye(4)}
+    first = digest(config, Examples(x0, cond))
+    assert digest(config, Examples(x0.clone(), dict(cond))) == first
+    moved = x0.clone()
+    moved[3, 32, 2] = 1e-7
+    other = {"vec:category": torch.eye(4)[[0, 1, 3, 2]]}
+    changed = config.model_copy(update={"learning_rate": 2e-3})
+    digests = {
+        digest(config, Examples(moved, cond)),
+        digest(config, Examples(x0, other)),
+        digest(changed, Examples(x0, cond)),
+    }
+    assert len(digests | {first}) == 4
 
 
 def test_two_processes_train_the_same_model_and_leave_nobody_behind(uninterrupted: Path, tmp_path: Path) -> None:
