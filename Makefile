@@ -28,7 +28,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 models/pose_landmarker_full.task: | $(BIN)/.installed
-	$(BIN)/python -m tasks.pose_bundle
+	$(BIN)/python -m tasks.extraction.pose_bundle
 
 train-poses: setup
 	@$(BIN)/python -m flows train-poses $(if $(RAW),--raw '$(RAW)')

@@ -10,7 +10,6 @@ import argparse
 import json
 import time
 import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,12 @@ import scipy.linalg
 import torch
 from tqdm import trange
 
-from tasks import torch_fidelity_bridge as bridge
-from tasks.distance import frechet, frechet_estimate, frechet_of, kid
-from tasks.estimate import TooFewSamples
-from tasks.moments import Moments
-from tasks.precision_recall import precision_recall_density_coverage
+from benchmarks.report import best_seconds
+from tasks.distances import torch_fidelity_bridge as bridge
+from tasks.distances.distance import frechet, frechet_estimate, frechet_of, kid
+from tasks.distances.estimate import TooFewSamples
+from tasks.distances.moments import Moments
+from tasks.distances.precision_recall import precision_recall_density_coverage
 
 Figures = dict[str, Any]
 
@@ -148,16 +148,6 @@ def manifold(reps: int, size: int) -> tuple[Figures, dict[str, bool]]:
     return figures, {"E4 counts equal": equal, f"E4 {size} x 2048 in <= 3 GiB": peak <= 3}
 
 
-def _seconds(run: Callable[[], Any], times: int) -> float:
-    run()
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
 def speed(reps: int, size: int) -> tuple[Figures, dict[str, bool]]:
     """S1: the distance at d = 2048 from given moments, beside torch's eigenvalues and scipy's matrix square root."""
     x, y = features(5000, 2048, 0), features(5000, 2048, 1)
@@ -166,10 +156,10 @@ def speed(reps: int, size: int) -> tuple[Figures, dict[str, bool]]:
     product = torch.from_numpy(one) @ torch.from_numpy(two)
     few_x, few_y = x[:1000].astype(np.float64), y[:1000].astype(np.float64)
     times = {
-        "ours": _seconds(lambda: frechet(a, b), 2),
-        "torch eigvals": _seconds(lambda: torch.linalg.eigvals(product).sqrt().real.sum(), 1),
-        "scipy sqrtm": _seconds(lambda: scipy.linalg.sqrtm(one @ two), 1),
-        "ours, 1000 vectors": _seconds(lambda: frechet_of(few_x, few_y), 2),
+        "ours": best_seconds(lambda: frechet(a, b), 2),
+        "torch eigvals": best_seconds(lambda: torch.linalg.eigvals(product).sqrt().real.sum(), 1),
+        "scipy sqrtm": best_seconds(lambda: scipy.linalg.sqrtm(one @ two), 1),
+        "ours, 1000 vectors": best_seconds(lambda: frechet_of(few_x, few_y), 2),
     }
     eigenvalues = times["torch eigvals"] / times["ours"]
     square_root = times["scipy sqrtm"] / times["ours"]

@@ -19,10 +19,10 @@ from tqdm import trange
 from benchmarks.copy_peers import PEERS
 from benchmarks.synthetic_law import Law, with_copies
 from benchmarks.synthetic_pictures import DISGUISES, copies, figures
-from tasks.certificate import Certificate, Items, certify
-from tasks.control import planted_pictures
-from tasks.copy_test import Verdict
-from tasks.views import PICTURE_BANKS, Bank, View, identity
+from tasks.copies.certificate import Certificate, Items, certify
+from tasks.copies.control import planted_pictures
+from tasks.copies.copy_test import Verdict
+from tasks.copies.views import PICTURE_BANKS, Bank, View, identity
 
 VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x, identity)
 SIZES = ((200, 50, 500), (500, 125, 1000), (1000, 250, 1000), (2000, 500, 2000))

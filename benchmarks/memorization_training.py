@@ -20,15 +20,15 @@ from diffusion_core import presets
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.sample import generate
 from diffusion_core.train import TrainConfig, Trainer
-from tasks.certificate import Items, certify
-from tasks.control import planted_poses
-from tasks.copy_test import Verdict
-from tasks.distance import frechet_of
+from tasks.copies.certificate import Items, certify
+from tasks.copies.control import planted_poses
+from tasks.copies.copy_test import Verdict
+from tasks.copies.views import POSE_BANKS, joints
+from tasks.distances.distance import frechet_of
 from tasks.loss_gap import gaps, losses
 from tasks.mannequin import scene
 from tasks.models import DATA_SD, Codec
 from tasks.skeleton import normalise
-from tasks.views import POSE_BANKS, joints
 
 SIZES = (100, 400, 2000)
 CHECKED = (250, 380, 550, 820, 1230, 1820, 2710, 4030, 6000)  # steps

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,23 +19,14 @@ import psutil
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from tasks.neighbours import search
+from benchmarks.report import best_seconds
+from tasks.copies.neighbours import search
 
 Figures = dict[str, Any]
 
 
 def _normal(n: int, d: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d), dtype=np.float32)
-
-
-def _seconds(run: Callable[[], Any], times: int = 3) -> float:
-    run()
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
 
 
 def _torch_search(queries: np.ndarray, base: np.ndarray, k: int, block: int = 256) -> torch.Tensor:
@@ -52,16 +42,16 @@ def against_peers(base: int) -> tuple[Figures, dict[str, bool]]:
     queries, rows = _normal(2000, 512, 0), _normal(base, 512, 1)
     sklearn = NearestNeighbors(algorithm="brute").fit(rows)
     seconds = {
-        "ours": _seconds(lambda: search(queries, rows, 2)),
-        "torch": _seconds(lambda: _torch_search(queries, rows, 2)),
-        "scikit-learn": _seconds(lambda: sklearn.kneighbors(queries, 2), 1),
+        "ours": best_seconds(lambda: search(queries, rows, 2)),
+        "torch": best_seconds(lambda: _torch_search(queries, rows, 2)),
+        "scikit-learn": best_seconds(lambda: sklearn.kneighbors(queries, 2), 1),
     }
     recall = float((search(queries, rows, 2).index[:, :1] == _torch_search(queries, rows, 1).numpy()).mean())
     small = {}
     for n in (1000, 10_000):
         some = rows[:n]
         ours, theirs = partial(search, queries, some, 2), partial(_torch_search, queries, some, 2)
-        small[n] = _seconds(ours) / _seconds(theirs)
+        small[n] = best_seconds(ours) / best_seconds(theirs)
     figures = {"seconds": seconds, "first neighbour as torch's": recall, "ours over torch, small": small}
     return figures, {
         f"S2 2000 x {base} x 512 in <= {1.3 * base / 100_000:.2f} s": seconds["ours"] <= 1.3 * base / 100_000,
@@ -75,10 +65,10 @@ def pose_space(base: int) -> tuple[Figures, dict[str, bool]]:
     """S3: rate at width 99 with 1000 queries, with FAISS's own threshold and with ours."""
     queries, rows = _normal(1000, 99, 0), _normal(base, 99, 1)
     work = 2 * len(queries) * len(rows) * 99 / 1e9
-    rate = work / _seconds(lambda: search(queries, rows, 2))
+    rate = work / best_seconds(lambda: search(queries, rows, 2))
     before = faiss.cvar.distance_compute_blas_threshold
     faiss.cvar.distance_compute_blas_threshold = 20
-    default = work / _seconds(lambda: faiss.knn(queries, rows, 2))
+    default = work / best_seconds(lambda: faiss.knn(queries, rows, 2))
     faiss.cvar.distance_compute_blas_threshold = before
     figures = {"GFLOP/s": rate, "GFLOP/s, threshold left at its default": default}
     return figures, {"S3 >= 100 GFLOP/s at width 99": rate >= 100}
@@ -121,7 +111,7 @@ def cost(base: int) -> tuple[Figures, dict[str, bool]]:
     measured, rows = {}, 1000
     while rows <= base:
         block = _normal(rows, 99, 1)
-        measured[rows] = _seconds(partial(search, queries, block, 2), 1)
+        measured[rows] = best_seconds(partial(search, queries, block, 2), 1)
         rows *= 10
     largest = max(measured)
     computed = {n: measured[largest] * n / largest for n in (10**6, 10**7, 10**8) if n > largest}

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from tasks import drawing, machine, skeleton
 from tasks.choose import evenly
+from tasks.dataset.shards import ShardDataset
+from tasks.dataset.splits import load_splits
 from tasks.errors import UserError
 from tasks.files import new_folder, write_json
 from tasks.params import Params
 from tasks.pool import WorkerDied, ordered_map
-from tasks.shards import ShardDataset
-from tasks.splits import load_splits
 
 READ_AT = 256  # pixels to which a picture is enlarged; the landmarker's networks take 224 and 256
 MOST = 256  # pictures of each set that are read
@@ -35,7 +35,7 @@ SHOWN = 24  # pictures in the figure
 def _reader(model: Path, min_confidence: float) -> Iterator[Callable[[np.ndarray], np.ndarray | None]]:
     """In a worker: the function from a picture to its normalised pose `[33, 3]`, None where nobody is found."""
     # Here, since mediapipe takes a second to import and the parent has no use for it.
-    from tasks.landmarker import Landmarker, keep_offline
+    from tasks.extraction.landmarker import Landmarker, keep_offline
 
     keep_offline()
     with Landmarker(model, min_confidence) as landmarker:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import dataset_table, files, poses_table
-from tasks.crop import square
-from tasks.dataset_table import Gate, Gated, Persons
+from tasks import files
+from tasks.dataset import dataset_table
+from tasks.dataset.crop import square
+from tasks.dataset.dataset_table import Gate, Gated, Persons
+from tasks.dataset.groups import group, split_of
 from tasks.errors import DataError
-from tasks.groups import group, split_of
+from tasks.extraction import poses_table
 from tasks.params import Params
 from tasks.skeleton import normalise
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from tasks import drawing
+from tasks.copies.views import PICTURE_BANKS, POSE_BANKS, SIDE
+from tasks.dataset.shards import ShardDataset
 from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.params import Params
-from tasks.shards import ShardDataset
-from tasks.views import PICTURE_BANKS, POSE_BANKS, SIDE
 
 TILE = 192  # pixels
 QUESTIONS = {"poses": ("poses",), "pictures": ("pictures", "pose_reuse")}  # of each model, in reports/memorization

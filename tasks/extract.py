@@ -29,13 +29,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from tasks import files, joint_error, machine
+from tasks import files, machine
 from tasks.errors import DataError
-from tasks.ingest import JOINTS_SUFFIX, Refusal, Source, content_key, decode, open_regular, scan
+from tasks.extraction import joint_error
+from tasks.extraction.ingest import JOINTS_SUFFIX, Refusal, Source, content_key, decode, open_regular, scan
+from tasks.extraction.pose_bundle import check
+from tasks.extraction.poses_table import Pose, Reason, Reject, Writer, read_poses
 from tasks.params import Params
 from tasks.pool import WorkerDied, ordered_map
-from tasks.pose_bundle import check
-from tasks.poses_table import Pose, Reason, Reject, Writer, read_poses
 
 _NUM_POSES = 1  # persons looked for in a picture
 
@@ -119,7 +120,7 @@ def _write_tables(output: Path, job: _Job, sources: list[Source], workers: int) 
 def _extractor(job: _Job) -> Iterator[Callable[[Source], list[Pose] | Reject]]:
     """In a worker: the function from a source to its persons or its refusal, with the landmarker that it needs."""
     # Here, since mediapipe takes a second to import and the parent has no use for it.
-    from tasks.landmarker import Landmarker, keep_offline
+    from tasks.extraction.landmarker import Landmarker, keep_offline
 
     keep_offline()
     with Landmarker(job.model, job.min_confidence, _NUM_POSES) as landmarker:

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from tasks import torch_fidelity_bridge as bridge
-from tasks.anatomy import bone_lengths, bone_name, sides_mixed
-from tasks.distance import frechet_estimate, frechet_needs, frechet_of, kid
-from tasks.estimate import Estimate, TooFewSamples
-from tasks.feature_cache import cached
+from tasks.copies.views import joints, pixels
+from tasks.dataset.shards import ShardDataset
+from tasks.dataset.splits import Split, load_splits
+from tasks.distances import torch_fidelity_bridge as bridge
+from tasks.distances.anatomy import bone_lengths, bone_name, sides_mixed
+from tasks.distances.distance import frechet_estimate, frechet_needs, frechet_of, kid
+from tasks.distances.estimate import Estimate, TooFewSamples
+from tasks.distances.feature_cache import cached
+from tasks.distances.precision_recall import precision_recall_density_coverage
 from tasks.files import new_folder, write_json
 from tasks.params import Params
-from tasks.precision_recall import precision_recall_density_coverage
-from tasks.shards import ShardDataset
 from tasks.skeleton import LIMB_BONES
-from tasks.splits import Split, load_splits
-from tasks.views import joints, pixels
 
 BONE_TOLERANCE = 0.15  # of the training data's mean length
 

@@ -23,9 +23,9 @@ from diffusion_core.cond import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.level import sigma_level
 from tasks import artifacts, models
+from tasks.dataset.shards import ShardDataset
 from tasks.files import new_folder, write_json
 from tasks.params import Params
-from tasks.shards import ShardDataset
 
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # in the network's units, where data have standard deviation 0.5
 DRAWS = 4  # of the noise, for each example and level

@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 from tasks import files, machine
 from tasks.errors import DataError
-from tasks.figure import Body, rotation
-from tasks.flesh import Outfit, dress, landmarks
+from tasks.mannequins.figure import Body, rotation
+from tasks.mannequins.flesh import Outfit, dress, landmarks
+from tasks.mannequins.postures import CATEGORIES, draw
+from tasks.mannequins.render import Camera, Cones, Light, Room, extent, render
 from tasks.params import Params
 from tasks.pool import WorkerDied, ordered_map
-from tasks.postures import CATEGORIES, draw
-from tasks.render import Camera, Cones, Light, Room, extent, render
 from tasks.skeleton import LANDMARKS
 
 _FLESH = 0.15  # metres: a surface at most this far before a joint counts as the joint's own flesh

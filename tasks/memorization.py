@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks import memorization_figures as figures
-from tasks.certificate import Certificate, Items, Planter, certify
-from tasks.control import planted_pictures, planted_poses
-from tasks.copy_score import TooFewItems
-from tasks.copy_test import Verdict
+from tasks.copies import memorization_figures as figures
+from tasks.copies.certificate import Certificate, Items, Planter, certify
+from tasks.copies.control import planted_pictures, planted_poses
+from tasks.copies.copy_score import TooFewItems
+from tasks.copies.copy_test import Verdict
+from tasks.copies.views import PICTURE_BANKS, POSE_BANKS, SIDE, Bank
+from tasks.dataset.shards import ShardDataset
+from tasks.dataset.splits import Split, group_numbers, load_splits
 from tasks.files import new_folder, write_json
 from tasks.params import Params
-from tasks.shards import ShardDataset
-from tasks.splits import Split, group_numbers, load_splits
-from tasks.views import PICTURE_BANKS, POSE_BANKS, SIDE, Bank
 
 LISTED = 50  # samples in memorization.json; all are in <name>_samples.json
 SHOWN = 6  # rows of the closest-pairs figure

@@ -25,10 +25,10 @@ from diffusion_core.nets.pose_transformer import PoseTransformer
 from diffusion_core.recipe import Recipe
 from tasks import artifacts, checkpoint
 from tasks.choose import evenly
+from tasks.dataset.pose_map import CHANNELS, pose_map
+from tasks.dataset.shards import ShardDataset
 from tasks.errors import DataError
 from tasks.params import Params, Pictures, Poses
-from tasks.pose_map import CHANNELS, pose_map
-from tasks.shards import ShardDataset
 from tasks.skeleton import BONES, mirror
 
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention

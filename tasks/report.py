@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tasks import artifacts, dataset_table, drawing, files, poses_table, report_text
+from tasks import artifacts, drawing, files, report_text
 from tasks.artifacts import MODELS
 from tasks.choose import evenly
-from tasks.ingest import Refusal, open_picture
+from tasks.dataset import dataset_table
+from tasks.dataset.shards import ShardDataset
+from tasks.extraction import poses_table
+from tasks.extraction.ingest import Refusal, open_picture
 from tasks.params import Params
-from tasks.shards import ShardDataset
 
 SHOWN = 24  # kept persons on the contact sheet
 REFUSED = 8  # refused ones for each reason

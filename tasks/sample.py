@@ -21,12 +21,13 @@ from diffusion_core.cond import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.guide import cfg
 from diffusion_core.sample import generate
-from tasks import artifacts, drawing, models, shards
+from tasks import artifacts, drawing, models
+from tasks.dataset import shards
+from tasks.dataset.pose_map import pose_map
+from tasks.dataset.shards import ShardDataset
 from tasks.errors import DataError
 from tasks.models import Model
 from tasks.params import Params, Sample
-from tasks.pose_map import pose_map
-from tasks.shards import ShardDataset
 
 SPLIT = "samples"
 GRID = 64  # samples in the picture

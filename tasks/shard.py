@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tasks import dataset_table, shards
-from tasks.crop import crop
-from tasks.dataset_table import SPLITS, Persons
-from tasks.ingest import open_picture
+from tasks.dataset import dataset_table, shards
+from tasks.dataset.crop import crop
+from tasks.dataset.dataset_table import SPLITS, Persons
+from tasks.extraction.ingest import open_picture
 from tasks.params import Params
 
 

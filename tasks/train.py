@@ -20,9 +20,9 @@ from tqdm import tqdm
 from diffusion_core.level import sigma_level
 from diffusion_core.train import TrainConfig, Trainer, evaluate
 from tasks import artifacts, checkpoint, files, launch, models, tracking
+from tasks.dataset.shards import ShardDataset
 from tasks.models import Codec, Examples, Model
 from tasks.params import Params, Pictures, Poses
-from tasks.shards import ShardDataset
 
 # Where the denoising loss is watched, in the network's units (data have standard deviation 0.5).
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tasks import shards, skeleton
+from tasks import skeleton
+from tasks.dataset import shards
 
 LEFT_SIDE = {
     "hip": (0.18, 0.0, 0.0),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from workspaces import PROJECT, write_params
 
-from tasks import adherence, mannequin, shards, skeleton
+from tasks import adherence, mannequin, skeleton
+from tasks.dataset import shards
 from tasks.files import read_json
 from tasks.params import load
 

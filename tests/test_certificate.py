@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from benchmarks.synthetic_law import Law, with_copies
-from tasks.certificate import Certificate, Items, certify
-from tasks.copy_test import Verdict
+from tasks.copies.certificate import Certificate, Items, certify
+from tasks.copies.copy_test import Verdict
+from tasks.copies.views import Bank, View, identity
 from tasks.errors import DataError
-from tasks.views import Bank, View, identity
 
 LAW = Law(latent=12, width=64)
 VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x, identity)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from tasks.copy_score import null_scores, score
+from tasks.copies.copy_score import null_scores, score
+from tasks.copies.views import POSES, Bank, View, identity
 from tasks.errors import DataError
-from tasks.views import POSES, Bank, View, identity
 
 PLAIN = Bank("plain", (View("as is", identity),), lambda x: x.astype(np.float32), identity)
 BOTH_SIGNS = Bank(

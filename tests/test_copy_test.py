@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.copy_test import (
+from tasks.copies.copy_test import (
     Verdict,
     benjamini_hochberg,
     fit_tail,

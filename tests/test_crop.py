@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tasks.crop import crop, square
+from tasks.dataset.crop import crop, square
 
 
 def test_square_holds_every_landmark_with_its_margin() -> None:

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from tasks.distance import frechet, frechet_estimate, frechet_of, kid
+from tasks.distances.distance import frechet, frechet_estimate, frechet_of, kid
+from tasks.distances.estimate import TooFewSamples
+from tasks.distances.moments import Moments
 from tasks.errors import DataError
-from tasks.estimate import TooFewSamples
-from tasks.moments import Moments
 
 
 def law(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:

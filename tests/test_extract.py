@@ -18,11 +18,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from tasks import extract, mannequin, params, pose_bundle
+from tasks import extract, mannequin, params
 from tasks.errors import DataError, UserError
-from tasks.ingest import scan
+from tasks.extraction import pose_bundle
+from tasks.extraction.ingest import scan
+from tasks.extraction.poses_table import REJECTS, Reason, read_poses, read_rejects
 from tasks.params import Params
-from tasks.poses_table import REJECTS, Reason, read_poses, read_rejects
 
 ROOT = Path(__file__).parents[1]
 FIGURES = 6

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.feature_cache import cached
+from tasks.distances.feature_cache import cached
 
 
 def test_features_are_kept_until_anything_they_came_from_changes(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import pytest
 from evaluation_workspace import make, poses, standing
 
 from tasks import fidelity, skeleton
-from tasks.anatomy import bone_lengths, sides_mixed
-from tasks.distance import frechet_of
+from tasks.copies.views import joints
+from tasks.dataset.shards import ShardDataset
+from tasks.distances.anatomy import bone_lengths, sides_mixed
+from tasks.distances.distance import frechet_of
 from tasks.params import Params, load
-from tasks.shards import ShardDataset
-from tasks.views import joints
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from tasks.figure import SIDES, Arm, Leg, Pose, Trunk, lowest, place
-from tasks.flesh import flesh, landmarks
 from tasks.mannequin import random_body
-from tasks.postures import CATEGORIES, DORSIFLEXION, SOFTNESS, dorsiflexion, draw, overlap
+from tasks.mannequins.figure import SIDES, Arm, Leg, Pose, Trunk, lowest, place
+from tasks.mannequins.flesh import flesh, landmarks
+from tasks.mannequins.postures import CATEGORIES, DORSIFLEXION, SOFTNESS, dorsiflexion, draw, overlap
 from tasks.skeleton import INDEX, LANDMARKS, mirror, normalise
 
 STRAIGHT = Pose(Trunk(), Arm(), Arm(), Leg(), Leg())

@@ -6,7 +6,7 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageFilter
 
-from tasks.groups import group, near_pairs, split_of
+from tasks.dataset.groups import group, near_pairs, split_of
 
 
 def _hash(image: Image.Image) -> int:

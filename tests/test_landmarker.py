@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks import mannequin, pose_bundle
+from tasks import mannequin
 from tasks.errors import UserError
-from tasks.landmarker import Landmarker, Person
+from tasks.extraction import pose_bundle
+from tasks.extraction.landmarker import Landmarker, Person
 from tasks.skeleton import LIMBS, MIRROR, torso_length
 
 MODEL = Path(__file__).parents[1] / pose_bundle.BUNDLE
@@ -78,7 +79,7 @@ def test_native_chatter_is_kept_off_the_screen(capfd):
 def test_mediapipe_reports_home_unless_kept_offline(offline):
     """Without the remedy a connection is tried: when that half fails, mediapipe has stopped and the remedy can go."""
     code = (
-        "import sys; from pathlib import Path; import numpy as np; from tasks.landmarker import *\n"
+        "import sys; from pathlib import Path; import numpy as np; from tasks.extraction.landmarker import *\n"
         f"if {offline}: keep_offline()\n"
         f"with Landmarker(Path({str(MODEL)!r})) as task: task.detect(np.zeros((64, 64, 3), np.uint8))\n"
     )

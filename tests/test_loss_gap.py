@@ -10,11 +10,11 @@ from workspaces import write_params
 from diffusion_core.cond import Cond
 from diffusion_core.level import Level
 from tasks import artifacts, loss_gap, models
+from tasks.dataset.shards import ShardDataset
 from tasks.files import read_json
 from tasks.loss_gap import auc, gaps, losses
 from tasks.models import Codec
 from tasks.params import load
-from tasks.shards import ShardDataset
 
 
 def test_auc_is_the_mann_whitney_statistic_with_ties() -> None:

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from tasks import mannequin
-from tasks.landmarker import Landmarker
+from tasks.extraction.landmarker import Landmarker
+from tasks.mannequins.postures import CATEGORIES
+from tasks.mannequins.render import Cones, depth_buffer, render
 from tasks.params import Params, load, set_value
-from tasks.postures import CATEGORIES
-from tasks.render import Cones, depth_buffer, render
 from tasks.skeleton import INDEX, LANDMARKS, LIMBS, MIRROR, torso_length
 
 ROOT = Path(__file__).parents[1]

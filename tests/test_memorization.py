@@ -6,7 +6,8 @@ import pytest
 from evaluation_workspace import make, poses
 from PIL import Image
 
-from tasks import explain, memorization, shards
+from tasks import explain, memorization
+from tasks.dataset import shards
 from tasks.errors import DataError, UserError
 from tasks.params import Params, load
 

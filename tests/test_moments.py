@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from tasks.distances.moments import Moments
 from tasks.errors import DataError
-from tasks.moments import Moments
 
 
 def test_merged_shards_equal_one_pass() -> None:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.copies.neighbours import search
 from tasks.errors import DataError
-from tasks.neighbours import search
 
 
 def reference(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import pose_bundle
 from tasks.errors import UserError
-from tasks.pose_bundle import BUNDLE, NETWORKS, build, ensure, with_normalisation
+from tasks.extraction import pose_bundle
+from tasks.extraction.pose_bundle import BUNDLE, NETWORKS, build, ensure, with_normalisation
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,7 +63,7 @@ def test_metadata_changes_nothing_else_in_a_network(bundle):
 
 def test_a_bundle_in_place_is_left_alone_without_loading_mediapipe(bundle):
     before = bundle.stat().st_mtime_ns
-    code = "import sys, tasks.pose_bundle as b; b.main(); print('mediapipe' in sys.modules)"
+    code = "import sys, tasks.extraction.pose_bundle as b; b.main(); print('mediapipe' in sys.modules)"
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "already there" in result.stdout and result.stdout.endswith("False\n")

@@ -3,8 +3,8 @@
 import numpy as np
 from workspaces import figure
 
-from tasks.crop import square
-from tasks.pose_map import CHANNELS, pose_map
+from tasks.dataset.crop import square
+from tasks.dataset.pose_map import CHANNELS, pose_map
 from tasks.skeleton import mirror
 
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.errors import UserError
-from tasks.poses_table import POSES, REJECTS, Pose, Reason, Reject, Writer, read_poses, read_rejects
+from tasks.extraction.poses_table import POSES, REJECTS, Pose, Reason, Reject, Writer, read_poses, read_rejects
 from tasks.skeleton import LIMBS
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from tasks import precision_recall
-from tasks.estimate import TooFewSamples
-from tasks.precision_recall import precision_recall_density_coverage
+from tasks.distances import precision_recall
+from tasks.distances.estimate import TooFewSamples
+from tasks.distances.precision_recall import precision_recall_density_coverage
 
 
 def by_definition(x: np.ndarray, y: np.ndarray, k: int, kd: int) -> tuple[float, float, float, float]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.render import Camera, Cones, Light, Room, _surface, depth_buffer, extent, render
+from tasks.mannequins.render import Camera, Cones, Light, Room, _surface, depth_buffer, extent, render
 
 CAMERA = Camera(focal=150.0, centre=(64.0, 64.0), size=128)
 

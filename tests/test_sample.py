@@ -8,9 +8,9 @@ import torch
 from workspaces import write_params, write_shards
 
 from tasks import artifacts, models, sample
+from tasks.dataset.shards import ShardDataset
 from tasks.models import Codec
 from tasks.params import load
-from tasks.shards import ShardDataset
 
 
 def _model(root: Path, name: str) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks import shards
+from tasks.dataset import shards
+from tasks.dataset.shards import ShardDataset
 from tasks.errors import DataError
-from tasks.shards import ShardDataset
 
 
 def _samples(n: int, offset: int = 0) -> list[tuple[str, dict[str, bytes]]]:

@@ -8,13 +8,13 @@ import torch
 from evaluation_workspace import make, poses
 
 from tasks import fidelity
-from tasks import torch_fidelity_bridge as bridge
-from tasks.distance import frechet_of, kid
+from tasks.copies.views import joints
+from tasks.distances import torch_fidelity_bridge as bridge
+from tasks.distances.distance import frechet_of, kid
+from tasks.distances.precision_recall import precision_recall_density_coverage
 from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.params import load
-from tasks.precision_recall import precision_recall_density_coverage
-from tasks.views import joints
 
 
 def test_our_frechet_distance_is_torch_fidelitys_with_many_samples_and_with_few() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tasks import skeleton
-from tasks.views import EDGES, GEOMETRIC, POSES, TURNED_POSES, edges, face_forward, flip, shift, zoom_out
+from tasks.copies.views import EDGES, GEOMETRIC, POSES, TURNED_POSES, edges, face_forward, flip, shift, zoom_out
 
 
 def pictures(n: int, side: int = 32, seed: int = 0) -> np.ndarray:

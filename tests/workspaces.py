@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from tasks import shards
+from tasks.dataset import shards
 
 PROJECT = Path(__file__).parents[1]
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from tasks import files
 from tasks.errors import DataError
-from tasks.ingest import JOINTS_SUFFIX
-from tasks.poses_table import Poses
+from tasks.extraction.ingest import JOINTS_SUFFIX
+from tasks.extraction.poses_table import Poses
 from tasks.skeleton import LANDMARKS, LIMBS, MIRROR, torso_length
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.crop import square
+from tasks.dataset.crop import square
 
 # One channel each: the left and the right arm and leg, trunk, head (end points at nose and ears).
 PARTS: tuple[tuple[tuple[int, int], ...], ...] = (

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.copy_score import Scores, TooFewItems, null_scores, score
-from tasks.copy_test import (
+from tasks.copies.copy_score import Scores, TooFewItems, null_scores, score
+from tasks.copies.copy_test import (
     Leak,
     SplitTest,
     Tail,
@@ -21,8 +21,8 @@ from tasks.copy_test import (
     proportion_interval,
     split_exchangeability,
 )
-from tasks.estimate import check_features
-from tasks.views import Bank
+from tasks.copies.views import Bank
+from tasks.distances.estimate import check_features
 
 # Planted copies: (training items, how many, random generator) -> items
 Planter = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import UserError
-from tasks.native_log import native_log_set_aside
-from tasks.poses_table import Reason
+from tasks.extraction.native_log import native_log_set_aside
+from tasks.extraction.poses_table import Reason
 
 # The decoders that may see a user's bytes. Pillow has many more, some of which start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

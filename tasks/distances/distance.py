@@ -10,8 +10,8 @@ import scipy.linalg
 import torch
 from scipy.special import ndtri
 
-from tasks.estimate import Estimate, TooFewSamples, check_features
-from tasks.moments import Moments
+from tasks.distances.estimate import Estimate, TooFewSamples, check_features
+from tasks.distances.moments import Moments
 
 HALVINGS = 5  # more make the correction less noisy, and cost four distances each
 KID_NEEDS = 20  # below this the jackknife interval means nothing

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.figure import SIDES, Body, Frame, Skeleton, sole
-from tasks.render import Cones
+from tasks.mannequins.figure import SIDES, Body, Frame, Skeleton, sole
+from tasks.mannequins.render import Cones
 from tasks.skeleton import LANDMARKS
 
 CLOTH = 0.007  # metres of cloth over the skin
@@ -38,7 +38,7 @@ class Outfit:
 class Solid:
     """A round cone of the body: its two sphere centres [3] and their radii, in metres.
 
-    `grain` [3] is the direction in which like cones continue the surface (see `tasks.render.Cones`).
+    `grain` [3] is the direction in which like cones continue the surface (see `tasks.mannequins.render.Cones`).
     """
 
     start: np.ndarray

@@ -1,4 +1,4 @@
-"""Rebuild MediaPipe's `full` pose bundle from a published wheel: `python -m tasks.pose_bundle`.
+"""Rebuild MediaPipe's `full` pose bundle from a published wheel: `python -m tasks.extraction.pose_bundle`.
 
 mediapipe 1.x ships the PoseLandmarker without its models. The last wheels with the old "solutions" (0.10.21)
 carry the same two networks, a person detector and a landmark regressor, but without the TFLite metadata in

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tasks import skeleton
-from tasks.certificate import Certificate
+from tasks.copies.certificate import Certificate
 
 POSE_HEIGHT, POSE_DOWN = 4.6, -0.04  # torso lengths in a cell; the middle of a body is below its hips
 LISTED_COLOUR = "#c0392b"

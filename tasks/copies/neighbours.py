@@ -14,7 +14,7 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
-from tasks.estimate import check_features
+from tasks.distances.estimate import check_features
 
 SPARES = (6, 64, 512)  # candidates proposed beyond k; more for the queries that fewer could not certify
 CHUNK = 1 << 23  # float64 numbers held at once while distances are computed again

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.shards import ShardDataset
+from tasks.dataset.shards import ShardDataset
 
 
 class Split:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tasks.copies.neighbours import Neighbours, search
+from tasks.copies.views import Bank
 from tasks.errors import DataError
-from tasks.neighbours import Neighbours, search
-from tasks.views import Bank
 
 SMALLEST = 1e-9  # a ratio below is as good as 0 and is set to this, so that its logarithm exists
 ITEMS = 256  # items whose views are in memory at once

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.distance import BLOCK
-from tasks.estimate import TooFewSamples, check_features
-from tasks.neighbours import search
+from tasks.copies.neighbours import search
+from tasks.distances.distance import BLOCK
+from tasks.distances.estimate import TooFewSamples, check_features
 
 
 class Manifold(NamedTuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.estimate import check_features
+from tasks.distances.estimate import check_features
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The copy test: are generated samples nearer to training items than held-out items ever are?
 
-`Tail` turns copy scores (tasks/copy_score.py) into p-values, `benjamini_hochberg` into a list of copies,
+`Tail` turns copy scores (tasks/copies/copy_score.py) into p-values, `benjamini_hochberg` into a list of copies,
 `split_exchangeability` asks the same question without any model of the scores, and `judge` gives the verdict.
 """
 
@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from scipy.stats import beta, hypergeom
 
-from tasks.neighbours import search
+from tasks.copies.neighbours import search
 
 TAIL_SHARES = (0.2, 0.1, 0.05)  # of the null scores, tried in turn until the power law fits
 SMALLEST_NULL = 100  # groups of real items without which "no copies" means nothing

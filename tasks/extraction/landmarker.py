@@ -12,8 +12,8 @@ import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
 from tasks.errors import UserError
-from tasks.native_log import native_log_set_aside
-from tasks.pose_bundle import check
+from tasks.extraction.native_log import native_log_set_aside
+from tasks.extraction.pose_bundle import check
 
 
 @dataclass(frozen=True)

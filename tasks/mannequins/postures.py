@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from tasks.figure import SIDES, Arm, Body, Leg, Pose, Skeleton, Trunk, place
-from tasks.flesh import TORSO, Solid, flesh
+from tasks.mannequins.figure import SIDES, Arm, Body, Leg, Pose, Skeleton, Trunk, place
+from tasks.mannequins.flesh import TORSO, Solid, flesh
 
 # Standard deviation in degrees of every angle about its category's mean.
 TRUNK_SPREAD = Trunk(lean=5, sway=4, turn=6, bend=8, side=7, twist=10, nod=7, tilt=7, look=14)

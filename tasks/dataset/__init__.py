@@ -1,0 +1,1 @@
+"""The curated dataset: near-copies and splits, square crops, pose maps, shards."""

@@ -1,0 +1,1 @@
+"""The built-in figure: its joints, its flesh, its postures, and the renderer."""
