@@ -164,5 +164,7 @@ def run(params: Params, root: Path) -> None:
     }
     metrics = {f"{name}.loss_gap_auc.sigma_{row.sigma:g}": row.auc for name, rows in found.items() for row in rows}
     with new_folder(root / "reports/loss_gap") as folder:
-        draw(found, folder / "loss_gap.png")
+        compared = {name: rows for name, rows in found.items() if rows}
+        if compared:
+            draw(compared, folder / "loss_gap.png")
         write_json(folder / "loss_gap.json", {"models": entries, "metrics": metrics})

@@ -48,7 +48,7 @@ def figure(rng: np.random.Generator, category: int) -> np.ndarray:
     pose[:11] = [0, -1.4, -0.1] + 0.1 * np.sin(np.arange(33).reshape(11, 3))
     side = np.where(np.arange(33) % 2 == 1, 1.0, -1.0)
     pose[11:, 0] = side[11:] * 0.3
-    pose[11:23, 1], pose[23:, 1] = -0.9, 0.9
+    pose[13:15, 1], pose[15:23, 1], pose[25:27, 1], pose[27:, 1] = -0.5, -0.1, 0.9, 1.8
     pose[23:25] = [[0.2, 0, 0], [-0.2, 0, 0]]
     pose[11:13] = [[0.3, -1, 0], [-0.3, -1, 0]]
     bend = rng.normal(size=(4, 3)) * (0.2 + 0.2 * category)

@@ -1,0 +1,29 @@
+"""Five people: nothing can be measured, every stage says so, and none of them fails."""
+
+from pathlib import Path
+
+import pytest
+from test_sample import _model
+from workspaces import PROJECT, write_params, write_shards
+
+from tasks import adherence, artifacts, fidelity, files, loss_gap, memorization, promote, sample
+from tasks.params import load
+
+
+@pytest.mark.parametrize(("val", "test"), [(0, 1), (0, 0), (1, 1)])
+def test_stages_after_training_say_why_there_is_no_number(val: int, test: int, tmp_path: Path) -> None:
+    params = load(write_params(tmp_path, extract__model=str(PROJECT / "models/pose_landmarker_full.task")))
+    write_shards(tmp_path, train=4, val=val, test=test)
+    for name in artifacts.MODELS:
+        _model(tmp_path, name)
+        sample.run(params, tmp_path, name)
+    for stage in (memorization, loss_gap, adherence, fidelity, promote):
+        stage.run(params, tmp_path)
+    verdicts = files.read_json(tmp_path / "reports/memorization/memorization.json")["verdicts"]
+    assert set(verdicts.values()) == {"TOO-FEW"}
+    absent = files.read_json(tmp_path / "reports/fidelity/fidelity.json")["absent"]
+    reason = absent.get("poses.frechet_pose_distance") or absent["poses"]
+    assert "198" in reason if val + test else "held-out" in reason
+    gaps = files.read_json(tmp_path / "reports/loss_gap/loss_gap.json")["models"]
+    assert all(not gap["alarm"] for gap in gaps.values())
+    assert files.read_json(tmp_path / "reports/promote/promote.json")["promote"] is False
