@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make train-poses` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup train-poses test test-all lint ui clean
+.PHONY: help setup train-poses up down status trial test test-all lint ui clean
 
 PYTHON ?= python3
 # test files run at a time
@@ -14,6 +14,8 @@ export DO_NOT_TRACK := true
 help:
 	@echo "make train-poses            the whole pipeline on the built-in mannequins"
 	@echo "make train-poses RAW=DIR    the same on your own folder of pictures (sub-folders are categories)"
+	@echo "make up | down | status     Prefect's server, MLflow's, a worker and a watch on the data, all on 127.0.0.1"
+	@echo "make trial [SHORT=1]        all of that once, from the first training to a served answer, in a copy"
 	@echo "make test | test-all        the tests | with the slow ones"
 	@echo "make ui                     compare runs in MLflow on http://127.0.0.1:5000"
 	@echo "make lint                   ruff and mypy"
@@ -32,6 +34,12 @@ models/pose_landmarker_full.task: | $(BIN)/.installed
 
 train-poses: setup
 	@$(BIN)/python -m flows train-poses $(if $(RAW),--raw '$(RAW)')
+
+up down status: setup
+	@$(BIN)/python -m flows $@
+
+trial: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/trial.py $(if $(SHORT),--short)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)

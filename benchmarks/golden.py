@@ -1,6 +1,5 @@
-"""Writes `tests/golden/k_diffusion.npz`: `python -m benchmarks.golden`, in an environment that has k-diffusion 0.1.1.
-
-Only its sampling module is imported, as the package itself asks for CLIP and more.
+"""Writes `tests/golden/*.npz`, what other libraries compute, so that `benchmarks.parity` needs none of them:
+`python -m benchmarks.golden`, with the packages of `benchmarks/golden-requirements.txt` on the path.
 """
 
 from __future__ import annotations
@@ -9,31 +8,37 @@ import importlib
 import importlib.machinery
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import oracles
-from benchmarks.parity import GOLDEN
 from diffusion_core.level import sigma_level
 
+FOLDER = Path(__file__).parent.parent / "tests" / "golden"
+SD = 0.5  # sigma_data of k-diffusion's losses
 
-def sampling_module() -> types.ModuleType:
-    """k_diffusion.sampling without the rest of its package."""
-    spec = importlib.machinery.PathFinder.find_spec("k_diffusion")
+
+def module(name: str) -> types.ModuleType:
+    """A module of a package without running the package's `__init__`, which may ask for much more."""
+    top = name.split(".")[0]
+    spec = importlib.machinery.PathFinder.find_spec(top)
     if spec is None or spec.submodule_search_locations is None:
-        raise SystemExit("k-diffusion is not installed in this environment.")
-    package = types.ModuleType("k_diffusion")
+        raise SystemExit(f"{top} is not installed in this environment.")
+    package = types.ModuleType(top)
     package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["k_diffusion"] = package
-    return importlib.import_module("k_diffusion.sampling")
+    sys.modules[top] = package
+    return importlib.import_module(name)
 
 
-def main() -> None:
-    """Run every sampler on one walk of 18 Karras levels with one list of noises, and store where they end."""
-    library = sampling_module()
+def k_diffusion() -> dict[str, Tensor]:
+    """Where every sampler ends on one walk of 18 Karras levels with one list of noises."""
+    library = module("k_diffusion.sampling")
     denoise = oracles.model()
     noises = oracles.normals(40, seed=2)
     sigmas = library.get_sigmas_karras(18, 0.02, 40.0).double()
@@ -57,18 +62,89 @@ def main() -> None:
         for name in ("dpmpp_2m_sde", "dpmpp_3m_sde"):
             sampler = getattr(library, f"sample_{name}")
             ends[f"{name} eta {eta}"] = sampler(model, start, sigmas, eta=eta, noise_sampler=fresh(), **quiet)
-    for eta in (0.5, 1):
-        ends[f"euler_ancestral eta {eta}"] = library.sample_euler_ancestral(
-            model, start, sigmas, eta=eta, noise_sampler=fresh(), **quiet
+    for share in (0.5, 1.0):
+        ends[f"euler_ancestral eta {share:g}"] = library.sample_euler_ancestral(
+            model, start, sigmas, eta=share, noise_sampler=fresh(), **quiet
         )
-    GOLDEN.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(f"{GOLDEN}.tmp.npz")
-    arrays = {name: end.numpy() for name, end in ends.items()}
-    np.savez_compressed(
-        temporary, noises=torch.stack(noises).numpy(), sigmas=sigmas.numpy(), start=start.numpy(), **arrays
-    )
-    temporary.replace(GOLDEN)
+    return {"noises": torch.stack(noises), "sigmas": sigmas, "start": start, **ends}
+
+
+def smalldiffusion() -> dict[str, Tensor]:
+    """Its sampler as DDIM (mu = 0) and as DDPM (mu = 1/2), 20 steps of its DDPM schedule."""
+    library = module("smalldiffusion.diffusion")
+    denoise = oracles.model()
+    noises = oracles.normals(20, seed=3)
+    sigmas = library.ScheduleDDPM(1000).sample_sigmas(20).double()
+    start = sigmas[0] * oracles.normals(1)[0]
+    ends = {}
+    for name, mu in (("ddim", 0.0), ("ddpm", 0.5)):
+        stream = iter(noises)
+        model = SimpleNamespace(
+            eval=lambda: None,
+            rand_input=lambda count, stream=stream: next(stream),
+            predict_eps_cfg=lambda x, sigma, *_: (x - denoise(x, sigma_level(sigma), {})) / sigma,
+        )
+        device = SimpleNamespace(device=start.device)  # all that it wants of an accelerator
+        *_, ends[name] = library.samples(model, sigmas, mu=mu, xt=start, accelerator=device)
+    return {"noises": torch.stack(noises), "sigmas": sigmas, "start": start, **ends}
+
+
+def torchcfm() -> dict[str, Tensor]:
+    """The point and the velocity of its straight and its variance-preserving flow at times between noise and data."""
+    library = module("torchcfm.conditional_flow_matching")
+    noise, data = oracles.normals(2, seed=4)
+    t = torch.linspace(0, 1, len(noise), dtype=torch.float64)
+    out = {"noise": noise, "data": data, "t": t}
+    for name, kind in (
+        ("linear", library.ConditionalFlowMatcher),
+        ("trig", library.VariancePreservingConditionalFlowMatcher),
+    ):
+        _, out[f"{name} x"], out[f"{name} velocity"] = kind(0.0).sample_location_and_conditional_flow(noise, data, t)
+    return out
+
+
+def predicted(x: Tensor) -> Tensor:
+    """What a network might say at x: all that a comparison of losses needs."""
+    return torch.sin(2 * x)
+
+
+class _Stub(nn.Module):
+    channels = out_dim = 1
+    self_condition = False
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return predicted(x)
+
+
+def losses() -> dict[str, Tensor]:
+    """Losses, an example each: k-diffusion's three weightings, and lucidrains' three objectives, plain and min-SNR."""
+    x0, noise = (part.reshape(-1, 1, 2, 2) for part in oracles.normals(2, seed=5))
+    sigma = torch.logspace(-2, 1.5, len(x0), dtype=torch.float64)
+    t = torch.arange(len(x0)) * 15
+    out = {"x0": x0, "noise": noise, "sigma": sigma, "t": t}
+    layers = module("k_diffusion.layers")
+    for weighting in ("karras", "soft-min-snr", "snr"):
+        denoiser = layers.Denoiser(_Stub(), SD, weighting)
+        out[f"k-diffusion loss {weighting}"] = denoiser.loss(x0, noise, sigma)
+    library = importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+    for objective in ("pred_noise", "pred_x0", "pred_v"):
+        for clipped in (False, True):
+            diffusion = library.GaussianDiffusion(
+                _Stub(), image_size=2, objective=objective, beta_schedule="linear", min_snr_loss_weight=clipped
+            ).double()
+            value = diffusion.p_losses(x0, t, noise, loss_reduction="none")
+            out[f"lucidrains {objective}{' min-snr' if clipped else ''}"] = value
+    return out
+
+
+def write(name: str, arrays: Mapping[str, Tensor]) -> None:
+    """One file of the folder."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    temporary = FOLDER / f"{name}.tmp.npz"
+    np.savez_compressed(temporary, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
+    temporary.replace(FOLDER / f"{name}.npz")
 
 
 if __name__ == "__main__":
-    main()
+    for make in (k_diffusion, smalldiffusion, torchcfm, losses):
+        write(make.__name__, make())

@@ -2,69 +2,71 @@
 
 Pose models (an MLP denoiser with EDM's recipe) are trained on 100, 400 and 2000 mannequin poses. Along the way: held-out
 loss, loss gap, verdict, and the Frechet distance to the training set beside that to held-out poses. The small sets must be
-caught, the large one must not, and the held-out loss must have risen before the first alarm.
+caught, the large one must not, and the held-out loss must have risen before the first alarm. With `--figure`, all of it
+against the steps as PNG.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from benchmarks.report import finish, table
 from diffusion_core import presets
+from diffusion_core.codec import Affine
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.sample import generate
 from diffusion_core.train import TrainConfig, Trainer
-from tasks.copies.certificate import Items, certify
+from tasks import files, machine
+from tasks.copies.certificate import certify, score_samples
 from tasks.copies.control import planted_poses
 from tasks.copies.copy_test import Verdict
+from tasks.copies.membership import gaps, losses
+from tasks.copies.reference import Items, Reference, reference
 from tasks.copies.views import POSE_BANKS, joints
 from tasks.distances.distance import frechet_of
-from tasks.loss_gap import gaps, losses
 from tasks.mannequin import scene
-from tasks.models import DATA_SD, Codec
 from tasks.skeleton import normalise
 
 SIZES = (100, 400, 2000)
 CHECKED = (250, 380, 550, 820, 1230, 1820, 2710, 4030, 6000)  # steps
 BATCH = 128
 SAMPLES = 500
+SD = 0.5  # of what the network sees
 SIGMAS = (0.03, 0.1, 0.5)  # in the network's units
 UNSEEN = 500  # held-out poses of the copy test
 REFERENCE = 1000  # more held-out poses, for the distance
+Row = dict[str, Any]
 
 
-def mannequin_poses(count: int) -> np.ndarray:
+def mannequin_poses(first: int, count: int) -> np.ndarray:
     """True poses of the built-in data, float32 `[count, 33, 3]`, normalised."""
-    shown = tqdm(range(count), desc="poses", leave=False)
-    return np.stack([normalise(scene(0, index, 64).joints) for index in shown]).astype(np.float32)
+    return np.stack([normalise(scene(0, index, 64).joints) for index in range(first, first + count)]).astype(np.float32)
 
 
-def _check(
-    trainer: Trainer, codec: Codec, train: np.ndarray, unseen: np.ndarray, reference: np.ndarray
-) -> dict[str, Any]:
+def _check(trainer: Trainer, codec: Affine, compared: Reference, distant: np.ndarray) -> Row:
     """Everything that is watched at one step."""
     denoiser = trainer.averaged()
+    train, unseen = compared.train.data, compared.heldout.data
     encoded = [codec.encode(torch.from_numpy(joints(some))) for some in (train[:500], unseen)]
     rows = gaps(SIGMAS, *(losses(denoiser, x0, {}, SIGMAS) for x0 in encoded))
     recipe = trainer.recipe
     z = generate(denoiser, recipe.walk(18), recipe.step, (99,), 0, torch.arange(SAMPLES), {}, batch=SAMPLES)
     poses = codec.decode(z).numpy().reshape(-1, 33, 3)
-    groups = np.arange(len(train) + len(unseen))
-    certificate = certify(
-        "poses",
-        POSE_BANKS,
-        poses,
-        Items(train, groups[: len(train)]),
-        Items(unseen, groups[len(train) :]),
-        planted_poses,
-        np.random.default_rng(0),
-    )
+    scored = score_samples("poses", poses, compared)
+    certificate = certify("poses", scored, compared, planted_poses, np.random.default_rng(0))
     return {
         "step": trainer.nimg // BATCH,
         "heldout_loss": float(np.mean([row.heldout * row.sigma**2 for row in rows])),
@@ -76,67 +78,119 @@ def _check(
         "listed": float(certificate.copies.mean()),
         "third_rule": float((certificate.banks[0].samples.ratio < 1 / 3).mean()),
         "frechet_to_train": frechet_of(joints(poses), joints(train)),
-        "frechet_to_heldout": frechet_of(joints(poses), joints(reference)),
-        "frechet_floor": frechet_of(joints(train), joints(reference)),
+        "frechet_to_heldout": frechet_of(joints(poses), joints(distant)),
+        "frechet_floor": frechet_of(joints(train), joints(distant)),
     }
 
 
-def train_and_watch(poses: np.ndarray, n: int, steps: int) -> list[dict[str, Any]]:
-    """Train on the first `n` poses and check at every step of CHECKED up to `steps`."""
-    reference, unseen, train = poses[:REFERENCE], poses[REFERENCE : REFERENCE + UNSEEN], poses[REFERENCE + UNSEEN :][:n]
+def train_and_watch(steps: int, folder: Path, n: int) -> list[Row]:
+    """Train on `n` poses and check at every step of CHECKED up to `steps`; what was found is kept in `folder`."""
+    state = folder / f"n{n}.json"
+    rows: list[Row] = json.loads(state.read_bytes()) if state.is_file() else []
+    checked = sorted({*(step for step in CHECKED if step < steps), steps})
+    if rows and rows[-1]["step"] >= checked[-1]:
+        return rows
+    rows = []
+    distant, unseen = mannequin_poses(0, REFERENCE), mannequin_poses(REFERENCE, UNSEEN)
+    train = mannequin_poses(REFERENCE + UNSEEN, n)
+    compared = reference(POSE_BANKS, Items(train, np.arange(n)), Items(unseen, n + np.arange(UNSEEN)))
     x0 = torch.from_numpy(joints(train))
-    codec = Codec.fit(x0, per_coordinate=True)
+    codec = Affine.fit(x0, SD, per_coordinate=True)
     encoded = codec.encode(x0)
     torch.manual_seed(0)
-    recipe = presets.edm(sd=DATA_SD)
+    recipe = presets.edm(sd=SD)
     trainer = Trainer(
         recipe.denoiser(MLP(99, width=256, depth=4)),
         recipe,
-        TrainConfig(images=steps * BATCH, batch=BATCH, warmup_images=20 * BATCH, ema_halflife_images=100 * BATCH),
+        TrainConfig(images=CHECKED[-1] * BATCH, batch=BATCH, warmup_images=20 * BATCH, ema_halflife_images=100 * BATCH),
         data=lambda index: (encoded[index], {}),
         n=n,
     )
-    rows = []
-    for step in tqdm(range(1, steps + 1), desc=f"n = {n}", leave=False):
+    for step in tqdm(range(1, checked[-1] + 1), desc=f"n = {n}", mininterval=10):
         trainer.step()
-        if step in CHECKED:
-            rows.append(_check(trainer, codec, train, unseen, reference))
-            print(f"n = {n}: {json.dumps(rows[-1])}", flush=True)
+        if step in checked:
+            rows.append(_check(trainer, codec, compared, distant))
+            files.write_json(state, rows)
     return rows
 
 
-def _first(rows: list[dict[str, Any]], found: str) -> float:
-    return min((row["step"] for row in rows if row["verdict"] == found), default=float("inf"))
+def draw(found: dict[int, list[Row]], path: Path) -> None:
+    """PNG, a column a size, against steps: held-out loss, AUC and share of listed samples, Frechet distances."""
+    figure = Figure(figsize=(4.2 * len(found), 7.4), layout="constrained")
+    for column, (n, rows) in zip(figure.subplots(3, len(found), squeeze=False).T, found.items(), strict=True):
+        steps = [row["step"] for row in rows]
+        lines = (
+            (0, "heldout_loss", "held-out loss", "#2c3e50"),
+            (1, "auc_small_noise", f"AUC at sigma {SIGMAS[0]:g}", "#2980b9"),
+            (1, "listed", "samples on the list of copies", "#c0392b"),
+            (2, "frechet_to_train", "Frechet distance to train", "#7f8c8d"),
+            (2, "frechet_to_heldout", "to held-out", "#2c3e50"),
+            (2, "frechet_floor", "floor: train to held-out", "#27ae60"),
+        )
+        for place, key, label, colour in lines:
+            style = "--" if key == "frechet_floor" else "o-"
+            column[place].plot(steps, [row[key] for row in rows], style, color=colour, label=label, markersize=3.5)
+        flagged = first(rows, Verdict.COPIES.value)
+        for axes in column:
+            if flagged is not None:
+                axes.axvline(flagged, color="#c0392b", linewidth=0.8, linestyle=":", label="first COPIES")
+            axes.set_xscale("log")
+            axes.set_xticks(steps[::2], [str(step) for step in steps[::2]])
+            axes.set_xticks([], minor=True)
+            axes.set_xlabel("steps")
+            axes.grid(alpha=0.3, linewidth=0.4)
+            axes.legend(fontsize=7)
+        column[0].set_title(f"{n} poses", fontsize=10)
+        column[0].set_yscale("log")
+        column[1].set_ylim(-0.02, 1.02)
+        column[2].set_yscale("log")
+    figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    """Train the models; the last line printed is JSON."""
+def first(rows: list[Row], verdict: str) -> int | None:
+    """The first checked step with that verdict."""
+    return min((row["step"] for row in rows if row["verdict"] == verdict), default=None)
+
+
+def judge(found: dict[int, list[Row]]) -> dict[str, bool]:
+    """The goals M7, and the table."""
+    told: list[tuple[str, ...]] = [
+        ("n", "held-out loss lowest", "loss gap alarm", "first COPIES", "listed at the end", "to train", "to held-out")
+    ]
+    goals: dict[str, bool] = {}
+    for n, rows in found.items():
+        flagged = first(rows, Verdict.COPIES.value)
+        best = min(rows, key=lambda row: row["heldout_loss"])["step"]
+        warned = min((row["step"] for row in rows if row["loss_gap_alarm"]), default=None)
+        last = rows[-1]
+        distances = [f"{last[key]:.3f}" for key in ("frechet_to_train", "frechet_to_heldout")]
+        told.append((str(n), str(best), str(warned), str(flagged), f"{last['listed']:.2f}", *distances))
+        if n <= 100:
+            goals[f"M7 n = {n}: COPIES by step 2000"] = flagged is not None and flagged <= 2000
+        if n >= 2000:
+            goals[f"M7 n = {n}: never COPIES"] = flagged is None
+        elif flagged is not None:
+            goals[f"M7 n = {n}: held-out loss was lowest before"] = best < flagged
+    print(table(told))
+    return goals
+
+
+def main() -> int:
+    """Train the models, each in a process of its own; the last line printed is JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memorization_training", description=__doc__)
     parser.add_argument("--n", type=int, nargs="*", default=SIZES, help="sizes of the training set")
     parser.add_argument("--steps", type=int, default=CHECKED[-1])
-    parser.add_argument("--state", type=Path, help="file that keeps finished sizes")
+    parser.add_argument("--state", type=Path, default=Path(".contrapposto/benchmarks/memorization_training"))
+    parser.add_argument("--figure", type=Path, help="PNG to draw")
     options = parser.parse_args()
-    state = options.state
-    results: dict[str, Any] = json.loads(state.read_text()) if state and state.is_file() else {}
-    poses = mannequin_poses(REFERENCE + UNSEEN + max(options.n))
-    for n in options.n:
-        if str(n) not in results:
-            results[str(n)] = train_and_watch(poses, n, options.steps)
-            if state:
-                state.write_text(json.dumps(results, indent=1))
-    goals: dict[str, bool] = {}
-    for n, rows in results.items():
-        flagged = _first(rows, Verdict.COPIES.value)
-        best = min(rows, key=lambda row: row["heldout_loss"])["step"]
-        if int(n) <= 100:
-            goals[f"M7 n = {n}: COPIES by step 2000"] = flagged <= 2000
-        if int(n) >= 2000:
-            goals[f"M7 n = {n}: never COPIES"] = flagged == float("inf")
-        elif flagged < float("inf"):
-            goals[f"M7 n = {n}: held-out loss was lowest before"] = best < flagged
-    missed = [goal for goal, met in goals.items() if not met]
-    print(json.dumps({"benchmark": "memorization_training", "figures": results, "goals": goals, "missed": missed}))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, machine.cores() // len(options.n)))  # of the processes
+    with ProcessPoolExecutor(len(options.n), multiprocessing.get_context("spawn")) as processes:
+        trained = processes.map(partial(train_and_watch, options.steps, options.state), options.n)
+        found = dict(zip(options.n, trained, strict=True))
+    if options.figure:
+        draw(found, options.figure)
+    return finish("memorization_training", {str(n): rows for n, rows in found.items()}, judge(found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

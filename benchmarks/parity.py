@@ -1,27 +1,35 @@
-"""Step-for-step agreement with azula, diffusers and ema-pytorch: `python -m benchmarks.parity`.
+"""Agreement with other libraries, step for step and loss for loss: `python -m benchmarks.parity`.
 
-Needs the development extras. k-diffusion and others are compared through `tests/golden/k_diffusion.npz`, made by
-`benchmarks.golden` in an environment of their own.
+azula, diffusers and ema-pytorch are development extras and run here. k-diffusion, smalldiffusion, torchcfm and
+denoising-diffusion-pytorch are compared through `tests/golden/*.npz`, which `benchmarks.golden` made with them.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
+from diffusers.training_utils import compute_snr
 from ema_pytorch.post_hoc_ema import KarrasEMA, sigma_rel_to_gamma
+from torch import Tensor
 
 from benchmarks import oracles
+from benchmarks.golden import FOLDER, SD, predicted
 from benchmarks.report import finish, table
+from diffusion_core import level, objective
 from diffusion_core.average import power, power_gamma
-from diffusion_core.level import sigma_level
+from diffusion_core.level import Level, sigma_level
 from diffusion_core.sample import Step, sample
 from diffusion_core.step import ddim, dpmpp_2m, dpmpp_3m, heun, lms
+from diffusion_core.target import EPS, FLOW, X0, Target, V, edm, to_x0
+from diffusion_core.weight import min_snr, soft_min_snr
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "k_diffusion.npz"
-GOLDEN_STEPS: dict[str, Step] = {
+Found = dict[str, tuple[float, float]]  # what was compared -> (largest difference, tolerance)
+
+K_DIFFUSION_STEPS: dict[str, Step] = {
     "euler": ddim(),
     "heun": heun(),
     "lms": lms(4),
@@ -35,30 +43,113 @@ GOLDEN_STEPS: dict[str, Step] = {
 }
 
 
-def trajectories() -> dict[str, tuple[float, float]]:
-    """Largest difference at the end of each other library's run, and its tolerance."""
+SMALLDIFFUSION_STEPS: dict[str, Step] = {"ddim": ddim(), "ddpm": ddim(1.0)}
+
+
+def trajectories() -> Found:
+    """The ends of azula's and diffusers' runs."""
     denoise = oracles.model()
     out = {}
     for run in (*oracles.azula_runs(), *oracles.diffusers_runs()):
         ours = sample(denoise, run.start, run.walk, run.step, iter(run.noise))
-        out[run.name] = (float((ours - run.end).abs().max()), run.tolerance)
+        out[run.name] = (_apart(ours, run.end), run.tolerance)
     return out
 
 
-def golden(path: Path = GOLDEN) -> dict[str, tuple[float, float]]:
-    """The same for the stored trajectories of k-diffusion."""
-    stored = np.load(path, allow_pickle=False)
-    noises = [torch.from_numpy(n) for n in stored["noises"]]
-    walk = [sigma_level(sigma) for sigma in torch.from_numpy(stored["sigmas"])]
+def tables() -> Found:
+    """diffusers' noising, its velocity and its signal-to-noise ratio, in the float32 that it keeps its tables in."""
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    x0, noise = oracles.normals(2, seed=6)
+    t = torch.arange(len(x0)) * 15
+    here = level.betas(level.linear_betas())(t)
+    p, q = V(here)
+    ratio = compute_snr(scheduler, t).double() / here.snr
+    return {
+        "diffusers add_noise": (_apart(here.corrupt(x0, noise), scheduler.add_noise(x0, noise, t)), 5e-6),
+        "diffusers get_velocity": (_apart(Level(p, q).corrupt(x0, noise), scheduler.get_velocity(x0, noise, t)), 5e-6),
+        "diffusers compute_snr, relative": (
+            float((ratio - 1).abs().max()),
+            6e-4,
+        ),  # float32 resolves 1 - a^2 = 1e-4 to 6e-4
+    }
+
+
+def golden() -> Found:
+    """Everything that `benchmarks.golden` stored."""
+    return {**_golden_ends(), **_golden_flows(), **_golden_losses()}
+
+
+def _golden_ends() -> Found:
     denoise = oracles.model()
     out = {}
-    for name, step in GOLDEN_STEPS.items():
-        ours = sample(denoise, torch.from_numpy(stored["start"]), walk, step, iter(noises))
-        out[f"k-diffusion {name}"] = (float((ours - torch.from_numpy(stored[name])).abs().max()), 1e-12)
+    for library, steps in (("k_diffusion", K_DIFFUSION_STEPS), ("smalldiffusion", SMALLDIFFUSION_STEPS)):
+        stored = _stored(library)
+        walk = [sigma_level(sigma) for sigma in stored["sigmas"]]
+        # rounding is relative to the largest sigma, 40 and 157
+        tolerance = 1e-12 if library == "k_diffusion" else 5e-12
+        for name, step in steps.items():
+            ours = sample(denoise, stored["start"], walk, step, iter(stored["noises"]))
+            out[f"{library.replace('_', '-')} {name}"] = (_apart(ours, stored[name]), tolerance)
     return out
 
 
-def averages() -> dict[str, tuple[float, float]]:
+def _golden_flows() -> Found:
+    """torchcfm's time runs from noise to data: its velocity is minus ours, per its own unit of time."""
+    stored = _stored("torchcfm")
+    out = {}
+    targets: tuple[tuple[str, level.Path, Target, float], ...] = (
+        ("linear", level.linear(), FLOW, 1.0), ("trig", level.trig(), V, math.pi / 2),
+    )  # fmt: skip
+    for name, path, target, speed in targets:
+        here = path(1 - stored["t"])
+        velocity = -speed * Level(*target(here)).corrupt(stored["data"], stored["noise"])
+        out[f"torchcfm {name} point"] = (
+            _apart(here.corrupt(stored["data"], stored["noise"]), stored[f"{name} x"]),
+            1e-12,
+        )
+        out[f"torchcfm {name} velocity"] = (_apart(velocity, stored[f"{name} velocity"]), 1e-12)
+    return out
+
+
+def _golden_losses() -> Found:
+    """Relative differences. lucidrains' plain v loss is the noise's: it multiplies by SNR / (SNR + 1)."""
+    stored = _stored("losses")
+    karras, chain = sigma_level(stored["sigma"]), level.betas(level.linear_betas())(stored["t"])
+    cases: dict[str, tuple[Target, objective.Weight, Level]] = {
+        "k-diffusion loss karras": (edm(SD), objective.unit(edm(SD)), karras),
+        "k-diffusion loss soft-min-snr": (edm(SD), soft_min_snr(SD), karras),
+        "k-diffusion loss snr": (edm(SD), objective.unit(EPS), karras),
+        "lucidrains pred_noise": (EPS, objective.unit(EPS), chain),
+        "lucidrains pred_x0": (X0, objective.unit(EPS), chain),
+        "lucidrains pred_v": (V, objective.unit(EPS), chain),
+        **{f"lucidrains {name} min-snr": (target, min_snr(5), chain)
+           for name, target in (("pred_noise", EPS), ("pred_x0", X0), ("pred_v", V))},
+    }  # fmt: skip
+    out = {}
+    for name, (target, factor, here) in cases.items():
+        sd = SD if name.startswith("k-diffusion") else 1.0
+
+        def denoise(x: Tensor, at: Level, _: dict[str, Tensor], target: Target = target, sd: float = sd) -> Tensor:
+            scale = (1 / torch.hypot(at.a * sd, at.s)).reshape(-1, 1, 1, 1)
+            return to_x0(predicted(scale * x), x, at, target)
+
+        ours = objective.loss(denoise, stored["x0"], here, stored["noise"], factor)
+        # lucidrains keeps its tables in float32
+        tolerance = 1e-12 if name.startswith("k-diffusion") else 1e-6
+        out[name] = (float((ours / stored[name] - 1).abs().max()), tolerance)
+    return out
+
+
+def _stored(name: str) -> dict[str, Tensor]:
+    with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def averages() -> Found:
     """Exponents and decays of the power average against ema-pytorch."""
     gamma = max(abs(power_gamma(s) - float(sigma_rel_to_gamma(s))) for s in (0.05, 0.1, 0.15, 0.2))
     peer = KarrasEMA(torch.nn.Linear(1, 1), sigma_rel=0.1)
@@ -72,10 +163,8 @@ def averages() -> dict[str, tuple[float, float]]:
 
 def main() -> int:
     """Print the table; every difference within its tolerance is the goal."""
-    found = {**trajectories(), **averages()}
-    if GOLDEN.is_file():
-        found |= golden()
-    rows = [("oracle", "largest difference", "tolerance")]
+    found = {**trajectories(), **tables(), **golden(), **averages()}
+    rows: list[tuple[str, ...]] = [("oracle", "largest difference", "tolerance")]
     rows += [(name, f"{value:.1e}", f"{tolerance:.0e}") for name, (value, tolerance) in found.items()]
     print(table(rows))
     goals = {f"{name} within {tolerance:.0e}": value <= tolerance for name, (value, tolerance) in found.items()}

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from diffusion_core import parallel
+
 Decay = Callable[
     [int, int], float
 ]  # (images seen after the step, images in the step) -> how much of the old average is kept
@@ -56,7 +58,10 @@ def _power_std(gamma: float) -> float:
 
 
 class Average:
-    """A running average of named parameters. Not a module: it is state beside the model, in the parameters' type."""
+    """A running average of named parameters. Not a module: it is state beside the model, in the parameters' type.
+
+    Under DDP every rank keeps the same average of the same weights; where weights are split, each keeps that of its piece.
+    """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: Decay) -> None:
         self.decay = decay
@@ -66,9 +71,8 @@ class Average:
     def update(self, parameters: Mapping[str, Tensor], nimg: int, batch: int) -> None:
         """Take in the parameters after a step of `batch` images that ended at `nimg` images."""
         keep = self.decay(nimg, batch)
-        torch._foreach_lerp_(
-            list(self.weights.values()), [parameters[name].detach() for name in self.weights], 1 - keep
-        )
+        fresh = [parallel.local(parameters[name].detach()) for name in self.weights]
+        torch._foreach_lerp_([parallel.local(value) for value in self.weights.values()], fresh, 1 - keep)
 
 
 def post_hoc_shares(snapshots: Sequence[tuple[int, float]], at: int, sigma_rel: float) -> Tensor:

@@ -41,12 +41,13 @@ def unconditional(denoiser: Denoiser, *names: str) -> Denoiser:
     return lambda x, level, cond: denoiser(x, level, without(cond, *names))
 
 
-def cfg(denoiser: Denoiser, strength: Strength) -> Denoiser:
+def cfg(denoiser: Denoiser, strength: Strength, *names: str) -> Denoiser:
     """Classifier-free guidance; strength 1 is none. Ho & Salimans 2022 (arXiv 2207.12598).
 
-    In x0 it is the same extrapolation as in eps, v or velocity.
+    In x0 it is the same extrapolation as in eps, v or velocity. With names it is away from having all but the named conditions;
+    applied once for each of several conditions it gives each a strength of its own (Brooks et al. 2023, arXiv 2211.09800).
     """
-    return extrapolate(denoiser, unconditional(denoiser), strength)
+    return extrapolate(denoiser, unconditional(denoiser, *names), strength)
 
 
 def negative(denoiser: Denoiser, unwanted: Cond, strength: Strength) -> Denoiser:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_core import rng
 from diffusion_core.cond import KEEP, Cond, without
@@ -101,14 +101,20 @@ def coupled(
     return loss(denoiser, x0, level, cond["pair:noise"].to(x0), weight, without(cond, "pair:noise"))
 
 
-def self_conditioned(key: str) -> Callable[..., Tensor]:
-    """The loss of a denoiser that is shown, in half of the rows, its own first estimate as condition `key`.
+class SelfConditioned(nn.Module):
+    """A loss of a denoiser that is shown, in half of the rows, its own first estimate as condition `key`.
 
-    No gradient flows through the first estimate. Chen et al. 2022 (arXiv 2208.04202), algorithm 1. `guide.self_condition`
-    samples.
+    `inner` is the loss that it would have otherwise, of any recipe; a module among them goes on learning. No gradient flows
+    through the first estimate. Chen et al. 2022 (arXiv 2208.04202), algorithm 1. `guide.self_condition` samples.
     """
 
-    def both(
+    def __init__(self, key: str, inner: Callable[..., Tensor] = loss) -> None:
+        super().__init__()
+        self.key = key
+        self.inner = inner
+
+    def forward(
+        self,
         denoiser: Callable[[Tensor, Level, Cond], Tensor],
         x0: Tensor,
         level: Level,
@@ -116,10 +122,9 @@ def self_conditioned(key: str) -> Callable[..., Tensor]:
         weight: Weight,
         cond: Cond,
     ) -> Tensor:
+        """The inner loss, `[B]`."""
         with torch.no_grad():
-            first = denoiser(level.corrupt(x0, noise), level, without(cond, key))
-        shown = first.flatten(1) if key.startswith("vec:") else first
+            first = denoiser(level.corrupt(x0, noise), level, without(cond, self.key))
+        shown = first.flatten(1) if self.key.startswith("vec:") else first
         keep = torch.rand(len(x0), device=x0.device) < 0.5  # seeded by the training loop at every step
-        return loss(denoiser, x0, level, noise, weight, {**cond, key: shown, KEEP + key: keep})
-
-    return both
+        return self.inner(denoiser, x0, level, noise, weight, {**cond, self.key: shown, KEEP + self.key: keep})

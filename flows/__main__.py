@@ -1,8 +1,9 @@
-"""`python -m flows FLOW [--raw DIR]`: run a flow here and now, with no server standing.
+"""`python -m flows FLOW [--raw DIR]`: run a flow here and now; `python -m flows up|down|status`: the standing services.
 
-A private Prefect server (state in `.contrapposto/prefect`) lives for as long as the command: it starts while Prefect
-is being imported, which takes as long as anything else when there is nothing to do. The exit code is the failing
-stage's own (2: parameters, 3: data, 1: anything else), 130 after Ctrl-C, 143 after SIGTERM.
+A flow uses the standing Prefect server if there is one. Otherwise a private one (state in `.contrapposto/prefect`) lives
+for as long as the command: it starts while Prefect is being imported, which takes as long as anything else when there
+is nothing to do. The exit code is the failing stage's own (2: parameters, 3: data, 1: anything else), 130 after Ctrl-C,
+143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows import server, workspace
+from flows import server, services, workspace
 from tasks.errors import UserError
+from tasks.params import load
 
 FLOWS = ("train-poses", "retrain", "curate", "generate", "evaluate")
 WITH_RAW = ("train-poses", "curate")
@@ -36,21 +38,32 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         command = flows.add_parser(name)
         if name in WITH_RAW:
             command.add_argument("--raw", metavar="DIR", help="folder of pictures, or the word mannequin")
+    flows.add_parser("up", help="start Prefect's server, MLflow's, a worker and the watch on the data")
+    flows.add_parser("down", help="stop them")
+    flows.add_parser("status", help="how they are")
+    foreground = flows.add_parser("service", help="be one of them, for a service manager such as systemd")
+    foreground.add_argument("name")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the flow and say in the end where to look; returns the exit code."""
     options = _arguments(argv)
+    if options.flow not in FLOWS:
+        return _services(options)
     parameters = {"raw": options.raw} if options.flow in WITH_RAW else {}
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
     root = Path.cwd()
     try:
-        workspace.prepare(root, **parameters)
-        private = server.start(root / workspace.STATE / "prefect")
-        atexit.register(private.stop)  # runs after Prefect's own exit handlers, which send it the last events
-        code = _run(options.flow, parameters, private)
+        params = workspace.prepare(root, **parameters)
+        if services.standing(params, root):
+            code = _run(options.flow, parameters, services.prefect_environment(params, root), None)
+        else:
+            private = server.start(root / workspace.STATE / "prefect")
+            atexit.register(private.stop)  # runs after Prefect's own exit handlers, which send it the last events
+            environment = server.settings(private.home) | {"PREFECT_API_URL": private.api_url}
+            code = _run(options.flow, parameters, environment, private)
     except UserError as error:
         print(f"contrapposto: {error}", file=sys.stderr)
         return error.code
@@ -62,14 +75,35 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _run(name: str, parameters: dict[str, Any], private: server.Server) -> int:
-    """Run a flow against a server that is still starting."""
+def _services(options: argparse.Namespace) -> int:
+    """The commands about the standing services; `status` ends with 1 unless all are up."""
+    root = Path.cwd()
+    try:
+        if options.flow == "down":
+            services.down(root)
+            return 0
+        params = load(root / "params.yaml")
+        if options.flow == "service":
+            services.foreground(params, root, options.name)
+        if options.flow == "status":
+            found = services.status(params, root)
+            services.show(found, root)
+            return 0 if all(service.state == "up" for service in found) else 1
+        services.up(params, root)
+    except UserError as error:
+        print(f"contrapposto: {error}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+def _run(name: str, parameters: dict[str, Any], environment: dict[str, str], private: server.Server | None) -> int:
+    """Run a flow against the standing server, or a private one that is still starting."""
     quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the flow itself prints what happens
-    environment = server.settings(private.home) | {"PREFECT_API_URL": private.api_url} | quiet
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment | quiet)
     flow = getattr(importlib.import_module("flows.train_poses"), name.replace("-", "_"))
-    private.wait()
+    if private is not None:
+        private.wait()
     state = flow(**parameters, return_state=True)
     if state.is_completed():
         return 0

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 # `params.py` reads what DVC tracks as parameters, `errors.py` and `__main__.py` change no output,
 # and `__init__.py` is empty.
 NO_EFFECT = frozenset({"__init__.py", "__main__.py", "errors.py", "params.py"})
+SETTINGS = "tasks/settings/"  # the sections of params.py
 CORE = "diffusion_core"  # counts as one dependency: the folder
 
 
@@ -34,7 +35,7 @@ def code_dependencies(root: Path, command: str) -> list[str]:
         found.add(path)
         if path != CORE:
             waiting += _imports(root, path)
-    return sorted(path for path in found if Path(path).name not in NO_EFFECT)
+    return sorted(path for path in found if Path(path).name not in NO_EFFECT and not path.startswith(SETTINGS))
 
 
 def _imports(root: Path, path: str) -> list[str]:

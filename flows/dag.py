@@ -105,7 +105,7 @@ def run_stage(root: Path, stage: str, environment: Mapping[str, str]) -> None:
     However this function is left, nothing that the stage started is still running.
     """
     for _ in range(LOCK_ATTEMPTS):
-        code, told = _dvc(root, ["repro", "--single-item", stage], environment)
+        code, told = _run(root, ["dvc", "repro", "--single-item", stage], environment)
         if code == 0:
             return
         if not any(sign in told for sign in LOCKED):
@@ -114,8 +114,15 @@ def run_stage(root: Path, stage: str, environment: Mapping[str, str]) -> None:
     raise _failure(stage, told)
 
 
-def _dvc(root: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
-    """Run DVC, print what it prints, and return its exit code and what `_failure` wants to know."""
+def run_task(root: Path, task: str, environment: Mapping[str, str]) -> None:
+    """Run `python -m tasks TASK`, which is no stage of the graph, in the same way; raises UserError as `run_stage` does."""
+    code, told = _run(root, ["tasks", task], environment)
+    if code:
+        raise _failure(task, f"{told}\nexited with {code}")
+
+
+def _run(root: Path, module: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run a Python module, print what it prints, and return its exit code and what `_failure` wants to know."""
     binaries = str(Path(sys.executable).parent)  # where `python` in dvc.yaml is found
     full = {
         **os.environ,
@@ -125,7 +132,7 @@ def _dvc(root: Path, arguments: Sequence[str], environment: Mapping[str, str]) -
         "DVC_NO_ANALYTICS": "true",
         **environment,
     }
-    keeper = leash.start([sys.executable, "-m", "dvc", *arguments], root, full, subprocess.PIPE)
+    keeper = leash.start([sys.executable, "-m", *module], root, full, subprocess.PIPE)
     assert keeper.stdout is not None
     told: list[str] = []
     try:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -86,8 +86,8 @@ def _signal(processes: Iterable[psutil.Process], number: int) -> None:
             continue
 
 
-def _gone(processes: Iterable[psutil.Process], seconds: float) -> bool:
-    """Wait until all have ended, `seconds` at most."""
+def gone(processes: Collection[psutil.Process], seconds: float) -> bool:
+    """Wait until all have ended, `seconds` at most; a process that nobody has waited for has ended, too."""
     deadline = time.monotonic() + seconds
     while any(_alive(process) for process in processes):
         if time.monotonic() > deadline:
@@ -101,7 +101,7 @@ def _stop(command: subprocess.Popen[bytes], grace: float) -> None:
     family = _family()
     leaves = {process for process in family if process.pid != command.pid}
     _signal(leaves, signal.SIGTERM)
-    _gone(leaves, grace)
+    gone(leaves, grace)
     try:
         command.wait(LAST_SECONDS if leaves else 0)
     except subprocess.TimeoutExpired:

@@ -51,7 +51,7 @@ def settings(home: Path) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -61,7 +61,7 @@ def _free_port() -> int:
 def start(home: Path) -> Server:
     """Start a server whose database and log are in `home`; returns at once, see `Server.wait`."""
     home.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with open(home / "server.log", "w", encoding="utf-8") as log:

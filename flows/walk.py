@@ -16,9 +16,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows import dag, workspace
+from flows import arrivals, dag, notify, workspace
+from flows.changes import Changes
+from tasks.artifacts import MODELS
 from tasks.errors import UserError
-from tasks.params import Params
+from tasks.params import Params, load, set_values
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
@@ -37,22 +39,94 @@ def stage(name: str, place: str, root: Path, environment: dict[str, str]) -> Sta
     return Completed()
 
 
-def walk(targets: Sequence[str], raw: str | None = None, *, record: bool = False) -> State[Any]:
+def walk(targets: Sequence[str], raw: str | None = None, changes: Changes | None = None) -> State[Any]:
     """Bring the targets up to date in the current folder, and return the flow run's last state.
 
-    `raw` as in `workspace.prepare`. With `record`, MLflow gets a run of the pipeline, unless there is nothing to do.
-    A failed state carries the UserError, and so the exit code, as its data.
+    `raw` and `changes` as in `workspace.prepare`. A failed state carries the UserError, and so the exit code, as its data.
     """
     root = Path.cwd()
     try:
-        params = workspace.prepare(root, raw)
         with workspace.alone(root):
-            plan = dag.order(root, targets)
-            if record and not all(dag.is_unchanged(root, step.name) for step in plan):
-                return _recorded(params, root, plan)
-            return _stages(root, plan, {}, {})
+            workspace.prepare(root, raw, changes)
+            return _stages(root, dag.order(root, targets), {}, {})
     except UserError as error:
         return Failed(message=str(error), data=error)
+
+
+@task(name="task", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def outside(name: str, root: Path) -> State[Any]:
+    """Run a task that is no stage of the graph: its result is not a function of the files here."""
+    try:
+        dag.run_task(root, name, {})
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+    return Completed()
+
+
+def alone(name: str, changes: Changes | None = None) -> State[Any]:
+    """Run such a task in the current folder, by itself; returns the flow run's last state."""
+    root = Path.cwd()
+    try:
+        with workspace.alone(root):
+            workspace.prepare(root, changes=changes)
+            state = outside(name, root, return_state=True)
+            return (
+                Failed(message=state.message, data=state.result(raise_on_failure=False)) if state.is_failed() else state
+            )
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+
+
+def train(
+    targets: Sequence[str], raw: str | None = None, changes: Changes | None = None, *, again: bool = False
+) -> State[Any]:
+    """The same as a training: MLflow gets a run of the pipeline, unless there is nothing to do, data that arrive from now
+    on count as new, and `notify.webhook` is told how it ended.
+
+    `again`: the models are trained again because data have come; `retrain.warm_start` says from where.
+    """
+    root = Path.cwd()
+    try:
+        with workspace.alone(root):
+            params = workspace.prepare(root, raw, changes)
+            began_with = arrivals.fingerprint(params, root)
+            arrivals.remember(root, began_with)
+            try:
+                plan = dag.order(root, targets)
+                changed = [step.name for step in plan if not dag.is_unchanged(root, step.name)]
+                if not changed:
+                    _stages(root, plan, {}, {})
+                    return Completed(name="Skipped", message="Nothing has changed since the last run.")
+                if again:
+                    params = _start_again(params, root, plan, changed)
+                return _recorded(params, root, plan)
+            finally:  # the shards are this run's own; pictures that came meanwhile are not
+                made = arrivals.fingerprint(params, root).get(arrivals.SHARDS)
+                arrivals.remember(root, began_with | ({arrivals.SHARDS: made} if made else {}))
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+
+
+def _start_again(params: Params, root: Path, plan: Sequence[dag.Stage], changed: Sequence[str]) -> Params:
+    """Write the champion's weights as the training's beginning into params.yaml, or none, as `retrain.warm_start` says.
+
+    DVC sees it there, so that what is trained stays a function of the parameters. Nothing is written if no stage that leads
+    to a training has changed: the beginning alone is no reason to train.
+    """
+    trained = [model for model in MODELS if f"train_{model}" in {step.name for step in plan}]
+    leads = {step.name for step in dag.order(root, [f"train_{model}" for model in trained])}
+    if not leads.intersection(changed):
+        return params
+    starts: dict[str, str | None] = {f"{model}.start": None for model in trained}
+    if params.retrain.warm_start:
+        from tasks import registry, tracking  # imports MLflow, which takes seconds
+
+        store = tracking.Store(params.tracking, root)
+        for model in trained:
+            if registry.version(store, model, registry.CHAMPION) is not None:
+                starts[f"{model}.start"] = registry.fetch(store, root, model, registry.CHAMPION).name
+    set_values(root / "params.yaml", starts)
+    return load(root / "params.yaml")
 
 
 def _stages(
@@ -79,12 +153,18 @@ def _recorded(params: Params, root: Path, plan: Sequence[dag.Stage]) -> State[An
     flow_run = runtime.flow_run.id
     run_id = tracking.start_pipeline(params, root, flow_run)
     states: dict[str, State[Any]] = {}
-    status = "KILLED"
+    status, event, sentence = "KILLED", "failed", "The run was stopped."
     try:
         last = _stages(root, plan, {tracking.PIPELINE: run_id}, states)
-        status = "FINISHED" if last.is_completed() else "FAILED"
+        if last.is_completed():
+            status, (event, sentence) = "FINISHED", notify.outcome(root)
+        else:
+            status, sentence = "FAILED", str(last.message)
         return last
     finally:
-        tracking.finish_pipeline(
-            params, root, run_id, status, {name: str(state.name) for name, state in states.items()}
-        )
+        ends = {name: str(state.name) for name, state in states.items()}
+        try:
+            tracking.finish_pipeline(params, root, run_id, status, ends)
+        finally:
+            if event == "failed" or ends["promote"] != "Skipped":
+                notify.send(params.notify, event, sentence, root, flow_run=flow_run, mlflow_run=run_id)

@@ -6,26 +6,37 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+from flows.changes import Changes, values
 from tasks.errors import DataError, UserError
-from tasks.params import Params, Raw, load, set_value
+from tasks.params import Params, Raw, load, set_values
 
 MANNEQUIN = Raw.model_fields["folder"].default  # the built-in pictures, made by the pipeline itself
 STATE = ".contrapposto"  # what is of this machine alone
 
 
-def prepare(root: Path, raw: str | None = None) -> Params:
+class Held(UserError):
+    """Another pipeline run is under way in this workspace."""
+
+
+def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) -> Params:
     """Check that a pipeline can run here on these pictures, and return the parameters.
 
     `raw` is a folder of pictures, or "mannequin" for the built-in ones; it is written into `params.yaml`. None keeps
-    what stands there. Raises UserError if this is no workspace or its parameters are wrong, DataError if the folder
-    is not there.
+    what stands there. So are `changes`, all of them or none. Raises UserError if this is no workspace or its parameters
+    are wrong, DataError if the folder is not there.
     """
     path = root / "params.yaml"
     params = load(path)
+    if changes is not None and (written := values(changes)):
+        print(f"params.yaml: {', '.join(f'{key} is now {value}' for key, value in written.items())}")
+        set_values(path, written)
+        params = load(path)
     if not (root / "dvc.yaml").is_file() or not (root / ".dvc").is_dir():
         raise UserError(f"{root} is not a workspace of Contrapposto: it has no dvc.yaml or no .dvc folder.")
     folder = params.raw.folder if raw is None else _folder(root, raw)
@@ -33,7 +44,7 @@ def prepare(root: Path, raw: str | None = None) -> Params:
         raise DataError(f"There is no folder {root / folder} to take pictures from.")
     if folder != params.raw.folder:
         print(f"params.yaml: raw.folder is now {folder} (RAW=mannequin brings back the built-in pictures)")
-        set_value(path, "raw.folder", folder)
+        set_values(path, {"raw.folder": folder})
         params = load(path)
     if not any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)):
         _without_git(root)
@@ -57,18 +68,39 @@ def _without_git(root: Path) -> None:
         subprocess.run(command, cwd=root, check=True)
 
 
-@contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Hold the workspace. Raises UserError if another pipeline run holds it."""
-    state = root / STATE
-    state.mkdir(exist_ok=True)
-    with open(state / "pipeline.lock", "a+", encoding="utf-8") as lock:
+def _take(lock: IO[str], seconds: float) -> bool:
+    """Take the lock, waiting for `seconds` at most; returns whether it was had."""
+    deadline = time.monotonic() + seconds
+    while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+
+
+def _open_lock(root: Path) -> IO[str]:
+    state = root / STATE
+    state.mkdir(exist_ok=True)
+    return open(state / "pipeline.lock", "a+", encoding="utf-8")
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold the workspace. Raises Held if another pipeline run holds it."""
+    with _open_lock(root) as lock:
+        if not _take(lock, seconds=0.5):  # `held` takes it for a moment
             lock.seek(0)
-            raise UserError(f"Another pipeline run is under way here (process {lock.read()}); one at a time.") from None
+            raise Held(f"Another pipeline run is under way here (process {lock.read()}); one at a time.")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def held(root: Path) -> bool:
+    """Whether a pipeline run is under way here."""
+    with _open_lock(root) as lock:
+        return not _take(lock, seconds=0)

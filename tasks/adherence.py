@@ -2,7 +2,9 @@
 
 MediaPipe reads the pose in every generated picture again, and it is compared with the pose that the picture was
 conditioned on. The landmarker errs by itself, more so in small pictures: the same reading of real held-out pictures, made
-as small, is the floor, and the error to another sample's pose is what chance gives.
+as small, is the floor, and the error to another sample's pose is what chance gives. Pictures that were asked for with
+conditions of the training set are read as well, for comparison. What is read of the samples is kept for the copy test, in
+read.npz: `key` and `pose` (normalised, NaN where nobody is found).
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from tqdm import tqdm
 from tasks import drawing, machine, skeleton
 from tasks.choose import evenly
 from tasks.dataset.shards import ShardDataset
-from tasks.dataset.splits import load_splits
+from tasks.dataset.splits import COMPARISON, SAMPLES, Split, load_splits
 from tasks.errors import UserError
 from tasks.files import new_folder, write_json
 from tasks.params import Params
 from tasks.pool import WorkerDied, ordered_map
 
-READ_AT = 256  # pixels to which a picture is enlarged; the landmarker's networks take 224 and 256
+READ_AT = 512  # pixels to which a picture with its border is enlarged
+BORDER = 0.5  # of the picture's side, its edge repeated: the detector misses people who fill the picture
 MOST = 256  # pictures of each set that are read
 NEAR, FAR = 0.2, 0.5  # torso lengths, of the share of joints that are near enough
 SHOWN = 24  # pictures in the figure
@@ -41,8 +44,9 @@ def _reader(model: Path, min_confidence: float) -> Iterator[Callable[[np.ndarray
     with Landmarker(model, min_confidence) as landmarker:
 
         def read(picture: np.ndarray) -> np.ndarray | None:
-            large = Image.fromarray(picture).resize((READ_AT, READ_AT), Image.Resampling.BICUBIC)
-            persons = landmarker.detect(np.asarray(large))
+            border = round(BORDER * len(picture))
+            framed = Image.fromarray(np.pad(picture, ((border, border), (border, border), (0, 0)), mode="edge"))
+            persons = landmarker.detect(np.asarray(framed.resize((READ_AT, READ_AT), Image.Resampling.BICUBIC)))
             if not persons or skeleton.torso_length(persons[0].world) < 1e-3:
                 return None
             return skeleton.normalise(persons[0].world)
@@ -107,22 +111,30 @@ def run(params: Params, root: Path) -> None:
 
     Raises DataError if samples or shards are missing, UserError if the landmarker's model is.
     """
-    samples = ShardDataset(root / "samples/pictures", "samples")
-    workers = params.extract.workers or machine.cores()
-    read = partial(
-        read_poses, model=root / params.extract.model, min_confidence=params.extract.min_confidence, workers=workers
-    )
+    samples, comparison = (ShardDataset(root / "samples/pictures", name) for name in (SAMPLES, COMPARISON))
     numbers: dict[str, float] = {}
+    kept, poses = np.zeros(0, str), np.zeros((0, 33, 3), np.float32)
     with new_folder(root / "reports/adherence") as folder:
         if len(samples):
             size = samples.picture(0).shape[0]
-            rows = evenly(len(samples), MOST)
-            pictures, asked = samples.pictures(size)[rows], samples.pose()[rows]
-            seen = read(pictures)
-            numbers |= metrics("pictures", seen, asked)
-            _figure(pictures, asked, seen, folder / "adherence.png")
-            heldout = load_splits(root)[1]
-            if len(heldout):
-                rows = evenly(len(heldout), MOST)
-                numbers |= metrics("floor", read(heldout.bytes(size)[rows]), heldout.poses()[rows])
+            sets = {
+                "pictures": Split(samples),
+                "train_conditions": Split(comparison),
+                "floor": load_splits(root)[1].pictured(),
+            }
+            sets = {name: some for name, some in sets.items() if len(some)}
+            rows = {name: evenly(len(some), MOST) for name, some in sets.items()}
+            pictures = {name: some.bytes(size)[rows[name]] for name, some in sets.items()}
+            asked = {name: some.poses()[rows[name]] for name, some in sets.items()}
+            workers = params.extract.workers or machine.cores()
+            model = root / params.extract.model
+            # All in one go: a worker takes seconds to start.
+            read = read_poses(np.concatenate(list(pictures.values())), model, params.extract.min_confidence, workers)
+            ends = np.cumsum([len(some) for some in pictures.values()])[:-1]
+            seen = dict(zip(sets, np.split(read, ends), strict=True))
+            for name in sets:
+                numbers |= metrics(name, seen[name], asked[name])
+            _figure(pictures["pictures"], asked["pictures"], seen["pictures"], folder / "adherence.png")
+            kept, poses = np.array(samples.keys)[rows["pictures"]], seen["pictures"]
+        np.savez(folder / "read.npz", key=kept, pose=poses)
         write_json(folder / "adherence.json", {"metrics": numbers})

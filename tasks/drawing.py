@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tasks import files
+from tasks.dataset.shards import encode_png
 from tasks.skeleton import BONES, INDEX, LANDMARKS
 
 # Left warm, right cool, middle grey, in every picture of the project (told apart by colour-blind readers too).
@@ -100,10 +102,7 @@ def sheet(pictures: Sequence[np.ndarray], columns: int, captions: Sequence[str] 
 
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Write a picture; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".png.tmp")
-    Image.fromarray(picture).save(temporary, "PNG")
-    temporary.replace(path)
+    files.write_bytes(path, encode_png(picture))
 
 
 def curves(

@@ -1,175 +1,206 @@
-"""Stage `extract`: finds the persons in a folder of pictures and writes them down with their landmarks.
+"""Stage `extract`: finds the persons in a folder of pictures, videos and motion captures, and writes them down.
 
 Reads `raw.folder`, writes `data/poses/<part>/` (see `poses_table`) with `summary.json`:
 
-    files                  files looked at = files_with_person + all rejects
+    files                  files looked at
+    frames                 pictures and sampled frames looked at, a refused file being one:
+                           distinct (source, frame) of poses.parquet + all rejects
     files_with_person
     persons                rows of poses.parquet
-    rejects                {reason: files}
+    rejects                {reason: frames}
     joint_error            against true joints, where the folder has them (see `joint_error`)
     joint_error_absent     why there is none
 
-What depends on the machine (seconds, workers) is no output of the stage, since the same pictures must give the same
-bytes; it is left in `.contrapposto/extract/<part>.json`.
+What has been found in a file is kept by its content (see `findings`): a run that was killed goes on where it was, and a
+new picture costs one picture. What depends on the machine (seconds, workers) is no output of the stage, since the same
+files must give the same bytes; it is left in `.contrapposto/extract/<part>.json`.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import imagehash
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from tasks import files, machine
 from tasks.errors import DataError
-from tasks.extraction import joint_error
-from tasks.extraction.ingest import JOINTS_SUFFIX, Refusal, Source, content_key, decode, open_regular, scan
+from tasks.extraction import findings, joint_error
+from tasks.extraction.findings import Findings, Refused, Settings, Store
+from tasks.extraction.ingest import JOINTS_SUFFIX, Refusal, Source, content_key, open_regular, scan
 from tasks.extraction.pose_bundle import check
-from tasks.extraction.poses_table import Pose, Reason, Reject, Writer, read_poses
+from tasks.extraction.poses_table import Kind, Pose, Reason, Reject, Writer, read_poses
 from tasks.params import Params
 from tasks.pool import WorkerDied, ordered_map
 
-_NUM_POSES = 1  # persons looked for in a picture
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a worker needs to know."""
-
-    folder: Path
-    model: Path
-    min_confidence: float
-    min_side: int
+_NOT_OF_THE_BYTES = frozenset({Reason.CRASHED, Reason.TOO_SLOW, Reason.UNREADABLE})
 
 
 def run(params: Params, root: Path) -> None:
     """Extract the part `params.raw.folder`; the result does not depend on the number of workers.
 
-    Raises UserError if the folder or the model cannot be used, and DataError if nobody at all is found or if a
-    worker process dies on a picture. Where nobody is found, the refusals are kept in `.contrapposto/rejected/<part>/`.
+    Raises UserError if the folder or the model cannot be used, and DataError if nobody at all is found. Where nobody is
+    found, the refusals are kept in `.contrapposto/rejected/<part>/`.
     """
     part = params.raw.part
-    folder = root / params.raw.folder
-    job = _Job(folder, root / params.extract.model, params.extract.min_confidence, params.extract.min_side)
+    folder, model = root / params.raw.folder, root / params.extract.model
     sources = scan(folder)
-    check(job.model)
-    workers = min(params.extract.workers or machine.cores(), len(sources))
+    check(model)
+    workers = params.extract.workers or machine.cores()
     began = time.monotonic()
     refused = root / ".contrapposto/rejected" / part
-    with files.new_folder(root / "data/poses" / part) as output:
-        rejects = _write_tables(output, job, sources, workers)
-        seconds = time.monotonic() - began
-        summary = _summary(output, folder, len(sources), rejects)
-        files.write_json(output / "summary.json", summary)
-        if summary["persons"] == 0:
-            refused.parent.mkdir(parents=True, exist_ok=True)
-            with files.new_folder(refused) as kept:
-                output.rename(kept)
-            raise DataError(
-                f"Nobody was found in the {len(sources)} files of {folder} ({_spell(rejects)}); "
-                f"each refusal with its reason is in {refused}."
-            )
-    timing = {"seconds": seconds, "workers": workers, "files_per_second": len(sources) / seconds}
+    with Store(root / findings.PATH, findings.digest(settings(params), model)) as store:
+        keys = content_keys(folder, sources, workers)
+        made, lost = fill(store, params, root, sources, keys)
+        with files.new_folder(root / "data/poses" / part) as output:
+            rejects = _write_tables(output, sources, keys, store, lost)
+            seconds = time.monotonic() - began
+            summary = _summary(output, folder, len(sources), rejects)
+            files.write_json(output / "summary.json", summary)
+            if summary["persons"] == 0:
+                refused.parent.mkdir(parents=True, exist_ok=True)
+                with files.new_folder(refused) as kept:
+                    output.rename(kept)
+                raise DataError(
+                    f"Nobody was found in the {len(sources)} files of {folder} ({_spell(rejects)}); "
+                    f"each refusal with its reason is in {refused}."
+                )
+    timing = {"seconds": seconds, "workers": workers, "files": len(sources), "extracted": made}
     files.write_json(root / ".contrapposto/extract" / f"{part}.json", timing)
     print(
         f"{summary['persons']} persons in {len(sources)} files, {sum(rejects.values())} refused"
         + (f" ({_spell(rejects)})" if rejects else "")
-        + f"; {timing['files_per_second']:.1f} files/s with {workers} worker{'s' if workers > 1 else ''}"
+        + (f"; {len(sources) - made} known" if made < len(sources) else "")
+        + f"; {len(sources) / seconds:.1f} files/s with {workers} worker{'s' if workers > 1 else ''}"
     )
 
 
-def _write_tables(output: Path, job: _Job, sources: list[Source], workers: int) -> Counter[str]:
-    """Write poses.parquet and rejects.parquet; the number of files refused for each reason."""
-    rejects: Counter[str] = Counter()
-    first_with: dict[str, str] = {}  # key -> source
-    outcomes = ordered_map(partial(_extractor, job), sources, workers)
-    progress = tqdm(total=len(sources), desc="extract", unit="file", mininterval=1)
-    with Writer(output) as tables, closing(outcomes), progress:
+def settings(params: Params) -> Settings:
+    """The parameters that findings depend on."""
+    chosen = params.extract
+    return Settings(chosen.min_confidence, chosen.min_side, chosen.max_people, chosen.video_rate, chosen.pose_change)
+
+
+def content_keys(folder: Path, sources: list[Source], workers: int) -> list[str | Refused]:
+    """The key of each file's bytes, or why it cannot be read."""
+    with ThreadPoolExecutor(workers) as threads:  # hashing lets go of the interpreter
+        keys = threads.map(_key, repeat(folder), sources)
+        return list(tqdm(keys, total=len(sources), desc="hash", unit="file", mininterval=1, delay=2))
+
+
+def _key(folder: Path, source: Source) -> str | Refused:
+    try:
+        with open_regular(folder / source.path) as file:
+            return content_key(file)
+    except Refusal as refusal:
+        return Refused(None, refusal.reason, refusal.detail)
+
+
+def fill(
+    store: Store, params: Params, root: Path, sources: Iterable[Source], keys: Iterable[str | Refused]
+) -> tuple[int, dict[str, Findings]]:
+    """Extract what the store does not have: how many files that were, and by key the refusals it is not to keep.
+
+    Those do not follow from the bytes alone: the next run tries these files again, since it may have been the machine.
+    """
+    first: dict[str, Source] = {}  # files with the same bytes are extracted once
+    for source, key in zip(sources, keys, strict=True):
+        if isinstance(key, str):
+            first.setdefault(key, source)
+    missing = store.missing(first)
+    items = [(source.path, key) for key, source in first.items() if key in missing]
+    lost: dict[str, Findings] = {}
+    chosen = params.extract
+    outcomes = ordered_map(
+        partial(_open_extractor, root / params.raw.folder, root / chosen.model, settings(params)),
+        items,
+        chosen.workers or machine.cores(),
+        lost=partial(_lost, time_limit=chosen.time_limit),
+        time_limit=chosen.time_limit,
+    )
+    with closing(outcomes), tqdm(total=len(items), desc="extract", unit="file", mininterval=1) as progress:
         try:
-            for source, outcome in zip(sources, outcomes, strict=True):
-                if isinstance(outcome, list):
-                    first = first_with.setdefault(outcome[0].key, source.name)
-                    if first != source.name:
-                        detail = f"the same bytes as {first}"
-                        outcome = Reject(source.name, outcome[0].key, source.category, Reason.DUPLICATE, detail)
-                if isinstance(outcome, Reject):
-                    rejects[outcome.reason.value] += 1
-                    tables.add_reject(outcome)
+            for (_, key), outcome in zip(items, outcomes, strict=True):
+                if outcome.refused and outcome.refused[-1].reason in _NOT_OF_THE_BYTES:
+                    lost[key] = outcome
                 else:
-                    for pose in outcome:
-                        tables.add_pose(pose)
+                    store.put(key, outcome)
                 progress.update()
         except WorkerDied as error:
             raise DataError(
-                f"A worker process died (exit code {error.exit_code}) on {job.folder / error.item.path}; take the "
-                "file away, or give the machine more memory, and run again."
+                f"A worker process died before it could begin (exit code {error.exit_code}); give the machine more "
+                "memory, or extract.workers a smaller number, and run again."
             ) from error
+    store.commit()
+    return len(items), lost
+
+
+def _open_extractor(folder: Path, model: Path, chosen: Settings) -> Any:
+    # Here, since mediapipe takes a second to import and the parent has no use for it.
+    from tasks.extraction.extractor import extractor
+
+    return extractor(folder, model, chosen)
+
+
+def _lost(death: WorkerDied, time_limit: float) -> Findings:
+    if death.exit_code is None:
+        return Findings(Kind.PICTURE, refused=[Refused(None, Reason.TOO_SLOW, f"nothing came for {time_limit:g} s")])
+    detail = f"its process ended twice, the second time with exit code {death.exit_code}"
+    return Findings(Kind.PICTURE, refused=[Refused(None, Reason.CRASHED, detail)])
+
+
+def _write_tables(
+    output: Path, sources: list[Source], keys: list[str | Refused], store: Store, lost: dict[str, Findings]
+) -> Counter[str]:
+    """Write poses.parquet and rejects.parquet; the number of rejects for each reason."""
+    rejects: Counter[str] = Counter()
+    first_with: dict[str, str] = {}  # key -> source
+    with Writer(output) as tables:
+        for source, key in zip(sources, keys, strict=True):
+            if isinstance(key, Refused):
+                there, known = Findings(Kind.PICTURE, refused=[key]), None
+            else:
+                there, known = lost[key] if key in lost else store.get(key), key
+                if there.found and (first := first_with.setdefault(key, source.name)) != source.name:
+                    there = Findings(
+                        there.kind, refused=[Refused(None, Reason.DUPLICATE, f"the same bytes as {first}")]
+                    )
+            for pose in _poses(source, known, there):
+                tables.add_pose(pose)
+            for refused in there.refused:
+                rejects[refused.reason.value] += 1
+                tables.add_reject(
+                    Reject(source.name, known, source.category, refused.reason, refused.detail, refused.frame)
+                )
     return rejects
 
 
-@contextmanager
-def _extractor(job: _Job) -> Iterator[Callable[[Source], list[Pose] | Reject]]:
-    """In a worker: the function from a source to its persons or its refusal, with the landmarker that it needs."""
-    # Here, since mediapipe takes a second to import and the parent has no use for it.
-    from tasks.extraction.landmarker import Landmarker, keep_offline
-
-    keep_offline()
-    with Landmarker(job.model, job.min_confidence, _NUM_POSES) as landmarker:
-
-        def extract(source: Source) -> list[Pose] | Reject:
-            key = None
-            try:
-                with open_regular(job.folder / source.path) as file:
-                    key = content_key(file)
-                    picture = decode(file, job.min_side)
-                persons = landmarker.detect(picture)
-                if not persons:
-                    raise Refusal(Reason.NO_PERSON, f"in {picture.shape[1]} x {picture.shape[0]} pixels")
-            except Refusal as refusal:
-                return Reject(source.name, key, source.category, refusal.reason, refusal.detail)
-            upright, mirrored = perceptual_hashes(picture)
-            return [
-                Pose(
-                    key=f"{key}-{index}" if index else key,
-                    source=source.name,
-                    frame=0,
-                    category=source.category,
-                    width=picture.shape[1],
-                    height=picture.shape[0],
-                    landmarks=person.landmarks,
-                    world=person.world,
-                    phash=upright,
-                    phash_mirrored=mirrored,
-                )
-                for index, person in enumerate(persons)
-            ]
-
-        yield extract
-
-
-def perceptual_hashes(picture: np.ndarray) -> tuple[int, int]:
-    """The 64-bit perceptual hash (DCT) of an RGB picture, and that of its mirror image."""
-    # 32 x 32 grey is the hash's own first step: reduced once here, it serves both.
-    grey = Image.fromarray(picture).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
-    pair = grey, grey.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    upright, mirrored = (int(str(imagehash.phash(image)), 16) for image in pair)
-    return upright, mirrored
+def _poses(source: Source, key: str | None, there: Findings) -> Iterator[Pose]:
+    for found in there.found:
+        frame = "" if there.kind is Kind.PICTURE else f"-f{found.frame:05d}"
+        person = f"-{found.person}" if found.person else ""
+        yield Pose(
+            key=f"{key}{frame}{person}",
+            source=source.name,
+            source_kind=there.kind,
+            category=source.category,
+            **vars(found),
+        )
 
 
 def _summary(output: Path, folder: Path, looked_at: int, rejects: Counter[str]) -> dict[str, Any]:
     poses = read_poses(output)
     summary: dict[str, Any] = {
         "files": looked_at,
-        "files_with_person": looked_at - sum(rejects.values()),
+        "frames": len(set(zip(poses.source, poses.frame.tolist(), strict=True))) + sum(rejects.values()),
+        "files_with_person": len(set(poses.source)),
         "persons": len(poses),
         "rejects": dict(rejects),
     }

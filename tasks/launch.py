@@ -14,17 +14,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+import torch
+from torch import distributed
 
 from tasks import machine
 from tasks.errors import UserError
 
 PARENT = "CONTRAPPOSTO_LAUNCHER"  # "pid:start time" of the process that called torchrun
 GRACE_SECONDS = 20.0
+STOPPED = 75  # exit code: asked to stop, the state was saved, run again to go on (sysexits.h: EX_TEMPFAIL)
 
 
 def under_torchrun() -> bool:
     """Whether this process is one of torchrun's ranks."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def join() -> torch.device:
+    """The device of this process; under torchrun it is a rank, with a GPU of its own, and meets the others.
+
+    Ranks that must share a GPU (more of them than there are GPUs) talk through the CPU: NCCL refuses that.
+    """
+    gpus = torch.cuda.device_count()
+    if not under_torchrun():
+        return torch.device("cuda", 0) if gpus else torch.device("cpu")
+    if not gpus:
+        distributed.init_process_group("gloo")
+        return torch.device("cpu")
+    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    device = torch.device("cuda", local % gpus)
+    torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if here <= gpus else "gloo")
+    return device
 
 
 def _identity(process: psutil.Process) -> str:
@@ -60,6 +81,8 @@ def torchrun(arguments: Sequence[str], ranks: int, cwd: Path) -> None:
 
     try:
         code = child.wait()
+    except SystemExit as error:  # SIGTERM: the ranks save and end
+        raise SystemExit(STOPPED if _end(child) else error.code) from None
     finally:
         if child.poll() is None:
             _end(child)
@@ -67,15 +90,17 @@ def torchrun(arguments: Sequence[str], ranks: int, cwd: Path) -> None:
         raise UserError(f"Training in {ranks} processes stopped with exit code {code}; run it again to resume.", code=1)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """TERM the child's group, wait, KILL what is left."""
+def _end(child: subprocess.Popen[bytes]) -> bool:
+    """TERM the child's group, wait, KILL what is left. Returns whether all ended by themselves."""
     os.killpg(child.pid, signal.SIGTERM)
     try:
         child.wait(GRACE_SECONDS)
+        ended = True
     except subprocess.TimeoutExpired:
-        pass
+        ended = False
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
     child.wait()
+    return ended

@@ -1,35 +1,38 @@
 """The two models of a run, `poses` and `pictures`: their examples, their networks, and the file a trained one lives in.
 
     poses      x0 = one pose, 33 joint tokens of 3 numbers, given its category
-    pictures   x0 = one picture, 3 channels, given its category and a map of its pose
+    pictures   x0 = one picture, 3 channels, given its category and its pose (`conditions` says in which forms)
 
 `artifacts/<model>/model.safetensors` holds the averaged weights, the codec, and as JSON everything to build it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch import Tensor
 
 from diffusion_core import presets
+from diffusion_core.codec import Affine
 from diffusion_core.cond import Cond
-from diffusion_core.denoiser import Preconditioned
-from diffusion_core.nets.patch_transformer import PatchTransformer
-from diffusion_core.nets.pose_transformer import PoseTransformer
+from diffusion_core.denoiser import Denoiser, Preconditioned
+from diffusion_core.guide import cfg, self_condition
+from diffusion_core.objective import SelfConditioned
 from diffusion_core.recipe import Recipe
+from diffusion_core.step import unipc
 from tasks import artifacts, checkpoint
 from tasks.choose import evenly
-from tasks.dataset.pose_map import CHANNELS, pose_map
 from tasks.dataset.shards import ShardDataset
 from tasks.errors import DataError
 from tasks.params import Params, Pictures, Poses
-from tasks.skeleton import BONES, mirror
+from tasks.skeleton import mirror
+from tasks.training.conditions import SELF, conditions, widths
+from tasks.training.networks import network
 
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
 
@@ -50,35 +53,23 @@ class Examples:
         return Examples(self.x0[rows], {key: value[rows] for key, value in self.cond.items()})
 
 
-@dataclass(frozen=True)
-class Codec:
-    """Data units <-> what the network sees: z = (x - mean) / scale, so that z has the standard deviation DATA_SD."""
-
-    mean: Tensor  # broadcasts against one example
-    scale: Tensor  # []
-
-    @classmethod
-    def fit(cls, x0: Tensor, per_coordinate: bool) -> Codec:
-        """From examples `[n, *S]`: one mean a coordinate, or one for all; always one scale, so that shapes are kept."""
-        mean = x0.mean(0) if per_coordinate else x0.mean()
-        spread = (x0 - mean).square().mean().sqrt()
-        if not spread > 0:
-            raise DataError("All training examples are the same: there is nothing to learn.")
-        return cls(mean, spread / DATA_SD)
-
-    def encode(self, x0: Tensor) -> Tensor:
-        """Data units to network units."""
-        return (x0 - self.mean.to(x0.device)) / self.scale.to(x0.device)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Network units to data units."""
-        return z * self.scale.to(z.device) + self.mean.to(z.device)
+def fit_codec(x0: Tensor, per_coordinate: bool) -> Affine:
+    """The codec between data units and what the network sees; DataError if the examples do not differ."""
+    try:
+        return Affine.fit(x0, DATA_SD, per_coordinate)
+    except ValueError as error:
+        raise DataError("All training examples are the same: there is nothing to learn.") from error
 
 
-def category_vector(names: list[str], categories: list[str]) -> Tensor:
-    """One-hot `[n, len(categories)]` float32."""
-    index = torch.tensor([categories.index(name) for name in names], dtype=torch.int64)
-    return one_hot(index, len(categories)).float()
+def usable(root: Path, split: str, config: Poses | Pictures) -> ShardDataset:
+    """The samples of a split of root/data/shards that a model can use: for pictures, those that have one."""
+    dataset = ShardDataset(root / "data/shards", split)
+    return dataset.pictured() if isinstance(config, Pictures) else dataset
+
+
+def as_pictures(values: Tensor) -> np.ndarray:
+    """What the picture model knows as `[n, 3, s, s]` in -1 ... 1 as pictures uint8 `[n, s, s, 3]`."""
+    return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def _pictures(dataset: ShardDataset, size: int) -> Tensor:
@@ -90,16 +81,14 @@ def examples(dataset: ShardDataset, config: Poses | Pictures, categories: list[s
 
     A mirrored person's left is its right: landmarks change sign and names, the picture is flipped.
     """
-    poses = dataset.pose()
-    cond: Cond = {"vec:category": category_vector([meta["category"] for meta in dataset.metas()], categories)}
+    poses, names = dataset.pose(), [meta["category"] for meta in dataset.metas()]
+    margin = dataset.about["margin"]
+    cond, flipped_cond = (conditions(config, categories, margin, names, p) for p in (poses, mirror(poses)))
     if isinstance(config, Pictures):
         x0 = _pictures(dataset, config.size)
-        maps = [pose_map(p, config.size, dataset.about["margin"]) for p in (poses, mirror(poses))]
-        cond["map:pose"] = maps[0]
-        flipped, flipped_cond = x0.flip(-1), {**cond, "map:pose": maps[1]}
+        flipped = x0.flip(-1)
     else:
-        x0 = torch.from_numpy(poses)
-        flipped, flipped_cond = torch.from_numpy(mirror(poses)), cond
+        x0, flipped = torch.from_numpy(poses), torch.from_numpy(mirror(poses))
     if not mirrored:
         return Examples(x0, cond)
     return Examples(torch.cat([x0, flipped]), {key: torch.cat([cond[key], flipped_cond[key]]) for key in cond})
@@ -114,7 +103,7 @@ class Model:
     categories: list[str]
     denoiser: Preconditioned
     recipe: Recipe
-    codec: Codec
+    codec: Affine
     margin: float  # around a person in its square, as the pictures were cut
     meta: dict[str, Any]
 
@@ -123,36 +112,24 @@ class Model:
         """The shape of one example."""
         return (3, self.config.size, self.config.size) if isinstance(self.config, Pictures) else (33, 3)
 
+    def conditions(self, categories: Sequence[str | None], poses: np.ndarray | None = None) -> Cond:
+        """What the model is asked for: a category a sample, and for pictures the poses `[n, 33, 3]` that they shall show.
 
-def network(config: Poses | Pictures, categories: int) -> nn.Module:
-    """The untrained network of a model, initialised from its seed."""
-    torch.manual_seed(config.seed)
-    if isinstance(config, Pictures):
-        conds = {"vec:category": categories, "map:pose": CHANNELS}
-        return PatchTransformer(
-            config.size,
-            config.patch,
-            width=config.width,
-            depth=config.depth,
-            heads=config.heads,
-            dropout=config.dropout,
-            conds=conds,
-        )
-    return PoseTransformer(
-        33,
-        BONES,
-        width=config.width,
-        depth=config.depth,
-        heads=config.heads,
-        dropout=config.dropout,
-        conds={"vec:category": categories},
-    )
+        A category that is None, or that the model never saw, is withheld, as it now and then is in training.
+        """
+        return conditions(self.config, self.categories, self.margin, categories, poses)
+
+    def guided(self, strength: float) -> Denoiser:
+        """The denoiser to sample with, under classifier-free guidance (1: none)."""
+        return cfg(self_condition(self.denoiser, SELF) if self.config.self_condition else self.denoiser, strength)
 
 
-def build(name: str, config: Poses | Pictures, categories: list[str], codec: Codec, margin: float) -> Model:
+def build(name: str, config: Poses | Pictures, categories: list[str], codec: Affine, margin: float) -> Model:
     """An untrained model."""
-    recipe = presets.edm(sd=DATA_SD)
-    denoiser = recipe.denoiser(network(config, len(categories)))
+    recipe = presets.edm(sd=DATA_SD).replace(step=unipc())  # as good as Heun's step at half of its evaluations
+    if config.self_condition:
+        recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
+    denoiser = recipe.denoiser(network(config, widths(config, len(categories))))
     return Model(name, config, categories, denoiser, recipe, codec, margin, {})
 
 
@@ -171,14 +148,19 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
 
 
 def load(folder: Path, device: torch.device) -> Model:
-    """The trained model in a folder, in evaluation mode; DataError if the file is missing or damaged."""
+    """The trained model in a folder, in evaluation mode; DataError if the file is missing, damaged or of another
+    version."""
     tensors, meta = checkpoint.load(folder / artifacts.FILE)
     kinds: dict[str, Callable[..., Poses | Pictures]] = {"poses": Poses, "pictures": Pictures}
     config = kinds[meta["model"]](**meta["config"])
-    codec = Codec(tensors["codec.mean"], tensors["codec.scale"])
+    codec = Affine(tensors["codec.mean"], tensors["codec.scale"])
     model = build(meta["model"], config, meta["categories"], codec, meta["margin"])
     weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
-    model.denoiser.load_state_dict(weights, strict=False)
+    missing, unexpected = model.denoiser.load_state_dict(weights, strict=False)  # buffers are not in the file
+    if unexpected or set(missing) & {name for name, _ in model.denoiser.named_parameters()}:
+        raise DataError(
+            f"{folder / artifacts.FILE} was written by another version: its weights do not fit the network."
+        )
     model.denoiser.to(device).eval().requires_grad_(False)
     return Model(model.name, config, model.categories, model.denoiser, model.recipe, codec, model.margin, meta)
 

@@ -1,15 +1,16 @@
 """Stage `promote`: register both models in MLflow, as `challenger`, and as `champion` if the gate opens.
 
-Writes `reports/promote/promote.json`: whether, and if not, why.
+Writes `reports/promote/`: promote.json (whether, and if not, why) and, where there was a champion to beat, the comparison
+with it, as numbers and as a figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import artifacts, files
+from tasks import artifacts, contest, files, interval_figure, registry
 from tasks.artifacts import MODELS
 from tasks.params import Params
 from tasks.tracking import Store
@@ -30,11 +31,11 @@ class Decision:
     reasons: list[str]
 
 
-def decide(verdicts: Mapping[str, str], metrics: Mapping[str, float], champion: Mapping[str, float] | None) -> Decision:
-    """The gate. Closed on any verdict but CLEAN for a model, and on a Frechet pose distance that is absent, or worse
-    than the champion's beyond both intervals.
+def decide(verdicts: Mapping[str, str], metrics: Mapping[str, float], objections: Sequence[str]) -> Decision:
+    """The gate. Closed on any verdict but CLEAN for a model, on a Frechet pose distance that is absent, and on the
+    objections of the contest with the champion (see `Contest.objections`; none where there is no champion).
 
-    `verdicts`: model -> verdict. `metrics`, `champion`: flat metrics with `<name>`, `<name>_low`, `<name>_high`.
+    `verdicts`: model -> verdict. `metrics`: flat metrics.
     """
     reasons = [
         REFUSED[verdict].format(model=model)
@@ -43,26 +44,34 @@ def decide(verdicts: Mapping[str, str], metrics: Mapping[str, float], champion: 
     ]
     if DISTANCE not in metrics:
         reasons.append("the Frechet pose distance could not be computed.")
-    elif champion is not None and metrics[f"{DISTANCE}_low"] > champion[f"{DISTANCE}_high"]:
-        reasons.append(
-            f"the Frechet pose distance ({metrics[DISTANCE]:.3g}) is worse than the champion's ({champion[DISTANCE]:.3g}) "
-            "beyond the intervals."
-        )
+    reasons += objections
     return Decision(not reasons, [reason[0].upper() + reason[1:] for reason in reasons])
 
 
 def run(params: Params, root: Path) -> None:
-    """Decide and register; the champion that the challenger is compared with is never the challenger itself."""
+    """Compare with the champion, decide and register; the challenger is never its own rival."""
     verdicts = files.read_json(root / "reports/memorization/memorization.json")["verdicts"]
     metrics = files.read_json(root / "reports/fidelity/fidelity.json")["metrics"]
     store = Store(params.tracking, root)
-    digests = {model: artifacts.sha256(root, model) for model in MODELS}
-    champion = store.champion("poses")
-    rival = champion[1] if champion is not None and champion[0] != digests["poses"] else None
-    decision = decide(verdicts, metrics, rival)
-    aliases = ["challenger", "champion"] if decision.promote else ["challenger"]
-    kept = {name: value for name, value in metrics.items() if name.startswith(DISTANCE)}
-    for model, sha256 in digests.items():
-        store.register(model, artifacts.folder(root, model), sha256, kept, aliases)
+    compared = contest.run(params, root, store)
+    objections = compared.objections(params.retrain.worse_category) if compared else []
+    decision = decide(verdicts, metrics, objections)
+    numbers = {}
+    for model in MODELS:
+        folder = artifacts.folder(root, model)
+        card = registry.card_of(folder, verdicts.get(model, "absent"), metrics, decision.reasons)
+        numbers[model] = store.register(model, folder, artifacts.sha256(root, model), card)
+    if decision.promote:
+        registry.crown(store, numbers)
     with files.new_folder(root / "reports/promote") as folder:
-        files.write_json(folder / "promote.json", {"promote": decision.promote, "reasons": decision.reasons})
+        outcome = {"promote": decision.promote, "reasons": decision.reasons}
+        if compared is not None:
+            outcome["contest"] = compared.as_dict()
+            panels = [
+                (f"{model}: challenger minus champion, kernel distance to held-out data", rows)
+                for model in MODELS
+                if (rows := compared.figure_rows(model))
+            ]
+            if panels:
+                interval_figure.draw(folder / "contest.png", panels, zero=True)
+        files.write_json(folder / "promote.json", outcome)

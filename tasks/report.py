@@ -7,7 +7,7 @@ a single execution (times, run ids) is MLflow's.
 from __future__ import annotations
 
 import base64
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tasks import artifacts, drawing, files, report_text
 from tasks.artifacts import MODELS
 from tasks.choose import evenly
+from tasks.copies.memorization_figures import training_watch
 from tasks.dataset import dataset_table
+from tasks.dataset.card_figures import Shown, gated_sheets, reject_sheets
+from tasks.dataset.pictures import pictures
 from tasks.dataset.shards import ShardDataset
 from tasks.extraction import poses_table
-from tasks.extraction.ingest import Refusal, open_picture
 from tasks.params import Params
 
 SHOWN = 24  # kept persons on the contact sheet
-REFUSED = 8  # refused ones for each reason
 TILE = 128  # pixels
 
 
@@ -39,13 +40,18 @@ def run(params: Params, root: Path) -> None:
                 _figure(root / "samples/poses/grid.png", "New poses, with the category that was asked for."),
                 _figure(
                     root / "samples/pictures/grid.png",
-                    "New pictures, each beside the new pose that it was asked to show.",
+                    "New pictures: each row shows one new pose and what the model makes of it, with different noise.",
                 ),
             ],
             "neighbours": _neighbours(root),
             "loss_gap": _figures(
                 root / "reports/loss_gap",
                 "How well training and held-out examples are told apart by their loss, per noise level.",
+            ),
+            "contest": _figures(
+                root / "reports/promote",
+                "Challenger minus champion: the difference of their distances to held-out data, in all and for each "
+                "category, with 95 % intervals. Left of the line the challenger is nearer.",
             ),
             "adherence": _figures(
                 root / "reports/adherence",
@@ -76,57 +82,53 @@ def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     found = poses_table.read_poses(root / "data/poses" / params.raw.part)
     persons = dataset_table.read(root / "data/dataset")
     row = {key: i for i, key in enumerate(found.key)}
-    train = ShardDataset(root / "data/shards", "train")
+    train = ShardDataset(root / "data/shards", "train").pictured()
     tiles, captions = [], []
     for i in evenly(len(persons), SHOWN):
-        picture = open_picture(root / params.raw.folder / persons.source[i], params.extract.min_side)
-        j = row[persons.key[i]]
-        points = np.concatenate([found.pixels[j], found.landmarks[j, :, 2:3]], axis=1)
-        tiles.append(drawing.fit(drawing.draw_landmarks(picture, points), TILE))
+        if persons.pictured[i]:
+            place = persons.source[i], persons.source_kind[i], int(persons.frame[i])
+            picture = next(pictures(root / params.raw.folder, [place]))
+            j = row[persons.key[i]]
+            points = np.concatenate([found.pixels[j], found.landmarks[j, :, 2:3]], axis=1)
+            tiles.append(drawing.fit(drawing.draw_landmarks(picture, points), TILE))
+        else:
+            tiles.append(drawing.draw_pose(persons.pose[i], TILE))
         captions.append(persons.category[i])
     sheet = drawing.sheet(tiles, 8, captions)
+    kept = [_drawn(folder / "kept.png", sheet, "Some of those kept, with the landmarks that were read.")]
     crops = [train.picture(i) for i in evenly(len(train), SHOWN)]
-    return [
-        _drawn(folder / "kept.png", sheet, "Some of those kept, with the landmarks that were read."),
-        _drawn(folder / "crops.png", drawing.sheet(crops, 12), "Some of the square crops in the training shards."),
-    ]
+    if crops:
+        caption = "Some of the square crops in the training shards."
+        kept.append(_drawn(folder / "crops.png", drawing.sheet(crops, 12), caption))
+    return kept
 
 
 def _rejected(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
-    """A contact sheet for each reason; files that no decoder opens are named instead of shown."""
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for reject in poses_table.read_rejects(root / "data/poses" / params.raw.part):
-        by_reason[str(reject.reason)].append(reject.source)
-    for person in dataset_table.read_gated(root / "data/dataset"):
-        by_reason[str(person.reason)].append(person.source)
-    out = []
-    for reason, sources in sorted(by_reason.items()):
-        tiles, captions = [], []
-        for i in evenly(len(sources), REFUSED):
-            try:
-                picture = open_picture(root / params.raw.folder / sources[i], params.extract.min_side)
-            except Refusal:
-                picture = np.full((TILE, TILE, 3), 235, np.uint8)
-            tiles.append(drawing.fit(picture, TILE))
-            captions.append(Path(sources[i]).name)
-        caption = f"{reason.replace('_', ' ')}: {len(sources)}"
-        out.append(_drawn(folder / f"rejected-{reason}.png", drawing.sheet(tiles, 8, captions), caption))
-    return out
+    """A contact sheet for each reason; files that no decoder opens are grey tiles."""
+    found = poses_table.read_poses(root / "data/poses" / params.raw.part)
+    rejects = poses_table.read_rejects(root / "data/poses" / params.raw.part)
+    gated = dataset_table.read_gated(root / "data/dataset")
+    shown = Shown(root / params.raw.folder, found, params.curate.margin)
+    kinds = dict(zip(found.source, found.source_kind, strict=True))
+    counts = Counter(str(row.reason) for row in rejects) + Counter(str(row.reason) for row in gated)
+    sheets = {**reject_sheets(rejects, kinds, shown), **gated_sheets(gated, shown)}
+    return [
+        _drawn(folder / f"rejected-{reason}.png", sheet, f"{reason.replace('_', ' ')}: {counts[reason]}")
+        for reason, sheet in sorted(sheets.items())
+    ]
 
 
 def _curves(root: Path, folder: Path, model: str) -> list[dict[str, str]]:
     training = files.read_json(artifacts.folder(root, model) / "training.json")
     images, loss = zip(*training["loss"], strict=True)
     drawing.curves(folder / f"loss-{model}.png", {"training loss": (images, loss)}, "images seen", "loss", "y")
-    last = training["levels"][-1]
-    levels = {split: (training["sigmas"], last[split]) for split in ("train", "val") if split in last}
-    drawing.curves(folder / f"levels-{model}.png", levels, "noise level sigma", "denoising error", "xy")
+    training_watch(training, folder / f"watch-{model}.png")
     return [
         _figure(folder / f"loss-{model}.png", f"{model}: training loss against images seen."),
         _figure(
-            folder / f"levels-{model}.png",
-            f"{model}: error of the denoised example on training and held-out data, same noise. A gap at low noise is the "
-            "first sign of memorization.",
+            folder / f"watch-{model}.png",
+            f"{model}: denoising error on training and held-out data, same noise, while the model was trained. Memorization "
+            "begins where the held-out error turns upwards.",
         ),
     ]
 

@@ -22,6 +22,12 @@ ERRORS = {  # how `joint_error` names them, and in words
     "metres_mean": "error in space after scaling, mean, metres",
     "metres_median": "the same, median",
 }
+QUESTIONS = {  # of the copy test, in the order of the page
+    "poses": "poses",
+    "pictures": "pictures",
+    "train_conditions": "pictures asked for with training conditions (no verdict on the model)",
+    "pose_reuse": "poses seen in the pictures (no verdict on the model)",
+}
 VERDICT_STYLES = {"CLEAN": "CLEAN", "COPIES": "COPIES"}
 
 
@@ -85,10 +91,7 @@ def summary(found: Found) -> dict[str, Any]:
         ["rejects", _spell(rejects)],
         *([f"training loss, {model}", number(loss)] for model, loss in found.losses.items()),
         ["Frechet pose distance", f"{distance} ({references})" if references else distance],
-        *(
-            [f"memorization, {model.replace('_', ' ')}", verdict]
-            for model, verdict in found.memorization["verdicts"].items()
-        ),
+        *([f"memorization, {model}", found.memorization["verdicts"][model]] for model in MODELS),
         ["promoted", _promotion(found)],
     ]
     metrics = {
@@ -119,9 +122,9 @@ def sections(params: Params, root: Path, found: Found) -> dict[str, Any]:
          "note": f"of {found.extraction['files']} files"},
         {"label": "Frechet pose distance", "value": distance, "style": "", "note": references},
         *(
-            {"label": f"memorization, {model.replace('_', ' ')}", "value": entry["verdict"],
-             "style": VERDICT_STYLES.get(entry["verdict"], "unsure"), "note": ""}
-            for model, entry in verdicts.items()
+            {"label": f"memorization, {model}", "value": verdicts[model]["verdict"],
+             "style": VERDICT_STYLES.get(verdicts[model]["verdict"], "unsure"), "note": ""}
+            for model in MODELS
         ),
     ]  # fmt: skip
     error = found.extraction.get("joint_error", {})
@@ -132,10 +135,12 @@ def sections(params: Params, root: Path, found: Found) -> dict[str, Any]:
         "funnel": _funnel(found),
         "accuracy": [[words, number(error[key])] for key, words in ERRORS.items() if key in error],
         "verdicts": [
-            {"model": model.replace("_", " "), "verdict": entry["verdict"], "sentence": entry["sentence"],
-             "style": VERDICT_STYLES.get(entry["verdict"], "unsure")}
-            for model, entry in verdicts.items()
+            {"model": words, "verdict": verdicts[name]["verdict"], "sentence": verdicts[name]["sentence"],
+             "style": VERDICT_STYLES.get(verdicts[name]["verdict"], "unsure"),
+             "evidence": _evidence(verdicts[name]["metrics"])}
+            for name, words in QUESTIONS.items() if name in verdicts
         ],
+        "on_demand": _on_demand(found.memorization["metrics"]),
         "gaps": [[model, entry["sentence"]] for model, entry in found.loss_gap["models"].items()],
         "metrics": [
             [f"{stage}{key}", number(value)]
@@ -143,8 +148,45 @@ def sections(params: Params, root: Path, found: Found) -> dict[str, Any]:
             for key, value in sorted(entry["metrics"].items())
         ],
         "absent": sorted(found.fidelity["absent"].items()),
+        "promotion": found.promotion,
         "lineage": _lineage(root),
     }  # fmt: skip
+
+
+def _evidence(metrics: dict[str, float]) -> list[list[str]]:
+    """What stands behind a verdict, and what could not have been seen: rows of [words, value]. Empty without a test."""
+    if "p" not in metrics:
+        return []
+    counted = {key: round(value) for key, value in metrics.items()}
+    rows = [
+        ["samples; training items; held-out items",
+         f"{counted['samples']}; {counted['train']}; {counted['heldout']}"],
+        ["samples on the list of copies", f"{counted['copies']} ({metrics['copies_fraction']:.1%}, 95% interval "
+         f"{metrics['copies_fraction_low']:.1%} to {metrics['copies_fraction_high']:.1%})"],
+        ["p-value: samples nearer to train than anybody", number(metrics["p_tail"])],
+        ["p-value: train comes up more often than held-out", f"{number(metrics['p_split'])}, "
+         f"{counted['originals_hit_in_train']} of {counted['originals_hit']} originals in train"],
+        ["copies planted as a control, found", f"{counted['planted_found']} of {counted['planted']}"],
+    ]  # fmt: skip
+    for bank in [key.removesuffix(".smallest_copy") for key in metrics if key.endswith(".smallest_copy")]:
+        size = metrics[f"{bank}.smallest_copy"]
+        rows.append([
+            f"{bank.replace('_', ' ')}: dimension of the data; how far a copy may be and still be seen",
+            f"{metrics[f'{bank}.intrinsic_dimension']:.1f}; {size:.2f} of the usual distance to the nearest"
+            + ("" if metrics[f"{bank}.tail_fits"] else " (by ranks: the tail follows no power law)"),
+        ])  # fmt: skip
+    return rows
+
+
+def _on_demand(metrics: dict[str, float]) -> str:
+    """Copies among pictures that were asked for with conditions of the training set, beside held-out ones."""
+    shares = [metrics.get(f"{name}.copies_fraction") for name in ("train_conditions", "pictures")]
+    if None in shares:
+        return ""
+    return (
+        f"Asked for with conditions of the training set, {shares[0]:.1%} of the pictures are on the list of copies; with "
+        f"those of held-out people {shares[1]:.1%}."
+    )
 
 
 def _funnel(found: Found) -> list[list[Any]]:

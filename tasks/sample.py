@@ -1,110 +1,135 @@
-"""Stage `sample <model>`: new poses, or pictures of new poses, in `samples/<model>/`.
+"""Stage `sample <model>`: new poses, or new pictures of given poses, in `samples/<model>/`.
 
-`samples.tar` and its index have the shards' format with one split, `samples`; each sample's JSON says its seed, its
-category and, for a picture, the generated pose that it shows. `grid.png` is for looking.
+The folder has the shards' format; each sample's JSON says its seed, its number, its category and, for a picture, whose pose
+it was asked to show. Its splits:
+
+    samples            what every headline number is about: conditions drawn from the held-out persons
+    train_conditions   pictures only: the same noise with conditions drawn from the training set, for comparison. A model
+                       that copies does it most readily when asked for what it was trained on
+    new_poses          pictures only: some generated poses, each with several noises; `grid.png` shows them
+
 A sample is a function of (model, seed, its number, its condition): neither the batch nor the count changes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion_core import rng
-from diffusion_core.cond import Cond
-from diffusion_core.denoiser import Denoiser
-from diffusion_core.guide import cfg
-from diffusion_core.sample import generate
-from tasks import artifacts, drawing, models
+from tasks import artifacts, draw, drawing, models
+from tasks.choose import evenly
 from tasks.dataset import shards
-from tasks.dataset.pose_map import pose_map
 from tasks.dataset.shards import ShardDataset
-from tasks.errors import DataError
+from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, Split, load_splits
 from tasks.models import Model
 from tasks.params import Params, Sample
 
-SPLIT = "samples"
-GRID = 64  # samples in the picture
+GRID = 8  # the grid has so many rows and columns
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is asked for: categories, poses `[n, 33, 3]`, and the keys of the persons (or samples) they are from."""
+
+    category: list[str]
+    pose: np.ndarray
+    key: list[str]
+
+    @classmethod
+    def of(cls, source: Split, rows: list[int]) -> Conditions:
+        """The conditions of some items of a split."""
+        return cls([source.metas[i]["category"] for i in rows], source.poses()[rows], [source.keys[i] for i in rows])
 
 
 def run(params: Params, root: Path, model: str) -> None:
-    """Draw the samples of one model; pictures are conditioned on the poses that the pose model generated."""
+    """Draw the samples of one model. Raises DataError if a sample is not finite or what it is asked for is missing."""
     choice: Sample = getattr(params.sample, model)
     trained = models.load(artifacts.folder(root, model), models.device())
+    train, heldout = load_splits(root)
+    if model == "pictures":  # not those who are known from motion capture only
+        train, heldout = train.pictured(), heldout.pictured()
+    held_out = heldout if len(heldout) else train  # a very small dataset holds nobody out
+    rows = _resampled(len(held_out), choice.count, choice.seed)
     if model == "pictures":
-        source = ShardDataset(root / "samples/poses", SPLIT)
-        rows = np.arange(choice.count) % len(source)
-        metas = source.metas()
-        about = [{"category": metas[i]["category"], "condition": source.keys[i]} for i in rows]
-        poses = source.pose()[rows]
-        maps = pose_map(poses, trained.shape[-1], trained.margin)
-        values = _draw(trained, choice, [row["category"] for row in about], maps)
-        pictures = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        members = [
-            {"png": shards.encode_png(p), "pose.npy": shards.encode_pose(q)}
-            for p, q in zip(pictures, poses, strict=True)
-        ]
-        tiles = [_beside(pose, picture) for pose, picture in zip(poses[:GRID], pictures[:GRID], strict=True)]
+        new = Split(ShardDataset(root / "samples/poses", SAMPLES))
+        fixed = [i for i in evenly(len(new), GRID) for _ in range(GRID)]
+        asked = {
+            SAMPLES: Conditions.of(held_out, rows),
+            COMPARISON: Conditions.of(train, _resampled(len(train), params.sample.train_conditions, choice.seed)),
+            NEW_POSES: Conditions.of(new, fixed),
+        }
+        drawn = {split: _pictures(trained, choice, some, split) for split, some in asked.items()}
+        tiles = [drawing.enlarge(picture, 96) for picture in drawn[NEW_POSES]]
+        beside = [drawing.draw_pose(pose) for pose in asked[NEW_POSES].pose[::GRID]]
+        for row, pose in reversed(list(enumerate(beside))):
+            tiles.insert(row * GRID, pose)
+        columns, captions = GRID + 1, None
+        samples = {
+            split: list(_picture_samples(choice, asked[split], pictures, split)) for split, pictures in drawn.items()
+        }
     else:
-        about = [{"category": name} for name in _held_out_categories(root, choice)]
-        poses = _draw(trained, choice, [row["category"] for row in about], None).numpy()
-        members = [{"pose.npy": shards.encode_pose(pose)} for pose in poses]
-        tiles = [drawing.draw_pose(pose) for pose in poses[:GRID]]
+        categories = [held_out.metas[i]["category"] for i in rows]
+        poses = _draw(trained, choice, categories, None, SAMPLES).numpy()
+        samples = {SAMPLES: list(_pose_samples(choice, categories, poses))}
+        tiles, columns = [drawing.draw_pose(pose) for pose in poses[: GRID * GRID]], GRID
+        captions = categories[: GRID * GRID]
     folder = root / "samples" / model
     origin = {"model": model, "model_digest": trained.meta["digest"], "categories": trained.categories}
-    shards.write(folder, {SPLIT: _samples(model, choice, about, members)}, choice.count, origin)
-    captions = [row["category"] for row in about[:GRID]]
-    drawing.save_png(folder / "grid.png", drawing.sheet(tiles, 8, captions))
+    shards.write(folder, samples, choice.count, origin)
+    drawing.save_png(folder / "grid.png", drawing.sheet(tiles, columns, captions))
 
 
-def _samples(
-    model: str, choice: Sample, about: list[dict[str, str]], members: list[dict[str, bytes]]
+def _resampled(n: int, count: int, seed: int) -> list[int]:
+    """`count` rows out of n, drawn with replacement."""
+    u = rng.uniform((), rng.fold(seed, 1), torch.arange(count))
+    return [int(i) for i in (u * n).long()]
+
+
+def _pose_samples(choice: Sample, categories: list[str], poses: np.ndarray) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for i, (category, pose) in enumerate(zip(categories, poses, strict=True)):
+        about = {
+            "model": "poses", "category": category, "seed": choice.seed, "number": i, "guidance": choice.guidance
+        }  # fmt: skip
+        yield (
+            f"poses-{choice.seed}-{i:06d}",
+            {"pose.npy": shards.encode_pose(pose), "json": shards.encode_json(about)},
+        )
+
+
+def _picture_samples(
+    choice: Sample, asked: Conditions, pictures: np.ndarray, split: str
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for i, (row, parts) in enumerate(zip(about, members, strict=True)):
-        meta: dict[str, Any] = {**row, "model": model, "seed": choice.seed, "number": i, "guidance": choice.guidance}
-        yield f"{model}-{choice.seed}-{i:06d}", {**parts, "json": shards.encode_json(meta)}
+    name = "pictures" if split == SAMPLES else f"pictures-{split}"
+    for i, picture in enumerate(pictures):
+        about = {
+            "model": "pictures", "category": asked.category[i], "condition": asked.key[i], "seed": choice.seed,
+            "number": i, "guidance": choice.guidance,
+        }  # fmt: skip
+        yield (
+            f"{name}-{choice.seed}-{i:06d}",
+            {
+                "png": shards.encode_png(picture),
+                "pose.npy": shards.encode_pose(asked.pose[i]),
+                "json": shards.encode_json(about),
+            },
+        )
 
 
-def _held_out_categories(root: Path, choice: Sample) -> list[str]:
-    """Categories for the samples, drawn from the held-out persons (from the training set if nobody is held out)."""
-    folder = root / "data/shards"
-    held_out = [meta["category"] for split in ("val", "test") for meta in ShardDataset(folder, split).metas()]
-    pool = held_out or [meta["category"] for meta in ShardDataset(folder, "train").metas()]
-    u = rng.uniform((), rng.fold(choice.seed, 1), torch.arange(choice.count))
-    return [pool[int(i)] for i in (u * len(pool)).long()]
+def _pictures(model: Model, choice: Sample, asked: Conditions, split: str) -> np.ndarray:
+    """Pictures uint8 `[n, size, size, 3]` of the poses that are asked for."""
+    if not asked.key:
+        return np.zeros((0, *model.shape[1:], 3), np.uint8)
+    return models.as_pictures(_draw(model, choice, asked.category, asked.pose, split))
 
 
-def _draw(model: Model, choice: Sample, categories: list[str], maps: Tensor | None) -> Tensor:
-    """Samples in data units, float32 `[count, *shape]`."""
-    device = models.device()
-    cond: Cond = {"vec:category": models.category_vector(categories, model.categories)}
-    if maps is not None:
-        cond["map:pose"] = maps
-    cond = {key: value.to(device) for key, value in cond.items()}
-    denoiser: Denoiser = model.denoiser if choice.guidance == 1 else cfg(model.denoiser, choice.guidance)
-    ids = torch.arange(choice.count, device=device)
-    with tqdm(desc=f"sample {model.name}", unit="step", mininterval=2) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        z = generate(
-            denoiser, model.recipe.walk(choice.steps), model.recipe.step, model.shape, choice.seed, ids, cond,
-            batch=choice.batch, progress=progress,
-        )  # fmt: skip
-    values = model.codec.decode(z).cpu()
-    if not values.isfinite().all():
-        raise DataError(f"The {model.name} model gives samples that are not finite: its training has failed.")
-    return values
-
-
-def _beside(pose: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """The pose that was asked for, and the picture."""
-    return np.concatenate([drawing.draw_pose(pose), drawing.enlarge(picture, 96)], axis=1)
+def _draw(model: Model, choice: Sample, categories: list[str], poses: np.ndarray | None, split: str) -> Tensor:
+    """Samples in data units, float32 `[n, *shape]`, one a category; their numbers count from 0."""
+    cond, ids = model.conditions(categories, poses), torch.arange(len(categories))
+    label = f"sample {model.name}, {split}"
+    return draw.draw(model, cond, choice.steps, choice.guidance, choice.seed, ids, choice.batch, label=label)

@@ -23,6 +23,9 @@ INDEX: dict[str, int] = {name: i for i, name in enumerate(LANDMARKS)}
 # The 12 joints that carry a pose: their mean visibility is the gate, their error is the error.
 LIMBS: tuple[int, ...] = (11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
 
+# What tells two poses apart: the limbs, the nose, and the tips of hands and feet (wrists and ankles alone do not turn).
+POSED: tuple[int, ...] = (0, *LIMBS, 19, 20, 31, 32)
+
 # Rigid segments, as MediaPipe draws them.
 BONES: tuple[tuple[int, int], ...] = (
     (0, 1), (1, 2), (2, 3), (3, 7), (0, 4), (4, 5), (5, 6), (6, 8), (9, 10),
@@ -64,3 +67,22 @@ def normalise(world: np.ndarray) -> np.ndarray:
         raise ValueError("a pose has a torso of length zero")
     hips = (world[..., 23:24, :] + world[..., 24:25, :]) / 2
     return (world - hips) / scale[..., None, None]
+
+
+def face_forward(poses: np.ndarray) -> np.ndarray:
+    """Poses `[n, 33, 3]` turned about the vertical until hips and shoulders together point along x: yaw taken out."""
+    left, right = poses[:, [11, 23]].sum(axis=1), poses[:, [12, 24]].sum(axis=1)
+    across = left - right
+    yaw = np.arctan2(across[:, 2], across[:, 0])
+    cosine, sine = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
+    x, y, z = np.moveaxis(poses, -1, 0)
+    return np.stack([cosine * x + sine * z, y, cosine * z - sine * x], axis=-1).astype(poses.dtype)
+
+
+def embed(poses: np.ndarray) -> np.ndarray:
+    """Normalised poses `[n, 33, 3]` as points, float32 `[n, 51]`: the joints POSED.
+
+    Euclidean distance between two points is the root mean square distance of their joints, in torso lengths.
+    """
+    joints = poses[:, POSED].reshape(len(poses), 3 * len(POSED)) / np.sqrt(len(POSED))
+    return np.ascontiguousarray(joints, dtype=np.float32)

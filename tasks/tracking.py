@@ -7,6 +7,7 @@ what it is trained from, so that an interrupted training finds its own run again
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tasks.params import Params, Tracking, load
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # 2 server processes instead of 10
 
 PIPELINE = "CONTRAPPOSTO_PIPELINE_RUN"  # environment variable: the MLflow run id of the pipeline run around a stage
@@ -36,6 +38,11 @@ def store_uri(tracking: Tracking, root: Path) -> str:
     if "://" in tracking.store:
         return tracking.store
     return f"sqlite:///{(root / tracking.store).resolve()}"
+
+
+def store_exists(tracking: Tracking, root: Path) -> bool:
+    """Whether there is a store to ask: a server is taken at its word, a file must be there."""
+    return "://" in tracking.store or (root / tracking.store).is_file()
 
 
 def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
@@ -106,7 +113,7 @@ class Store:
         self.client = MlflowClient(tracking_uri=store_uri(tracking, root))
         experiment = self.client.get_experiment_by_name(tracking.experiment)
         if experiment is None:
-            local = "://" not in tracking.store
+            local = not tracking.store.startswith(("http://", "https://"))  # a server knows its own place
             location = (root / "mlruns").resolve().as_uri() if local else None
             self.experiment = self.client.create_experiment(tracking.experiment, artifact_location=location)
         elif experiment.lifecycle_stage != "active":
@@ -143,10 +150,20 @@ class Store:
                 return resumed
         return self.start(model, tags)
 
-    def register(
-        self, model: str, folder: Path, sha256: str, metrics: Mapping[str, float], aliases: Sequence[str]
-    ) -> None:
-        """Register the trained model in `folder` as a version of `contrapposto-<model>` and point the aliases at it.
+    def trainings(self) -> list[Any]:
+        """The MLflow runs of all trainings, the latest first, whatever became of them."""
+        order = ["attributes.start_time DESC"]
+        runs = self.client.search_runs([self.experiment], "tags.`contrapposto.kind` = 'model'", order_by=order)
+        found = list(runs)
+        while runs.token:
+            runs = self.client.search_runs(
+                [self.experiment], "tags.`contrapposto.kind` = 'model'", order_by=order, page_token=runs.token
+            )
+            found += runs
+        return found
+
+    def register(self, model: str, folder: Path, sha256: str, card: str) -> str:
+        """Register the trained model in `folder` as a version of `contrapposto-<model>`, the challenger; returns its number.
 
         The version belongs to the MLflow run that trained it, known by the file's sha256; a model that was trained
         elsewhere (and came by `dvc pull`) gets a run of its own. The same file is registered once.
@@ -164,21 +181,13 @@ class Store:
         if not self.client.search_registered_models(f"name = '{name}'"):
             self.client.create_registered_model(name)
         known = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
-        tags = {"sha256": sha256, "metrics": json.dumps(dict(metrics), sort_keys=True)}
         version = known[0] if known else self.client.create_model_version(name, f"runs:/{run_id}/model", run_id)
+        tags = {"sha256": sha256} | ({"judged_in": os.environ[PIPELINE]} if PIPELINE in os.environ else {})
         for key, value in tags.items():
             self.client.set_model_version_tag(name, version.version, key, value)
-        for alias in aliases:
-            self.client.set_registered_model_alias(name, alias, version.version)
-
-    def champion(self, model: str) -> tuple[str, dict[str, float]] | None:
-        """The sha256 and the metrics of the model with the alias `champion`, or None if there is none yet."""
-        name = f"contrapposto-{model}"
-        models = self.client.search_registered_models(f"name = '{name}'")
-        if not models or "champion" not in models[0].aliases:
-            return None
-        tags = self.client.get_model_version_by_alias(name, "champion").tags
-        return tags["sha256"], json.loads(tags["metrics"])
+        self.client.update_model_version(name, version.version, card)
+        self.client.set_registered_model_alias(name, "challenger", version.version)
+        return str(version.version)
 
 
 def _name(name: str) -> str:
@@ -205,7 +214,9 @@ def start_pipeline(params: Params, root: Path, flow_run_id: str | None) -> str:
     tags = {"contrapposto.kind": "pipeline"}
     if flow_run_id:
         tags["prefect.flow_run_id"] = flow_run_id
-    run = store.start(f"pipeline {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
+    for model, net in (("poses", params.poses), ("pictures", params.pictures)):
+        tags[f"contrapposto.net.{model}"] = f"{net.net_name} {net.shape.width} x {net.shape.depth}"
+    run = store.start(f"pipeline {params.raw.part} {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
     run.params(params.model_dump())
     return run.id
 
@@ -225,10 +236,28 @@ def finish_pipeline(params: Params, root: Path, run_id: str, status: str, stages
     if status == "FINISHED":
         summary = json.loads((root / "reports/summary/summary.json").read_bytes())
         run.log([(name, value, 0) for name, value in summary["metrics"].items()])
-        run.artifact(root / "reports/report.html")
+        for page in sorted(root.glob("reports/*.html")):  # the report, and the card of the dataset
+            run.artifact(page)
+        run.tag(**_findings(root))
         for picture in sorted([*root.glob("reports/*/*.png"), *root.glob("samples/*/grid.png")]):
             run.artifact(picture, f"pictures/{picture.parent.name}")
     run.finish(status)
+
+
+def _findings(root: Path) -> dict[str, str]:
+    """What a reader of the list of runs asks first: which data, the verdicts, and whether the models were promoted."""
+    tags = {}
+    index, memorization = root / "data/shards/index.json", root / "reports/memorization/memorization.json"
+    if index.is_file():
+        tags["contrapposto.dataset_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
+    if memorization.is_file():
+        verdicts = json.loads(memorization.read_bytes())["verdicts"]
+        tags |= {f"contrapposto.verdict.{what}": verdict for what, verdict in verdicts.items()}
+    promoted = root / "reports/promote/promote.json"
+    if promoted.is_file():
+        decision = json.loads(promoted.read_bytes())
+        tags["contrapposto.promoted"] = "yes" if decision["promote"] else "no: " + " ".join(decision["reasons"])
+    return tags
 
 
 def lock_hashes(lock: Path) -> dict[str, str]:
@@ -240,14 +269,31 @@ def lock_hashes(lock: Path) -> dict[str, str]:
     return {f"dvc.{out['path']}": out["md5"] for out in outs if "md5" in out}
 
 
-def ui(root: Path) -> int:
-    """Serve the store's page on 127.0.0.1 until interrupted."""
-    tracking = load(root / "params.yaml").tracking
+def save_served(folder: Path, models: Mapping[str, Path], requirements: list[str]) -> None:
+    """Save the models (name -> folder) as one MLflow model that answers requests: code, weights and no pickle."""
+    from mlflow import pyfunc
+
+    here = Path(__file__).parent
+    pyfunc.save_model(
+        folder,
+        python_model=str(here / "serving/mlflow_model.py"),
+        artifacts={name: str(path) for name, path in models.items()},
+        code_paths=[str(here), str(here.parent / "diffusion_core")],
+        pip_requirements=requirements,
+    )
+
+
+def server_command(tracking: Tracking, root: Path, port: int) -> list[str]:
+    """The command that serves the store and its page on 127.0.0.1."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(tracking, root)]
     command += ["--default-artifact-root", (root / "mlruns").resolve().as_uri()]
-    command += ["--host", "127.0.0.1", "--port", "5000"]
+    return [*command, "--host", "127.0.0.1", "--port", str(port)]
+
+
+def ui(root: Path) -> int:
+    """Serve the store's page on 127.0.0.1 until interrupted."""
     try:
-        return subprocess.call(command)
+        return subprocess.call(server_command(load(root / "params.yaml").tracking, root, 5000))
     except KeyboardInterrupt:
         return 0
 

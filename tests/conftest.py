@@ -50,7 +50,8 @@ stages:
     deps: [dataset, samples]
     outs: [reports/summary, reports/report.html]
   promote:
-    cmd: echo promote >> runs.log; cp weights promoted
+    cmd: echo promote >> runs.log; cp weights promoted; mkdir -p reports/promote; \
+echo '{"promote":true,"reasons":[]}' > reports/promote/promote.json
     deps: [weights]
     outs: [promoted]
 """

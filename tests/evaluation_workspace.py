@@ -63,6 +63,11 @@ def picture(pose: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(image)
 
 
+def pictures(some: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`picture` of each pose: uint8 `[n, 64, 64, 3]`."""
+    return np.array([picture(pose, rng) for pose in some], np.uint8).reshape(-1, 64, 64, 3)
+
+
 def _rows(prefix: str, some: np.ndarray, pictures: np.ndarray | None, **about: Any) -> Iterator[tuple[str, dict]]:
     for i, pose in enumerate(some):
         key = f"{prefix}{i:05d}"
@@ -74,19 +79,37 @@ def _rows(prefix: str, some: np.ndarray, pictures: np.ndarray | None, **about: A
 
 
 def make(
-    root: Path, train: int, val: int, test: int, sampled_poses: int, sampled_pictures: int, copied: int = 0
+    root: Path,
+    train: int,
+    val: int,
+    test: int,
+    sampled_poses: int,
+    sampled_pictures: int,
+    copied: int = 0,
+    copied_on_demand: int = 0,
 ) -> None:
-    """Write data/shards and samples/{poses,pictures}; the first `copied` samples are near copies of training items,
-    the pictures mirrored."""
+    """Write data/shards, samples/{poses,pictures} and the poses read in the latter.
+
+    The first `copied` samples are near copies of training items, the pictures mirrored. `copied_on_demand`: pictures that
+    were asked for with training conditions, all of them copies.
+    """
     rng = np.random.default_rng(0)
     sets = {"train": poses(train, 1), "val": poses(val, 2), "test": poses(test, 3)}
-    drawn = {name: np.stack([picture(p, rng) for p in some]) for name, some in sets.items()}
+    drawn = {name: pictures(some, rng) for name, some in sets.items()}
     rows = {name: _rows(name, some, drawn[name]) for name, some in sets.items()}
     shards.write(root / "data/shards", rows, 1000, {"categories": ["stand"], "margin": 0.15})
     new = poses(sampled_poses, 4)
     new[:copied] = sets["train"][:copied] + rng.normal(0, 0.001, (copied, 33, 3))
     shards.write(root / "samples/poses", {"samples": _rows("pose", new, None)}, 1000, {})
     asked = poses(sampled_pictures, 5)
-    shown = np.stack([picture(p, rng) for p in asked]) if sampled_pictures else np.zeros((0, 64, 64, 3), np.uint8)
+    shown = pictures(asked, rng)
     shown[:copied] = drawn["train"][:copied, :, ::-1]
-    shards.write(root / "samples/pictures", {"samples": _rows("picture", asked, shown)}, 1000, {})
+    known = slice(copied_on_demand)
+    demanded = _rows("demanded", sets["train"][known], drawn["train"][known], condition="train00000")
+    splits = {"samples": _rows("picture", asked, shown), "train_conditions": demanded}
+    shards.write(root / "samples/pictures", splits, 1000, {})
+    read = asked.copy()  # as if a landmarker had found everybody but the last
+    read[-1:] = np.nan
+    (root / "reports/adherence").mkdir(parents=True, exist_ok=True)
+    keys = np.array([f"picture{i:05d}" for i in range(len(asked))], str)
+    np.savez(root / "reports/adherence/read.npz", key=keys, pose=read)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from benchmarks.synthetic_law import Law, with_copies
-from tasks.copies.certificate import Certificate, Items, certify
+from tasks.copies.certificate import Certificate, Planter, certify, score_samples
 from tasks.copies.copy_test import Verdict
+from tasks.copies.reference import Items, Reference, reference
 from tasks.copies.views import Bank, View, identity
 from tasks.errors import DataError
 
@@ -15,17 +16,14 @@ def plant(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray
     return train[rng.choice(len(train), count)] + np.float32(0.001)
 
 
+def judged(generated: np.ndarray, compared: Reference, plant: Planter, rng: np.random.Generator) -> Certificate:
+    return certify("samples", score_samples("samples", generated, compared), compared, plant, rng)
+
+
 def outcome(generated: np.ndarray, train: np.ndarray, heldout: np.ndarray) -> Certificate:
     groups = np.arange(len(train) + len(heldout))
-    return certify(
-        "samples",
-        (VECTORS,),
-        generated,
-        Items(train, groups[: len(train)]),
-        Items(heldout, groups[len(train) :]),
-        plant,
-        np.random.default_rng(0),
-    )
+    apart = Items(train, groups[: len(train)]), Items(heldout, groups[len(train) :])
+    return judged(generated, reference((VECTORS,), *apart), plant, np.random.default_rng(0))
 
 
 def draws(n: int, m: int, g: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.random.Generator]:
@@ -84,7 +82,7 @@ def test_frames_of_one_scene_hide_a_copy_unless_grouped() -> None:
 
     def by(group: np.ndarray) -> Certificate:
         train, heldout = Items(x[~outside], group[~outside]), Items(x[outside], group[outside])
-        return certify("samples", (VECTORS,), generated, train, heldout, plant, rng)
+        return judged(generated, reference((VECTORS,), train, heldout), plant, rng)
 
     grouped = by(scene)
     assert grouped.verdict is Verdict.COPIES
@@ -114,7 +112,70 @@ def test_metrics_are_flat_finite_numbers() -> None:
     assert 0 < metrics["vectors.smallest_copy"] < 1
 
 
+def test_absence_is_not_said_where_planted_copies_are_not_found() -> None:
+    train, heldout, generated, rng = draws(300, 80, 300, 0)
+    groups = np.arange(380)
+    compared = reference((VECTORS,), Items(train, groups[:300]), Items(heldout, groups[300:]))
+
+    def hopeless(some: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        return LAW.draw(count, rng)
+
+    certificate = judged(generated, compared, hopeless, rng)
+    assert certificate.planted_found == 0
+    assert certificate.verdict is Verdict.TOO_FEW
+    assert certificate.sentence.endswith("this says little: copies planted as a control were not found.")
+    few = judged(generated[:99], compared, plant, rng)
+    assert few.verdict is Verdict.TOO_FEW
+    assert few.sentence.endswith("this says little: 99 samples (100 are needed).")
+    assert "more than 1.0% near copies" in judged(generated, compared, plant, rng).sentence
+
+
+def test_one_reference_serves_many_sets_of_samples() -> None:
+    train, heldout, generated, rng = draws(200, 60, 150, 3)
+    groups = np.arange(260)
+    compared = reference((VECTORS,), Items(train, groups[:200]), Items(heldout, groups[200:]))
+    copied = with_copies(generated, train, heldout, 5, 0.05, rng)
+    verdicts = [judged(x, compared, plant, rng).verdict for x in (generated, copied, generated)]
+    assert verdicts == [Verdict.CLEAN, Verdict.COPIES, Verdict.CLEAN]
+
+
 def test_nothing_held_out_is_refused() -> None:
     train, _, generated, _ = draws(50, 1, 10, 0)
     with pytest.raises(DataError, match="nothing is held out"):
         outcome(generated, train, train[:0])
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "generated", "sentence"),
+    [
+        (np.zeros((0, 3)), np.ones((4, 3)), np.ones((2, 3)), "there are no training items."),
+        (np.full((9, 3), np.nan), np.ones((4, 3)), np.ones((2, 3)), "Training items: 9 of 9 rows are not finite"),
+        (np.ones((9, 3)), np.full((4, 3), np.inf), np.ones((2, 3)), "Held-out items: 4 of 4 rows are not finite"),
+        (
+            np.ones((9, 3)),
+            np.ones((4, 2)),
+            np.ones((2, 3)),
+            "Held-out items are 2 numbers each, and the training items 3.",
+        ),
+        (np.ones((9, 3)), np.ones((4, 3)), np.ones((2, 5)), "Generated samples are 5 numbers each"),
+        (np.ones((9, 3)), np.ones((4, 3)), np.ones((0, 3)), "there are no samples."),
+        (np.ones((2, 3)), np.ones((4, 3)), np.ones((2, 3)), "needs 3 groups of training items"),
+    ],
+)
+def test_bad_items_get_one_sentence(
+    train: np.ndarray, heldout: np.ndarray, generated: np.ndarray, sentence: str
+) -> None:
+    with pytest.raises(DataError, match=sentence):
+        outcome(*(some.astype(np.float32) for some in (generated, train, heldout)))
+
+
+def test_some_of_the_samples_are_judged_as_if_they_had_been_scored_alone() -> None:
+    train, heldout, generated, _ = draws(200, 60, 150, 5)
+    groups = np.arange(260)
+    compared = reference((VECTORS,), Items(train, groups[:200]), Items(heldout, groups[200:]))
+    some = np.arange(20, 140)
+    scored = [found.rows(some) for found in score_samples("samples", generated, compared)]
+    there = certify("samples", scored, compared, plant, np.random.default_rng(0))
+    alone = judged(generated[some], compared, plant, np.random.default_rng(0))
+    np.testing.assert_allclose(there.sample_p, alone.sample_p, rtol=1e-12)
+    assert (there.p, there.sizes, there.sentence) == (alone.p, alone.sizes, alone.sentence)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from tasks.copies.copy_test import (
+    Enough,
     Verdict,
     benjamini_hochberg,
     fit_tail,
@@ -99,17 +100,20 @@ def test_proportion_interval_is_exact() -> None:
 
 
 def test_absence_needs_power_and_presence_does_not() -> None:
-    sure = {
-        "heldout_leaks": False,
-        "train_repeats": False,
-        "train_groups": 800,
-        "heldout_groups": 200,
-        "control_found": True,
-    }
+    sure = {"heldout_leaks": False, "train_repeats": False, "enough": True}
     assert judge(0.5, 0.01, **sure) is Verdict.CLEAN
-    for lack in ({"control_found": False}, {"heldout_groups": 9}, {"train_groups": 50, "heldout_groups": 20}):
-        assert judge(0.5, 0.01, **{**sure, **lack}) is Verdict.TOO_FEW
-        assert judge(0.001, 0.01, **{**sure, **lack}) is Verdict.COPIES
+    assert judge(0.5, 0.01, **{**sure, "enough": False}) is Verdict.TOO_FEW
+    assert judge(0.001, 0.01, **{**sure, "enough": False}) is Verdict.COPIES
     assert judge(0.001, 0.01, **{**sure, "heldout_leaks": True}) is Verdict.SPLIT_UNRELIABLE
     assert judge(0.001, 0.01, **{**sure, "train_repeats": True}) is Verdict.COPIES
     assert judge(0.5, 0.01, **{**sure, "train_repeats": True}) is Verdict.SPLIT_UNRELIABLE
+
+
+def test_what_is_lacking_is_named() -> None:
+    needed = Enough(groups=100, heldout=10, samples=50)
+    assert needed.lacking(90, 10, 50) == []
+    assert needed.lacking(90, 9, 49) == [
+        "49 samples (50 are needed)",
+        "99 groups of training and held-out items (100)",
+        "9 groups of held-out items (10)",
+    ]

@@ -74,7 +74,7 @@ def public(module) -> set[str]:
         (presets, set()),
         (step, {"redraw"}),
         (guide, {"unconditional"}),
-        (inverse, {"inpaint", "downsample", "blur", "matrix", "posterior", "normal_prior"}),
+        (inverse, {"matrix", "posterior", "normal_prior"}),
         (weight, set()),
         (average, {"power_gamma", "mix"}),
         (distill, {"implied"}),

@@ -1,4 +1,4 @@
-"""Step-for-step agreement with other libraries (development extras), and with stored trajectories of k-diffusion."""
+"""Agreement with other libraries: those of the development extras, and what `benchmarks.golden` stored of others."""
 
 import pytest
 
@@ -23,9 +23,15 @@ def test_discrete_chains_are_reproduced():
         assert float((ours - run.end).abs().max()) <= run.tolerance, run.name
 
 
-def test_stored_trajectories_of_k_diffusion_are_reproduced():
+def test_noising_velocity_and_snr_agree_with_diffusers():
+    for name, (difference, tolerance) in parity.tables().items():
+        assert difference <= tolerance, name
+
+
+def test_what_the_other_libraries_left_is_reproduced():
+    """Trajectories of k-diffusion and smalldiffusion, flows of torchcfm, losses of k-diffusion and lucidrains."""
     found = parity.golden()
-    assert len(found) == 10
+    assert len(found) == 25
     for name, (difference, tolerance) in found.items():
         assert difference <= tolerance, name
 

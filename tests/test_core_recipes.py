@@ -5,9 +5,9 @@ import torch
 
 from benchmarks import mixture
 from diffusion_core import exact, level, objective, presets, rng
-from diffusion_core.distill import Consistency, implied, progressive
+from diffusion_core.distill import Consistency, direct, implied, progressive
 from diffusion_core.importance import Importance
-from diffusion_core.level import sigma_level
+from diffusion_core.level import Level, sigma_level
 from diffusion_core.move import move
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.sample import generate, sample
@@ -196,3 +196,39 @@ def test_consistency_distillation_samples_in_two_evaluations():
     ours = generate(student, two, redraw, (2,), 3, torch.arange(2000))
     plain = generate(mixture.denoiser(), two, ddim(), (2,), 3, torch.arange(2000))
     assert mixture.sliced_w2(ours, goal) < 0.5 * mixture.sliced_w2(plain, goal)
+
+
+def test_direct_distillation_needs_one_round():
+    """Four steps of the student against sixteen of its teacher, and against the teacher's own four."""
+    recipe = presets.edm(mixture.SD, low=0.01, high=20.0)
+    walk = recipe.walk(16)
+    few = walk[::4]
+    student_recipe = recipe.replace(loss=direct(mixture.denoiser(), walk, 4), density=objective.among(few[:-1]))
+    student = train(student_recipe, 300).averaged()
+    start = 20 * rng.normal((2,), 3, torch.arange(2000)).double()
+    with torch.no_grad():
+        goal = sample(mixture.denoiser(), start, walk, heun(), iter(()))
+        ours = sample(student, start, few, ddim(), iter(()))
+        skipped = sample(mixture.denoiser(), start, few, ddim(), iter(()))
+    assert (ours - goal).norm(dim=1).mean() < 0.5 * (skipped - goal).norm(dim=1).mean()
+    with pytest.raises(ValueError, match="do not divide"):
+        direct(mixture.denoiser(), recipe.walk(15), 4)
+
+
+def test_the_direct_target_is_where_the_teacher_s_steps_end():
+    """A student that answers the loss's target makes its four Heun steps, the last of them to clean, in one."""
+    walk = presets.edm(0.5).walk(8)
+    x0, noise = mixture.draw(3, torch.arange(50)).double(), rng.normal((2,), 0, torch.arange(50)).double()
+    for rank in (0, 1):
+        here = Level(*(part.expand(50) for part in walk[4 * rank]))
+        seen = []
+
+        def student(x, level, cond, seen=seen):
+            seen.append(x)
+            return torch.zeros_like(x)
+
+        loss = direct(mixture.denoiser(), walk, 4)(student, x0, here, noise, lambda at: torch.ones(50), {})
+        steps = walk[4 * rank : 4 * rank + 5]
+        goal = sample(mixture.denoiser(), seen[0], steps, heun(), iter(()))
+        target = implied(seen[0], goal, steps[0], steps[-1])
+        torch.testing.assert_close(loss, target.square().mean(1), rtol=1e-9, atol=1e-9)

@@ -73,3 +73,12 @@ def test_order_does_not_depend_on_ranks_or_restarts():
         ]
         assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(order.indices(1, 29, 31, n), whole[29:])
+
+
+def test_gamma_noise_is_centred_scaled_and_skewed():
+    """Shape k: mean 0, variance 1, skewness 2 / sqrt(k)."""
+    for k in (1, 9):
+        z = rng.gamma(k)((64,), 3, torch.arange(8192)).double()
+        assert abs(float(z.mean())) < 0.005 and abs(float(z.var()) - 1) < 0.02
+        assert abs(float((z**3).mean()) - 2 / math.sqrt(k)) < 0.1
+        assert float(z.min()) >= -math.sqrt(k)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_core import exact, guide, level, rng, walk
-from diffusion_core.move import move, renoise
+from diffusion_core.move import move, renoise, split
 from diffusion_core.sample import generate, sample
 from diffusion_core.step import FLOW, SIGMA, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
 
@@ -251,3 +251,10 @@ def test_start_is_pure_noise_of_the_seed():
     ids = torch.tensor([4, 9])
     got = generate(lambda x, here, cond: torch.zeros_like(x), walk.karras(1)[:1], ddim(), (3,), 2, ids)
     torch.testing.assert_close(got, 80 * rng.normal((3,), rng.fold(2, 0), ids))
+
+
+def test_the_split_of_noise_keeps_its_square():
+    high, low = walk.karras(3)[:2]
+    for eta in (0.0, 0.3, 1.0):
+        stays, fresh = split(high, low, eta)
+        torch.testing.assert_close(stays**2 + fresh**2, low.s**2)

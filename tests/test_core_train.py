@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusion_core import exact, presets, rng
+from diffusion_core import exact, fit, objective, presets, rng, watch
 from diffusion_core.average import Average, halflife
+from diffusion_core.compute import Compute
 from diffusion_core.level import Level, sigma_level
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.train import Diverged, TrainConfig, Trainer, evaluate
@@ -25,11 +26,11 @@ def data(indices):
     return POINTS[indices], {"vec:sign": (POINTS[indices, :1] > 0).float()}
 
 
-def make(config=CONFIG, source=data, dropout=0.1, recipe=None):
+def make(config=CONFIG, source=data, dropout=0.1, recipe=None, compute=None):
     torch.manual_seed(0)
     recipe = recipe or presets.edm(1.0)
     net = MLP(3, width=16, depth=2, conds={"vec:sign": 1}, dropout=dropout)
-    return Trainer(recipe.denoiser(net), recipe, config, source, len(POINTS))
+    return Trainer(recipe.denoiser(net), recipe, config, source, len(POINTS), compute=compute)
 
 
 def test_resume_is_bit_identical(tmp_path):
@@ -60,7 +61,9 @@ def test_resume_is_bit_identical(tmp_path):
 
 def test_a_state_of_another_run_is_refused():
     tensors, info = make().state()
-    with pytest.raises(ValueError, match="another training run"):
+    with pytest.raises(
+        ValueError, match=r"another training run: batch 32 instead of 64, condition_dropout 0\.2 instead of 0\.0, "
+    ):
         make(TrainConfig(images=10_000, batch=64)).load_state(tensors, info)
 
 
@@ -71,53 +74,6 @@ def test_accidental_randomness_does_not_enter():
         trainer.step()
         torch.rand(5)
     assert one.step().loss == two.step().loss
-
-
-RANKS = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[1])
-import test_core_train as here
-dist.init_process_group("gloo")
-trainer = here.make(dropout=0.0)
-seen = []
-source = trainer.data
-trainer.data = lambda indices: (seen.append(indices.tolist()), source(indices))[1]
-losses = [trainer.step().loss for _ in range(5)]
-all_seen = [None] * dist.get_world_size()
-dist.all_gather_object(all_seen, seen)
-if dist.get_rank() == 0:
-    batches = [sum((rank[i] for rank in all_seen), []) for i in range(5)]
-    import json
-    weights = {name: value.double().sum().item() for name, value in trainer.state()[0].items()}
-    print("RESULT" + json.dumps({"losses": losses, "batches": batches, "weights": weights}))
-dist.barrier()
-dist.destroy_process_group()
-"""
-
-
-def run_ranks(tmp_path: Path, world: int) -> dict:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}",
-         str(script), str(Path(__file__).parent)],
-        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    return json.loads(line.removeprefix("RESULT"))
-
-
-def test_two_ranks_train_as_one(tmp_path):
-    alone = make(dropout=0.0)
-    seen = []
-    alone.data = lambda indices: (seen.append(indices.tolist()), data(indices))[1]
-    losses = [alone.step().loss for _ in range(5)]
-    both = run_ranks(tmp_path, 2)
-    assert both["batches"] == seen
-    assert both["losses"] == pytest.approx(losses, rel=1e-5)
-    for name, value in alone.state()[0].items():
-        assert both["weights"][name] == pytest.approx(value.double().sum().item(), rel=1e-3, abs=1e-3), name
 
 
 def test_divergence_names_the_examples():
@@ -230,3 +186,159 @@ def test_a_step_reports_levels_and_losses_of_its_examples():
     assert isinstance(out.level, Level) and out.level.a.shape == out.losses.shape == (32,)
     assert out.loss == pytest.approx(float(out.losses.mean()), rel=1e-5)
     assert math.isfinite(out.loss) and out.nimg == 32 == trainer.nimg
+
+
+def test_micro_batches_change_only_rounding():
+    whole, pieces = make(dropout=0.0), make(dropout=0.0, compute=Compute(microbatch=5))
+    for _ in range(5):
+        one, two = whole.step(), pieces.step()
+        torch.testing.assert_close(one.losses, two.losses, rtol=1e-4, atol=1e-6)
+        assert torch.equal(one.level.s, two.level.s)
+    assert [len(part) for part in pieces.upcoming()][:8] == [5, 5, 5, 5, 5, 5, 2, 5]
+
+
+def test_upcoming_is_what_is_asked_for():
+    trainer = make(TrainConfig(images=300, batch=32, batch_growth=((64, 48),)), compute=Compute(microbatch=20))
+    trainer.step()
+    expected, seen = [part.tolist() for part in trainer.upcoming()], []
+    source = trainer.data
+    trainer.data = lambda indices: (seen.append(indices.tolist()), source(indices))[1]
+    while not trainer.done:
+        trainer.step()
+    assert seen == expected
+
+
+def test_recomputing_activations_changes_nothing():
+    kept, again = make(), make(compute=Compute(recompute=True))
+    assert [kept.step().loss for _ in range(3)] == [again.step().loss for _ in range(3)]
+    assert torch.equal(
+        kept.state()[0]["weights/denoiser.net.enter.weight"], again.state()[0]["weights/denoiser.net.enter.weight"]
+    )
+    assert [p.shape for p in again.averaged().parameters()] == [p.shape for p in kept.averaged().parameters()]
+
+
+def test_bf16_is_rounding_in_products_only():
+    exact, rough = make(), make(compute=Compute("bf16"))
+    losses = [(exact.step().loss, rough.step().loss) for _ in range(5)]
+    assert losses[0][0] == losses[0][1]  # the network begins as zero
+    assert all(one != two and two == pytest.approx(one, rel=0.05) for one, two in losses[1:])
+    assert all(value.dtype == torch.float32 for name, value in rough.state()[0].items())
+
+
+def test_a_warm_start_begins_with_the_weights_and_refuses_others():
+    trained, fresh = make(), make()
+    for _ in range(3):
+        trained.step()
+    weights = dict(trained.averaged().named_parameters())
+    fresh.warm_start(weights)
+    for twin in (fresh.averaged(), fresh.denoiser):
+        assert all(torch.equal(value, weights[name]) for name, value in twin.named_parameters())
+    with pytest.raises(ValueError, match=r"other weights: \['net.enter.bias'\]"):
+        fresh.warm_start({name: value for name, value in weights.items() if name != "net.enter.bias"})
+    with pytest.raises(ValueError, match=r"net.enter.bias is \[2\] instead of \[16\]"):
+        fresh.warm_start(weights | {"net.enter.bias": torch.zeros(2)})
+
+
+def test_noise_scale_is_that_of_the_gradients_of_single_images():
+    """At fixed weights the expectation over many batches is known: |mean gradient|^2 and the trace of the covariance."""
+    torch.manual_seed(0)
+    net = MLP(3, width=8, depth=1)
+    torch.nn.init.normal_(net.leave.weight, std=0.3)  # at zero no gradient reaches the rest
+    recipe = presets.edm(1.0).replace(draw=objective.iid)
+    trainer = Trainer(
+        recipe.denoiser(net), recipe, TrainConfig(images=10**9, batch=64, seed=1), lambda i: (POINTS[i], {}), 50
+    )
+    found = []
+    for nimg in range(0, 64 * 100, 64):
+        trainer.nimg = nimg
+        found.append(watch.noise_scale(trainer))
+    singles = []
+    for nimg in range(1500):
+        trainer.zero_gradients()
+        trainer.gradient(10**6 + nimg, 1)
+        singles.append(torch.cat([p.grad.flatten() for p in trainer.parameters.values()]))
+    gradients = torch.stack(singles).double()
+    noise = float(gradients.var(0).sum())
+    signal = float(gradients.mean(0).square().sum()) - noise / len(gradients)
+    assert sum(f.noise for f in found) / len(found) == pytest.approx(noise, rel=0.2)
+    assert sum(f.signal for f in found) / len(found) == pytest.approx(signal, rel=0.4)
+
+
+def test_looking_changes_nothing():
+    watched, left = make(), make()
+    for _ in range(3):
+        watch.noise_scale(watched)
+        watch.flops_per_image(watched)
+        assert watched.step().loss == left.step().loss
+
+
+def test_operations_are_counted():
+    """Two operations a weight and image forward, and twice that backward, but for the first layer's input."""
+    net = torch.nn.Linear(64, 32, bias=False)
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = torch.nn.ModuleList([net, torch.nn.Linear(32, 64, bias=False)])
+
+        def forward(self, x, c_noise, cond):
+            return self.blocks[1](self.blocks[0](x))
+
+    recipe = presets.edm(1.0)
+    x0 = torch.randn(10, 64)
+    trainer = Trainer(recipe.denoiser(Wrapped()), recipe, TrainConfig(images=99, batch=4), lambda i: (x0[i], {}), 10)
+    assert watch.flops_per_image(trainer) == 2 * 64 * 32 * (3 + 2)
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 4, 17, 95, 96, 1000])
+def test_the_largest_that_fits(capacity):
+    tried = []
+    found = fit.largest(lambda size: (tried.append(size), size <= capacity)[1], 96)
+    assert found == max(size for size in range(1, 97) if 96 % size == 0 and size <= capacity)
+    assert len(tried) <= 7
+    with pytest.raises(MemoryError):
+        fit.largest(lambda size: False, 96)
+
+
+@pytest.mark.slow
+def test_the_largest_microbatch_on_a_cpu_whose_memory_is_limited():
+    """A network whose activations are large, in a process that may have 1 GiB more than it has at the start."""
+    code = (
+        "import resource, torch\n"
+        "from diffusion_core import fit, presets\n"
+        "from diffusion_core.nets.mlp import MLP\n"
+        "from diffusion_core.train import TrainConfig, Trainer\n"
+        "torch.set_num_threads(1)\n"
+        "x0, recipe = torch.randn(64, 1000), presets.edm(1.0)\n"
+        "config = TrainConfig(images=10**9, batch=2**15)\n"
+        "trainer = Trainer(recipe.denoiser(MLP(1000, width=16, depth=1)), recipe, config, lambda i: (x0[i % 64], {}), 10**6)\n"
+        "trainer.gradient(0, 8)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\n"
+        "print(fit.largest_microbatch(trainer))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 2**8 <= int(done.stdout) < 2**15
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_network_runs_as_it_is_after_a_sentence(tmp_path):
+    """In a process of its own that finds no C++ compiler and nothing compiled before."""
+    code = (
+        "import test_core_train as here\n"
+        "from diffusion_core.compute import Compute\n"
+        "plain, asked = here.make(), here.make(compute=Compute(compile=True))\n"
+        "print(asked.remark)\n"
+        "assert asked.step().loss == plain.step().loss and plain.remark is None\n"
+    )
+    environment = {
+        **os.environ,
+        "CXX": "/nowhere/c++",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    environment["PYTHONPATH"] = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("The network is not compiled but run as it is: ")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -12,17 +13,17 @@ import time
 import zlib
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from test_video import write as write_video
 
 from tasks import extract, mannequin, params
 from tasks.errors import DataError, UserError
 from tasks.extraction import pose_bundle
 from tasks.extraction.ingest import scan
-from tasks.extraction.poses_table import REJECTS, Reason, read_poses, read_rejects
+from tasks.extraction.poses_table import Reason, read_poses, read_rejects
 from tasks.params import Params
 
 ROOT = Path(__file__).parents[1]
@@ -150,10 +151,77 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(heap, extracted
         progress += process.stderr.read(1)
     process.kill()
     process.communicate()
-    assert (tmp_path / "data/poses/heap.tmp").exists() and not (tmp_path / "data/poses/heap").exists()
+    assert not (tmp_path / "data/poses/heap").exists()
     extract.run(choose(heap), tmp_path)
     assert outputs(tmp_path) == outputs(extracted)
-    assert not (tmp_path / "data/poses/heap.tmp").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pictures", "times"), [(40, 20)])
+def test_killed_at_random_points_it_ends_with_the_same_bytes(tmp_path, pictures, times):
+    draw(tmp_path / "raw/heap", pictures)
+    write_video(
+        tmp_path / "raw/heap/clip.mp4", [mannequin.picture(seed=0, index=i // 10, size=192).image for i in range(60)]
+    )
+    code = (
+        "from pathlib import Path; from test_extract import choose; from tasks import extract;"
+        f"extract.run(choose(Path({str(tmp_path / 'raw/heap')!r}), workers=2), Path(__import__('sys').argv[1]))"
+    )
+
+    def start(root: Path) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, str(root)]
+        return subprocess.Popen(command, cwd=Path(__file__).parent, start_new_session=True)
+
+    began = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    seconds = time.monotonic() - began
+    rng, kills, whole = random.Random(0), 0, 0
+    root = tmp_path / "killed0"
+    while kills < times:
+        process = start(root)
+        try:
+            process.wait(rng.uniform(0.2, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            (os.killpg if rng.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:  # it was done before: from the beginning again
+            assert outputs(root) == outputs(tmp_path / "whole")
+            whole += 1
+            root = tmp_path / f"killed{whole}"
+    assert start(root).wait() == 0
+    assert outputs(root) == outputs(tmp_path / "whole")
+
+
+def timing(root: Path, part: str = "heap") -> dict:
+    return json.loads((root / f".contrapposto/extract/{part}.json").read_text())
+
+
+def test_what_is_known_is_not_extracted_again(heap, extracted, tmp_path):
+    """Another part with the same pictures under other names, and one new one: one is extracted."""
+    shutil.copytree(extracted / ".contrapposto", tmp_path / ".contrapposto")
+    part = tmp_path / "raw/again"
+    shutil.copytree(heap / "bad", part / "renamed", symlinks=True)
+    drawn = mannequin.picture(seed=0, index=FIGURES, size=192)
+    Image.fromarray(drawn.image).save(part / "new.png")
+    extract.run(choose(part), tmp_path)
+    assert timing(tmp_path, "again")["extracted"] == 1
+    poses = read_poses(tmp_path / "data/poses/again")
+    old = read_poses(extracted / "data/poses/heap")
+    assert poses.source[0] == "new.png" and set(poses.category) == {"again", "renamed"}
+    for i, key in enumerate(poses.key[1:], start=1):
+        at = old.key.index(key)
+        assert np.array_equal(poses.landmarks[i], old.landmarks[at]) and poses.sharpness[i] == old.sharpness[at]
+    extract.run(choose(part, max_people=1), tmp_path)
+    assert timing(tmp_path, "again")["extracted"] > 1, "other parameters need other findings"
+
+
+def test_a_damaged_store_is_one_sentence(heap, tmp_path):
+    store = tmp_path / ".contrapposto/extract/findings.db"
+    store.parent.mkdir(parents=True)
+    store.write_bytes(b"no database" * 1000)
+    with pytest.raises(DataError, match=r"findings\.db is damaged .* delete it"):
+        extract.run(choose(heap), tmp_path)
 
 
 def test_exif_orientation_gives_the_landmarks_of_the_upright_picture(tmp_path):
@@ -168,15 +236,7 @@ def test_exif_orientation_gives_the_landmarks_of_the_upright_picture(tmp_path):
     assert len(poses) == 2
     assert poses.size.tolist() == [[168, 192], [168, 192]]
     assert np.array_equal(poses.landmarks[0], poses.landmarks[1])
-    assert poses.phash[0] == poses.phash[1]
-
-
-def test_the_hashes_are_those_of_the_picture_and_of_its_mirror_image():
-    picture = mannequin.picture(seed=0, index=0, size=192).image
-    upright, mirrored = extract.perceptual_hashes(picture)
-    assert upright == int(str(imagehash.phash(Image.fromarray(picture))), 16)
-    library = int(str(imagehash.phash(Image.fromarray(picture[:, ::-1]))), 16)
-    assert (mirrored ^ library).bit_count() <= 2  # reducing and mirroring commute up to rounding
+    assert np.array_equal(poses.fingerprint[0], poses.fingerprint[1])
 
 
 def test_nobody_at_all_is_a_sentence_and_the_refusals_are_kept(tmp_path):
@@ -198,24 +258,60 @@ def test_a_missing_model_is_one_sentence(heap, tmp_path):
         extract.run(choose(heap, model=str(tmp_path / "gone.task")), tmp_path)
 
 
-def test_a_worker_that_dies_is_named_with_its_picture(heap, tmp_path):
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_no_picture(heap, extracted, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from test_extract import choose; from tasks import extract\n"
-        "from tasks.errors import DataError\n"
-        f"try: extract.run(choose(Path({str(heap)!r})), Path({str(tmp_path)!r}))\n"
-        "except DataError as error: print(error)\n"
+        "from pathlib import Path; from test_extract import choose; from tasks import extract\n"
+        f"extract.run(choose(Path({str(heap)!r}), workers=2), Path({str(tmp_path)!r}))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True
     )
     parent = psutil.Process(process.pid)
-    while not (workers := [c for c in parent.children() if "spawn_main" in " ".join(c.cmdline())]):
+    assert process.stderr is not None
+    progress = ""
+    while not re.search(r"\b[1-9]\d*/\d+ \[", progress):  # both workers are about to work
         assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(workers[0].pid, signal.SIGKILL)
-    said, _ = process.communicate()
-    assert "A worker process died (exit code -9) on" in said
-    assert not (tmp_path / "data/poses/heap" / REJECTS).exists()
+        progress += process.stderr.read(1)
+    for worker in [c for c in parent.children() if "spawn_main" in " ".join(c.cmdline())]:
+        worker.kill()
+    assert process.communicate() and process.returncode == 0
+    assert outputs(tmp_path) == outputs(extracted)
+
+
+@pytest.mark.slow
+def test_a_file_whose_decoder_crashes_is_named_and_the_others_are_kept(tmp_path):
+    """A worker that has this file open gets the signal that a fault in native code ends with."""
+    draw(tmp_path / "raw/heap", 3)
+    Image.new("RGB", (9000, 9000)).save(tmp_path / "raw/heap/fatal.png")  # a second to decode
+    code = (
+        "from pathlib import Path; from test_extract import choose; from tasks import extract\n"
+        f"extract.run(choose(Path({str(tmp_path / 'raw/heap')!r}), workers=2), Path({str(tmp_path)!r}))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    crashed = set()
+    while process.poll() is None:
+        for worker in psutil.Process(process.pid).children() if process.poll() is None else []:
+            try:
+                if worker.pid not in crashed and any("fatal" in file.path for file in worker.open_files()):
+                    worker.send_signal(signal.SIGSEGV)
+                    crashed.add(worker.pid)
+            except psutil.Error:
+                continue
+    assert process.returncode == 0 and len(crashed) == 2
+    (reject,) = read_rejects(tmp_path / "data/poses/heap")
+    assert (reject.source, reject.reason) == ("fatal.png", Reason.CRASHED)
+    assert "exit code -11" in reject.detail
+    assert len(read_poses(tmp_path / "data/poses/heap")) == 3
+
+
+@pytest.mark.slow
+def test_a_file_that_takes_too_long_is_refused_and_tried_again_by_the_next_run(tmp_path):
+    draw(tmp_path / "raw/slow", 1)
+    with pytest.raises(DataError, match=r"Nobody was found in the 1 files .*too_slow 1"):
+        extract.run(choose(tmp_path / "raw/slow", time_limit=1e-3), tmp_path)
+    extract.run(choose(tmp_path / "raw/slow"), tmp_path)
+    assert len(read_poses(tmp_path / "data/poses/slow")) == 1
 
 
 @pytest.mark.skipif("CONTRAPPOSTO_PHOTOS" not in os.environ, reason="CONTRAPPOSTO_PHOTOS names no folder of photos")

@@ -1,8 +1,17 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from tasks.distances.feature_cache import cached
+from tasks.distances.feature_cache import Blocks, cached
+
+
+def in_blocks(items: np.ndarray, rows: int) -> Blocks:
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, len(items), rows):
+            yield items[start : start + rows]
+
+    return blocks
 
 
 def test_features_are_kept_until_anything_they_came_from_changes(tmp_path: Path) -> None:
@@ -12,18 +21,27 @@ def test_features_are_kept_until_anything_they_came_from_changes(tmp_path: Path)
         calls.append(len(items))
         return {"sum": items.sum(axis=(1, 2, 3)), "first": items[:, 0, 0, 0]}
 
+    def features(items: np.ndarray, about: dict[str, str | int], rows: int = 5) -> dict[str, np.ndarray]:
+        return cached(tmp_path, in_blocks(items, rows), about, compute, "sums")
+
     pictures = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
-    extractor = {"name": "sum", "weights": "abc"}
-    first = cached(tmp_path, pictures, extractor, compute)
-    again = cached(tmp_path, pictures.copy(), dict(extractor), compute)
-    assert len(calls) == 1
-    np.testing.assert_array_equal(first["sum"], again["sum"])
+    about: dict[str, str | int] = {"network": "sum", "weights": "abc"}
+    first = features(pictures, about)
+    again = features(pictures.copy(), dict(about))
+    in_pieces = features(pictures, about, rows=2)
+    assert calls == [5]
+    for other in (again, in_pieces):
+        np.testing.assert_array_equal(first["sum"], other["sum"])
+    np.testing.assert_array_equal(first["sum"], pictures.sum(axis=(1, 2, 3)))
 
     changed = pictures.copy()
     changed[3, 1, 2, 0] ^= 1
-    assert cached(tmp_path, changed, extractor, compute)["sum"][3] != first["sum"][3]
-    cached(tmp_path, pictures, {**extractor, "weights": "abd"}, compute)
-    cached(tmp_path, pictures.astype(np.int16), extractor, compute)
-    cached(tmp_path, pictures.reshape(5, 2, 8, 3), extractor, compute)
-    assert len(calls) == 5
+    assert features(changed, about, rows=2)["sum"][3] != first["sum"][3]
+    assert calls == [5, 2, 2, 1]  # never more than a block at once
+    features(pictures, {**about, "weights": "abd"})
+    features(pictures, {**about, "resize": "bicubic"})
+    features(pictures.astype(np.int16), about)
+    features(pictures.reshape(5, 2, 8, 3), about)
+    features(pictures[:4], about)
+    assert len(calls) == 9
     assert not list(tmp_path.glob("*.tmp*"))

@@ -7,9 +7,11 @@ from evaluation_workspace import make, poses, standing
 
 from tasks import fidelity, skeleton
 from tasks.copies.views import joints
+from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset
 from tasks.distances.anatomy import bone_lengths, sides_mixed
 from tasks.distances.distance import frechet_of
+from tasks.errors import DataError
 from tasks.params import Params, load
 
 
@@ -40,8 +42,10 @@ def test_fresh_poses_are_near_held_out_ones_and_noise_is_not(tmp_path: Path, par
     generated = joints(ShardDataset(tmp_path / "samples/poses", "samples").pose())
     heldout = np.concatenate([ShardDataset(tmp_path / "data/shards", s).pose() for s in ("val", "test")])
     assert metrics["poses.frechet_pose_distance"] == pytest.approx(frechet_of(generated, joints(heldout)), rel=1e-6)
-    assert "inception_weights is not given" in found["absent"]["pictures.fid"]
-    assert "pictures.pixel_kernel_distance" in metrics
+    assert "fidelity.inception is not given" in found["absent"]["pictures.fid"]
+    assert {"pictures.pixel_kernel_distance", "pictures.edge_kernel_distance_floor"} <= metrics.keys()
+    turned = metrics["poses.turned_frechet_pose_distance_corrected"]
+    assert abs(turned) < 0.3 * metrics["poses.frechet_pose_distance"]
 
 
 def test_few_samples_leave_metrics_absent_with_the_reason(tmp_path: Path, params: Params) -> None:
@@ -57,6 +61,27 @@ def test_no_samples_at_all(tmp_path: Path, params: Params) -> None:
     make(tmp_path, 15, 3, 2, 0, 0)
     fidelity.run(params, tmp_path)
     assert report(tmp_path)["absent"]["poses"] == "there are no generated poses."
+
+
+def test_samples_that_are_not_finite_are_an_error_and_leave_the_last_report(tmp_path: Path, params: Params) -> None:
+    make(tmp_path, 15, 3, 2, 20, 0)
+    fidelity.run(params, tmp_path)
+    last = report(tmp_path)
+    bad = poses(20, 4)
+    bad[7, 3, 1] = np.nan
+    rows = [(f"{i}", {"pose.npy": shards.encode_pose(pose), "json": b"{}"}) for i, pose in enumerate(bad)]
+    shards.write(tmp_path / "samples/poses", {"samples": rows}, 100, {})
+    with pytest.raises(DataError, match="the generated poses: 1 of 20 rows are not finite, the first is row 7"):
+        fidelity.run(params, tmp_path)
+    assert report(tmp_path) == last
+
+
+def test_one_sample_has_no_distances(tmp_path: Path, params: Params) -> None:
+    make(tmp_path, 15, 8, 2, 1, 1)
+    fidelity.run(params, tmp_path)
+    absent = report(tmp_path)["absent"]
+    assert "and there are 1" in absent["poses.frechet_pose_distance"]
+    assert "and there are 1" in absent["pictures.pixel_kernel_distance"] and "poses.recall" in absent
 
 
 def test_independent_joints_keep_each_joint_and_lose_the_body() -> None:
@@ -76,8 +101,3 @@ def test_sides_are_mixed_when_names_are_swapped_or_the_torso_crosses() -> None:
     assert sides_mixed(np.concatenate([person, turned, skeleton.mirror(person), swapped, crossed])).tolist() == [
         False, False, False, True, True,
     ]  # fmt: skip
-
-
-def test_inception_score_of_certain_and_even_classes_is_their_number() -> None:
-    assert fidelity._inception_score(np.eye(8) * 50) == pytest.approx(8, rel=1e-6)
-    assert fidelity._inception_score(np.zeros((8, 5))) == pytest.approx(1)

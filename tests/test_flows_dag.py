@@ -173,3 +173,19 @@ def test_push_and_pull_bring_back_what_was_lost(workspace: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     dvc(workspace, "pull")
     assert all(dag.is_unchanged(workspace, stage) for stage in STAGES)
+
+
+def test_a_remote_that_is_away_stops_push_and_nothing_else(workspace: Path) -> None:
+    dvc(workspace, "remote", "modify", "--local", "local", "url", "http://127.0.0.1:9/gone")
+    set_value(workspace / "params.yaml", "poses.seed", 7)
+    _walk(workspace)
+    assert ran(workspace)[0] == "train_poses"
+    with pytest.raises(subprocess.CalledProcessError):
+        dvc(workspace, "push")
+    assert all(dag.is_unchanged(workspace, stage) for stage in STAGES)
+    dvc(workspace, "remote", "modify", "--local", "local", "url", str(workspace.parent / "back"))
+    dvc(workspace, "push")
+    shutil.rmtree(workspace / ".dvc/cache")
+    (workspace / "weights").unlink()
+    dvc(workspace, "pull")
+    assert all(dag.is_unchanged(workspace, stage) for stage in STAGES)

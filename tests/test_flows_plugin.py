@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PROJECT, ran, rename_stage
@@ -14,6 +15,7 @@ from conftest import PROJECT, ran, rename_stage
 from flows import leash
 from flows.plugin import full_name
 from flows.server import Server, settings
+from flows.watch import EVENT, RESOURCE
 from tasks.params import set_value
 
 
@@ -85,6 +87,36 @@ def test_a_deployment_runs_by_its_bare_name(deployed: Deployed) -> None:
     assert deployment.concurrency_options and deployment.concurrency_options.collision_strategy == "CANCEL_NEW"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"poses": {"images": -4}}, "-4 is less than the minimum of 1"),
+        ({"poses": {"imgs": 4}}, "'imgs' was unexpected"),
+        ({"generate": {"alias": "king"}}, "'king' is not one of"),
+    ],
+)
+def test_parameters_are_checked_before_a_run_is_created(deployed: Deployed, wrong: dict[str, Any], told: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("generate")  # by its bare name
+        before = len(client.read_flow_runs())
+        with pytest.raises(PrefectHTTPStatusError) as refused:
+            client.create_flow_run_from_deployment(deployment.id, parameters={"changes": wrong})
+        assert refused.value.response.status_code == 409 and told in refused.value.response.text
+        assert len(client.read_flow_runs()) == before
+
+
+def test_new_data_trigger_a_retraining(deployed: Deployed) -> None:
+    from prefect.automations import Automation
+
+    automation = Automation.read(name="retrain on new data")
+    assert isinstance(automation, Automation) and automation.enabled
+    assert automation.trigger.expect == {EVENT}
+    assert f"{RESOURCE}.*" in str(automation.trigger.match)
+
+
 @pytest.mark.slow
 def test_an_activated_schedule_creates_runs(deployed: Deployed) -> None:
     from prefect.client.orchestration import get_client
@@ -109,7 +141,7 @@ def test_a_worker_runs_the_deployed_flow(prefect_server: Server, workspace: Path
     # a pool of its own: a worker takes whatever waits in its pool
     deployments = (workspace / "prefect.yaml").read_text()
     (workspace / "prefect.yaml").write_text(deployments.replace("    name: contrapposto", "    name: trial"))
-    rename_stage(workspace, "curate", "shard")  # where the flow `curate` ends
+    rename_stage(workspace, "curate", "dataset_card")  # where the flow `curate` ends
     set_value(workspace / "params.yaml", "curate.seed", 5)  # else DVC remembers the run under the other name
     _make_pool("trial")
     made = _prefect(prefect_server, workspace, "deploy", "--name", "curate")

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from conftest import STAGES, ran, set_command
+from prefect.client.schemas.objects import StateType
 
 from flows import dag
 from flows import workspace as workspaces
 from flows.server import Server
-from tasks.errors import DataError
+from tasks.errors import DataError, UserError
 from tasks.params import load, set_value
 
 COMMAND = [sys.executable, "-m", "flows", "train-poses"]
@@ -66,7 +71,7 @@ def test_nothing_changed_is_all_skipped(
 ) -> None:
     monkeypatch.setattr(dag, "run_stage", None)  # no DVC process may be started
     state = _state(workspace, monkeypatch)
-    assert state.is_completed()
+    assert (state.type, state.name) == (StateType.COMPLETED, "Skipped")
     assert _task_runs(state.state_details.flow_run_id) == dict.fromkeys(STAGES, "Skipped")
     assert ran(workspace) == []
     assert _mlflow_runs(workspace) == []  # a run that made nothing leaves none
@@ -102,6 +107,90 @@ def test_what_runs_and_what_fails_is_recorded(
     failed = next(other for other in _mlflow_runs(workspace) if other.info.run_id != run.info.run_id)
     assert failed.info.status == "FAILED"
     assert failed.data.tags["stage.curate"] == "Failed"
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A web server's address, and the JSON that was posted to it."""
+    heard: list[dict[str, Any]] = []
+
+    class Hook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}/hook", heard
+        listening.shutdown()
+        thread.join()
+
+
+def test_the_webhook_hears_how_a_training_ended(
+    workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch, webhook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    address, heard = webhook
+    set_value(workspace / "params.yaml", "notify.webhook", address)
+    assert _state(workspace, monkeypatch).name == "Skipped"
+    assert heard == []  # nothing was made
+    set_value(workspace / "params.yaml", "poses.seed", 5)
+    assert _state(workspace, monkeypatch).is_completed()
+    outcome = json.dumps({"promote": False, "reasons": ["It is worse."]})
+    set_command(
+        workspace,
+        "promote",
+        f"mkdir -p reports/promote; echo '{outcome}' > reports/promote/promote.json; cp weights promoted",
+    )
+    assert _state(workspace, monkeypatch).is_completed()
+    set_command(workspace, "curate", "echo 'contrapposto: Nobody was found.' >&2; exit 3")
+    assert _state(workspace, monkeypatch).is_failed()
+    told = [(message["event"], message["sentence"]) for message in heard]
+    promoted = ("promoted", "The new models are the champion now.")
+    assert told == [promoted, ("refused", "It is worse."), ("failed", "Nobody was found.")]
+    assert heard[1]["report"] == str(workspace / "reports/report.html") and heard[1]["mlflow_run"]
+    set_value(workspace / "params.yaml", "notify.webhook", "http://127.0.0.1:9/gone")
+    state = _state(workspace, monkeypatch)
+    assert state.message == "Nobody was found."  # and not the webhook's trouble
+
+
+def test_retrain_does_nothing_when_nothing_has_changed_or_another_run_works(
+    workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.train_poses import retrain
+
+    monkeypatch.chdir(workspace)
+    state: Any = retrain(return_state=True)
+    assert (state.name, state.message) == ("Skipped", "Nothing has changed since the last run.")
+    set_value(workspace / "params.yaml", "curate.seed", 5)
+    with workspaces.alone(workspace):
+        state = retrain(return_state=True)
+    assert state.name == "Skipped" and "Another pipeline run is under way" in state.message
+    assert ran(workspace) == []
+    state = retrain(return_state=True)
+    assert state.is_completed() and ran(workspace) == ["curate"]
+
+
+def test_changes_are_written_into_params_all_or_none(workspace: Path) -> None:
+    from flows.changes import Changes
+
+    changes = Changes(pictures={"size": 48, "patch": 6}, generate={"pose": {"nose": [0.0, -1.5, 0.0]}})
+    changed = workspaces.prepare(workspace, changes=changes)
+    assert (changed.pictures.size, changed.pictures.patch) == (48, 6)  # neither would do alone
+    assert changed.generate.pose == {"nose": [0.0, -1.5, 0.0]}
+    before = (workspace / "params.yaml").read_text()
+    assert "# pixels" in before
+    with pytest.raises(UserError, match="size must be a multiple of patch"):
+        workspaces.prepare(workspace, changes=Changes(pictures={"patch": 7}, poses={"seed": 3}))
+    assert (workspace / "params.yaml").read_text() == before
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        Changes(poses={"images": 0})
+    with pytest.raises(ValueError, match="Extra inputs"):
+        Changes(poses={"imgs": 1})
 
 
 def test_wrong_parameters_fail_the_flow_with_a_sentence(
@@ -150,8 +239,6 @@ def test_wrong_parameters_stop_the_command_before_prefect_is_imported(workspace:
 
 
 def test_two_pipelines_in_one_workspace_are_refused(workspace: Path) -> None:
-    from tasks.errors import UserError
-
     with workspaces.alone(workspace):
         with pytest.raises(UserError, match=f"process {os.getpid()}"), workspaces.alone(workspace):
             pass

@@ -58,6 +58,8 @@ def refusal(content: bytes, min_side: int = 16) -> Reason:
         ("TIFF", {"compression": "tiff_lzw"}, 0),
         ("WEBP", {"lossless": True}, 0),
         ("WEBP", {"quality": 95}, 8),
+        ("HEIF", {"quality": 95}, 8),
+        ("HEIF", {"quality": -1, "chroma": 444}, 3),
         ("JPEG", {"quality": 95}, 4),
         ("JPEG", {"quality": 95, "progressive": True}, 4),
     ],
@@ -130,7 +132,7 @@ def test_a_gif_gives_its_first_frame():
     assert (picture == [255, 0, 0]).all()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "HEIF", "GIF", "BMP", "TIFF"])
 def test_a_truncated_picture_is_damaged(colours, kind):
     content = encoded(Image.fromarray(colours), kind).getvalue()
     assert refusal(content[: len(content) * 3 // 5]) == Reason.DAMAGED
@@ -199,6 +201,7 @@ def test_scan_orders_by_path_and_names_categories(tmp_path):
         path = tmp_path / "part" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    (tmp_path / "part/labels.csv").write_text("file,category\n")
     found = [(source.path, source.category) for source in scan(tmp_path / "part")]
     assert found == [
         ("a b/ü\n.png", "a b"),
@@ -208,6 +211,29 @@ def test_scan_orders_by_path_and_names_categories(tmp_path):
         ("b/deep/er/1.png", "b"),
         ("top.png", "part"),
     ]
+
+
+def test_labels_name_the_categories_of_files(tmp_path):
+    for name in ("images/a.png", "images/b.png", "images/c.png", "d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "labels.csv").write_text(
+        "file,form,width\nimages/a.png,lunge,320\nimages/b.png, squat ,320\nd.png,,1\n"
+    )
+    own = tmp_path.name
+    assert [s.category for s in scan(tmp_path)] == [own, "lunge", "squat", "images"]
+    (tmp_path / "labels.csv").write_text("\ufefffile,width,category\nimages/a.png,320,lunge\n")
+    assert [s.category for s in scan(tmp_path)][1] == "lunge"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"name,category\n", b"file\n", b"file,category\n\xff\xfe,x\n", b'file,c\n"a' + b"b" * 200_000]
+)
+def test_labels_that_cannot_be_read_are_one_sentence(tmp_path, content):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"labels\.csv"):
+        scan(tmp_path)
 
 
 def test_a_missing_or_empty_folder_is_one_sentence(tmp_path):

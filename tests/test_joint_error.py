@@ -8,7 +8,7 @@ import pytest
 
 from tasks.errors import DataError
 from tasks.extraction.joint_error import measure
-from tasks.extraction.poses_table import Poses
+from tasks.extraction.poses_table import Kind, Poses
 from tasks.skeleton import LANDMARKS, LIMBS, MIRROR, torso_length
 
 N, WIDTH, HEIGHT = 4, 200, 100
@@ -42,15 +42,22 @@ def poses(landmarks: np.ndarray, world: np.ndarray) -> Poses:
     return Poses(
         key=[str(i) for i in range(n)],
         source=[f"{i}.png" for i in range(n)],
+        source_kind=[Kind.PICTURE] * n,
         category=["a"] * n,
         frame=np.zeros(n, np.int32),
+        timestamp_s=np.zeros(n),
+        person=np.zeros(n, np.int32),
+        track=np.full(n, -1, np.int32),
         size=np.tile(np.array([WIDTH, HEIGHT], np.int32), (n, 1)),
         bbox=np.zeros((n, 4), np.float32),
         landmarks=landmarks,
         world=world,
         limb_visibility=np.ones(n, np.float32),
-        phash=np.zeros(n, np.uint64),
-        phash_mirrored=np.zeros(n, np.uint64),
+        person_pixels=np.zeros(n, np.float32),
+        truncation=np.zeros(n, np.float32),
+        sharpness=np.zeros(n, np.float32),
+        exposure=np.zeros(n, np.float32),
+        fingerprint=np.zeros((n, 256), np.int8),
     )
 
 

@@ -10,10 +10,9 @@ from workspaces import write_params
 from diffusion_core.cond import Cond
 from diffusion_core.level import Level
 from tasks import artifacts, loss_gap, models
+from tasks.copies.membership import auc, gaps, losses, sentence
 from tasks.dataset.shards import ShardDataset
 from tasks.files import read_json
-from tasks.loss_gap import auc, gaps, losses
-from tasks.models import Codec
 from tasks.params import load
 
 
@@ -34,6 +33,15 @@ def test_auc_interval_covers_the_truth() -> None:
         _, low, high = auc(rng.normal(0, 1, 80), rng.normal(1, 1, 60))
         inside += low <= 0.76025 <= high
     assert inside >= 0.91 * 300
+
+
+def test_luck_among_a_handful_of_examples_is_no_alarm() -> None:
+    lucky, certain = np.arange(4.0)[None], np.arange(30.0)[None]
+    assert not gaps((0.1,), lucky[:, :2], lucky[:, 2:])[0].alarming  # the AUC is 1, its variance seems to be 0
+    found = gaps((0.1,), certain[:, :20], certain[:, 20:])
+    assert found[0].auc == 1 and found[0].alarming
+    assert sentence(found).startswith("The model knows its training examples")
+    assert sentence([]).startswith("Too few examples")
 
 
 def test_losses_of_a_denoiser_that_returns_its_input_are_one_per_coordinate() -> None:
@@ -70,7 +78,7 @@ def test_the_stage_says_that_an_untrained_model_knows_nothing(tmp_path: Path) ->
     for name in artifacts.MODELS:
         config = models.config_of(params, name)
         seen = models.examples(ShardDataset(tmp_path / "data/shards", "train"), config, ["stand"], mirrored=False)
-        codec = Codec.fit(seen.x0, per_coordinate=name == "poses")
+        codec = models.fit_codec(seen.x0, per_coordinate=name == "poses")
         model = models.build(name, config, ["stand"], codec, about["margin"])
         folder = tmp_path / "artifacts" / name
         folder.mkdir(parents=True)

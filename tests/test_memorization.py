@@ -14,7 +14,8 @@ from tasks.params import Params, load
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    return load(Path(__file__).parents[1] / "params.yaml")
+    found = load(Path(__file__).parents[1] / "params.yaml")
+    return found.model_copy(update={"memorization": found.memorization.model_copy(update={"needed_samples": 39})})
 
 
 def report(root: Path) -> dict:
@@ -30,11 +31,13 @@ def test_clean_samples_and_copies_are_told_apart(
     assert clean["verdicts"] == {"poses": "CLEAN", "pictures": "CLEAN", "pose_reuse": "CLEAN"}
     assert clean["metrics"]["pictures.planted_found"] >= 1
 
-    make(tmp_path, 150, 30, 20, 100, 40, copied=3)
+    make(tmp_path, 150, 30, 20, 100, 40, copied=3, copied_on_demand=5)
     memorization.run(params, tmp_path)
     copied = report(tmp_path)
-    # The conditions of the picture samples were fresh, so that copying pictures is not mistaken for reusing poses.
-    assert copied["verdicts"] == {"poses": "COPIES", "pictures": "COPIES", "pose_reuse": "CLEAN"}
+    # What is read in the pictures are fresh poses: copying pictures is not mistaken for reusing poses.
+    expected = {"poses": "COPIES", "pictures": "COPIES", "pose_reuse": "CLEAN", "train_conditions": "COPIES"}
+    assert copied["verdicts"] == expected
+    assert copied["metrics"]["train_conditions.copies_fraction"] == 1.0 > copied["metrics"]["pictures.copies_fraction"]
     for model, view in (("poses", "as is"), ("pictures", "mirror")):
         top = copied["models"][model]["samples"][:3]
         assert {row["nearest"] for row in top} == {f"train{i:05d}" for i in range(3)}
@@ -51,6 +54,11 @@ def test_clean_samples_and_copies_are_told_apart(
     assert "nearest: train00001, stand, from train00001.png" in told
     assert "pose reuse: p =" in told and "not on the list" in told
     assert (tmp_path / "reports/explain/picture00001.png").is_file()
+    explain.run(params, tmp_path, "picture00039")
+    assert "pose reuse: not judged" in capsys.readouterr().out
+    explain.run(params, tmp_path, "demanded00002")
+    told = capsys.readouterr().out
+    assert "asked to show the pose of train00000" in told and "nearest: train00002" in told
     with pytest.raises(UserError, match="There is no sample 'nobody'"):
         explain.run(params, tmp_path, "nobody")
 
@@ -83,15 +91,40 @@ def test_missing_samples_are_the_users_to_mend(tmp_path: Path, params: Params) -
     assert not (tmp_path / "reports").exists()
 
 
-def test_samples_that_are_not_finite_are_an_error_not_a_verdict(tmp_path: Path, params: Params) -> None:
-    make(tmp_path, 15, 3, 2, 5, 5)
-    broken = poses(5, 0)
-    broken[3, 7, 1] = np.nan
+def write_poses(root: Path, some: list[np.ndarray]) -> None:
     rows = [
         (f"p{i}", {"pose.npy": shards.encode_pose(pose), "json": shards.encode_json({"category": "stand"})})
-        for i, pose in enumerate(broken)
+        for i, pose in enumerate(some)
     ]
-    shards.write(tmp_path / "samples/poses", {"samples": rows}, 10, {})
-    with pytest.raises(DataError, match="Generated poses: 1 of 5 rows are not finite, the first is row 3"):
+    shards.write(root / "samples/poses", {"samples": rows}, 10, {})
+
+
+def test_bad_samples_are_an_error_not_a_verdict(tmp_path: Path, params: Params) -> None:
+    make(tmp_path, 15, 3, 2, 5, 5)
+    broken = list(poses(5, 0))
+    broken[3][7, 1] = np.nan
+    write_poses(tmp_path, broken)
+    with pytest.raises(DataError, match=r"^Generated poses: 1 of 5 rows are not finite, the first is row 3\.$"):
         memorization.run(params, tmp_path)
-    assert not (tmp_path / "reports/memorization").exists()
+
+    broken[3] = np.zeros((17, 3))
+    write_poses(tmp_path, broken)
+    with pytest.raises(DataError, match=r"the pose of 'p3' has the shape \(17, 3\) and not \(33, 3\)\.$"):
+        memorization.run(params, tmp_path)
+
+    write_poses(tmp_path, list(poses(5, 0)))
+    path = tmp_path / "samples/poses/index.json"
+    index = json.loads(path.read_text())
+    index["samples"]["samples"].append(index["samples"]["samples"][2])
+    path.write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"1 keys of samples are there more than once, the first is 'p2'\.$"):
+        memorization.run(params, tmp_path)
+    assert not (tmp_path / "reports").exists() or not list((tmp_path / "reports").rglob("*.json"))
+
+
+def test_an_empty_training_set_is_a_verdict(tmp_path: Path, params: Params) -> None:
+    make(tmp_path, 0, 3, 2, 5, 5)
+    memorization.run(params, tmp_path)
+    assert report(tmp_path)["models"]["poses"]["sentence"] == (
+        "Nothing can be said about copied poses: there are no training items."
+    )

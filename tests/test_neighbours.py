@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from tasks.copies.neighbours import search
+from tasks.copies import neighbours
+from tasks.copies.neighbours import merge, search, search_part
 from tasks.errors import DataError
 
 
@@ -75,3 +78,33 @@ def test_refuses_what_it_cannot_answer() -> None:
     x[2, 0] = np.inf
     with pytest.raises(DataError, match="the queries: 1 of 5 rows are not finite"):
         search(x, x, 1)
+
+
+def test_parts_of_ranks_merge_to_the_whole(tmp_path: Path) -> None:
+    queries, base = normal(25, 12, 0), normal(90, 12, 1)
+    base[[40, 71]] = queries[3]  # a tie between blocks of different ranks
+    blocks = []
+    for number, block in enumerate(np.split(base, [10, 12, 40, 71])):
+        np.save(tmp_path / f"{number}.npy", block)
+        blocks.append(np.load(tmp_path / f"{number}.npy", mmap_mode="r"))
+    whole = search(queries, base, 4)
+    assert list(whole.index[3, :2]) == [40, 71]
+    for world in (1, 2, 3, 7):
+        merged = merge([search_part(queries, blocks, 4, rank, world) for rank in range(world)])
+        np.testing.assert_array_equal(merged.index, whole.index)
+        np.testing.assert_array_equal(merged.distance, whole.distance)
+    nothing = search_part(queries, blocks, 4, 6, 7)
+    assert np.isinf(nothing.distance).all() and (nothing.index == -1).all()
+
+
+def test_rows_searched_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, base = normal(30, 20, 0), normal(301, 20, 1)
+    base[77:140] = queries[5] + normal(63, 20, 3) * 1e-4  # more near copies than are proposed at first
+    whole = search(queries, base, 3)
+    monkeypatch.setattr(neighbours, "NUMBERS", 800)
+    pieces = search(queries, base, 3)
+    np.testing.assert_array_equal(pieces.index, whole.index)
+    np.testing.assert_array_equal(pieces.distance, whole.distance)
+    base[250, 3] = np.nan
+    with pytest.raises(DataError, match="the base: 1 of 301 rows are not finite, the first is row 250"):
+        search(queries, base, 3)

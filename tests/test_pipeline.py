@@ -17,8 +17,8 @@ from tasks import files
 from tasks.params import set_value
 
 STAGES = {
-    "mannequin", "extract", "curate", "shard", "train_poses", "train_pictures", "sample_poses", "sample_pictures",
-    "memorization", "loss_gap", "adherence", "fidelity", "promote", "report",
+    "mannequin", "extract", "curate", "shard", "dataset_card", "train_poses", "train_pictures", "sample_poses",
+    "sample_pictures", "memorization", "loss_gap", "adherence", "fidelity", "promote", "report",
 }  # fmt: skip
 
 

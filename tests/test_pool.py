@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tasks.errors import DataError
-from tasks.pool import WorkerDied, ordered_map
+from tasks.pool import WorkerDied, ordered_map, sign_of_life
 
 
 @contextmanager
@@ -25,6 +25,15 @@ def tripling(trap: int, trace: str) -> Iterator[Callable[[int], int]]:
         time.sleep(0.02 if number < 4 else 0)
         if number == trap:
             os.kill(os.getpid(), signal.SIGKILL)
+        if number == -2 and not Path(trace, "second").exists():
+            Path(trace, "second").touch()
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if number == -3:
+            time.sleep(60)
+        if number == -4:
+            for _ in range(8):
+                time.sleep(0.25)
+                sign_of_life()
         if number == -1:
             raise DataError("the data says no")
         if trace:
@@ -50,6 +59,39 @@ def test_a_killed_worker_names_the_item_it_died_on():
         list(ordered_map(partial(tripling, 37, ""), range(100), 2))
     assert caught.value.item == 37
     assert caught.value.exit_code == -signal.SIGKILL
+
+
+def said(death: WorkerDied) -> str:
+    return f"{death.item}: {death.exit_code}"
+
+
+def test_an_item_that_kills_twice_is_given_up_and_the_others_are_not():
+    results = list(ordered_map(partial(tripling, 37, ""), range(100), 2, lost=said))
+    assert results[37] == f"37: {-signal.SIGKILL}"
+    assert [r for i, r in enumerate(results) if i != 37] == [3 * i for i in range(100) if i != 37]
+
+
+def test_an_item_whose_process_was_killed_once_is_tried_again(tmp_path):
+    results = list(ordered_map(partial(tripling, 10**9, str(tmp_path)), [1, -2, 5], 1, lost=said))
+    assert results == [3, -6, 15]
+
+
+def test_an_item_that_hangs_is_given_up_and_one_that_gives_signs_of_life_is_not():
+    items = [1, -3, -4, 7, 8]
+    results = list(ordered_map(partial(tripling, 10**9, ""), items, 2, lost=said, time_limit=1.0))
+    assert results == [3, "-3: None", -12, 21, 24]
+
+
+@contextmanager
+def unable() -> Iterator[Callable[[int], int]]:
+    """Cannot even begin."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield abs
+
+
+def test_workers_that_cannot_begin_end_the_map():
+    with pytest.raises(WorkerDied):
+        list(ordered_map(unable, range(100), 2, lost=said))
 
 
 def test_an_error_of_the_users_crosses_over_with_its_exit_code():

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.errors import UserError
-from tasks.extraction.poses_table import POSES, REJECTS, Pose, Reason, Reject, Writer, read_poses, read_rejects
+from tasks.extraction.poses_table import POSES, REJECTS, Kind, Pose, Reason, Reject, Writer, read_poses, read_rejects
 from tasks.skeleton import LIMBS
 
 
@@ -16,14 +16,19 @@ def some_poses(count: int) -> list[Pose]:
         Pose(
             key=f"{i:016x}",
             source=f"stand/line\n{i} é.png",
-            frame=0,
+            source_kind=Kind.VIDEO,
             category="stand",
+            frame=i,
+            timestamp_s=i / 3,
+            person=i % 2,
+            track=i % 3,
             width=200,
             height=100,
             landmarks=rng.normal(0.5, 0.3, (33, 5)).astype(np.float32),
             world=rng.normal(size=(33, 3)).astype(np.float32),
-            phash=2**64 - 1 - i,
-            phash_mirrored=i,
+            sharpness=float(i),
+            exposure=0.5,
+            fingerprint=rng.integers(-127, 128, 256).astype(np.int8),
         )
         for i in range(count)
     ]
@@ -46,12 +51,15 @@ def test_what_is_written_is_read_back(tmp_path, count):
     assert len(table) == count
     assert table.key == [pose.key for pose in poses] and table.source == [pose.source for pose in poses]
     assert table.landmarks.shape == (count, 33, 5) and table.world.shape == (count, 33, 3)
-    assert table.phash.dtype == np.uint64
+    assert table.fingerprint.dtype == np.int8
     for i, pose in enumerate(poses):
         assert np.array_equal(table.landmarks[i], pose.landmarks)
         assert np.array_equal(table.world[i], pose.world)
-        assert int(table.phash[i]) == pose.phash and int(table.phash_mirrored[i]) == pose.phash_mirrored
-        assert tuple(table.size[i]) == (200, 100)
+        assert np.array_equal(table.fingerprint[i], pose.fingerprint)
+        assert tuple(table.size[i]) == (200, 100) and table.pictured[i]
+        assert table.source_kind[i] == "video" and table.frame[i] == i and table.timestamp_s[i] == i / 3
+        assert table.person[i] == i % 2 and table.track[i] == i % 3
+        assert table.sharpness[i] == i and table.exposure[i] == 0.5
 
 
 def test_box_and_visibility_are_those_of_the_landmarks(tmp_path):
@@ -66,12 +74,23 @@ def test_box_and_visibility_are_those_of_the_landmarks(tmp_path):
     assert table.bbox[0] == pytest.approx([-20, 20, 150, 150])
     assert table.limb_visibility[0] == pytest.approx(0.5)
     assert table.pixels[0, 32] == pytest.approx([150, 150])
+    assert table.person_pixels[0] == pytest.approx(170)
+
+
+def test_truncation_counts_the_limbs_outside_the_picture(tmp_path):
+    landmarks = np.full((33, 5), 0.5, np.float32)
+    landmarks[list(LIMBS)[:3], 0] = [-0.01, 1.01, 0.99]
+    landmarks[0, 1] = 7  # a nose is no limb
+    (pose,) = some_poses(1)
+    write(tmp_path, [Pose(**{**vars(pose), "landmarks": landmarks})])
+    assert read_poses(tmp_path).truncation[0] == pytest.approx(2 / 12)
 
 
 def test_rejects_are_read_back(tmp_path):
     rejects = [
         Reject("a/gone.png", None, "a", Reason.UNREADABLE, "Permission denied"),
         Reject("a/\n.png", "0" * 16, "a", Reason.NO_PERSON, "in 5 x 5 pixels"),
+        Reject("a/b.mp4", "0" * 16, "a", Reason.SAME_POSE, "moved by 0.01", frame=12),
     ]
     write(tmp_path, [], rejects)
     assert read_rejects(tmp_path) == rejects

@@ -50,3 +50,12 @@ def test_needs_more_vectors_than_neighbours() -> None:
     x = np.zeros((5, 2), np.float32)
     with pytest.raises(TooFewSamples, match="at least 6"):
         precision_recall_density_coverage(x, x)
+
+
+def test_borders_belong_to_balls_and_near_copies_are_told_apart() -> None:
+    """Coordinates far from the origin, distances that float32 products cannot tell from the radii."""
+    rng = np.random.default_rng(0)
+    real = (1000 + rng.integers(0, 3, (150, 8))).astype(np.float32)  # many equal distances, many on a border
+    generated = np.concatenate([real[:60], real[60:110] + np.float32(2e-4), real[:40] + np.float32(1)])
+    expected = by_definition(generated, real, 3, 5)
+    assert tuple(precision_recall_density_coverage(generated, real)) == expected

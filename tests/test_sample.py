@@ -7,9 +7,11 @@ import pytest
 import torch
 from workspaces import write_params, write_shards
 
-from tasks import artifacts, models, sample
+from diffusion_core.codec import Affine
+from tasks import artifacts, checkpoint, models, sample
 from tasks.dataset.shards import ShardDataset
-from tasks.models import Codec
+from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, Split, load_splits
+from tasks.errors import DataError
 from tasks.params import load
 
 
@@ -18,7 +20,7 @@ def _model(root: Path, name: str) -> None:
     params = load(root / "params.yaml")
     shape = (33, 3) if name == "poses" else ()
     model = models.build(
-        name, models.config_of(params, name), ["calm", "wild"], Codec(torch.zeros(shape), torch.ones(())), 0.08
+        name, models.config_of(params, name), ["calm", "wild"], Affine(torch.zeros(shape), torch.ones(())), 0.08
     )
     generator = torch.Generator().manual_seed(0)
     weights = {
@@ -59,14 +61,22 @@ def test_batch_and_count_do_not_change_a_sample(root: Path) -> None:
     _run(root, "poses")
 
 
-def test_pictures_show_generated_poses_and_say_which(root: Path) -> None:
-    poses = ShardDataset(root / "samples/poses", "samples")
-    pictures = _run(root, "pictures")
-    rows = {key: i for i, key in enumerate(poses.keys)}
-    asked = [rows[meta["condition"]] for meta in pictures.metas()]
-    assert np.array_equal(pictures.pose(), poses.pose()[asked])
-    assert [meta["category"] for meta in pictures.metas()] == [poses.meta(i)["category"] for i in asked]
-    assert pictures.pictures(16).std(axis=0).mean() > 1
+def test_pictures_are_asked_for_held_out_poses_and_compared_with_trained_ones(root: Path) -> None:
+    train, heldout = load_splits(root)
+    new = Split(ShardDataset(root / "samples/poses", SAMPLES))
+    _run(root, "pictures")
+    sets = {name: ShardDataset(root / "samples/pictures", name) for name in (SAMPLES, COMPARISON, NEW_POSES)}
+    assert {name: len(some) for name, some in sets.items()} == {SAMPLES: 24, COMPARISON: 8, NEW_POSES: 64}
+    for name, source in ((SAMPLES, heldout), (COMPARISON, train), (NEW_POSES, new)):
+        rows = {key: i for i, key in enumerate(source.keys)}
+        asked = [rows[meta["condition"]] for meta in sets[name].metas()]
+        assert np.array_equal(sets[name].pose(), source.poses()[asked])
+        assert [meta["category"] for meta in sets[name].metas()] == [source.metas[i]["category"] for i in asked]
+    assert len({meta["condition"] for meta in sets[SAMPLES].metas()}) > 12
+    fixed = [meta["condition"] for meta in sets[NEW_POSES].metas()]
+    assert len(set(fixed)) == 8 and fixed[:8] == fixed[:1] * 8
+    assert len(np.unique(sets[NEW_POSES].pictures(16)[:8], axis=0)) == 8
+    assert sets[SAMPLES].pictures(16).std(axis=0).mean() > 1
     assert (root / "samples/pictures/grid.png").is_file()
 
 
@@ -81,3 +91,12 @@ def test_a_model_survives_its_file(root: Path) -> None:
     model = models.load(root / "artifacts/pictures", torch.device("cpu"))
     assert model.categories == ["calm", "wild"] and model.shape == (3, 16, 16)
     assert all(bool(value.any()) for value in model.denoiser.parameters())
+
+
+def test_weights_of_another_version_are_refused(root: Path, tmp_path: Path) -> None:
+    tensors, meta = checkpoint.load(root / "artifacts/poses" / artifacts.FILE)
+    name = next(name for name in tensors if name.startswith("weights.") and name.endswith(".weight"))
+    tensors[name + "_g"] = tensors.pop(name)
+    checkpoint.save(tmp_path / artifacts.FILE, tensors, meta)
+    with pytest.raises(DataError, match="was written by another version: its weights do not fit the network"):
+        models.load(tmp_path, torch.device("cpu"))

@@ -17,7 +17,7 @@ def test_stages_after_training_say_why_there_is_no_number(val: int, test: int, t
     for name in artifacts.MODELS:
         _model(tmp_path, name)
         sample.run(params, tmp_path, name)
-    for stage in (memorization, loss_gap, adherence, fidelity, promote):
+    for stage in (adherence, memorization, loss_gap, fidelity, promote):
         stage.run(params, tmp_path)
     verdicts = files.read_json(tmp_path / "reports/memorization/memorization.json")["verdicts"]
     assert set(verdicts.values()) == {"TOO-FEW"}

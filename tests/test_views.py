@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tasks import skeleton
-from tasks.copies.views import EDGES, GEOMETRIC, POSES, TURNED_POSES, edges, face_forward, flip, shift, zoom_out
+from tasks.copies.views import EDGES, GEOMETRIC, POSES, TURNED_POSES, edges, flip, shift, zoom_out
+from tasks.skeleton import face_forward
 
 
 def pictures(n: int, side: int = 32, seed: int = 0) -> np.ndarray:

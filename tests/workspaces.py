@@ -11,6 +11,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from tasks.dataset import shards
+from tasks.params import Params
 
 PROJECT = Path(__file__).parents[1]
 
@@ -27,6 +28,7 @@ def write_params(root: Path, **changes: Any) -> Path:
     for model in ("poses", "pictures"):
         params[model].update(TINY_MODEL)
         params["sample"][model].update(count=24, steps=4, batch=16)
+    params["sample"]["train_conditions"] = 8
     params["pictures"].update(size=16, patch=4)
     params["shard"].update(size=16)
     for key, value in changes.items():
@@ -89,3 +91,18 @@ def write_shards(root: Path, train: int = 60, val: int = 20, test: int = 10) -> 
     splits = {split: rows(split, count, seed) for seed, (split, count) in enumerate(counts.items())}
     about = {"categories": ["calm", "wild"], "part": "figures", "size": 16, "margin": 0.08}
     shards.write(root / "data/shards", splits, 50, about)
+
+
+def write_untrained(root: Path, params: Params, name: str, shift: float = 0.0, images: int = 0) -> None:
+    """`artifacts/<name>`: a model of the shards in `root` that is not trained: it draws what has their mean, moved by
+    `shift`, and their spread. `images` is a label that makes another file of the same model."""
+    from tasks import artifacts, models
+    from tasks.dataset.shards import ShardDataset
+
+    config = models.config_of(params, name)
+    categories = ["calm", "wild"]
+    examples = models.examples(ShardDataset(root / "data/shards", "train"), config, categories, mirrored=False)
+    codec = models.fit_codec(examples.x0 + shift, per_coordinate=name == "poses")
+    model = models.build(name, config, categories, codec, 0.08)
+    weights = dict(model.denoiser.state_dict())
+    models.save(artifacts.folder(root, name), model, weights, {"digest": "0", "images": images})

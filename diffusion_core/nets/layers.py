@@ -1,149 +1,152 @@
-"""Parts that the networks share: the embedding of level and conditions, and a transformer block modulated by it."""
+"""Parts that the transformers share: blocks of attention and perceptron, patches, and places."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, pixel_shuffle, pixel_unshuffle
 
-from diffusion_core.cond import Cond, kept
+from diffusion_core.nets.attention import CrossAttention, SelfAttention, Turn
+from diffusion_core.nets.embedding import Fourier
+
+Others = tuple[Tensor, Tensor | None]  # context tokens [B, M, width] and which of them count
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
-class Fourier(nn.Module):
-    """A number `[B]` as sines and cosines `[B, width]` of geometrically spaced frequencies."""
+class Perceptron(nn.Module):
+    """Two layers with a GELU between them, four times as wide inside; each token by itself."""
 
-    frequencies: Tensor
-
-    def __init__(self, width: int, lowest: float = 0.5, highest: float = 64.0) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(0, 1, width // 2, base=highest / lowest) * lowest, False)
+        self.wide = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
 
-    def forward(self, c: Tensor) -> Tensor:
-        turn = c[:, None] * self.frequencies.to(c)
-        return torch.cat([turn.cos(), turn.sin()], 1) * math.sqrt(2)
-
-
-class Embedding(nn.Module):
-    """Level and `vec:*` conditions as one vector `[B, width]`.
-
-    conds gives each condition's width. A condition that is withheld contributes a learned vector instead.
-    """
-
-    def __init__(self, width: int, conds: Mapping[str, int]) -> None:
-        super().__init__()
-        self.level = nn.Sequential(Fourier(width), nn.Linear(width, width))
-        vectors = {_name(key): size for key, size in conds.items() if key.startswith("vec:")}
-        self.conds = nn.ModuleDict({name: nn.Linear(size, width) for name, size in vectors.items()})
-        self.nulls = nn.ParameterDict({name: nn.Parameter(torch.zeros(width)) for name in vectors})
-        self.out = nn.Linear(width, width)
-
-    def forward(self, c_noise: Tensor, cond: Cond) -> Tensor:
-        total = self.level(c_noise)
-        for name, embed in self.conds.items():
-            total = total + given_or_null(cond, f"vec:{name}", embed, self.nulls[name])
-        return silu(self.out(silu(total)))
-
-
-def given_or_null(cond: Cond, key: str, embed: nn.Module, null: Tensor) -> Tensor:
-    """The embedded condition `[B, ...]`, `null` in the rows it is withheld from, or null alone if it is absent."""
-    if key not in cond:
-        return null
-    mask = kept(cond, key)
-    value = embed(cond[key])
-    return value if mask is None else torch.where(mask.reshape(-1, *[1] * (value.ndim - 1)), value, null)
-
-
-def _name(key: str) -> str:
-    return key.split(":", 1)[1]
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(gelu(self.wide(x)))  # the tanh approximation is slower on CPUs
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron on tokens `[B, N, width]`, both modulated by an embedding `[B, width]`.
+    """Attention and perceptron on tokens `[B, N, width]`, both modulated by an embedding `[B, emb]` (emb = width by default).
 
     Scale, shift and gate start at zero, so that a deep stack starts as the identity (adaLN-Zero, Peebles & Xie 2023, arXiv
-    2212.09748). With `context`, attention to context tokens `[B, M, context]` comes in between.
+    2212.09748). With `context`, attention to context tokens of that width comes in between, and starts as zero too.
+    `attention` is another kind than that of all tokens to all.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, context: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        context: int | None = None,
+        emb: int | None = None,
+        attention: SelfAttention | None = None,
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.modulate = zeroed(nn.Linear(width, 6 * width))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
-        self.wide = nn.Linear(width, 4 * width)
-        self.narrow = nn.Linear(4 * width, width)
+        self.modulate = zeroed(nn.Linear(emb or width, 6 * width))
+        self.attention = attention or SelfAttention(width, heads)
+        self.perceptron = Perceptron(width)
         self.drop = nn.Dropout(dropout)
         self.cross = None if context is None else CrossAttention(width, heads, context)
+        if self.cross is not None:
+            zeroed(self.cross.project)
 
     def forward(
-        self, x: Tensor, emb: Tensor, bias: Tensor | None = None, context: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        emb: Tensor,
+        bias: Tensor | None = None,
+        turn: Turn | None = None,
+        context: Others | None = None,
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulate(emb)[:, None].chunk(6, -1)
-        h = norm(x) * (1 + scale1) + shift1
-        q, k, v = (_heads(t, self.heads) for t in self.qkv(h).chunk(3, -1))
-        h = self.project(_join(scaled_dot_product_attention(q, k, v, attn_mask=bias)))
-        x = x + gate1 * self.drop(h)
+        x = x + gate1 * self.drop(self.attention(modulated(x, shift1, scale1), bias, turn))
         if self.cross is not None and context is not None:
-            x = x + self.cross(x, *context)
-        h = norm(x) * (1 + scale2) + shift2
-        return x + gate2 * self.drop(self.narrow(gelu(self.wide(h), approximate="tanh")))
+            x = x + self.cross(norm(x), *context)
+        return x + gate2 * self.drop(self.perceptron(modulated(x, shift2, scale2)))
 
 
-class CrossAttention(nn.Module):
-    """Attention from tokens `[B, N, width]` to context tokens `[B, M, context]`; starts as zero.
+class PlainBlock(nn.Module):
+    """Attention and perceptron on tokens `[B, N, width]`, each behind a layer normalisation: a vision transformer's block."""
 
-    `keep` `[B]` says which rows have a context; the others attend to a learned null token, as does every row beside its own.
-    """
-
-    def __init__(self, width: int, heads: int, context: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(context, 2 * width)
-        self.null = nn.Parameter(torch.randn(1, 1, context) * 0.02)
-        self.project = zeroed(nn.Linear(width, width))
+        self.norm1 = Norm(width)
+        self.attention = SelfAttention(width, heads)
+        self.norm2 = Norm(width)
+        self.perceptron = Perceptron(width)
+        self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, context: Tensor, keep: Tensor) -> Tensor:
-        context = torch.cat([self.null.expand(len(x), 1, -1), context], 1)
-        mask = torch.ones(len(x), 1, 1, context.shape[1], dtype=torch.bool, device=x.device)
-        mask[:, :, :, 1:] = keep[:, None, None, None]
-        q = _heads(self.query(norm(x)), self.heads)
-        k, v = (_heads(t, self.heads) for t in self.key_value(context).chunk(2, -1))
-        return self.project(_join(scaled_dot_product_attention(q, k, v, attn_mask=mask)))
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = x + self.drop(self.attention(self.norm1(x), bias))
+        return x + self.drop(self.perceptron(self.norm2(x)))
 
 
 class Head(nn.Module):
-    """Tokens `[B, N, width]` to outputs `[B, N, out]`, modulated by the embedding; starts as zero."""
+    """Tokens `[B, N, width]` to outputs `[B, N, out]`, modulated by an embedding `[B, emb]`; starts as zero."""
 
-    def __init__(self, width: int, out: int) -> None:
+    def __init__(self, width: int, out: int, emb: int | None = None) -> None:
         super().__init__()
-        self.modulate = zeroed(nn.Linear(width, 2 * width))
+        self.modulate = zeroed(nn.Linear(emb or width, 2 * width))
         self.project = zeroed(nn.Linear(width, out))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         shift, scale = self.modulate(emb)[:, None].chunk(2, -1)
-        return self.project(norm(x) * (1 + scale) + shift)
+        return self.project(modulated(x, shift, scale))
+
+
+class Norm(nn.LayerNorm):
+    """Layer normalisation that writes the type of its input.
+
+    Under autocast the usual one writes float32, and everything elementwise behind it moves twice the bytes. Sums are float32
+    inside the kernel in any case.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return torch.native_layer_norm(x, self.normalized_shape, weight, bias, self.eps)[0]
 
 
 def norm(x: Tensor) -> Tensor:
-    """Layer normalisation without weights; the modulation that follows has them."""
-    return nn.functional.layer_norm(x, x.shape[-1:])
+    """Layer normalisation without weights, see `Norm`; the modulation that follows has them."""
+    return torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)[0]
 
 
-def zeroed(layer: nn.Linear) -> nn.Linear:
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalised, then scaled by 1 + scale and shifted."""
+    return norm(x) * (1 + scale) + shift
+
+
+def zeroed(layer: Layer) -> Layer:
     """The layer with weight and bias zero."""
     nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, N, width] -> [B, heads, N, width / heads]
+def patches(x: Tensor, patch: int) -> Tensor:
+    """A picture `[B, C, H, W]` as tokens `[B, H W / patch^2, C patch^2]`, row by row."""
+    return pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)
 
 
-def _join(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)
+def picture(tokens: Tensor, patch: int, side: int) -> Tensor:
+    """`patches` undone: tokens `[B, side * side, C patch^2]` as a picture `[B, C, side patch, side patch]`."""
+    return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (side, side)), patch)
+
+
+def places(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, `[side * side, width]`."""
+    half = Fourier(width // 2, lowest=0.5, highest=side)
+    line = half(torch.linspace(-1, 1, side))
+    rows, columns = line[:, None].expand(side, side, -1), line[None].expand(side, side, -1)
+    return torch.cat([rows, columns], -1).flatten(0, 1)
+
+
+def whole(size: int, patch: int) -> int:
+    """Patches along a side; ValueError if the size is not a multiple of the patch."""
+    if size % patch:
+        raise ValueError(f"a picture of {size} pixels does not divide into patches of {patch}")
+    return size // patch

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from diffusion_core.cond import Cond
-from diffusion_core.nets.layers import Embedding, norm, zeroed
+from diffusion_core.nets.embedding import Embedding, stacked, take
+from diffusion_core.nets.layers import norm, zeroed
 
 
 class MLP(nn.Module):
-    """`(x [B, d], c_noise [B], cond) -> [B, out or d]`; conds gives the width of each `vec:*` condition."""
+    """`(x [B, d], c_noise [B], cond) -> [B, out or d]`; takes `vec:*` and `map:*` conditions of the widths in conds."""
 
     def __init__(
         self,
@@ -24,8 +25,10 @@ class MLP(nn.Module):
         out: int | None = None,
     ) -> None:
         super().__init__()
-        self.embedding = Embedding(width, conds or {})
-        self.enter = nn.Linear(d, width)
+        kinds = take(conds, "perceptron", ("vec", "map"))
+        self.maps = kinds["map"]
+        self.embedding = Embedding(width, kinds["vec"])
+        self.enter = nn.Linear(d + sum(self.maps.values()), width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.modulate = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
         self.drop = nn.Dropout(dropout)
@@ -33,7 +36,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         emb = self.embedding(c_noise, cond)
-        h = self.enter(x)
+        h = self.enter(stacked(x, cond, self.maps, 1))
         for hidden, modulate in zip(self.hidden, self.modulate, strict=True):
             scale, shift = modulate(emb).chunk(2, 1)
             h = h + self.drop(silu(hidden(silu(norm(h) * (1 + scale) + shift))))

@@ -4,59 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.copies.copy_score import Scores, TooFewItems, null_scores, score
+from tasks.copies.copy_score import Scores, TooFewItems, score
 from tasks.copies.copy_test import (
+    Enough,
     Leak,
     SplitTest,
     Tail,
     Verdict,
     benjamini_hochberg,
-    fit_tail,
     judge,
-    leak,
     proportion_interval,
     split_exchangeability,
 )
+from tasks.copies.reference import Items, Null, Reference, check_items
 from tasks.copies.views import Bank
-from tasks.distances.estimate import check_features
 
 # Planted copies: (training items, how many, random generator) -> items
 Planter = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+ENOUGH = Enough()
 
 
-@dataclass(frozen=True)
-class Items:
-    """Pictures `[n, h, w, 3]` or poses `[n, 33, 3]` (float32) with the group of each: integers `[n]`."""
+class Scored(NamedTuple):
+    """What one bank sees in the samples: their scores against train, and against train and held-out items together."""
 
-    data: np.ndarray
-    group: np.ndarray
+    to_train: Scores
+    to_all: Scores
 
-    def __len__(self) -> int:
-        return len(self.data)
+    def rows(self, rows: np.ndarray) -> Scored:
+        """Some of the samples."""
+        return Scored(*(Scores(*(column[rows] for column in scores)) for scores in self))
 
 
 @dataclass(frozen=True)
 class BankResult:
-    """What one bank saw: scores of the held-out and training nulls and of the samples, and the null's tail."""
+    """What one bank saw: the scores of the samples beside the null, and their p-values."""
 
-    bank: Bank
-    heldout: Scores
-    left_out: Scores
+    null: Null
     samples: Scores
-    tail: Tail
     p: np.ndarray  # float64 [samples], of this bank alone
+
+    @property
+    def bank(self) -> Bank:
+        """The bank that looked."""
+        return self.null.bank
+
+    @property
+    def tail(self) -> Tail:
+        """The null's tail."""
+        return self.null.tail
 
     @property
     def smallest_copy(self) -> float:
         """The distance that a copy may have from its original and still be found at 1% among the samples, in parts of
         the typical distance of a held-out item to its nearest training item."""
         ratio = self.tail.ratio_at(0.01 / len(self.p))
-        typical = np.median(self.heldout.first_distance) if len(self.heldout.ratio) else np.nan
-        return float(ratio * np.median(self.left_out.first_distance) / typical)
+        return float(ratio * np.median(self.null.left_out.first_distance) / np.median(self.null.heldout.first_distance))
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,9 @@ class Certificate:
             numbers[f"{name}.tail_misfit"] = result.tail.misfit
             numbers[f"{name}.smallest_copy"] = result.smallest_copy
             numbers[f"{name}.ratio_median"] = float(np.median(result.samples.ratio))
-            numbers[f"{name}.ratio_median_heldout"] = float(np.median(result.heldout.ratio))
+            numbers[f"{name}.ratio_median_heldout"] = float(np.median(result.null.heldout.ratio))
             numbers[f"{name}.distance_median"] = float(np.median(result.samples.first_distance))
-            numbers[f"{name}.distance_median_heldout"] = float(np.median(result.heldout.first_distance))
+            numbers[f"{name}.distance_median_heldout"] = float(np.median(result.null.heldout.first_distance))
         for name, found in (("heldout", self.leak_heldout), ("train", self.leak_train)):
             if found is not None:
                 numbers[f"dimension_consistency_{name}"] = found.consistency
@@ -121,7 +127,7 @@ def _small(p: float) -> str:
     return "p < 1e-12" if p < 1e-12 else f"p = {p:.2g}"
 
 
-def _sentence(what: str, verdict: Verdict, certificate: dict[str, Any], train_groups: int, heldout_groups: int) -> str:
+def _sentence(what: str, verdict: Verdict, certificate: dict[str, Any], lacking: list[str]) -> str:
     copies, samples = int(certificate["copies"].sum()), len(certificate["copies"])
     split: SplitTest = certificate["split"]
     if verdict is Verdict.SPLIT_UNRELIABLE:
@@ -150,88 +156,79 @@ def _sentence(what: str, verdict: Verdict, certificate: dict[str, Any], train_gr
             f"({_small(split.p)})."
         )
     if verdict is Verdict.TOO_FEW:
-        missed = "" if certificate["planted_found"] else "; the copies planted as a control were not found"
-        return (
-            f"No copies were shown among {samples} generated {what}, but {train_groups} groups of training and "
-            f"{heldout_groups} of held-out items are too few to say that there are none{missed}."
-        )
+        lack = lacking + ["copies planted as a control were not found"] * (not certificate["planted_found"])
+        return f"No copies were shown among {samples} generated {what}, but this says little: {'; '.join(lack)}."
     listed = f" ({copies} on the false-discovery list)" if copies else ""
     return (
         f"None of {samples} generated {what} is nearer to a training item than held-out items are "
         f"({_small(certificate['p'])}){listed}; {certificate['planted_found']} of {certificate['planted']} planted "
-        f"copies were found."
+        f"copies were found. Were more than {1 - 0.05 ** (1 / samples):.1%} near copies, one would be here 19 times in 20."
     )
+
+
+def score_samples(what: str, samples: np.ndarray, reference: Reference) -> list[Scored]:
+    """The scores of samples (`what` they are: "poses", "pictures") in every bank of the reference.
+
+    Raises TooFewItems if there are no samples, DataError if they are not finite or not of the shape of the training items.
+    """
+    if not len(samples):
+        raise TooFewItems("there are no samples.")
+    train, heldout = reference.train, reference.heldout
+    check_items(f"Generated {what}", samples, train.data)
+    everything = Items(np.concatenate([train.data, heldout.data]), np.concatenate([train.group, heldout.group]))
+    return [
+        Scored(*(score(null.bank, samples, base.data, base.group) for base in (train, everything)))
+        for null in reference.nulls
+    ]
 
 
 def certify(
     what: str,
-    banks: Sequence[Bank],
-    samples: np.ndarray,
-    train: Items,
-    heldout: Items,
+    scored: Sequence[Scored],
+    reference: Reference,
     plant: Planter,
     rng: np.random.Generator,
     *,
     level: float = 0.01,
     false_discovery: float = 0.1,
     planted: float = 0.01,
+    needed: Enough = ENOUGH,
 ) -> Certificate:
-    """The certificate of `samples` (`what` they are: "poses", "pictures") against the training and held-out items.
+    """The certificate of samples from their scores.
 
     `level`: of the verdict; `false_discovery`: rate of the list of copies; `planted`: fraction of copies planted as a
-    control. Banks and the two tests (tail, split) are joined by Bonferroni's inequality. Raises TooFewItems if there are
-    no samples, nothing is held out or the training set has fewer than three groups, DataError if items are not finite.
+    control; `needed`: numbers without which the absence of copies is not said. Banks and the two tests (tail, split) are
+    joined by Bonferroni's inequality.
     """
-    if not len(samples) or not len(heldout):
-        raise TooFewItems("there are no samples." if len(heldout) else "nothing is held out to compare with.")
-    for name, data in (
-        (f"Generated {what}", samples),
-        ("Training items", train.data),
-        ("Held-out items", heldout.data),
-    ):
-        check_features(name, data.reshape(len(data), -1))
-    count = max(1, round(planted * len(samples)))
+    train, heldout, nulls = reference.train, reference.heldout, reference.nulls
+    group = np.concatenate([train.group, heldout.group])
+    samples = len(scored[0].to_train.ratio)
+    count = max(1, round(planted * samples))
     copies_planted = plant(train.data, count, rng)
-    names, group = np.unique(np.concatenate([train.group, heldout.group]), return_inverse=True)
-    in_train = np.isin(np.arange(len(names)), group[: len(train)])
-    train_groups = int(in_train.sum())
-    # Training groups first, as the split test counts them; a held-out item in a training group counts as train.
-    rank = np.empty(len(names), np.int64)
-    rank[np.argsort(~in_train, kind="stable")] = np.arange(len(names))
-    group = rank[group]
-    everything = np.concatenate([train.data, heldout.data])
 
     results, control_p, splits = [], np.ones(count), []
-    for bank in banks:
-        outside, left_out = null_scores(bank, train.data, group[: len(train)], heldout.data)
-        tail = fit_tail(np.concatenate([outside.ratio, left_out.ratio]))
-        scores = score(bank, samples, train.data, group[: len(train)])
-        results.append(BankResult(bank, outside, left_out, scores, tail, tail.p_values(scores.ratio)))
-        control = score(bank, copies_planted, train.data, group[: len(train)])
-        control_p = np.minimum(control_p, len(banks) * tail.p_values(control.ratio))
-        among_all = score(bank, samples, everything, group)
+    for null, here in zip(nulls, scored, strict=True):
+        results.append(BankResult(null, here.to_train, null.tail.p_values(here.to_train.ratio)))
+        control = score(null.bank, copies_planted, train.data, train.group)
+        control_p = np.minimum(control_p, len(nulls) * null.tail.p_values(control.ratio))
+        originals = group[here.to_all.first]
         splits.append(
-            split_exchangeability(among_all.ratio, group[among_all.first], train_groups, len(names) - train_groups)
+            split_exchangeability(here.to_all.ratio, originals, reference.train_groups, reference.heldout_groups)
         )
-    sample_p = np.minimum(1.0, len(banks) * np.min([result.p for result in results], axis=0))
-    tail_p = min(1.0, float(len(samples) * sample_p.min()))
+    sample_p = np.minimum(1.0, len(nulls) * np.min([result.p for result in results], axis=0))
+    tail_p = min(1.0, float(samples * sample_p.min()))
     best = min(splits, key=lambda split: split.p)
-    split = SplitTest(best.originals, best.in_train, min(1.0, len(banks) * best.p))
+    split = SplitTest(best.originals, best.in_train, min(1.0, len(nulls) * best.p))
     p = min(1.0, 2 * min(tail_p, split.p))
-
-    base = banks[0].features(train.data)
-    leak_heldout = leak(banks[0].features(heldout.data), base)
-    leak_train = leak(base, base, own=group[: len(train)], groups=group[: len(train)])
-    found = int((len(samples) * control_p < level / 2).sum())
-    heldout_groups = len(names) - train_groups
+    found = int((samples * control_p < level / 2).sum())
+    leak_heldout, leak_train = reference.leak_heldout, reference.leak_train
+    lacking = needed.lacking(reference.train_groups, reference.heldout_groups, samples)
     verdict = judge(
         p,
         level,
         heldout_leaks=leak_heldout is not None and leak_heldout.found,
         train_repeats=leak_train is not None and leak_train.found,
-        train_groups=train_groups,
-        heldout_groups=heldout_groups,
-        control_found=found > 0,
+        enough=found > 0 and not lacking,
     )
     fields: dict[str, Any] = {
         "p": p,
@@ -246,8 +243,8 @@ def certify(
     }
     return Certificate(
         verdict=verdict,
-        sentence=_sentence(what, verdict, fields, train_groups, heldout_groups),
+        sentence=_sentence(what, verdict, fields, lacking),
         banks=tuple(results),
-        sizes=(len(train), len(heldout), len(samples)),
+        sizes=(len(train), len(heldout), samples),
         **fields,
     )

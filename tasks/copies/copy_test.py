@@ -15,8 +15,6 @@ from scipy.stats import beta, hypergeom
 from tasks.copies.neighbours import search
 
 TAIL_SHARES = (0.2, 0.1, 0.05)  # of the null scores, tried in turn until the power law fits
-SMALLEST_NULL = 100  # groups of real items without which "no copies" means nothing
-SMALLEST_HELDOUT = 10  # of them held out
 CLOSE = 0.5  # a ratio below makes a sample a candidate of the split test
 NEAR, MIDDLE, FAR = 1, 11, 41  # neighbour ranks between which the leak detector compares dimensions
 LEAK = 0.9  # dimension ratio below which held-out items have near-duplicates in train
@@ -206,20 +204,31 @@ class Verdict(StrEnum):
     TOO_FEW = "TOO-FEW"
 
 
-def judge(
-    p: float,
-    level: float,
-    *,
-    heldout_leaks: bool,
-    train_repeats: bool,
-    train_groups: int,
-    heldout_groups: int,
-    control_found: bool,
-) -> Verdict:
+@dataclass(frozen=True)
+class Enough:
+    """How many there must be before "no copies" means anything."""
+
+    groups: int = 100  # of training and held-out items together: they calibrate the test
+    heldout: int = 10  # groups of held-out items
+    samples: int = 100
+
+    def lacking(self, train_groups: int, heldout_groups: int, samples: int) -> list[str]:
+        """What there is too little of, in words."""
+        lack = []
+        if samples < self.samples:
+            lack.append(f"{samples} samples ({self.samples} are needed)")
+        if train_groups + heldout_groups < self.groups:
+            lack.append(f"{train_groups + heldout_groups} groups of training and held-out items ({self.groups})")
+        if heldout_groups < self.heldout:
+            lack.append(f"{heldout_groups} groups of held-out items ({self.heldout})")
+        return lack
+
+
+def judge(p: float, level: float, *, heldout_leaks: bool, train_repeats: bool, enough: bool) -> Verdict:
     """The verdict. Copies can be shown with any number of items; their absence only where they would be seen.
 
     `heldout_leaks`: held-out items have near-duplicates in train; `train_repeats`: train has near-duplicates in
-    different groups, which hide copies; `control_found`: whether planted copies were.
+    different groups, which hide copies; `enough`: whether there is enough of everything, and planted copies were found.
     """
     if heldout_leaks:
         return Verdict.SPLIT_UNRELIABLE
@@ -227,5 +236,4 @@ def judge(
         return Verdict.COPIES
     if train_repeats:
         return Verdict.SPLIT_UNRELIABLE
-    too_few = train_groups + heldout_groups < SMALLEST_NULL or heldout_groups < SMALLEST_HELDOUT
-    return Verdict.TOO_FEW if too_few or not control_found else Verdict.CLEAN
+    return Verdict.CLEAN if enough else Verdict.TOO_FEW

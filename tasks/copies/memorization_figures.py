@@ -1,8 +1,10 @@
-"""Figures of the memorization report: the closest pairs side by side, and the tails of the copy ratio."""
+"""Figures of the memorization report: the closest pairs side by side, the tails of the copy ratio, and what was watched while
+a model was trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +15,8 @@ from matplotlib.patches import Rectangle
 from tasks import skeleton
 from tasks.copies.certificate import Certificate
 
-POSE_HEIGHT, POSE_DOWN = 4.6, -0.04  # torso lengths in a cell; the middle of a body is below its hips
+POSE_HEIGHT, POSE_DOWN = 5.0, 0.03  # torso lengths in a cell; raised hands reach farther from the hips than feet
+WATCHED = 3  # noise levels in the figure of the training
 LISTED_COLOUR = "#c0392b"
 GENERATED, HELDOUT, TRAIN, FIT = "#c0392b", "#2c3e50", "#7f8c8d", "#2980b9"
 
@@ -102,8 +105,8 @@ def ratio_tails(certificate: Certificate, path: Path) -> None:
     for axes, result in zip(
         figure.subplots(1, len(certificate.banks), squeeze=False)[0], certificate.banks, strict=True
     ):
-        _cumulative(axes, result.left_out.ratio, TRAIN, "train, own group left out")
-        _cumulative(axes, result.heldout.ratio, HELDOUT, "held-out")
+        _cumulative(axes, result.null.left_out.ratio, TRAIN, "train, own group left out")
+        _cumulative(axes, result.null.heldout.ratio, HELDOUT, "held-out")
         _cumulative(axes, result.samples.ratio, GENERATED, "generated")
         tail = result.tail
         smallest = min(float(result.samples.ratio.min()), float(tail.null[0]))
@@ -118,6 +121,54 @@ def ratio_tails(certificate: Certificate, path: Path) -> None:
         axes.set_xlabel("d1/d2 (1: no nearer to one training item than to the next)")
         axes.set_ylabel("share of items below")
         axes.set_title(result.bank.name, fontsize=10)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="upper left")
         axes.grid(alpha=0.3, which="both", linewidth=0.4)
     figure.savefig(path, dpi=110)
+
+
+def training_watch(training: dict[str, Any], path: Path) -> None:
+    """PNG of a training.json, against images seen: the denoising error of train and held-out examples at the smallest noise
+    levels; the AUC by which their losses tell them apart, with its interval; the distance of samples to held-out data.
+
+    Memorization begins where the held-out error turns upwards and the AUC leaves 0.5. Panels without numbers are left out.
+    """
+    rows, sigmas = training["levels"], training["sigmas"][:WATCHED]
+    shown = [_errors] + [draw for key, draw in (("gaps", _aucs), ("distance", _distances)) if key in rows[-1]]
+    figure = Figure(figsize=(6.4, 0.8 + 2.4 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, draw in zip(panels, shown, strict=True):
+        draw(axes, rows, sigmas)
+        axes.grid(alpha=0.3, linewidth=0.4)
+    panels[-1].set_xlabel("images seen")
+    figure.savefig(path, dpi=110)
+
+
+def _errors(axes: Axes, rows: list[dict[str, Any]], sigmas: list[float]) -> None:
+    images = [row["images"] for row in rows]
+    for level, sigma in enumerate(sigmas):
+        for split, name, style in (("train", "train", "--"), ("val", "held-out", "o-")):
+            if split in rows[-1]:
+                error, label = [row[split][level] for row in rows], f"{name}, sigma {sigma:g}"
+                axes.plot(images, error, style, color=f"C{level}", linewidth=1.2, markersize=3, label=label)
+    axes.set_yscale("log")
+    axes.set_ylabel("denoising error")
+    axes.legend(fontsize=7, ncols=2)
+
+
+def _aucs(axes: Axes, rows: list[dict[str, Any]], sigmas: list[float]) -> None:
+    images = [row["images"] for row in rows]
+    for level in range(len(sigmas)):
+        auc, low, high = (np.array([row["gaps"][level][key] for row in rows]) for key in ("auc", "low", "high"))
+        axes.plot(images, auc, "o-", color=f"C{level}", markersize=3)
+        axes.fill_between(images, low, high, color=f"C{level}", alpha=0.12, linewidth=0)
+    axes.axhline(0.5, color=TRAIN, linewidth=0.8)
+    axes.set_ylim(0.3, 1.02)
+    axes.set_ylabel("AUC: train known\nfrom held-out")
+
+
+def _distances(axes: Axes, rows: list[dict[str, Any]], sigmas: list[float]) -> None:
+    images = [row["images"] for row in rows]
+    value, low, high = (np.array([row["distance"][key] for row in rows]) for key in ("value", "low", "high"))
+    axes.errorbar(images, value, yerr=(value - low, high - value), fmt="o-", color=HELDOUT, capsize=3, markersize=3)
+    axes.axhline(0, color=TRAIN, linewidth=0.8)
+    axes.set_ylabel("kernel distance\nto held-out")

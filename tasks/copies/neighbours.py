@@ -8,7 +8,7 @@ nearer was left out. The few queries without a certificate are searched again in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import faiss
@@ -16,7 +16,8 @@ import numpy as np
 
 from tasks.distances.estimate import check_features
 
-SPARES = (6, 64, 512)  # candidates proposed beyond k; more for the queries that fewer could not certify
+SPARES = (2, 64, 512)  # candidates proposed beyond k; more for the queries that fewer could not certify
+NUMBERS = 1 << 22  # float32 numbers centred and searched at once: a shard needs no centred copy of itself
 CHUNK = 1 << 23  # float64 numbers held at once while distances are computed again
 
 
@@ -27,7 +28,7 @@ class Neighbours(NamedTuple):
     index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
-def _squared_distances(queries: np.ndarray, rows: np.ndarray, block: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def squared_distances(queries: np.ndarray, rows: np.ndarray, block: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Squared distances float64 `[p]` of the pairs (queries[rows], block[columns]), from differences."""
     squared = np.empty(len(rows))
     step = max(1, CHUNK // queries.shape[1])
@@ -44,12 +45,25 @@ def _best(squared: np.ndarray, index: np.ndarray, k: int) -> tuple[np.ndarray, n
     return np.take_along_axis(squared, order, 1), np.take_along_axis(index, order, 1)
 
 
-def _all_distances(queries: np.ndarray, blocks: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+def _of_rank(blocks: Sequence[np.ndarray], rank: int, world: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The blocks of one rank, each with the number of rows before it in all blocks."""
+    offset = 0
+    for number in range(len(blocks)):
+        block = blocks[number]
+        rows = len(block)
+        if number % world == rank:
+            yield block, offset
+        del block  # before the next is read
+        offset += rows
+
+
+def _all_distances(
+    queries: np.ndarray, blocks: Iterable[tuple[np.ndarray, int]], k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest by float64 differences with every row: slow and certain."""
     squared = np.full((len(queries), k), np.inf)
     index = np.full((len(queries), k), -1, np.int64)
-    offset = 0
-    for block in blocks:
+    for block, offset in blocks:
         for row, query in enumerate(queries):
             difference = np.subtract(block, query, dtype=np.float64)
             here = np.einsum("nd,nd->n", difference, difference)
@@ -57,70 +71,126 @@ def _all_distances(queries: np.ndarray, blocks: Sequence[np.ndarray], k: int) ->
             squared[row : row + 1], index[row : row + 1] = _best(
                 np.append(squared[row], here[near])[None], np.append(index[row], near + offset)[None], k
             )
-        offset += len(block)
     return squared, index
 
 
-def _norms(x: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
+def lengths(x: np.ndarray) -> np.ndarray:
+    """Lengths of rows float32 `[n, d]`, to three digits: enough for a bound, and infinite where a square is."""
+    return np.sqrt(np.einsum("nd,nd->n", x, x)) * 1.001
 
 
-def _propose(
-    queries: np.ndarray, blocks: Sequence[np.ndarray], k: int, spare: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The k nearest among k + spare candidates a block: squared distances and indices `[q, k]`, and which queries these
-    are certain for."""
-    squared = np.full((len(queries), k), np.inf)
-    index = np.full((len(queries), k), -1, np.int64)
-    centre: np.ndarray | None = None  # distances do not move with the origin, rounding does
-    proposed_below = np.full(len(queries), np.inf)  # every row at a smaller squared distance has been proposed
-    offset = 0
-    for source in blocks:
-        block = np.ascontiguousarray(check_features("the base", source, queries.shape[1]), dtype=np.float32)
-        if centre is None:
-            centre = block.mean(axis=0)
-            centred_queries = queries - centre
-            reach = _norms(centred_queries)
-        centred = block - centre
-        proposed = min(k + spare, len(block))
-        approximate, candidate = faiss.knn(centred_queries, centred, proposed)
-        # Rounding of sums of float32 products: sqrt(width) units in the last place times 8, a bound that fails with
-        # probability below 1e-13 (Higham & Mary 2019, theorem 2.4); the worst case is width units.
-        rounding = 8 * np.sqrt(queries.shape[1]) * 2.0**-24 * (reach + _norms(centred).max()) ** 2
-        if proposed < len(block):
-            proposed_below = np.minimum(proposed_below, approximate[:, -1] - rounding)
-        # What is farther than the k-th candidate by more than twice the rounding is not among the k nearest.
-        within = approximate <= (approximate[:, min(k, proposed) - 1] + 2 * rounding)[:, None]
-        rows, columns = np.nonzero(within)
-        here = np.full(candidate.shape, np.inf)
-        here[within] = _squared_distances(queries, rows, block, candidate[rows, columns])
-        squared, index = _best(np.hstack([squared, here]), np.hstack([index, candidate.astype(np.int64) + offset]), k)
-        offset += len(block)
-    if offset < k:
-        raise ValueError(f"{k} neighbours were asked of {offset} rows")
-    return squared, index, squared[:, -1] <= proposed_below
+def rounding(width: int, reach: np.ndarray, longest: float) -> np.ndarray:
+    """How far squared distances `[q]` by float32 products may be from the true ones, for rows of lengths `reach` `[q]` against
+    rows no longer than `longest`.
+
+    sqrt(width) units in the last place times 8, a bound that fails with probability below 1e-13 (Higham & Mary 2019,
+    theorem 2.4); the worst case is width units.
+    """
+    return 8 * np.sqrt(width) * 2.0**-24 * (reach.astype(np.float64) + longest) ** 2
 
 
-def search(queries: np.ndarray, base: np.ndarray | Sequence[np.ndarray], k: int) -> Neighbours:
-    """The k nearest rows of `base` to each row of `queries` float32 `[q, d]`, exact, by Euclidean distance.
+class _Nearest:
+    """The k nearest of each query so far, exact, and the squared distance below which every row has been looked at."""
 
-    `base` is an array `[n, d]` or a sequence of such blocks (one a shard, read when indexed): one block and q x k
-    partial results are in memory at a time. Raises DataError on features that are not finite or of another width,
-    ValueError if `base` has fewer than k rows.
+    def __init__(self, queries: np.ndarray, k: int, spare: int) -> None:
+        self._queries, self._k, self._spare = queries, k, spare
+        self.squared = np.full((len(queries), k), np.inf)
+        self.index = np.full((len(queries), k), -1, np.int64)
+        self._proposed_below = np.full(len(queries), np.inf)
+        self._centre: np.ndarray | None = None  # distances do not move with the origin, rounding does
+        self._centred = np.empty((0, queries.shape[1]), np.float32)
+
+    def add(self, block: np.ndarray, offset: int) -> None:
+        """Look at the rows float32 `[n, d]` of a block, numbered from `offset`, NUMBERS at a time."""
+        width = self._queries.shape[1]
+        check_features("the base", block[:1], width)
+        step = max(1, NUMBERS // width)
+        for start in range(0, len(block), step):
+            rows = np.ascontiguousarray(block[start : start + step], dtype=np.float32)
+            if self._centre is None:
+                self._centre = rows.mean(axis=0)
+                self._centred_queries = self._queries - self._centre
+                self._reach = lengths(self._centred_queries)
+            if len(self._centred) < len(rows):
+                self._centred = np.empty_like(rows)
+            centred = np.subtract(rows, self._centre, out=self._centred[: len(rows)])
+            norms = lengths(centred)
+            if not np.isfinite(norms).all():  # cheaper than a look at every number
+                check_features("the base", block)
+            self._add(rows, centred, norms.max(), offset + start)
+
+    def _add(self, rows: np.ndarray, centred: np.ndarray, longest: float, offset: int) -> None:
+        k = self._k
+        proposed = min(k + self._spare, len(rows))
+        approximate, candidate = faiss.knn(self._centred_queries, centred, proposed)
+        slack = rounding(rows.shape[1], self._reach, longest)
+        if proposed < len(rows):
+            self._proposed_below = np.minimum(self._proposed_below, approximate[:, -1] - slack)
+        # What is farther than the k-th, here or so far, by more than the rounding of both is not among the k nearest.
+        here = approximate[:, min(k, proposed) - 1] + 2 * slack
+        within = approximate <= np.minimum(here, self.squared[:, -1] + slack)[:, None]
+        moved = np.flatnonzero(within.any(axis=1))
+        within, candidate = within[moved], candidate[moved].astype(np.int64)
+        some, columns = np.nonzero(within)
+        squared = np.full(candidate.shape, np.inf)
+        squared[within] = squared_distances(self._queries, moved[some], rows, candidate[some, columns])
+        self.squared[moved], self.index[moved] = _best(
+            np.hstack([self.squared[moved], squared]), np.hstack([self.index[moved], candidate + offset]), k
+        )
+
+    @property
+    def certain(self) -> np.ndarray:
+        """The queries for which no row that was not proposed can be nearer: bool `[q]`."""
+        return self.squared[:, -1] <= self._proposed_below
+
+
+def search_part(
+    queries: np.ndarray, base: np.ndarray | Sequence[np.ndarray], k: int, rank: int = 0, world: int = 1
+) -> Neighbours:
+    """The k nearest among the rows of the blocks `rank`, `rank + world`, ... of `base`, exact; `merge` joins the parts.
+
+    `index` counts the rows of all blocks. Where the part has fewer than k rows, the distance is infinite and the index
+    -1. Of the blocks of other ranks only the length is asked, which costs nothing for memory-mapped ones.
+    Raises DataError on features that are not finite or of another width.
     """
     blocks: Sequence[np.ndarray] = [base] if isinstance(base, np.ndarray) else base
     queries = np.ascontiguousarray(check_features("the queries", queries), dtype=np.float32)
     # Above this many queries FAISS uses BLAS, which at a width of 99 is five times as fast as its own loop; its
     # default asks for q * d >= 128,000.
     faiss.cvar.distance_compute_blas_threshold = 1
-    squared = np.empty((len(queries), k))
-    index = np.empty((len(queries), k), np.int64)
+    squared = np.full((len(queries), k), np.inf)
+    index = np.full((len(queries), k), -1, np.int64)
     doubtful = np.arange(len(queries))
     for spare in SPARES:
-        squared[doubtful], index[doubtful], certain = _propose(queries[doubtful], blocks, k, spare)
-        doubtful = doubtful[~certain]
+        nearest = _Nearest(queries[doubtful], k, spare)
+        for block, offset in _of_rank(blocks, rank, world):
+            nearest.add(block, offset)
+            del block
+        squared[doubtful], index[doubtful] = nearest.squared, nearest.index
+        doubtful = doubtful[~nearest.certain]
         if not len(doubtful):
             break
     else:
-        squared[doubtful], index[doubtful] = _all_distances(queries[doubtful], blocks, k)
+        squared[doubtful], index[doubtful] = _all_distances(queries[doubtful], _of_rank(blocks, rank, world), k)
+    index[np.isinf(squared)] = -1
     return Neighbours(np.sqrt(squared), index)
+
+
+def merge(parts: Sequence[Neighbours]) -> Neighbours:
+    """The k nearest over all parts, from the k nearest of each."""
+    distance, index = (np.hstack([part[field] for part in parts]) for field in (0, 1))
+    return Neighbours(*_best(distance, index, parts[0].index.shape[1]))
+
+
+def search(queries: np.ndarray, base: np.ndarray | Sequence[np.ndarray], k: int) -> Neighbours:
+    """The k nearest rows of `base` to each row of `queries` float32 `[q, d]`, exact, by Euclidean distance.
+
+    `base` is an array `[n, d]` or a sequence of such blocks (one a shard, read when indexed): one block, NUMBERS
+    centred numbers and q x k partial results are in memory at a time. Raises DataError on features that are not finite or of
+    another width, ValueError if `base` has fewer than k rows.
+    """
+    found = search_part(queries, base, k)
+    if (found.index < 0).any():
+        rows = len(base) if isinstance(base, np.ndarray) else sum(len(block) for block in base)
+        raise ValueError(f"{k} neighbours were asked of {rows} rows")
+    return found

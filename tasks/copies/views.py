@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from tasks import skeleton
+from tasks.skeleton import face_forward
 
 SIDE = 32  # pixels of the pictures that are compared
 
@@ -104,16 +105,6 @@ def edges(pictures: np.ndarray) -> np.ndarray:
 def joints(poses: np.ndarray) -> np.ndarray:
     """Pose features float32 `[n, 99]` of poses `[n, 33, 3]`: hip-centred, torso-scaled world landmarks."""
     return np.ascontiguousarray(poses, dtype=np.float32).reshape(len(poses), -1)
-
-
-def face_forward(poses: np.ndarray) -> np.ndarray:
-    """Poses `[n, 33, 3]` turned about the vertical until hips and shoulders together point along x: yaw taken out."""
-    left, right = poses[:, [11, 23]].sum(axis=1), poses[:, [12, 24]].sum(axis=1)
-    across = left - right
-    yaw = np.arctan2(across[:, 2], across[:, 0])
-    cosine, sine = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
-    x, y, z = np.moveaxis(poses, -1, 0)
-    return np.stack([cosine * x + sine * z, y, cosine * z - sine * x], axis=-1).astype(poses.dtype)
 
 
 def _turned_joints(poses: np.ndarray) -> np.ndarray:

@@ -1,16 +1,19 @@
 """The curated index `data/dataset/persons.parquet`: who is kept, in which group and split, cropped where.
 
-    key, source, category   as in the poses table
-    group                   smallest key of the near-identical pictures that it belongs to
-    split                   train, val or test; the same for a whole group
-    crop                    x0, y0, side of the square around the person, pixels
-    pose                    float32 [33, 3]: world landmarks, hip-centred, torso-scaled
+    key, source, source_kind, frame   as in the poses table
+    category                          as in the poses table; the pose cluster's name where that was empty
+    group                             smallest key of all that it belongs to: near-copies, video, subject
+    split                             train, val or test; the same for a whole group
+    cluster                           number of the pose cluster (see `clusters`), the largest is 0
+    crop                              x0, y0, side of the square around the person, pixels; zeros without a picture
+    pose                              float32 [33, 3]: world landmarks, hip-centred, torso-scaled
 
-`gated.parquet` holds the persons that were found but not kept: key, source, category, reason.
+`gated.parquet` holds the persons that were found but not kept: key, source, frame, category, group, reason, detail.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,20 +25,37 @@ import pyarrow.parquet as pq
 PERSONS, GATED = "persons.parquet", "gated.parquet"
 SPLITS = ("train", "val", "test")
 
+_TEXTS = ("key", "source", "source_kind", "category", "group", "split")
 _PERSONS = pa.schema(
     [
-        *((name, pa.string()) for name in ("key", "source", "category", "group", "split")),
+        *((name, pa.string()) for name in _TEXTS),
+        ("frame", pa.int32()),
+        ("cluster", pa.int32()),
         ("crop", pa.list_(pa.int32(), 3)),
         ("pose", pa.list_(pa.float32(), 99)),
     ]
 )
-_GATED = pa.schema([(name, pa.string()) for name in ("key", "source", "category", "reason")])
+_GATED = pa.schema(
+    [
+        ("frame", pa.int32()),
+        *((name, pa.string()) for name in ("key", "source", "category", "group", "reason", "detail")),
+    ]
+)
 
 
 class Gate(StrEnum):
-    """Why a person that was found is not kept."""
+    """Why a person that was found is not kept: the closed list, in the order in which it is asked."""
 
+    FORGOTTEN = "forgotten"  # somebody asked to be taken out, see tasks.forget
     LOW_VISIBILITY = "low_visibility"  # most limbs are guessed, not seen
+    PERSON_TOO_SMALL = "person_too_small"
+    TRUNCATED = "truncated"  # limbs are outside the picture
+    BLURRED = "blurred"
+    TOO_DARK = "too_dark"
+    TOO_BRIGHT = "too_bright"
+    IN_ANOTHER_PART = "in_another_part"  # the same file was delivered before
+    REPEATED_POSE = "repeated_pose"  # of its group, a better row has the same pose
+    ABOVE_CAP = "above_cap"  # its group has more rows than curate.group_cap
 
 
 @dataclass(frozen=True)
@@ -44,9 +64,12 @@ class Persons:
 
     key: list[str]
     source: list[str]
+    source_kind: list[str]
     category: list[str]
     group: list[str]
     split: list[str]
+    frame: np.ndarray  # int32 [n]
+    cluster: np.ndarray  # int32 [n]
     crop: np.ndarray  # int32 [n, 3]
     pose: np.ndarray  # float32 [n, 33, 3]
 
@@ -57,26 +80,35 @@ class Persons:
         """The rows of one split."""
         return [i for i, name in enumerate(self.split) if name == split]
 
+    @property
+    def pictured(self) -> np.ndarray:
+        """Which rows have a picture, bool `[n]`."""
+        return self.crop[:, 2] > 0
+
 
 @dataclass(frozen=True)
 class Gated:
-    """One person that was found but not kept."""
+    """One person that was found but not kept; `detail` says by how much, `group` is empty unless the group is why."""
 
     key: str
     source: str
+    frame: int
     category: str
+    group: str
     reason: Gate
+    detail: str
 
 
-def write(folder: Path, persons: Persons, gated: list[Gated]) -> None:
+def write(folder: Path, persons: Persons, gated: Sequence[Gated]) -> None:
     """Write both tables into `folder`; the same rows give the same bytes."""
     n = len(persons)
-    columns = [pa.array(getattr(persons, name), pa.string()) for name in _PERSONS.names[:5]]
+    columns = [pa.array(getattr(persons, name), pa.string()) for name in _TEXTS]
+    columns += [pa.array(values, pa.int32()) for values in (persons.frame, persons.cluster)]
     for values, width in ((persons.crop.reshape(n, 3), 3), (persons.pose.reshape(n, 99), 99)):
         columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width))
     _write(folder / PERSONS, pa.table(columns, schema=_PERSONS))
-    rows = [[getattr(row, name) for row in gated] for name in _GATED.names]
-    _write(folder / GATED, pa.table([pa.array(row, pa.string()) for row in rows], schema=_GATED))
+    rows = [pa.array([getattr(row, field.name) for row in gated], field.type) for field in _GATED]
+    _write(folder / GATED, pa.table(rows, schema=_GATED))
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -87,13 +119,10 @@ def read(folder: Path) -> Persons:
     """The kept persons."""
     table = pq.read_table(folder / PERSONS)
     n = len(table)
-    key, source, category, group, split = (table[name].to_pylist() for name in _PERSONS.names[:5])
     return Persons(
-        key,
-        source,
-        category,
-        group,
-        split,
+        **{name: table[name].to_pylist() for name in _TEXTS},
+        frame=table["frame"].to_numpy(),
+        cluster=table["cluster"].to_numpy(),
         crop=table["crop"].combine_chunks().flatten().to_numpy().reshape(n, 3),
         pose=table["pose"].combine_chunks().flatten().to_numpy().reshape(n, 33, 3),
     )

@@ -22,8 +22,16 @@ PARTS: tuple[tuple[tuple[int, int], ...], ...] = (
     ((0, 7), (0, 8), (9, 10)),
 )
 CHANNELS = len(PARTS)
+MIRRORED = (1, 0, 3, 2, 4, 5)  # the part that takes each one's place in a mirror
 WIDTH = 0.03  # standard deviation of a bone's profile, in parts of the square's side
 FINE = 1000  # `square` works in whole pixels: a torso is this many
+
+
+def places(poses: np.ndarray, margin: float) -> np.ndarray:
+    """Where the joints of poses `[n, 33, 3]` are in the squares that their pictures are cut to: x, y in 0..1, `[n, 33, 2]`."""
+    flat = poses[..., :2].astype(np.float64) * FINE
+    boxes = np.array([square(pose, margin) for pose in flat], np.float64).reshape(-1, 3)
+    return (flat - boxes[:, None, :2]) / boxes[:, None, 2:]
 
 
 def pose_map(poses: np.ndarray, size: int, margin: float) -> Tensor:
@@ -31,9 +39,7 @@ def pose_map(poses: np.ndarray, size: int, margin: float) -> Tensor:
 
     A channel is exp(-d^2 / 2 w^2) with d the distance to the nearest bone of its part, as seen from the front, and w WIDTH.
     """
-    flat = poses[..., :2].astype(np.float64) * FINE
-    boxes = np.array([square(pose, margin) for pose in flat], np.float64).reshape(-1, 3)
-    points = torch.from_numpy((flat - boxes[:, None, :2]) / boxes[:, None, 2:]).float()  # 0..1 over the square
+    points = torch.from_numpy(places(poses, margin)).float()
     centres = (torch.arange(size) + 0.5) / size
     pixels = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1)  # [size, size, 2]: x, y
     out = torch.empty(len(poses), CHANNELS, size, size)

@@ -1,6 +1,6 @@
 """Shards: WebDataset tars that are byte-identical whenever they are written, and an index to read any sample of them.
 
-    folder/{split}-000000.tar   members `key.png`, `key.pose.npy` (float32 [33, 3]), `key.json`
+    folder/{split}-000000.tar   members `key.png` (not for motion captures), `key.pose.npy` (float32 [33, 3]), `key.json`
     folder/index.json           per shard its size and sha256, per sample its shard and the offset and size of each member
 
 The tars stream with WebDataset from anywhere; the index turns them into a random-access dataset, so that the order
@@ -9,11 +9,13 @@ of training is a pure function of (seed, image count) and not of how the files w
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -105,8 +107,8 @@ def write(
 class ShardDataset:
     """Random access to one split of a shard folder.
 
-    `keys`: the sample keys in stored order. Raises DataError if the folder has no such split or a tar is not as long
-    as its index says; `verify()` reads all bytes and compares their sha256.
+    `keys`: the sample keys in stored order. Raises DataError if the folder has no such split, a key is there twice, or a
+    tar is not as long as its index says; `verify()` reads all bytes and compares their sha256.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -122,6 +124,11 @@ class ShardDataset:
         self._rows: list[tuple[str, int, dict[str, tuple[int, int]]]] = index["samples"][split]
         self.keys: list[str] = [row[0] for row in self._rows]
         self._files: dict[int, int] = {}
+        repeated = [key for key, count in Counter(self.keys).items() if count > 1]
+        if repeated:
+            raise DataError(
+                f"{folder}: {len(repeated)} keys of {split} are there more than once, the first is {repeated[0]!r}."
+            )
         for number in {row[1] for row in self._rows}:
             shard = self.shards[number]
             file = folder / shard["name"]
@@ -130,6 +137,23 @@ class ShardDataset:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def digests(self) -> dict[str, str]:
+        """The sha256 of the shards that hold samples of this split, by name."""
+        shards = [self.shards[number] for number in sorted({row[1] for row in self._rows})]
+        return {shard["name"]: shard["sha256"] for shard in shards}
+
+    def pictured(self) -> ShardDataset:
+        """The same split without the samples that have no picture (motion captures)."""
+        return self.take([i for i, row in enumerate(self._rows) if "png" in row[2]])
+
+    def take(self, rows: Iterable[int]) -> ShardDataset:
+        """The samples of these numbers, in this order."""
+        other = copy.copy(self)
+        other._rows = [self._rows[i] for i in rows]
+        other.keys = [row[0] for row in other._rows]
+        other._files = {}
+        return other
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
@@ -159,9 +183,14 @@ class ShardDataset:
         return [self.meta(i) for i in range(len(self))]
 
     def pose(self) -> np.ndarray:
-        """All poses, float32 `[n, 33, 3]`: hip-centred, torso-scaled world landmarks."""
-        poses = [np.load(io.BytesIO(self.read(i, "pose.npy")), allow_pickle=False) for i in range(len(self))]
-        return np.stack(poses) if poses else np.zeros((0, 33, 3), np.float32)
+        """All poses, float32 `[n, 33, 3]`: hip-centred, torso-scaled world landmarks. DataError if one has another shape."""
+        poses = np.zeros((len(self), 33, 3), np.float32)
+        for i, key in enumerate(self.keys):
+            pose = np.load(io.BytesIO(self.read(i, "pose.npy")), allow_pickle=False)
+            if pose.shape != poses.shape[1:]:
+                raise DataError(f"{self.folder}: the pose of {key!r} has the shape {pose.shape} and not (33, 3).")
+            poses[i] = pose
+        return poses
 
     def picture(self, i: int, size: int | None = None) -> np.ndarray:
         """Picture `i`, uint8 `[size, size, 3]`; reduced by area averaging where `size` is smaller than stored."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from tasks.dataset.shards import ShardDataset
+
+SAMPLES = "samples"  # of a folder of samples: those that every headline number is about
+COMPARISON = "train_conditions"  # pictures that were asked for with conditions of the training set
+NEW_POSES = "new_poses"  # pictures of generated poses
 
 
 class Split:
@@ -19,6 +24,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def pictured(self) -> Split:
+        """The items that have a picture."""
+        return Split(*(part.pictured() for part in self._parts))
 
     @property
     def groups(self) -> list[str]:
@@ -36,6 +45,15 @@ class Split:
     def bytes(self, size: int) -> np.ndarray:
         """Pictures, uint8 `[n, size, size, 3]`."""
         return np.concatenate([part.pictures(size) for part in self._parts])
+
+    def blocks(self, size: int, count: int | None = None, rows: int = 1024) -> Iterator[np.ndarray]:
+        """The first `count` pictures (all of them by default), at most `rows` at a time: uint8 `[r, size, size, 3]`."""
+        left = len(self) if count is None else min(count, len(self))
+        for part in self._parts:
+            for start in range(0, min(left, len(part)), rows):
+                stop = min(start + rows, left, len(part))
+                yield np.stack([part.picture(i, size) for i in range(start, stop)])
+            left -= min(left, len(part))
 
 
 def load_splits(root: Path) -> tuple[Split, Split]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.copies.neighbours import search
+from tasks.copies.neighbours import lengths, rounding, search, squared_distances
 from tasks.distances.distance import BLOCK
 from tasks.distances.estimate import TooFewSamples, check_features
 
@@ -24,22 +24,31 @@ def _inside(x: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> tuple[np.n
     """How many balls each row of `x` lies in (border included) `[r, n]`, and whether each ball holds a row of `x`
     `[r, m]`, for several radii `[r, m]` of the same centres.
 
-    Squared distances by matrix product in float64, blocks of BLOCK x BLOCK; memory does not grow with n x m.
+    Squared distances by matrix product in float32, blocks of BLOCK x BLOCK; the pairs that rounding could take to the other
+    side of a border are computed again in float64. Memory does not grow with n x m.
     """
-    squared_x = np.einsum("nd,nd->n", x, x, dtype=np.float64)
-    squared_c = np.einsum("nd,nd->n", centres, centres, dtype=np.float64)
+    width, origin = x.shape[1], centres.mean(axis=0)
     count = np.zeros((len(radii), len(x)), np.int64)
     held = np.zeros((len(radii), len(centres)), bool)
     for i in range(0, len(x), BLOCK):
-        rows = x[i : i + BLOCK].astype(np.float64)
+        rows = x[i : i + BLOCK] - origin
+        reach = lengths(rows)
+        own = np.einsum("nd,nd->n", rows, rows)
         for j in range(0, len(centres), BLOCK):
-            columns = slice(j, j + BLOCK)
-            squared = squared_x[i : i + BLOCK, None] + squared_c[None, columns]
-            squared -= 2 * rows @ centres[columns].astype(np.float64).T
-            for r, radius in enumerate(radii):
-                inside = squared <= (radius[columns] ** 2)[None]
+            columns = centres[j : j + BLOCK] - origin
+            squared = rows @ columns.T
+            squared *= -2
+            squared += own[:, None]
+            squared += np.einsum("nd,nd->n", columns, columns)
+            slack = rounding(width, reach, lengths(columns).max())[:, None]
+            for r, radius in enumerate(radii[:, j : j + BLOCK]):
+                beyond = squared - radius**2
+                inside = beyond <= 0
+                some, which = np.nonzero(np.abs(beyond) <= slack)
+                exact = squared_distances(x, i + some, centres, j + which)
+                inside[some, which] = np.sqrt(exact) <= radius[which]
                 count[r, i : i + BLOCK] += inside.sum(axis=1)
-                held[r, columns] |= inside.any(axis=0)
+                held[r, j : j + BLOCK] |= inside.any(axis=0)
     return count, held
 
 
@@ -53,6 +62,7 @@ def precision_recall_density_coverage(
     """
     d = check_features("the generated set", generated).shape[1]
     check_features("the real set", real, d)
+    generated, real = (np.ascontiguousarray(some, dtype=np.float32) for some in (generated, real))
     n = min(len(generated), len(real))
     if n <= max(k, k_density):
         raise TooFewSamples("precision and recall", n, max(k, k_density) + 1)

@@ -1,31 +1,19 @@
-"""torch-fidelity behind four functions. The only module that imports it, and only when one of them is called.
+"""torch-fidelity's Frechet distance, in the space of poses. It is imported when called, since it pulls in torchvision.
 
-Its import pulls in torchvision, its Inception weights are a pickle or a download, its cache is keyed by name alone and
-its own cache files are pickles: all of that ends here. The cache stays off; weights come from a file whose sha256 is
-given, and are unpickled by torch's restricted reader, which executes nothing.
+Its cache is keyed by name alone and its cache files are pickles: the cache stays off.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import trange
-
-from tasks.errors import UserError
 
 POSE_EXTRACTOR = "contrapposto-pose99"
 POSE_FEATURES = "99"
-INCEPTION = {"name": "inception-v3-compat", "resize": "bilinear as TensorFlow 1, 299 px", "range": "uint8 0..255"}
 
 
 class _Rows(Dataset[torch.Tensor]):
@@ -94,57 +82,3 @@ def frechet_pose_distance(poses: np.ndarray, reference: np.ndarray) -> float:
         verbose=False,
     )
     return float(metrics["frechet_inception_distance"])
-
-
-@contextmanager
-def _restricted_unpickling() -> Iterator[None]:
-    """torch.load reads tensors only, even where its caller asks for arbitrary objects."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def load_inception(weights: Path, sha256: str) -> torch.nn.Module:
-    """torch-fidelity's Inception-v3 (pool features and unbiased logits) from a local weights file.
-
-    Raises UserError if the file is missing, has another sha256, or is not the weights of this network.
-    """
-    if not weights.is_file():
-        raise UserError(f"fidelity.inception_weights: {weights} does not exist.")
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if digest != sha256:
-        raise UserError(
-            f"fidelity.inception_weights: {weights} has sha256 {digest}, and inception_sha256 says {sha256}."
-        )
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    try:
-        with _restricted_unpickling():
-            return FeatureExtractorInceptionV3(
-                "inception-v3-compat",
-                ["2048", "logits_unbiased"],
-                feature_extractor_weights_path=str(weights),
-            )
-    except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"fidelity.inception_weights: {weights} does not hold the tensors of torch-fidelity's Inception-v3."
-        ) from error
-
-
-def inception_features(network: torch.nn.Module, pictures: np.ndarray, batch: int = 32) -> dict[str, np.ndarray]:
-    """`pool` float32 `[n, 2048]` and unbiased `logits` `[n, 1008]` of pictures uint8 `[n, h, w, 3]`."""
-    pools, logits = [], []
-    with torch.no_grad():
-        for start in trange(0, len(pictures), batch, desc="inception", mininterval=2):
-            rows = torch.from_numpy(pictures[start : start + batch]).permute(0, 3, 1, 2)
-            pool, logit = network(rows)
-            pools.append(pool.numpy())
-            logits.append(logit.numpy())
-    return {"pool": np.concatenate(pools), "logits": np.concatenate(logits)}

@@ -6,7 +6,9 @@ claims an absurd size is refused before it is decoded, and each refusal carries 
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
 import stat
 import struct
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import pillow_heif
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import UserError
@@ -25,18 +28,22 @@ from tasks.extraction.native_log import native_log_set_aside
 from tasks.extraction.poses_table import Reason
 
 # The decoders that may see a user's bytes. Pillow has many more, some of which start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "GIF", "BMP", "TIFF")
 
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # Pillow's own guard: 89 million, a quarter of a gigabyte of RGB
+MAX_PIXELS = 2**30 // 4 // 3  # Pillow's own guard: 89 million, a quarter of a gigabyte of RGB
+_TOO_LARGE = f"claims more than {MAX_PIXELS} pixels"
 
-SIDE_FILES = frozenset({"SOURCE.txt", "labels.csv", "Thumbs.db", "desktop.ini"})
+LABELS = "labels.csv"
+SIDE_FILES = frozenset({"SOURCE.txt", LABELS, "Thumbs.db", "desktop.ini"})
 JOINTS_SUFFIX = ".joints.json"  # the truth beside a rendered picture
 
-# What Pillow's decoders raise on bytes that are not what they should be.
-_DECODER_ERRORS = (
+# What decoders raise on bytes that are not what they should be.
+DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
     RuntimeError, AssertionError, ZeroDivisionError, struct.error, zlib.error,
 )  # fmt: skip
+
+pillow_heif.register_heif_opener(thumbnails=False)
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # what undoes each value of the EXIF orientation
@@ -84,11 +91,13 @@ def scan(folder: Path) -> list[Source]:
     """All files below the folder, in order of their relative path.
 
     Hidden files and folders and known side files do not count. A link, a socket, a folder that cannot be listed do
-    count, and are refused when opened. The category is the first sub-folder, or the folder's own name for files that
-    lie directly in it. Raises UserError if the folder is missing or holds no file.
+    count, and are refused when opened. The category is that of `labels.csv` (see `_labels`), else the first sub-folder,
+    or the folder's own name for files that lie directly in it. Raises UserError if the folder is missing or holds no
+    file, or if its labels cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"The folder of pictures {folder} does not exist.")
+    labels = _labels(folder / LABELS)
     own_name = printable(folder.resolve().name)
     sources = []
     folders = [""]
@@ -107,7 +116,33 @@ def scan(folder: Path) -> list[Source]:
             (folders if is_folder else sources).append(path)
     if not sources:
         raise UserError(f"The folder of pictures {folder} holds no file.")
-    return [Source(path, printable(path.split("/")[0]) if "/" in path else own_name) for path in sorted(sources)]
+    return [
+        Source(path, labels.get(path) or (printable(path.split("/")[0]) if "/" in path else own_name))
+        for path in sorted(sources)
+    ]
+
+
+def _labels(path: Path) -> dict[str, str]:
+    """The category of each file named in `labels.csv`; empty if there is none.
+
+    Its first line names the columns. `file` is a path relative to the folder, with forward slashes; the category is in
+    the column `category`, or, where there is none of that name, in the column after `file`.
+    """
+    try:
+        with open_regular(path) as file:
+            rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+            names = [name.strip() for name in next(rows, [])]
+            at = names.index("file")
+            category = names.index("category") if "category" in names else at + 1
+            if category >= len(names):
+                raise ValueError("no column after 'file'")
+            return {row[at].strip(): row[category].strip() for row in rows if len(row) > max(at, category)}
+    except Refusal as refusal:
+        if not os.path.lexists(path):
+            return {}
+        raise UserError(f"{path} cannot be read ({refusal.detail}).") from refusal
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} must have a line of column names with 'file' and 'category' ({error}).") from error
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -161,10 +196,7 @@ def decode(file: IO[bytes], min_side: int = 1) -> np.ndarray:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file, formats=FORMATS) as image:
-                width, height = image.size
-                if min(width, height) < min_side:
-                    detail = f"{width} x {height} pixels; the shorter side must be at least {min_side}"
-                    raise Refusal(Reason.TOO_SMALL, detail)
+                check_size(*image.size, min_side)
                 image.load()
                 upright = _UPRIGHT.get(_orientation(image))
                 rgb = _to_rgb(image)
@@ -175,16 +207,25 @@ def decode(file: IO[bytes], min_side: int = 1) -> np.ndarray:
                 raise Refusal(Reason.DAMAGED, "the file is empty") from error
             raise Refusal(Reason.NOT_A_PICTURE, f"none of {', '.join(FORMATS)}") from error
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise Refusal(Reason.TOO_LARGE, f"claims more than {MAX_PIXELS} pixels") from error
-        except _DECODER_ERRORS as error:
+            raise Refusal(Reason.TOO_LARGE, _TOO_LARGE) from error
+        except DECODER_ERRORS as error:
             raise Refusal(Reason.DAMAGED, f"{type(error).__name__}: {error}") from error
+
+
+def check_size(width: int, height: int, min_side: int) -> None:
+    """Refusal if a picture of this size is not to be decoded."""
+    if width * height > MAX_PIXELS:
+        raise Refusal(Reason.TOO_LARGE, _TOO_LARGE)
+    if min(width, height) < min_side:
+        detail = f"{width} x {height} pixels; the shorter side must be at least {min_side}"
+        raise Refusal(Reason.TOO_SMALL, detail)
 
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1..8; 1 (upright) where the EXIF data cannot be read, as viewers do."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return 1
 
 
@@ -194,9 +235,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         # 32-bit samples have no nominal white: the darkest becomes black, the brightest white.
-        samples = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, span = samples.min(), max(float(np.ptp(samples)), 1e-12)
-        return Image.fromarray(((samples - low) * (255 / span)).round().astype(np.uint8)).convert("RGB")
+        samples = np.array(image, dtype=np.float32)
+        np.nan_to_num(samples, copy=False).clip(-1e30, 1e30, out=samples)
+        samples -= samples.min()
+        samples *= 255 / max(float(samples.max()), 1e-12)
+        return Image.fromarray(np.rint(samples, out=samples).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")

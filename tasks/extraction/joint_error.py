@@ -19,7 +19,7 @@ from tasks.skeleton import LANDMARKS, LIMBS, MIRROR, torso_length
 
 
 def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
-    """Errors of the 12 limb joints over all persons whose picture below `folder` has a truth file; None if none has.
+    """Errors of the 12 limb joints over the first persons of pictures below `folder` that have a truth file; None if none.
 
     persons                         how many were measured
     pixels_mean, pixels_median      distance in the picture, over all joints of all persons
@@ -29,7 +29,8 @@ def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
     metres_mean, metres_median      distance in space, hips at the origin, each person scaled to fit (`scaled_error`)
     """
     truths = [folder / PurePosixPath(source).with_suffix(JOINTS_SUFFIX) for source in poses.source]
-    known = [i for i, path in enumerate(truths) if os.path.isfile(path)]  # also where the longer name is too long
+    # isfile also says no where the longer name is too long
+    known = [i for i, path in enumerate(truths) if poses.person[i] == 0 and os.path.isfile(path)]
     if not known:
         return None
     true_pixels, true_world = (np.stack(arrays) for arrays in zip(*(_read(truths[i]) for i in known), strict=True))

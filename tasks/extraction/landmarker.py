@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
-import mediapipe
 import numpy as np
-from mediapipe.tasks.python import BaseOptions, vision
 
 from tasks.errors import UserError
 from tasks.extraction.native_log import native_log_set_aside
 from tasks.extraction.pose_bundle import check
+
+
+@contextmanager
+def _left_out(*names: str) -> Iterator[None]:
+    """Imports of these modules inside get empty ones, unless they are there already."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update({name: ModuleType(name) for name in absent})
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+# mediapipe imports matplotlib for one function that plots: two thirds of the time that a worker needs to start.
+with _left_out("matplotlib", "matplotlib.pyplot"):
+    import mediapipe
+    from mediapipe.tasks.python import BaseOptions, vision
 
 
 @dataclass(frozen=True)
@@ -44,14 +63,17 @@ def keep_offline() -> None:
 class Landmarker:
     """Finds persons in single pictures (the task's IMAGE mode, in which a result depends on its picture alone).
 
-    `min_confidence` in 0..1 is asked of the detection and of the presence of landmarks; at most `num_poses` persons
-    are returned. A context manager. Raises UserError if the model is missing or is not a pose bundle.
+    With `video` it is the VIDEO mode: for the frames of one video, in order; each result depends on those before.
+    `min_confidence` in 0..1 is asked of the detection, of the presence of landmarks and of tracking; at most
+    `num_poses` persons are returned. A context manager. Raises UserError if the model is missing or is not a pose bundle.
     """
 
-    def __init__(self, model: Path, min_confidence: float = 0.5, num_poses: int = 1) -> None:
+    def __init__(self, model: Path, min_confidence: float = 0.5, num_poses: int = 1, video: bool = False) -> None:
         check(model)
+        self._video = video
         options = vision.PoseLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(model.resolve())),
+            running_mode=vision.RunningMode.VIDEO if video else vision.RunningMode.IMAGE,
             num_poses=num_poses,
             min_pose_detection_confidence=min_confidence,
             min_pose_presence_confidence=min_confidence,
@@ -63,11 +85,14 @@ class Landmarker:
         except (ValueError, RuntimeError, OSError, IndexError) as error:  # what a status can become
             raise UserError(f"{model} cannot be used as a pose model: {str(error).splitlines()[0]}") from error
 
-    def detect(self, picture: np.ndarray) -> list[Person]:
-        """The persons in an RGB picture, uint8 `[height, width, 3]`; an empty list if there are none."""
+    def detect(self, picture: np.ndarray, milliseconds: int = 0) -> list[Person]:
+        """The persons in an RGB picture, uint8 `[height, width, 3]`; an empty list if there are none.
+
+        For a video, `milliseconds` is the frame's time and must grow from frame to frame.
+        """
         image = mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(picture))
         with native_log_set_aside():
-            result = self._task.detect(image)
+            result = self._task.detect_for_video(image, milliseconds) if self._video else self._task.detect(image)
         return [
             Person(
                 landmarks=np.array([(p.x, p.y, p.z, p.visibility, p.presence) for p in landmarks], dtype=np.float32),

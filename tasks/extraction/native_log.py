@@ -7,6 +7,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import IO
 
 
 @contextmanager
@@ -17,16 +19,24 @@ def native_log_set_aside() -> Iterator[None]:
     a switch. What matters they raise as well.
     """
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as log:
-        stderr = os.dup(2)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-        except BaseException as error:
-            log.seek(0)
-            if text := log.read().decode(errors="replace").strip():
-                error.add_note(text)
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    log = _log()
+    os.ftruncate(log.fileno(), 0)
+    stderr = os.dup(2)
+    os.dup2(log.fileno(), 2)
+    try:
+        yield
+    except BaseException as error:
+        log.seek(0)
+        if text := log.read().decode(errors="replace").strip():
+            error.add_note(text)
+        raise
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        log.seek(0)
+
+
+@cache
+def _log() -> IO[bytes]:
+    """The file that takes the text: one for the life of the process, since this runs for every picture."""
+    return tempfile.TemporaryFile()

@@ -1,11 +1,18 @@
 """The contract between extraction and everything after it: two Parquet files in `data/poses/<part>/`.
 
-`poses.parquet` has one row a person found, `rejects.parquet` one row a file refused. No file is in both, and
-every file of the part is in one: **sources in = distinct sources in poses + rows of rejects**.
+`poses.parquet` has one row a person found, `rejects.parquet` one row a thing refused: a file, or one sampled frame of
+a video or of a motion capture. What is looked at, a picture or a frame, is a pair (source, frame); none is in both
+tables and all are in one: **frames in = distinct (source, frame) in poses + rows of rejects**, and every file of the
+part is the source of at least one row.
 
-A row's `key` is the first 16 hexadecimal digits of the sha256 of the file's bytes; a second person in one
-picture would be `<digits>-1`, a third `<digits>-2`. A key is unique within a part: of several files with the
-same bytes the first in order of `source` is kept, the others are rejects with the reason `duplicate`.
+The first 16 hexadecimal digits of a `key` are those of the sha256 of the file's bytes. Then follow `-f<frame>` in
+videos and motion captures, and `-<person>` for all persons of a frame but the first: `0123456789abcdef-f00042-1`. A key
+is unique within a part: of several files with the same bytes the first in order of `source` is kept, the others are
+rejects with the reason `duplicate`.
+
+A motion capture has a pose and no picture: `width`, `height`, `bbox`, `fingerprint` and `person_pixels` are 0, `sharpness`
+and `exposure` NaN, `landmarks` hold x = y = z = 0 and a visibility of 1 where the joint is known or follows from known
+ones and 0 where it is a guess. `Poses.pictured` says which rows have a picture.
 
 Files are byte-identical when written twice from the same rows: fixed order, fixed row groups, no time stamp.
 """
@@ -17,12 +24,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import UserError
+from tasks.extraction import fingerprint
 from tasks.skeleton import LIMBS
 
 POSES = "poses.parquet"
@@ -34,22 +43,30 @@ _POSES_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("source", pa.string()),  # path relative to the part's folder, with forward slashes
-        ("frame", pa.int32()),  # 0 for a picture; the frame's number in a video
+        ("source_kind", pa.string()),  # a Kind
         ("category", pa.string()),
+        ("frame", pa.int32()),  # the frame's number in a video or motion capture, 0 for a picture
+        ("timestamp_s", pa.float64()),  # of the frame, seconds from the beginning; 0 for a picture
+        ("person", pa.int32()),  # 0, 1, ... within the frame
+        ("track", pa.int32()),  # the same number for the same person within a video; -1 for a picture
         ("width", pa.int32()),  # of the picture as seen (after its EXIF orientation), pixels
         ("height", pa.int32()),
         ("bbox", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 around the 33 landmarks, pixels
         ("landmarks", pa.list_(pa.float32(), 33 * 5)),  # x, y, z, visibility, presence
         ("world", pa.list_(pa.float32(), 33 * 3)),  # metres, see tasks.skeleton
-        ("limb_visibility", pa.float32()),
-        ("phash", pa.uint64()),
-        ("phash_mirrored", pa.uint64()),
+        ("limb_visibility", pa.float32()),  # mean over the 12 limb landmarks, 0..1
+        ("person_pixels", pa.float32()),  # longer side of bbox
+        ("truncation", pa.float32()),  # fraction of the 12 limb landmarks outside the picture
+        ("sharpness", pa.float32()),  # variance of the Laplacian, see tasks.extraction.people
+        ("exposure", pa.float32()),  # mean luma of the person's box, 0 (black) .. 1 (white)
+        ("fingerprint", pa.list_(pa.int8(), fingerprint.LENGTH)),  # of the whole picture
     ]
 )
 _REJECTS_SCHEMA = pa.schema(
     [
         ("source", pa.string()),
-        ("key", pa.string()),  # null where the file could not be read
+        ("frame", pa.int32()),  # null where the refusal is of the file as a whole
+        ("key", pa.string()),  # of the file; null where the file could not be read
         ("category", pa.string()),
         ("reason", pa.string()),  # a Reason
         ("detail", pa.string()),
@@ -57,8 +74,16 @@ _REJECTS_SCHEMA = pa.schema(
 )
 
 
+class Kind(StrEnum):
+    """What a source is."""
+
+    PICTURE = "picture"
+    VIDEO = "video"
+    MOCAP = "mocap"  # poses without pictures
+
+
 class Reason(StrEnum):
-    """Why a file gave no row of poses: the closed list."""
+    """Why a file or a frame gave no row of poses: the closed list."""
 
     UNREADABLE = "unreadable"  # the system would not open it, or it is a link or not a regular file
     NOT_A_PICTURE = "not_a_picture"  # no decoder knows it
@@ -66,23 +91,27 @@ class Reason(StrEnum):
     TOO_SMALL = "too_small"
     TOO_LARGE = "too_large"  # claims more pixels than is sane to decode
     NO_PERSON = "no_person"
+    SAME_POSE = "same_pose"  # a frame in which everybody stands as in an earlier frame that is kept
+    CRASHED = "crashed"  # its decoder ended the process, twice
+    TOO_SLOW = "too_slow"  # its decoder gave no sign of life for extract.time_limit
     DUPLICATE = "duplicate"  # the same bytes as an earlier file in which somebody was found
 
 
 @dataclass(frozen=True)
-class Pose:
-    """One person found: a row of `poses.parquet`."""
+class Finding:
+    """One person in one frame: what a file says, whatever it is called."""
 
-    key: str
-    source: str
     frame: int
-    category: str
+    timestamp_s: float
+    person: int
+    track: int
     width: int
     height: int
     landmarks: np.ndarray  # float32 [33, 5]: x/width, y/height, z/width, visibility, presence
     world: np.ndarray  # float32 [33, 3], metres
-    phash: int
-    phash_mirrored: int
+    sharpness: float
+    exposure: float
+    fingerprint: np.ndarray  # int8 [256], see tasks.extraction.fingerprint
 
     @property
     def bbox(self) -> np.ndarray:
@@ -95,41 +124,76 @@ class Pose:
         """Mean visibility of the 12 limb landmarks, in 0..1."""
         return float(self.landmarks[list(LIMBS), 3].mean())
 
+    @property
+    def person_pixels(self) -> float:
+        """Longer side of the box around the landmarks, pixels."""
+        x0, y0, x1, y1 = self.bbox
+        return float(max(x1 - x0, y1 - y0))
+
+    @property
+    def truncation(self) -> float:
+        """Fraction of the 12 limb landmarks that lie outside the picture."""
+        xy = self.landmarks[list(LIMBS), :2]
+        return float(((xy < 0) | (xy > 1)).any(axis=1).mean())
+
+
+@dataclass(frozen=True)
+class Pose(Finding):
+    """A row of `poses.parquet`: a finding, and the file that it is from."""
+
+    key: str
+    source: str
+    source_kind: Kind
+    category: str
+
 
 @dataclass(frozen=True)
 class Reject:
-    """One file refused: a row of `rejects.parquet`."""
+    """One file or frame refused: a row of `rejects.parquet`."""
 
     source: str
     key: str | None
     category: str
     reason: Reason
     detail: str
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
 class Poses:
-    """All rows of a `poses.parquet`, column by column; n persons in order of (source, person)."""
+    """All rows of a `poses.parquet`, column by column; n persons in order of (source, frame, person)."""
 
     key: list[str]
     source: list[str]
+    source_kind: list[str]
     category: list[str]
     frame: np.ndarray  # int32 [n]
+    timestamp_s: np.ndarray  # float64 [n]
+    person: np.ndarray  # int32 [n]
+    track: np.ndarray  # int32 [n]
     size: np.ndarray  # int32 [n, 2]: width, height
     bbox: np.ndarray  # float32 [n, 4], pixels
     landmarks: np.ndarray  # float32 [n, 33, 5]
     world: np.ndarray  # float32 [n, 33, 3]
     limb_visibility: np.ndarray  # float32 [n]
-    phash: np.ndarray  # uint64 [n]
-    phash_mirrored: np.ndarray  # uint64 [n]
+    person_pixels: np.ndarray  # float32 [n]
+    truncation: np.ndarray  # float32 [n]
+    sharpness: np.ndarray  # float32 [n]
+    exposure: np.ndarray  # float32 [n]
+    fingerprint: np.ndarray  # int8 [n, 256]
 
     def __len__(self) -> int:
         return len(self.key)
 
     @property
     def pixels(self) -> np.ndarray:
-        """Image landmarks in pixels, float32 `[n, 33, 2]`."""
+        """Image landmarks in pixels, float32 `[n, 33, 2]`; zeros where there is no picture."""
         return self.landmarks[..., :2] * self.size[:, None, :].astype(np.float32)
+
+    @property
+    def pictured(self) -> np.ndarray:
+        """Which rows have a picture, bool `[n]`: all but motion captures."""
+        return self.size.min(axis=1, initial=1) > 0
 
 
 class Writer:
@@ -179,24 +243,20 @@ def read_poses(folder: Path) -> Poses:
     """The persons of a part; raises UserError if the file is missing or has other columns."""
     table = _read(folder / POSES, _POSES_SCHEMA)
 
-    def array(name: str, *shape: int) -> np.ndarray:
-        column = table[name].combine_chunks()
-        values = column.flatten() if shape else column
-        return values.to_numpy(zero_copy_only=False).reshape(len(table), *shape)
+    def array(name: str) -> np.ndarray:
+        field, column = table.schema.field(name), table[name].combine_chunks()
+        width = getattr(field.type, "list_size", 0)  # 0: one value a row
+        values = (column.flatten() if width else column).to_numpy(zero_copy_only=False)
+        return values.reshape(len(table), width) if width else values
 
-    return Poses(
-        key=table["key"].to_pylist(),
-        source=table["source"].to_pylist(),
-        category=table["category"].to_pylist(),
-        frame=array("frame"),
-        size=np.stack([array("width"), array("height")], axis=1),
-        bbox=array("bbox", 4),
-        landmarks=array("landmarks", 33, 5),
-        world=array("world", 33, 3),
-        limb_visibility=array("limb_visibility"),
-        phash=array("phash"),
-        phash_mirrored=array("phash_mirrored"),
-    )
+    text = {name: table[name].to_pylist() for name in ("key", "source", "source_kind", "category")}
+    number: dict[str, np.ndarray] = {
+        name: array(name) for name in _POSES_SCHEMA.names if name not in (*text, "width", "height")
+    }
+    number["landmarks"] = number["landmarks"].reshape(-1, 33, 5)
+    number["world"] = number["world"].reshape(-1, 33, 3)
+    columns: dict[str, Any] = {**text, **number, "size": np.stack([array("width"), array("height")], axis=1)}
+    return Poses(**columns)
 
 
 def read_rejects(folder: Path) -> list[Reject]:
@@ -206,10 +266,11 @@ def read_rejects(folder: Path) -> list[Reject]:
 
 
 def _pose_table(poses: list[Pose]) -> pa.Table:
-    vectors = {
+    vectors: dict[str, np.ndarray] = {
         "bbox": np.array([pose.bbox for pose in poses], dtype=np.float32),
         "landmarks": np.array([pose.landmarks for pose in poses], dtype=np.float32),
         "world": np.array([pose.world for pose in poses], dtype=np.float32),
+        "fingerprint": np.array([pose.fingerprint for pose in poses], dtype=np.int8),
     }
     columns = []
     for field in _POSES_SCHEMA:

@@ -1,0 +1,45 @@
+"""`python -m benchmarks.memorization_speed`: how long a certificate of pictures takes (S4), on all cores of the machine.
+
+1000 training, 250 held-out and 1000 generated pictures of 32 pixels: all banks (26 views of every picture), and pixels alone.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from benchmarks.report import best_seconds, finish, table
+from benchmarks.synthetic_pictures import figures
+from tasks.copies.certificate import certify, score_samples
+from tasks.copies.control import planted_pictures
+from tasks.copies.reference import Items, reference
+from tasks.copies.views import PICTURE_BANKS, Bank, View, identity, pixels
+
+PIXELS = Bank("pixels as they are", (View("as is", identity),), pixels, identity)
+
+
+def main() -> int:
+    """Print the table and the JSON line."""
+    train, heldout = (
+        Items(figures(range(1000)), np.arange(1000)),
+        Items(figures(range(1000, 1250)), np.arange(1000, 1250)),
+    )
+    samples = figures(range(2000, 3000))
+
+    def seconds(banks: tuple[Bank, ...]) -> float:
+        def once() -> None:
+            compared = reference(banks, train, heldout)
+            scored = score_samples("pictures", samples, compared)
+            certify("pictures", scored, compared, planted_pictures, np.random.default_rng(0))
+
+        return best_seconds(once, times=1)
+
+    full, alone = seconds(PICTURE_BANKS), seconds((PIXELS,))
+    print(table([("certificate", "seconds"), ("all banks", f"{full:.2f}"), ("pixels alone", f"{alone:.2f}")]))
+    goals = {"S4 all banks <= 60 s": full <= 60, "S4 pixels alone <= 5 s": alone <= 5}
+    return finish("memorization_speed", {"all_banks_seconds": full, "pixels_seconds": alone}, goals)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""How a device computes: precision, compilation, memory against time. It changes what is computed by rounding only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """fp32: all products in 32 bits. tf32: 10-bit mantissas inside the products (CUDA). bf16: products in bfloat16, weights,
+    optimiser, losses and sums in fp32."""
+
+    precision: Precision = "fp32"
+    compile: bool = False  # the network through torch.compile
+    recompute: bool = False  # activations of each block are recomputed in the backward pass instead of kept
+    microbatch: int | None = None  # images of a rank that are in memory at once; a larger share is accumulated
+    sharded: bool = (
+        False  # weights, gradients and optimiser split over the ranks (FSDP2) instead of repeated on each (DDP)
+    )
+
+
+def prepare(net: nn.Module, compute: Compute, device: torch.device) -> str | None:
+    """Set the network up in place; returns a sentence if it could not be compiled as asked."""
+    if convolves(net):
+        net.to(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        tf32 = compute.precision == "tf32"
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+    if compute.recompute:
+        for block in blocks(net):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if compute.compile:
+        reason = no_compiler(device)
+        if reason is not None:
+            return f"The network is not compiled but run as it is: {reason}."
+        net.compile()
+    return None
+
+
+def blocks(net: nn.Module) -> Iterator[nn.Module]:
+    """The repeated parts of a network: what its outermost module lists hold."""
+    for child in net.children():
+        if isinstance(child, nn.ModuleList):
+            for part in child:
+                yield from blocks(part) if isinstance(part, nn.ModuleList) else iter([part])
+        else:
+            yield from blocks(child)
+
+
+def no_compiler(device: torch.device) -> str | None:
+    """Why torch.compile cannot work here, found by compiling a small function; None if it can."""
+
+    def small(x: Tensor) -> Tensor:
+        return (x + 1).sin()
+
+    try:
+        torch.compile(small)(torch.zeros(8, device=device))
+    except torch._dynamo.exc.TorchDynamoException as error:  # a missing C++ or Triton compiler is one of these
+        return str(error).strip().splitlines()[0].rstrip(".")
+    return None
+
+
+def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[None]:
+    """The context in which losses are computed."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute.precision == "bf16")
+
+
+def convolves(net: nn.Module) -> bool:
+    """Whether the network has convolutions of pictures, which run faster with their channels last in memory."""
+    return any(isinstance(module, nn.Conv2d) for module in net.modules())
+
+
+def peak_flops(device: torch.device, compute: Compute, size: int | None = None, repeats: int = 8) -> float:
+    """Floating point operations a second of square matrix products, the fastest of `repeats`: what the device can reach."""
+    side = size or (8192 if device.type == "cuda" else 1024)
+    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, generator=torch.Generator().manual_seed(i)).to(device, dtype) for i in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        synchronise(device)
+        start = time.perf_counter()
+        a @ b
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

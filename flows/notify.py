@@ -1,0 +1,43 @@
+"""Tells a webhook how a run ended: promoted, refused or failed.
+
+A POST with JSON: `event`, `sentence`, `report` (the page's path), and `flow_run` and `mlflow_run` (ids). A webhook that
+does not answer never fails a run.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tasks import files
+from tasks.params import Notify
+
+SECONDS = 10.0  # for the webhook to answer
+
+
+def outcome(root: Path) -> tuple[str, str]:
+    """What the stage `promote` decided last: `promoted` or `refused`, and a sentence."""
+    decision = files.read_json(root / "reports/promote/promote.json")
+    if decision["promote"]:
+        return "promoted", "The new models are the champion now."
+    return "refused", " ".join(decision["reasons"])
+
+
+def send(notify: Notify, event: str, sentence: str, root: Path, **ids: str | None) -> None:
+    """POST to the webhook, if there is one; what goes wrong is printed."""
+    if notify.webhook is None:
+        return
+    message: dict[str, Any] = {"event": event, "sentence": sentence, "workspace": str(root), **ids}
+    message["report"] = str(root / "reports/report.html")
+    message["text"] = f"Contrapposto: {event}. {sentence}"  # the key that chat programs show
+    request = urllib.request.Request(
+        notify.webhook, json.dumps(message).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS):
+            pass
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        print(f"The webhook {notify.webhook} could not be told ({event}): {error}")

@@ -1,0 +1,149 @@
+"""Findings that are kept: a file is extracted once, whatever it is called and in whichever part it arrives.
+
+One SQLite file outside DVC's outputs holds the findings of each file under the key of its bytes and the digest of
+everything else that they depend on. It is what makes extraction resumable (a commit every second) and a growing part
+cheap. It may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from tasks.errors import DataError
+from tasks.extraction.poses_table import Finding, Kind, Reason
+
+PATH = Path(".contrapposto/extract/findings.db")
+_COMMIT_S = 1.0  # so much work is lost at most when the process is killed
+
+_ARRAYS = (("landmarks", "<f4", (33, 5)), ("world", "<f4", (33, 3)), ("fingerprint", "i1", (256,)))
+_NAMES = tuple(name for name, _, _ in _ARRAYS)
+_SCHEMA = """
+create table if not exists findings (
+    digest text, key text, kind text, rows text, arrays blob, primary key (digest, key)
+) without rowid
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters that findings depend on (see tasks.settings.data.Extract)."""
+
+    min_confidence: float
+    min_side: int
+    max_people: int
+    video_rate: float
+    pose_change: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A frame, or with `frame` None the file, that gave nobody."""
+
+    frame: int | None
+    reason: Reason
+    detail: str
+
+
+@dataclass
+class Findings:
+    """All that a file gave, in order of (frame, person)."""
+
+    kind: Kind
+    found: list[Finding] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+
+def digest(settings: Settings, model: Path) -> str:
+    """What findings depend on besides the file: parameters, model, this code, and the libraries that decode and detect."""
+    sha = hashlib.sha256(repr(sorted(asdict(settings).items())).encode())
+    sha.update(model.read_bytes())
+    for library in ("mediapipe", "pillow", "pillow-heif", "av", "numpy"):
+        sha.update(f"{library} {importlib.metadata.version(library)}\n".encode())
+    here = Path(__file__).parent
+    for path in (*sorted(here.glob("*.py")), here.parent / "skeleton.py"):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+class Store:
+    """The findings kept at `path` that belong to `digest`. A context manager.
+
+    Several processes may use one file. Raises DataError if the file is not one that this class wrote.
+    """
+
+    def __init__(self, path: Path, digest: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._digest = digest
+        self._waiting: list[tuple[str, str, str, str, bytes]] = []
+        self._committed = time.monotonic()
+        try:
+            self._db = sqlite3.connect(path, timeout=60)
+            self._db.execute(_SCHEMA)
+            self._db.execute("select digest, key, kind, rows, arrays from findings limit 1")
+        except sqlite3.DatabaseError as error:
+            raise DataError(
+                f"{path} is damaged ({error}); delete it, it holds nothing that cannot be made again."
+            ) from error
+
+    def missing(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that nothing is kept for."""
+        query = "select 1 from findings where digest = ? and key = ?"
+        return {key for key in set(keys) if self._db.execute(query, (self._digest, key)).fetchone() is None}
+
+    def get(self, key: str) -> Findings:
+        """What is kept for a key since the last commit; KeyError if nothing is."""
+        query = "select kind, rows, arrays from findings where digest = ? and key = ?"
+        row = self._db.execute(query, (self._digest, key)).fetchone()
+        if row is None:
+            raise KeyError(key)
+        kind, rows, blob = row
+        arrays = np.frombuffer(blob, np.dtype(list(_ARRAYS)))
+        found, refused = json.loads(rows)
+        return Findings(
+            Kind(kind),
+            [
+                Finding(**scalars, **{name: row[name] for name in _NAMES})
+                for scalars, row in zip(found, arrays, strict=True)
+            ],
+            [Refused(frame, Reason(reason), detail) for frame, reason, detail in refused],
+        )
+
+    def put(self, key: str, findings: Findings) -> None:
+        """Keep what was found under a key."""
+        arrays = np.array([tuple(getattr(f, name) for name in _NAMES) for f in findings.found], list(_ARRAYS))
+        found = [{name: v for name, v in vars(f).items() if name not in _NAMES} for f in findings.found]
+        rows = json.dumps([found, [[r.frame, r.reason, r.detail] for r in findings.refused]])
+        row = (self._digest, key, findings.kind, rows, arrays.tobytes())
+        self._waiting.append(row)
+        if time.monotonic() - self._committed > _COMMIT_S:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what was put; between commits nobody else is kept from writing."""
+        with self._db:
+            self._db.executemany("insert or replace into findings values (?, ?, ?, ?, ?)", self._waiting)
+        self._waiting, self._committed = [], time.monotonic()
+
+    def forget(self, key: str) -> None:
+        """Drop what any digest has kept under a key: somebody wants to be gone."""
+        with self._db:
+            self._db.execute("delete from findings where key = ?", (key,))
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.commit()  # what was put is whole, also when an error ends the run
+        self._db.close()

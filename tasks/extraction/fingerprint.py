@@ -1,0 +1,53 @@
+"""A picture's fingerprint: 256 low spatial frequencies, by which copies of it are known whatever was done to the file.
+
+The picture is turned grey and reduced to 32 x 32; F(u, v), its orthonormal DCT-II, is kept for u, v < 16 and multiplied
+by sqrt(u^2 + v^2). Natural pictures have spectra that fall like 1 / frequency, so this makes all 256 numbers about
+equally large: without it the floor and the wall of a room decide, not the person in front of them. F(0, 0), the
+brightness, drops out, and so does the contrast, since only directions are compared.
+
+The signs of the 256 numbers are a perceptual hash (the pHash of Zauner 2010, with four times its bits). A mirror image
+has the same F but for the sign of the odd horizontal frequencies: no second fingerprint is needed to look for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+SIDE = 32  # pixels of the reduced picture
+FREQUENCIES = 16  # in each direction
+LENGTH = FREQUENCIES**2
+
+_cell = np.pi * (2 * np.arange(SIDE) + 1) / (2 * SIDE)
+_DCT = np.cos(np.outer(np.arange(FREQUENCIES), _cell)) * np.sqrt(2 / SIDE)
+_DCT[0] /= np.sqrt(2)
+_WEIGHT = np.hypot(*np.mgrid[:FREQUENCIES, :FREQUENCIES])
+_MIRROR = np.tile(np.where(np.arange(FREQUENCIES) % 2, -1, 1), FREQUENCIES).astype(np.int8)
+
+
+def fingerprint(picture: np.ndarray) -> np.ndarray:
+    """The fingerprint of an RGB picture, uint8 `[height, width, 3]`: int8 `[256]`, vertical frequency first.
+
+    Scaled so that the largest number is 127 or -127; zeros where the picture is of one colour.
+    """
+    image = Image.fromarray(picture).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3)
+    spectrum = _WEIGHT * (_DCT @ np.asarray(image, np.float64) @ _DCT.T)
+    largest = np.abs(spectrum).max()
+    return np.rint(spectrum.ravel() * (127 / largest if largest > 1e-6 else 0)).astype(np.int8)
+
+
+def mirrored(fingerprints: np.ndarray) -> np.ndarray:
+    """The fingerprints `[..., 256]` of the mirror images."""
+    return fingerprints * _MIRROR
+
+
+def bits(fingerprints: np.ndarray) -> np.ndarray:
+    """The perceptual hashes of fingerprints `[n, 256]`: uint8 `[n, 32]`, one bit for the sign of each number."""
+    return np.packbits(fingerprints > 0, axis=1)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosines `[n]` between fingerprints `[n, 256]`, row by row: 1 is the same picture; 0 for a picture of one colour."""
+    x, y = a.astype(np.float32), b.astype(np.float32)
+    length = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return np.divide((x * y).sum(axis=1), length, out=np.zeros(len(x), np.float32), where=length > 0)

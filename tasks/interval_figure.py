@@ -1,0 +1,58 @@
+"""A picture of numbers with their intervals, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+COLOURS = ("#1f5a96", "#c45a11", "#3c7d3c", "#7d3c7d", "#555555", "#a08000")
+
+
+class Row(NamedTuple):
+    """A labelled number; `low` and `high` equal it where there is no interval. `series` picks the colour."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    series: int = 0
+
+
+def draw(
+    path: Path, panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str] = (), zero: bool = False
+) -> None:
+    """Write a PNG with one panel for each (title, rows), rows from top to bottom.
+
+    `names`: what the series are called, for the legend. `zero`: with a line at 0, for differences.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows_in_all = sum(len(rows) for _, rows in panels)
+    figure = Figure(figsize=(7.2, 0.9 + 0.28 * rows_in_all + 0.55 * len(panels)), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    heights = [len(rows) + 1 for _, rows in panels]
+    for axes, (title, rows) in zip(
+        figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0], panels, strict=True
+    ):
+        for place, row in enumerate(rows):
+            colour = COLOURS[row.series % len(COLOURS)]
+            axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2, alpha=0.5)
+            axes.plot([row.value], [place], "o", color=colour, markersize=5)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+        axes.ticklabel_format(axis="x", useOffset=False)
+        axes.locator_params(axis="x", nbins=7)
+        axes.spines[["top", "right"]].set_visible(False)
+        if zero:
+            axes.axvline(0, color="#000000", linewidth=0.8)
+    if len(names) > 1:
+        handles = [figure.axes[0].plot([], [], "o-", color=COLOURS[i % len(COLOURS)])[0] for i in range(len(names))]
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3), frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".png.tmp")
+    figure.savefig(temporary, format="png", metadata={"Software": None})
+    temporary.replace(path)

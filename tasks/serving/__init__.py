@@ -1,0 +1,1 @@
+"""Answering requests for samples over HTTP, and handing the models on."""

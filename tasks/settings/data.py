@@ -1,0 +1,84 @@
+"""From pictures to shards: raw, mannequin, extract, curate, shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from tasks.settings.section import Fraction, Positive, Section, Seed
+
+
+class Raw(Section):
+    """Where the pictures are. A folder is one delivery (a part); its sub-folders are categories."""
+
+    folder: str = Field("data/raw/mannequin", min_length=1)
+
+    @property
+    def part(self) -> str:
+        """The part's name: the last component of the folder."""
+        return Path(self.folder).name
+
+    @model_validator(mode="after")
+    def _named(self) -> Raw:
+        if self.part in ("", ".."):  # data/poses/<part> must be a folder of its own
+            raise ValueError(f"folder must end in the name of a folder, got {self.folder!r}")
+        return self
+
+
+class Mannequin(Section):
+    """The built-in data: rendered figures whose joints are known."""
+
+    count: Positive = 1200
+    size: int = Field(224, ge=64, le=1024)  # pixels, square
+    seed: Seed = 0
+
+
+class Extract(Section):
+    """Pose extraction with MediaPipe."""
+
+    model: str = "models/pose_landmarker_full.task"
+    min_confidence: Fraction = 0.5  # of detection, presence and tracking alike
+    min_side: int = Field(64, ge=16)  # pixels; a smaller picture is refused
+    max_people: int = Field(4, ge=1, le=32)  # persons looked for in a picture
+    video_rate: float = Field(4.0, gt=0, le=240)  # frames a second looked at in videos and motion captures
+    pose_change: float = Field(0.15, ge=0)  # torso lengths: a frame is kept if somebody's limbs moved so far on average
+    workers: int = Field(0, ge=0)  # 0: one per core
+    time_limit: float = Field(120.0, gt=0)  # seconds for a picture or a frame, then its file is given up
+
+
+class Curate(Section):
+    """Which persons are kept, and which split each belongs to."""
+
+    min_visibility: Fraction = 0.7  # mean visibility of the 12 limb landmarks
+    margin: float = Field(0.08, ge=0, le=1)  # of the person's longer side, around the crop
+    min_pixels: float = Field(48, ge=0)  # longer side of a person
+    max_truncation: Fraction = 0.25  # of the 12 limb landmarks outside the picture
+    min_sharpness: float = Field(50, ge=0)  # variance of the Laplacian, see tasks.extraction.people
+    min_exposure: Fraction = 0.05  # mean brightness of the person's box, 0 black .. 1 white
+    max_exposure: Fraction = 0.95
+    group_cap: Positive = 100  # persons of one group (one video, copies of one picture); the most different are kept
+    val: Fraction = 0.2
+    test: Fraction = 0.1
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Curate:
+        if self.min_exposure >= self.max_exposure:
+            raise ValueError("min_exposure must be below max_exposure")
+        if self.val + self.test >= 0.9:
+            raise ValueError("val + test must stay below 0.9, so that something is left to train on")
+        return self
+
+
+class Shard(Section):
+    """How the dataset is written."""
+
+    size: int = Field(64, ge=16, le=512)  # pixels of the stored square crop
+    samples_per_shard: Positive = 1000
+
+
+class Card(Section):
+    """The page about the dataset."""
+
+    licence: str | None = None  # of the pictures, and where they come from, if no SOURCE.txt beside them says it

@@ -1,0 +1,206 @@
+"""A year in the life of the house, in minutes: `make trial`, or `make trial SHORT=1` with nets that learn nothing.
+
+In a copy of this project: services up, a training by its bare name, new pictures arrive, the retraining that they trigger,
+challenger against champion, a served answer, samples on demand, services down, no process left. Every step says what it saw;
+the first that does not hold ends the trial with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from workspaces import PROJECT, write_params
+
+sys.path.insert(0, str(PROJECT))  # the project itself is what is tried, installed or not
+
+from flows import server
+from tasks import files
+from tasks.mannequin import draw_all
+from tasks.params import load, set_values
+
+DELIVERY = "data/raw/studio"
+
+
+def copy_project(root: Path) -> None:
+    """What a clone would have, and what is about to be committed; models are linked."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=PROJECT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (PROJECT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(PROJECT / name, root / name)
+    (root / "models").symlink_to(PROJECT / "models")
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+
+
+class Trial:
+    """The copy, and what a user types in it."""
+
+    def __init__(self, root: Path, short: bool) -> None:
+        self.root, self.short, self.began = root, short, time.monotonic()
+        copy_project(root)
+        if short:
+            write_params(root)
+        ports = {f"services.{name}_port": server.free_port() for name in ("prefect", "mlflow")}
+        set_values(root / "params.yaml", {**ports, "retrain.watch_seconds": 2.0, "raw.folder": DELIVERY})
+        self.params = load(root / "params.yaml")
+        api = f"http://127.0.0.1:{self.params.services.prefect_port}/api"
+        binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = os.environ | {"PREFECT_API_URL": api, "PATH": binaries, "DO_NOT_TRACK": "true"}
+
+    def say(self, sentence: str) -> None:
+        """One line with the time since the beginning."""
+        print(f"[{time.monotonic() - self.began:6.1f} s] {sentence}", flush=True)
+
+    def call(self, *command: str, code: int | None = 0) -> str:
+        """What a command prints; it must end with `code` (None: any)."""
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=self.root, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        if code is not None and done.returncode != code:
+            print(done.stdout)
+            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}, not {code}")
+        return done.stdout
+
+    def until(self, what: str, found: Callable[[], Any], seconds: float = 3600) -> Any:
+        """Wait for something to come true."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            value = found()
+            if value:
+                return value
+            time.sleep(1)
+        raise SystemExit(f"not within {seconds:.0f} s: {what}")
+
+    def runs(self, flow: str) -> list[dict[str, Any]]:
+        """The runs of a flow, the latest first."""
+        runs: list[dict[str, Any]] = json.loads(
+            self.call("prefect", "flow-run", "ls", "--flow-name", flow, "-o", "json")
+        )
+        return runs
+
+    def deliver(self, name: str, seed: int, count: int) -> None:
+        """Pictures arrive: mannequins drawn from another seed, in sub-folders that are categories."""
+        drawn = self.root / ".contrapposto" / name
+        drawn.mkdir(parents=True)
+        draw_all(drawn, seed, 128 if self.short else 224, count, workers=2)
+        for path in sorted(drawn.rglob("*.png")):
+            place = self.root / DELIVERY / path.parent.name / f"{name}-{path.name}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place)
+        shutil.rmtree(drawn)
+
+    def serve(self, alias: str) -> dict[str, Any]:
+        """Export the models with this alias, serve them with MLflow, and return the answer to one request."""
+        self.call("tasks", "export", alias)
+        port = server.free_port()
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"exports/{alias}/mlflow"]
+        command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+        with open(self.root / ".contrapposto/serve.log", "w", encoding="utf-8") as log:
+            served = subprocess.Popen(command, cwd=self.root, env=self.environment, stdout=log, stderr=log)
+        try:
+            self.until("the model answers", lambda: _get(f"http://127.0.0.1:{port}/health"), 300)
+            wish = {"inputs": [{"category": "run", "count": 2, "pose": {"left_wrist": [0.6, -1.2, 0.0]}}]}
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations", json.dumps(wish).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=300) as response:
+                samples: list[dict[str, Any]] = json.loads(response.read())["predictions"][0]
+            return {"samples": len(samples), "wrist": samples[0]["landmarks"][15], "png": len(samples[0]["png"])}
+        finally:
+            served.terminate()
+            served.wait(60)
+
+    def play(self) -> None:
+        """All steps."""
+        self.deliver("first", 0, 60 if self.short else 1000)
+        self.say("first delivery of pictures is there")
+        self.say(
+            "up: " + ", ".join(line.split()[0] for line in self.call("flows", "up").splitlines() if "started" in line)
+        )
+        again = self.call("flows", "up")
+        if again.count("is up") != 4:
+            raise SystemExit(f"a second `up` did not find all services up:\n{again}")
+        watched = self.call("prefect", "deployment", "run", "train-poses", "--watch", "--watch-interval", "5")
+        self.say("prefect deployment run train-poses --watch: " + watched.strip().splitlines()[-1])
+        first = files.read_json(self.root / "reports/promote/promote.json")
+        self.say(f"promoted: {first['promote']} {' '.join(first['reasons'])}")
+        self.deliver("second", 1, 30 if self.short else 400)
+        self.say("second delivery of pictures is there; nobody types anything")
+        self.until("a retraining starts by the event", lambda: self.runs("retrain"), 300)
+        self.say(f"retrain was started by the event: {self.runs('retrain')[0]['name']}")
+        ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        self.until("the retraining ends", lambda: self.runs("retrain")[0]["state"]["type"] in ends)
+        state = self.runs("retrain")[0]["state"]
+        self.say(f"retrain ended: {state['name']} {state['message'] or ''}")
+        if state["type"] != "COMPLETED":
+            raise SystemExit("the retraining did not complete")
+        outcome = files.read_json(self.root / "reports/promote/promote.json")
+        for bout in outcome.get("contest", {}).get("bouts", []):
+            if bout["category"] == "all":
+                self.say(
+                    f"{bout['model']}: challenger {bout['challenger']:.4g}, champion {bout['champion']:.4g}, difference "
+                    f"{bout['difference']:.4g} [{bout['low']:.4g}, {bout['high']:.4g}]"
+                )
+        self.say(f"promoted: {outcome['promote']} {' '.join(outcome['reasons'])}")
+        # so few pictures as the short form has allow no verdict, and without one nobody becomes champion
+        alias = "champion" if first["promote"] or outcome["promote"] else "challenger"
+        self.say(f"the {alias} is served: {self.serve(alias)}")
+        changes = json.dumps({"generate": {"count": 12, "alias": alias}})
+        told = self.call(
+            "prefect", "deployment", "run", "generate", "--param", f"changes={changes}", "--watch", code=None
+        )
+        made = self.root / "generated/generated.json"
+        if made.is_file():
+            self.say(f"generated: {files.read_json(made)}")
+        else:
+            self.say("generate: " + str(self.runs("generate")[0]["state"]["message"]))
+            if not self.short:
+                raise SystemExit(told)
+        self.say("down: " + ", ".join(line.split()[0] for line in self.call("flows", "down").splitlines()))
+        left = [p for p in psutil.process_iter(["cwd", "cmdline"]) if str(p.info["cwd"]).startswith(str(self.root))]
+        if left:
+            raise SystemExit(f"processes left: {[p.info['cmdline'] for p in left]}")
+        self.say("no process is left")
+
+
+def _get(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def main() -> int:
+    """Play the trial in a folder of its own; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="tiny nets and few pictures: minutes")
+    parser.add_argument("--root", type=Path, help="where (default: a temporary folder, removed at the end)")
+    options = parser.parse_args()
+    place = options.root or Path(tempfile.mkdtemp(prefix="trial-"))
+    trial = Trial(place / "contrapposto", options.short)
+    try:
+        trial.play()
+    finally:
+        trial.call("flows", "down", code=None)
+        if options.root is None:
+            shutil.rmtree(place, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
