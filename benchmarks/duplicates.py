@@ -156,7 +156,11 @@ def main() -> int:
         params = load(project / "params.yaml")
         model = str(project / params.extract.model)
         extraction = Extract(**{**params.extract.model_dump(), "model": model, "workers": options.workers})
-        extract.run(Params(**{**dict(params), "raw": Raw(folder=str(folder)), "extract": extraction}), root)
+        extract.run(
+            Params(**{**dict(params), "raw": Raw(folder=None, parts={"planted": str(folder)}), "extract": extraction}),
+            root,
+            "planted",
+        )
         there, pairs = pairs_found(root, "planted")
         peers = peer_pairs(folder, there)
     among = sorted(pair for pair in pairs if all(path.startswith("original/") for path in pair))

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.extraction --raw DIR`: pictures a second of the extract stage, end to end, and its memory.
+"""`python -m benchmarks.extraction --raw DIR ...`: pictures a second of the extract stage, end to end, and its memory.
 
 Beside the stage, as `python -m tasks extract` runs it in an empty workspace (hashing, decoding, landmarks, scores and
 the written tables; on every core), stand two figures measured on the first pictures of the same folder:
@@ -8,7 +8,7 @@ the written tables; on every core), stand two figures measured on the first pict
 
 The start of the processes and their imports count. With `--mannequins 1000 10000` folders of so many pictures are drawn
 and measured too: the goals are those of the last folder, and the peak of the memory of all processes together must not
-grow from the first to the last.
+grow from the first folder to the last.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def workspace(root: Path, raw: Path) -> None:
     """An empty workspace that reads its pictures from `raw`."""
     yaml = YAML(typ="safe", pure=True)
     values = yaml.load((PROJECT / "params.yaml").read_text())
-    values["raw"]["folder"] = str(raw.resolve())
+    values["raw"] = {"folder": None, "parts": {"raw": str(raw.resolve())}}
     values["extract"]["model"] = str(PROJECT / values["extract"]["model"])
     root.mkdir(parents=True, exist_ok=True)
     with (root / "params.yaml").open("w") as file:
@@ -49,7 +49,7 @@ def workspace(root: Path, raw: Path) -> None:
 def stage(root: Path) -> tuple[float, float]:
     """Run the stage in a workspace: seconds, and the peak of all its processes' memory together in MB."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "tasks", "extract", "--root", str(root)], cwd=PROJECT)
+    process = subprocess.Popen([sys.executable, "-m", "tasks", "extract", "raw", "--root", str(root)], cwd=PROJECT)
     peak = 0
     while process.poll() is None:
         peak = max(peak, _memory(process.pid))
@@ -139,7 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.extraction", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("--raw", type=Path, help="folder of pictures to be timed")
+    parser.add_argument("--raw", type=Path, nargs="+", default=[], help="folders of pictures, the largest last")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--mannequins", type=int, nargs="+", default=[], help="numbers of pictures to compare memory at"
@@ -147,8 +147,8 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=224, help="pixels of a drawn picture")
     options = parser.parse_args()
     measured: list[tuple[dict[str, float], float]] = []
-    if options.raw:
-        measured.append(measure(options.raw, options.repeats))
+    for raw in options.raw:
+        measured.append(measure(raw, options.repeats))
     for count in sorted(options.mannequins):
         with tempfile.TemporaryDirectory() as folder:
             raw = Path(folder) / "mannequin"

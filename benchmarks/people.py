@@ -30,6 +30,7 @@ from tasks.params import Params
 from tasks.skeleton import INDEX, LIMBS, MIRROR, torso_length
 
 PROJECT = Path(__file__).parents[1]
+PART = "people"
 OVERLAP = 0.3
 JOINTS = 6  # annotated limb joints that a person needs to be counted, the four of the torso among them
 TORSO = [INDEX[f"{side}_{joint}"] for joint in ("shoulder", "hip") for side in ("left", "right")]
@@ -137,7 +138,7 @@ def scores(found: Poses, people: list[Annotated], matched: list[tuple[int, int]]
 
 def _params(photos: Path) -> Params:
     values = params.load(PROJECT / "params.yaml").model_dump()
-    values["raw"]["folder"] = str(photos.resolve())
+    values["raw"] = {"folder": None, "parts": {PART: str(photos.resolve())}}
     values["extract"]["model"] = str(PROJECT / values["extract"]["model"])
     return Params.model_validate(values)
 
@@ -148,8 +149,8 @@ def main() -> int:
     options = parser.parse_args()
     chosen = _params(options.photos)
     with tempfile.TemporaryDirectory() as root:
-        extract.run(chosen, Path(root))
-        found = read_poses(Path(root) / "data/poses" / chosen.raw.part)
+        extract.run(chosen, Path(root), PART)
+        found = read_poses(Path(root) / "data/poses" / PART)
     people = read_annotations(options.photos)
     matched = pairs(found, people)
     rows: list[tuple[str, ...]] = [("set", "annotated", "found", "PCK@0.2", "PCK@0.5", "swapped", "stretched")]

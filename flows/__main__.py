@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows import server, services, workspace
+from flows import parts, server, services, workspace
 from tasks.errors import UserError
 from tasks.params import load
 
@@ -38,6 +38,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         command = flows.add_parser(name)
         if name in WITH_RAW:
             command.add_argument("--raw", metavar="DIR", help="folder of pictures, or the word mannequin")
+    flows.add_parser("parts", help="take the parts that are there now into params.yaml, and name them")
     flows.add_parser("up", help="start Prefect's server, MLflow's, a worker and the watch on the data")
     flows.add_parser("down", help="stop them")
     flows.add_parser("status", help="how they are")
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the flow and say in the end where to look; returns the exit code."""
     options = _arguments(argv)
     if options.flow not in FLOWS:
-        return _services(options)
+        return _other(options)
     parameters = {"raw": options.raw} if options.flow in WITH_RAW else {}
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
@@ -75,14 +76,18 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _services(options: argparse.Namespace) -> int:
-    """The commands about the standing services; `status` ends with 1 unless all are up."""
+def _other(options: argparse.Namespace) -> int:
+    """The commands that are no flow: about parts and the standing services; `status` ends with 1 unless all are up."""
     root = Path.cwd()
     try:
         if options.flow == "down":
             services.down(root)
             return 0
         params = load(root / "params.yaml")
+        if options.flow == "parts":
+            for name, folder in parts.update(root, params).raw.parts.items():
+                print(f"{name}  {folder}")
+            return 0
         if options.flow == "service":
             services.foreground(params, root, options.name)
         if options.flow == "status":

@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows.workspace import MANNEQUIN, STATE
+from flows import parts
+from flows.workspace import STATE
 from tasks import files
 from tasks.params import Params
+from tasks.settings.data import MANNEQUIN
 
-RAW = "data/raw"
 SHARDS = "data/shards"
 Fingerprint = dict[str, str]
 
@@ -22,18 +23,23 @@ Fingerprint = dict[str, str]
 def fingerprint(params: Params, root: Path) -> Fingerprint:
     """Folder -> digest: names, sizes and times of the files of every part (the built-in one is not delivered but made),
     and the content of the shards, by their index. A folder that is not there is left out."""
-    parts = {path for path in (root / RAW).glob("*") if path.is_dir()} | {root / params.raw.folder}
+    folders = {root / folder for folder in parts.found(root, params.raw).values()}
     found = {}
-    for part in sorted(parts):
+    for part in sorted(folders):
         if part.is_dir() and part != root / MANNEQUIN:
-            digest = hashlib.sha256()
-            for name, size, modified in sorted(_files(part)):
-                digest.update(f"{name}\0{size}\0{modified}\0".encode())
-            found[_name(part, root)] = digest.hexdigest()
+            found[_name(part, root)] = content(part)
     index = root / SHARDS / "index.json"
     if index.is_file():
         found[SHARDS] = hashlib.sha256(index.read_bytes()).hexdigest()
     return found
+
+
+def content(folder: Path) -> str:
+    """A digest of the names, sizes and times of all files below a folder."""
+    digest = hashlib.sha256()
+    for name, size, modified in sorted(_files(folder)):
+        digest.update(f"{name}\0{size}\0{modified}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
@@ -62,8 +68,9 @@ def remember(root: Path, seen: Fingerprint) -> None:
 
 
 def arrived(root: Path, now: Fingerprint) -> list[str]:
-    """The folders that are new or other than the last pipeline run saw them. Nothing before the first run."""
+    """The folders that are new, gone, or other than the last pipeline run saw them. Nothing before the first run."""
     if not _record(root).is_file():
         return []
     seen = files.read_json(_record(root))
-    return [folder for folder, digest in now.items() if seen.get(folder) != digest]
+    gone = seen.keys() - now.keys() - {SHARDS}  # shards that are not there are made by any run
+    return sorted(gone | {folder for folder, digest in now.items() if seen.get(folder) != digest})

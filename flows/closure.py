@@ -68,7 +68,8 @@ def write(path: Path) -> None:
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(path.read_text(encoding="utf-8"))
-    for stage in document["stages"].values():
+    for entry in document["stages"].values():
+        stage = entry.get("do", entry)  # `foreach`: one for each part
         data = [dependency for dependency in stage["deps"] if not is_code(str(dependency))]
         stage["deps"] = [*code_dependencies(path.parent, stage["cmd"]), *data]
     text = StringIO()

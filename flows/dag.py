@@ -6,6 +6,7 @@ stage leaves the same `dvc.lock` as `dvc repro` alone.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,7 @@ CHATTER = re.compile(  # what DVC says around every stage
     r"Running stage |> |(Updating|Generating) lock file |Use `dvc push`|To (track the changes|enable auto staging)"
     r"|\t(git add|dvc config) |\s*$"
 )
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)  # of what is run here, by time.monotonic
 LOCKED = ("is busy, it is being blocked by", "Unable to acquire lock")
 
 
@@ -40,6 +43,28 @@ class Stage:
 
     name: str
     parents: tuple[str, ...]
+
+
+class OutOfTime(UserError):
+    """The time that a run may take is over."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} was stopped, for the run's time (limits.hours) is over; run again to go on.", code=1)
+
+
+@contextmanager
+def within(hours: float | None) -> Iterator[None]:
+    """Whatever stage or task is run inside is stopped, with OutOfTime, when so many hours are over; None: never."""
+    token = _deadline.set(math.inf if hours is None else time.monotonic() + 3600 * hours)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def seconds_left() -> float:
+    """The time that is left inside `within`; 0 if it is over."""
+    return max(_deadline.get() - time.monotonic(), 0.0)
 
 
 @contextmanager
@@ -101,7 +126,8 @@ def is_unchanged(root: Path, stage: str) -> bool:
 def run_stage(root: Path, stage: str, environment: Mapping[str, str]) -> None:
     """Make one stage, its output printed line by line as it comes.
 
-    A stage that fails raises UserError with its own last sentence and exit code (2 and 3 are kept, others become 1).
+    A stage that fails raises UserError with its own last sentence and exit code (2 and 3 are kept, others become 1), one
+    for which there was no time OutOfTime.
     However this function is left, nothing that the stage started is still running.
     """
     for _ in range(LOCK_ATTEMPTS):
@@ -114,9 +140,10 @@ def run_stage(root: Path, stage: str, environment: Mapping[str, str]) -> None:
     raise _failure(stage, told)
 
 
-def run_task(root: Path, task: str, environment: Mapping[str, str]) -> None:
-    """Run `python -m tasks TASK`, which is no stage of the graph, in the same way; raises UserError as `run_stage` does."""
-    code, told = _run(root, ["tasks", task], environment)
+def run_task(root: Path, task: str, *arguments: str) -> None:
+    """Run `python -m tasks TASK ARGUMENT ...`, which is no stage of the graph, in the same way; raises UserError as `run_stage`
+    does."""
+    code, told = _run(root, ["tasks", task, *arguments], {})
     if code:
         raise _failure(task, f"{told}\nexited with {code}")
 
@@ -132,7 +159,7 @@ def _run(root: Path, module: Sequence[str], environment: Mapping[str, str]) -> t
         "DVC_NO_ANALYTICS": "true",
         **environment,
     }
-    keeper = leash.start([sys.executable, "-m", *module], root, full, subprocess.PIPE)
+    keeper = leash.start([sys.executable, "-m", *module], root, full, subprocess.PIPE, limit=seconds_left())
     assert keeper.stdout is not None
     told: list[str] = []
     try:
@@ -141,9 +168,12 @@ def _run(root: Path, module: Sequence[str], environment: Mapping[str, str]) -> t
                 told.append(line.rstrip())
             elif not CHATTER.match(line):
                 print(line.rstrip(), flush=True)
-        return keeper.wait(), "\n".join(told)
+        code = keeper.wait()
     finally:
         leash.release(keeper)
+    if code == leash.OUT_OF_TIME:
+        raise OutOfTime(module[-1] if module[0] == "dvc" else module[1])
+    return code, "\n".join(told)
 
 
 def _failure(stage: str, told: str) -> UserError:

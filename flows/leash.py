@@ -6,6 +6,7 @@ the owner calls `release`, and just as well when the owner is killed with SIGKIL
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -21,6 +22,7 @@ import psutil
 
 GRACE_SECONDS = 30.0  # between TERM and KILL; more than a stage gives the processes that it started itself
 LAST_SECONDS = 5.0  # for the command, once everything it started has ended
+OUT_OF_TIME = 124  # exit code of a command that was stopped at its limit, as timeout(1) has it
 
 
 def start(
@@ -29,14 +31,15 @@ def start(
     environment: dict[str, str],
     output: int | IO[str],
     grace: float = GRACE_SECONDS,
+    limit: float = math.inf,
 ) -> subprocess.Popen[str]:
     """Start a command on a leash; stdout and stderr go to `output` (a file or subprocess.PIPE) as one text stream.
 
-    When it is to stop it gets SIGTERM, and SIGKILL after `grace` seconds. The keeper ends with the command's own exit
-    code (128 + n where signal n ended it).
+    When it is to stop, or has run for `limit` seconds, it gets SIGTERM, and SIGKILL after `grace` seconds. The keeper ends
+    with the command's own exit code (128 + n where signal n ended it), or OUT_OF_TIME.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.leash", str(grace), *command],
+        [sys.executable, "-m", "flows.leash", str(grace), str(limit), *command],
         cwd=cwd,
         env=environment,
         stdin=subprocess.PIPE,
@@ -113,22 +116,26 @@ def _stop(command: subprocess.Popen[bytes], grace: float) -> None:
     _signal(family | _family(), signal.SIGKILL)
 
 
-def _keep(command: Sequence[str], grace: float) -> int:
-    """The keeper: run the command until it ends or the pipe closes, and leave nothing of it behind."""
+def _keep(command: Sequence[str], grace: float, limit: float) -> int:
+    """The keeper: run the command until it ends, the pipe closes or its time is over, and leave nothing of it behind."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
     signal.signal(signal.SIGTERM, stop)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + limit
+    out_of_time = False
     try:
-        while child.poll() is None and not select.select([sys.stdin], [], [], 0.05)[0]:
-            pass
+        while child.poll() is None and not out_of_time and not select.select([sys.stdin], [], [], 0.05)[0]:
+            out_of_time = time.monotonic() >= deadline
     finally:
         _stop(child, grace)
     code = child.wait()
+    if out_of_time:
+        return OUT_OF_TIME
     return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":
-    sys.exit(_keep(sys.argv[2:], float(sys.argv[1])))
+    sys.exit(_keep(sys.argv[3:], float(sys.argv[1]), float(sys.argv[2])))

@@ -18,6 +18,7 @@ from prefect.states import Completed, Failed
 
 from flows import arrivals, dag, notify, workspace
 from flows.changes import Changes
+from flows.slices import share_out
 from tasks.artifacts import MODELS
 from tasks.errors import UserError
 from tasks.params import Params, load, set_values
@@ -34,9 +35,19 @@ def stage(name: str, place: str, root: Path, environment: dict[str, str]) -> Sta
         print(f"{place} {name}", flush=True)
         dag.run_stage(root, name, environment)
     except UserError as error:
-        return Failed(message=str(error), data=error)
+        return _failed(error)
     print(f"{place} {name}: done in {time.monotonic() - began:.1f} s")
     return Completed()
+
+
+def _failed(error: UserError) -> State[Any]:
+    """The state that the error makes of a run; it carries the error, and so the exit code, as its data."""
+    return Failed(name="TimedOut" if isinstance(error, dag.OutOfTime) else "Failed", message=str(error), data=error)
+
+
+def _same(state: State[Any]) -> State[Any]:
+    """A task run's failed state as the flow run's."""
+    return Failed(name=state.name, message=state.message, data=state.result(raise_on_failure=False))
 
 
 def walk(targets: Sequence[str], raw: str | None = None, changes: Changes | None = None) -> State[Any]:
@@ -47,19 +58,21 @@ def walk(targets: Sequence[str], raw: str | None = None, changes: Changes | None
     root = Path.cwd()
     try:
         with workspace.alone(root):
-            workspace.prepare(root, raw, changes)
-            return _stages(root, dag.order(root, targets), {}, {})
+            params = workspace.prepare(root, raw, changes)
+            plan = dag.order(root, targets)
+            with dag.within(params.limits.hours):
+                return _stages(params, root, plan, {}, {})
     except UserError as error:
-        return Failed(message=str(error), data=error)
+        return _failed(error)
 
 
 @task(name="task", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def outside(name: str, root: Path) -> State[Any]:
     """Run a task that is no stage of the graph: its result is not a function of the files here."""
     try:
-        dag.run_task(root, name, {})
+        dag.run_task(root, name)
     except UserError as error:
-        return Failed(message=str(error), data=error)
+        return _failed(error)
     return Completed()
 
 
@@ -68,13 +81,12 @@ def alone(name: str, changes: Changes | None = None) -> State[Any]:
     root = Path.cwd()
     try:
         with workspace.alone(root):
-            workspace.prepare(root, changes=changes)
-            state = outside(name, root, return_state=True)
-            return (
-                Failed(message=state.message, data=state.result(raise_on_failure=False)) if state.is_failed() else state
-            )
+            params = workspace.prepare(root, changes=changes)
+            with dag.within(params.limits.hours):
+                state = outside(name, root, return_state=True)
+            return _same(state) if state.is_failed() else state
     except UserError as error:
-        return Failed(message=str(error), data=error)
+        return _failed(error)
 
 
 def train(
@@ -95,16 +107,17 @@ def train(
                 plan = dag.order(root, targets)
                 changed = [step.name for step in plan if not dag.is_unchanged(root, step.name)]
                 if not changed:
-                    _stages(root, plan, {}, {})
+                    _stages(params, root, plan, {}, {})
                     return Completed(name="Skipped", message="Nothing has changed since the last run.")
                 if again:
                     params = _start_again(params, root, plan, changed)
-                return _recorded(params, root, plan)
+                with dag.within(params.limits.hours):
+                    return _recorded(params, root, plan)
             finally:  # the shards are this run's own; pictures that came meanwhile are not
                 made = arrivals.fingerprint(params, root).get(arrivals.SHARDS)
                 arrivals.remember(root, began_with | ({arrivals.SHARDS: made} if made else {}))
     except UserError as error:
-        return Failed(message=str(error), data=error)
+        return _failed(error)
 
 
 def _start_again(params: Params, root: Path, plan: Sequence[dag.Stage], changed: Sequence[str]) -> Params:
@@ -130,19 +143,23 @@ def _start_again(params: Params, root: Path, plan: Sequence[dag.Stage], changed:
 
 
 def _stages(
-    root: Path, plan: Sequence[dag.Stage], environment: dict[str, str], states: dict[str, State[Any]]
+    params: Params, root: Path, plan: Sequence[dag.Stage], environment: dict[str, str], states: dict[str, State[Any]]
 ) -> State[Any]:
     """Make the stages one after the other, up to the first that fails; `states` gets the state of each."""
     flow_run = runtime.flow_run.id
     if flow_run:
         environment = {**environment, "PREFECT__FLOW_RUN_ID": flow_run}
+    try:
+        share_out(params, root, plan)
+    except UserError as error:
+        return _failed(error)
     for number, step in enumerate(plan, start=1):
         parents = [states[parent] for parent in step.parents]
         place = f"[{number}/{len(plan)}]"
         state = stage(step.name, place, root, environment, return_state=True, wait_for=parents)
         states[step.name] = state
         if not state.is_completed():
-            return Failed(message=state.message, data=state.result(raise_on_failure=False))
+            return _same(state)
     return Completed()
 
 
@@ -155,7 +172,7 @@ def _recorded(params: Params, root: Path, plan: Sequence[dag.Stage]) -> State[An
     states: dict[str, State[Any]] = {}
     status, event, sentence = "KILLED", "failed", "The run was stopped."
     try:
-        last = _stages(root, plan, {tracking.PIPELINE: run_id}, states)
+        last = _stages(params, root, plan, {tracking.PIPELINE: run_id}, states)
         if last.is_completed():
             status, (event, sentence) = "FINISHED", notify.outcome(root)
         else:
@@ -165,6 +182,10 @@ def _recorded(params: Params, root: Path, plan: Sequence[dag.Stage]) -> State[An
         ends = {name: str(state.name) for name, state in states.items()}
         try:
             tracking.finish_pipeline(params, root, run_id, status, ends)
+        except UserError as error:
+            if status == "FINISHED":
+                raise
+            print(f"{error} How this run ended is not on record there.")  # why it ended matters more
         finally:
             if event == "failed" or ends["promote"] != "Skipped":
                 notify.send(params.notify, event, sentence, root, flow_run=flow_run, mlflow_run=run_id)

@@ -1,4 +1,4 @@
-"""The folder that a pipeline works in: its parameters and graph, whose pictures it takes, and one run at a time."""
+"""The folder that a pipeline works in: its parameters and graph, and one run at a time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from flows import parts
 from flows.changes import Changes, values
-from tasks.errors import DataError, UserError
-from tasks.params import Params, Raw, load, set_values
+from tasks.errors import UserError
+from tasks.params import Params, load, set_values
 
-MANNEQUIN = Raw.model_fields["folder"].default  # the built-in pictures, made by the pipeline itself
 STATE = ".contrapposto"  # what is of this machine alone
 
 
@@ -27,9 +27,9 @@ class Held(UserError):
 def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) -> Params:
     """Check that a pipeline can run here on these pictures, and return the parameters.
 
-    `raw` is a folder of pictures, or "mannequin" for the built-in ones; it is written into `params.yaml`. None keeps
-    what stands there. So are `changes`, all of them or none. Raises UserError if this is no workspace or its parameters
-    are wrong, DataError if the folder is not there.
+    `raw` is a folder of pictures, or "mannequin" for the built-in ones; None keeps what stands in `params.yaml`, with the
+    parts that have come since (see `flows.parts`). All of it is written there. So are `changes`, all of them or none.
+    Raises UserError if this is no workspace or its parameters are wrong, DataError if a folder is not there.
     """
     path = root / "params.yaml"
     params = load(path)
@@ -39,25 +39,10 @@ def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) 
         params = load(path)
     if not (root / "dvc.yaml").is_file() or not (root / ".dvc").is_dir():
         raise UserError(f"{root} is not a workspace of Contrapposto: it has no dvc.yaml or no .dvc folder.")
-    folder = params.raw.folder if raw is None else _folder(root, raw)
-    if folder != MANNEQUIN and not (root / folder).is_dir():
-        raise DataError(f"There is no folder {root / folder} to take pictures from.")
-    if folder != params.raw.folder:
-        print(f"params.yaml: raw.folder is now {folder} (RAW=mannequin brings back the built-in pictures)")
-        set_values(path, {"raw.folder": folder})
-        params = load(path)
+    params = parts.update(root, params, raw)
     if not any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)):
         _without_git(root)
     return params
-
-
-def _folder(root: Path, raw: str) -> str:
-    """The folder as `params.yaml` names it: relative inside the workspace, absolute outside."""
-    if raw == "mannequin":
-        return MANNEQUIN
-    folder = Path(raw).expanduser().resolve()
-    workspace = root.resolve()
-    return str(folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder)
 
 
 def _without_git(root: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from tasks.errors import UserError
+from tasks.errors import FULL, UserError
 from tasks.params import load
 
 BODY = "\ndef run(params: Params, root: Path"  # how a stage's function begins
@@ -63,6 +63,15 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"contrapposto: {error}", file=sys.stderr)
         return error.code
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"contrapposto: The disk is full{where}; make room and run again: what was finished is kept.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

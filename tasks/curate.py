@@ -1,6 +1,6 @@
 """Stage `curate`: which of the persons found are kept, which belong together, and which split each is in.
 
-Reads `data/poses/<part>/` and the tombstones, writes `data/dataset/` (see `dataset_table`) with
+Reads `data/poses/` and the tombstones, writes `data/dataset/` (see `dataset_table`) with
 
     summary.json      rows in and out by reason, groups, splits, distances, warnings
     clusters.json     the pose clusters: what the next version's drift is measured against
@@ -23,7 +23,7 @@ from tasks.dataset.dataset_table import Gate, Gated, Persons
 from tasks.dataset.gate import gate
 from tasks.dataset.groups import group, thin
 from tasks.errors import DataError
-from tasks.extraction import poses_table
+from tasks.extraction import parts
 from tasks.extraction.poses_table import Poses
 from tasks.params import Curate, Params
 from tasks.skeleton import normalise
@@ -34,7 +34,9 @@ Refused = dict[int, tuple[Gate, str]]  # row -> reason, detail
 def run(params: Params, root: Path) -> None:
     """Gate, group, thin, cluster, split; raises DataError if nobody is kept."""
     choice = params.curate
-    found = poses_table.read_poses(root / "data/poses" / params.raw.part)
+    found = parts.read_poses(root, params.raw)
+    if not len(found):
+        raise DataError(_nobody(params, root))
     refused = _refused(found, choice, root)
     passed = [i for i in range(len(found)) if i not in refused]
     if not passed:
@@ -78,6 +80,16 @@ def run(params: Params, root: Path) -> None:
     print(f"{len(persons)} of {len(found)} persons kept: {splits}")
     for sentence in summary["warnings"]:
         print(sentence)
+
+
+def _nobody(params: Params, root: Path) -> str:
+    looked = parts.summary(root, params.raw)
+    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(looked["rejects"]).most_common())
+    where = ", ".join(params.raw.parts.values())
+    return (
+        f"Nobody was found in the {looked['files']} files of {where} ({reasons}); each refusal with its reason is in "
+        f"{root / parts.POSES}."
+    )
 
 
 def _refused(found: Poses, choice: Curate, root: Path) -> Refused:

@@ -21,24 +21,20 @@ from tasks.dataset.card_figures import Shown
 from tasks.dataset.clusters import Clusters, name
 from tasks.dataset.dataset_table import SPLITS, Gate, Persons
 from tasks.dataset.shards import encode_png
-from tasks.extraction import poses_table
+from tasks.extraction import parts, poses_table
 from tasks.params import Curate, Params
-
-PROVENANCE = "SOURCE.txt"  # where pictures come from and under which licence, in any folder of them
-_LONGEST = 4000  # characters of it that are shown
+from tasks.settings.data import MANNEQUIN
 
 
 def run(params: Params, root: Path) -> None:
-    """Write the page from data/poses, data/dataset and data/shards; the raw folder is read for examples."""
-    raw = root / params.raw.folder
-    found = poses_table.read_poses(root / "data/poses" / params.raw.part)
-    rejects = poses_table.read_rejects(root / "data/poses" / params.raw.part)
+    """Write the page from data/poses, data/dataset and data/shards; the pictures themselves are read for examples."""
+    found, rejects = parts.read_poses(root, params.raw), parts.read_rejects(root, params.raw)
     persons = dataset_table.read(root / "data/dataset")
     gated = dataset_table.read_gated(root / "data/dataset")
     summary, statistics = (files.read_json(root / f"data/dataset/{name}.json") for name in ("summary", "clusters"))
     axis, centroids = (np.array(statistics[key], np.float32) for key in ("axis", "centroids"))
     clustering = Clusters(axis, centroids, {})
-    shown = Shown(raw, found, params.curate.margin)
+    shown = Shown(parts.Places(root, params.raw), found, params.curate.margin)
     kinds = dict(zip(found.source, found.source_kind, strict=True))
     group_sheet = card_figures.group_sheet(persons, gated, shown)
     with tempfile.TemporaryDirectory() as folder:
@@ -47,10 +43,10 @@ def run(params: Params, root: Path) -> None:
     before = history.previous(root, statistics)
     page = Environment(loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined)
     html = page.get_template("dataset.html").render(
-        part=params.raw.part,
+        name=", ".join(sorted(params.raw.parts)),
         summary=summary,
         cards=_cards(found, persons, summary),
-        provenance=provenance(params, raw),
+        provenance=provenance(params, root),
         sources=_sources(found, persons),
         rules=_rules(params.curate, summary["gated"]),
         gated=[
@@ -79,16 +75,12 @@ def _png(picture: np.ndarray) -> str:
     return base64.b64encode(encode_png(picture)).decode()
 
 
-def provenance(params: Params, raw: Path) -> list[tuple[str, str]]:
+def provenance(params: Params, root: Path) -> list[tuple[str, str]]:
     """(where it is said, what is said) about where the pictures come from and under which licence."""
-    said = [
-        (str(path.relative_to(raw)), path.read_text(encoding="utf-8", errors="replace")[:_LONGEST])
-        for path in sorted(raw.rglob(PROVENANCE))
-        if path.is_file() and not path.is_symlink()
-    ]
+    said = parts.provenance(root, params.raw)
     if params.card.licence is not None:
         said.append(("card.licence in params.yaml", params.card.licence))
-    if params.raw.folder == "data/raw/mannequin":
+    if MANNEQUIN in params.raw.parts.values():
         said.append(("the stage mannequin", f"drawn by this project, seed {params.mannequin.seed}; nobody's picture"))
     return said
 
@@ -107,13 +99,17 @@ def _cards(found: poses_table.Poses, persons: Persons, summary: dict[str, Any]) 
     ]
 
 
-def _sources(found: poses_table.Poses, persons: Persons) -> list[tuple[str, int, int, int]]:
-    """Per kind of source: files with somebody in them, persons found, persons kept."""
-    rows = []
-    for kind in sorted(set(found.source_kind)):
-        there = {source for source, of in zip(found.source, found.source_kind, strict=True) if of == kind}
-        rows.append((kind, len(there), found.source_kind.count(kind), persons.source_kind.count(kind)))
-    return rows
+def _sources(found: poses_table.Poses, persons: Persons) -> list[tuple[str, str, int, int, int]]:
+    """Per part and kind of source: files with somebody in them, persons found, persons kept."""
+    there, everybody, kept = (
+        Counter((source.split("/")[0], kind) for source, kind in rows)
+        for rows in (
+            set(zip(found.source, found.source_kind, strict=True)),
+            zip(found.source, found.source_kind, strict=True),
+            zip(persons.source, persons.source_kind, strict=True),
+        )
+    )
+    return [(*row, there[row], everybody[row], kept[row]) for row in sorted(there)]
 
 
 def _rules(limits: Curate, gated: dict[str, int]) -> list[tuple[str, str, int]]:

@@ -1,5 +1,9 @@
 """Errors that are the user's to mend: one clear sentence, an exit code, no stack trace."""
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says when a disk, or the user's share of it, is full
+
 
 class UserError(Exception):
     """Something in the user's files or parameters stops the run.

@@ -1,6 +1,7 @@
-"""Stage `extract`: finds the persons in a folder of pictures, videos and motion captures, and writes them down.
+"""Stage `extract PART`: finds the persons in a part's pictures, videos and motion captures, and writes them down.
 
-Reads `raw.folder`, writes `data/poses/<part>/` (see `poses_table`) with `summary.json`:
+Reads the part's folder (`raw.parts`), writes `data/poses/<part>/` (see `poses_table`) with `provenance.json`, what each
+SOURCE.txt says, and `summary.json`:
 
     files                  files looked at
     frames                 pictures and sampled frames looked at, a refused file being one:
@@ -31,51 +32,47 @@ from typing import Any
 from tqdm import tqdm
 
 from tasks import files, machine
-from tasks.errors import DataError
+from tasks.errors import DataError, UserError
 from tasks.extraction import findings, joint_error
 from tasks.extraction.findings import Findings, Refused, Settings, Store
-from tasks.extraction.ingest import JOINTS_SUFFIX, Refusal, Source, content_key, open_regular, scan
+from tasks.extraction.ingest import JOINTS_SUFFIX, Refusal, Source, content_key, open_regular, printable, scan
 from tasks.extraction.pose_bundle import check
 from tasks.extraction.poses_table import Kind, Pose, Reason, Reject, Writer, read_poses
 from tasks.params import Params
 from tasks.pool import WorkerDied, ordered_map
 
+PROVENANCE = "SOURCE.txt"  # where pictures come from and under which licence, in any folder of them
+_LONGEST = 4000  # characters of it
 _NOT_OF_THE_BYTES = frozenset({Reason.CRASHED, Reason.TOO_SLOW, Reason.UNREADABLE})
 
 
-def run(params: Params, root: Path) -> None:
-    """Extract the part `params.raw.folder`; the result does not depend on the number of workers.
+def run(params: Params, root: Path, part: str) -> None:
+    """Extract one part; the result does not depend on the number of workers.
 
-    Raises UserError if the folder or the model cannot be used, and DataError if nobody at all is found. Where nobody is
-    found, the refusals are kept in `.contrapposto/rejected/<part>/`.
+    Raises UserError if there is no such part, or its folder or the model cannot be used.
     """
-    part = params.raw.part
-    folder, model = root / params.raw.folder, root / params.extract.model
+    if part not in params.raw.parts:
+        raise UserError(
+            f"There is no part {part!r} in raw.parts of params.yaml; there are {', '.join(params.raw.parts)}."
+        )
+    folder, model = root / params.raw.parts[part], root / params.extract.model
     sources = scan(folder)
     check(model)
     workers = params.extract.workers or machine.cores()
     began = time.monotonic()
-    refused = root / ".contrapposto/rejected" / part
     with Store(root / findings.PATH, findings.digest(settings(params), model)) as store:
         keys = content_keys(folder, sources, workers)
-        made, lost = fill(store, params, root, sources, keys)
+        made, lost = fill(store, params, root, folder, sources, keys)
         with files.new_folder(root / "data/poses" / part) as output:
             rejects = _write_tables(output, sources, keys, store, lost)
             seconds = time.monotonic() - began
             summary = _summary(output, folder, len(sources), rejects)
             files.write_json(output / "summary.json", summary)
-            if summary["persons"] == 0:
-                refused.parent.mkdir(parents=True, exist_ok=True)
-                with files.new_folder(refused) as kept:
-                    output.rename(kept)
-                raise DataError(
-                    f"Nobody was found in the {len(sources)} files of {folder} ({_spell(rejects)}); "
-                    f"each refusal with its reason is in {refused}."
-                )
+            files.write_json(output / "provenance.json", provenance(folder))
     timing = {"seconds": seconds, "workers": workers, "files": len(sources), "extracted": made}
     files.write_json(root / ".contrapposto/extract" / f"{part}.json", timing)
     print(
-        f"{summary['persons']} persons in {len(sources)} files, {sum(rejects.values())} refused"
+        f"{part}: {summary['persons']} persons in {len(sources)} files, {sum(rejects.values())} refused"
         + (f" ({_spell(rejects)})" if rejects else "")
         + (f"; {len(sources) - made} known" if made < len(sources) else "")
         + f"; {len(sources) / seconds:.1f} files/s with {workers} worker{'s' if workers > 1 else ''}"
@@ -104,7 +101,7 @@ def _key(folder: Path, source: Source) -> str | Refused:
 
 
 def fill(
-    store: Store, params: Params, root: Path, sources: Iterable[Source], keys: Iterable[str | Refused]
+    store: Store, params: Params, root: Path, folder: Path, sources: Iterable[Source], keys: Iterable[str | Refused]
 ) -> tuple[int, dict[str, Findings]]:
     """Extract what the store does not have: how many files that were, and by key the refusals it is not to keep.
 
@@ -119,7 +116,7 @@ def fill(
     lost: dict[str, Findings] = {}
     chosen = params.extract
     outcomes = ordered_map(
-        partial(_open_extractor, root / params.raw.folder, root / chosen.model, settings(params)),
+        partial(_open_extractor, folder, root / chosen.model, settings(params)),
         items,
         chosen.workers or machine.cores(),
         lost=partial(_lost, time_limit=chosen.time_limit),
@@ -210,6 +207,16 @@ def _summary(output: Path, folder: Path, looked_at: int, rejects: Counter[str]) 
     else:
         summary["joint_error"] = errors
     return summary
+
+
+def provenance(folder: Path) -> dict[str, str]:
+    """What every SOURCE.txt below a part's folder says, by its path in the part: at most `_LONGEST` characters of it."""
+    said = {}
+    for path in sorted(folder.rglob(PROVENANCE)):
+        if path.is_file() and not path.is_symlink():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                said[printable(str(path.relative_to(folder)))] = file.read(_LONGEST)
+    return said
 
 
 def _spell(rejects: Counter[str]) -> str:

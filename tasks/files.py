@@ -12,11 +12,15 @@ from typing import Any
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill; on leaving without an error it takes the place of `path`."""
+    """An empty folder to fill; on leaving without an error it takes the place of `path`, otherwise it is removed."""
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # it may be what has filled the disk
+        raise
     shutil.rmtree(path, ignore_errors=True)
     temporary.replace(path)
 

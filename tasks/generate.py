@@ -5,7 +5,7 @@ they were asked to be (rejection by re-estimation). What is kept lies in `genera
 
     generated-000000.tar, index.json    shards: picture, pose, and its category, seed, number and share of right joints
     coco.json, images/                  the same for tools that train pose estimators
-    generated.json                      how many were drawn and kept
+    generated.json                      how many were drawn and kept, and how many would be by chance
     grid.png                            the pose asked for, the picture, the pose read from it
 """
 
@@ -49,6 +49,21 @@ class Kept:
     pck: float  # share of the limb joints that are right
 
 
+@dataclass(frozen=True)
+class Found:
+    """What was kept, of how many that were drawn, and the share that would have been kept by chance: of the same pictures,
+    each compared with the pose that was asked of another one."""
+
+    kept: list[Kept]
+    drawn: int
+    by_chance: float
+
+    @property
+    def acceptance(self) -> float:
+        """The share that was kept."""
+        return len(self.kept) / self.drawn
+
+
 def right_joints(read: np.ndarray, asked: np.ndarray, near: float) -> np.ndarray:
     """Share of the 12 limb joints within `near` torso lengths in the picture's plane, `[n]`; 0 where nobody was found.
 
@@ -58,15 +73,15 @@ def right_joints(read: np.ndarray, asked: np.ndarray, near: float) -> np.ndarray
     return np.where(np.isfinite(errors), errors <= near, False).mean(axis=1)
 
 
-def sample(artist: Artist, wish: Generate, read: Reader) -> tuple[list[Kept], int]:
-    """Draw and look until `wish.count` are kept; returns them and how many were drawn.
+def sample(artist: Artist, wish: Generate, read: Reader) -> Found:
+    """Draw and look until `wish.count` are kept. What is left of the last round is not counted.
 
     Raises DataError as soon as it is plain that fewer than the share `wish.min_acceptance` will do: after the first round
     that has drawn 3 / min_acceptance samples (of which then, were the share reached, none is kept with probability 5 %),
     and whenever count / min_acceptance samples are drawn.
     """
     kept: list[Kept] = []
-    drawn = 0
+    drawn = lucky = 0
     categories = [wish.category] if wish.category else artist.poses.categories
     most = math.ceil(wish.count / wish.min_acceptance)
     while len(kept) < wish.count:
@@ -83,8 +98,9 @@ def sample(artist: Artist, wish: Generate, read: Reader) -> tuple[list[Kept], in
         for i in np.flatnonzero(share >= wish.pck):
             kept.append(Kept(numbers[i], asked[i], samples.poses[i], samples.pictures[i], seen[i], float(share[i])))
         drawn += len(numbers)
+        lucky += int((right_joints(seen, np.roll(samples.poses, 1, axis=0), wish.near) >= wish.pck).sum())
         print(f"{drawn} drawn, {len(kept)} kept ({len(kept) / drawn:.1%})", flush=True)
-    return kept[: wish.count], drawn
+    return Found(kept[: wish.count], kept[wish.count - 1].number + 1, lucky / drawn)
 
 
 def _round(artist: Artist, wish: Generate, asked: Sequence[str], numbers: range) -> Samples:
@@ -119,14 +135,16 @@ def run(params: Params, root: Path) -> None:
     workers = params.extract.workers or machine.cores()
     confidence = params.extract.min_confidence
     read = partial(adherence.read_poses, model=root / params.extract.model, min_confidence=confidence, workers=workers)
-    kept, drawn = sample(artist, wish, read)
+    found = sample(artist, wish, read)
     origin = {"categories": artist.poses.categories, "models": [folder.name for folder in folders]}
-    write(root / SPLIT, kept, drawn, wish, artist.pictures.margin, origin)
-    print(f"{len(kept)} samples in {root / SPLIT}, of {drawn} drawn: acceptance {len(kept) / drawn:.1%}")
+    write(root / SPLIT, found, wish, artist.pictures.margin, origin)
+    rate = f"acceptance {found.acceptance:.1%}, by chance {found.by_chance:.1%}"
+    print(f"{len(found.kept)} samples in {root / SPLIT}, of {found.drawn} drawn: {rate}")
 
 
-def write(folder: Path, kept: Sequence[Kept], drawn: int, wish: Generate, margin: float, about: dict[str, Any]) -> None:
+def write(folder: Path, found: Found, wish: Generate, margin: float, about: dict[str, Any]) -> None:
     """Write the samples as shards, as a COCO folder, and as a picture to look at."""
+    kept = found.kept
     keys = [f"{SPLIT}-{wish.seed}-{one.number:06d}" for one in kept]
     metas = [
         {"category": one.category, "seed": wish.seed, "number": one.number, "guidance": wish.guidance, "pck": one.pck}
@@ -148,8 +166,15 @@ def write(folder: Path, kept: Sequence[Kept], drawn: int, wish: Generate, margin
     keypoints = places(np.stack([one.pose for one in kept]), margin) * size
     document = coco.document([f"{key}.png" for key in keys], keypoints, size, metas)
     files.write_json(temporary / "coco.json", document)
-    counts = {"asked": wish.count, "drawn": drawn, "kept": len(kept), "acceptance": len(kept) / drawn}
-    files.write_json(temporary / "generated.json", counts | {"categories": dict(Counter(one.category for one in kept))})
+    counts = {
+        "asked": wish.count,
+        "drawn": found.drawn,
+        "kept": len(kept),
+        "acceptance": found.acceptance,
+        "acceptance_by_chance": found.by_chance,
+        "categories": dict(Counter(one.category for one in kept)),
+    }
+    files.write_json(temporary / "generated.json", counts)
     tiles = [
         np.concatenate(
             [drawing.draw_pose(one.pose), drawing.enlarge(one.picture, 96), drawing.draw_pose(one.read)], axis=1

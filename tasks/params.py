@@ -17,13 +17,13 @@ from ruamel.yaml import YAML, YAMLError
 from tasks.errors import UserError
 from tasks.settings.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.settings.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Weights
-from tasks.settings.operations import Generate, Notify, Retrain, Services
+from tasks.settings.operations import Generate, Limits, Notify, Retrain, Services
 from tasks.settings.section import Section
 from tasks.settings.training import Pictures, Poses, Train
 
 __all__ = [
-    "Card", "Curate", "Extract", "Fidelity", "Generate", "Mannequin", "Memorization", "Params", "Pictures", "Poses", "Raw",
-    "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Weights", "load", "parse", "set_value", "set_values",
+    "Card", "Curate", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Params", "Pictures", "Poses",
+    "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Weights", "load", "parse", "set_value", "set_values",
 ]  # fmt: skip
 
 
@@ -43,6 +43,7 @@ class Params(Section):
     fidelity: Fidelity
     tracking: Tracking
     services: Services = Services()
+    limits: Limits = Limits()
     retrain: Retrain = Retrain()
     generate: Generate = Generate()
     notify: Notify = Notify()

@@ -16,7 +16,7 @@ from math import inf
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-from tasks.errors import UserError
+from tasks.errors import FULL, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,9 +58,10 @@ def ordered_map(
     """The function's result for each item, in the items' order.
 
     Each worker process enters `open_function()` once and calls the function that it gives; it is pickled by name. A
-    UserError raised in a worker is raised here. An item on which a process ends is tried once more in another, and
-    one that takes longer than `time_limit` seconds is given up; then its result is `lost(WorkerDied(...))`, or
-    WorkerDied is raised where `lost` is None, or where process after process ends before it has begun.
+    UserError raised in a worker is raised here, and a full disk's OSError. An item on which a process ends is tried once
+    more in another, and one that takes longer than `time_limit` seconds is given up; then its result is
+    `lost(WorkerDied(...))`, or WorkerDied is raised where `lost` is None, or where process after process ends before it has
+    begun.
     """
     team = [_Worker(open_function) for _ in range(min(workers, len(items)))]
     done: dict[int, Result] = {}
@@ -148,7 +149,7 @@ class _Worker(Generic[Item, Result]):
             raise _Ended(self.process.exitcode) from None
         self.heard = time.monotonic()
         self.began = True
-        if isinstance(value, UserError):
+        if isinstance(value, (UserError, OSError)):
             raise value
         return {} if kind in (_READY, _ALIVE) else {self.given.popleft(): value}
 
@@ -180,3 +181,7 @@ def _serve(pipe: Connection, open_function: OpenFunction[Any, Any]) -> None:
         pipe.send(("error", error))
     except (EOFError, ConnectionError):
         return
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        pipe.send(("error", error))  # no fault of the item's: no other process would do better

@@ -21,7 +21,7 @@ from tasks.dataset import dataset_table
 from tasks.dataset.card_figures import Shown, gated_sheets, reject_sheets
 from tasks.dataset.pictures import pictures
 from tasks.dataset.shards import ShardDataset
-from tasks.extraction import poses_table
+from tasks.extraction import parts
 from tasks.params import Params
 
 SHOWN = 24  # kept persons on the contact sheet
@@ -79,7 +79,7 @@ def _drawn(path: Path, picture: np.ndarray, caption: str) -> dict[str, str]:
 
 def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     """Kept persons: the picture as it came with the landmarks found on it, and the crop that the models see."""
-    found = poses_table.read_poses(root / "data/poses" / params.raw.part)
+    found = parts.read_poses(root, params.raw)
     persons = dataset_table.read(root / "data/dataset")
     row = {key: i for i, key in enumerate(found.key)}
     train = ShardDataset(root / "data/shards", "train").pictured()
@@ -87,7 +87,7 @@ def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     for i in evenly(len(persons), SHOWN):
         if persons.pictured[i]:
             place = persons.source[i], persons.source_kind[i], int(persons.frame[i])
-            picture = next(pictures(root / params.raw.folder, [place]))
+            picture = next(pictures(parts.Places(root, params.raw), [place]))
             j = row[persons.key[i]]
             points = np.concatenate([found.pixels[j], found.landmarks[j, :, 2:3]], axis=1)
             tiles.append(drawing.fit(drawing.draw_landmarks(picture, points), TILE))
@@ -105,10 +105,9 @@ def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
 
 def _rejected(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     """A contact sheet for each reason; files that no decoder opens are grey tiles."""
-    found = poses_table.read_poses(root / "data/poses" / params.raw.part)
-    rejects = poses_table.read_rejects(root / "data/poses" / params.raw.part)
+    found, rejects = parts.read_poses(root, params.raw), parts.read_rejects(root, params.raw)
     gated = dataset_table.read_gated(root / "data/dataset")
-    shown = Shown(root / params.raw.folder, found, params.curate.margin)
+    shown = Shown(parts.Places(root, params.raw), found, params.curate.margin)
     kinds = dict(zip(found.source, found.source_kind, strict=True))
     counts = Counter(str(row.reason) for row in rejects) + Counter(str(row.reason) for row in gated)
     sheets = {**reject_sheets(rejects, kinds, shown), **gated_sheets(gated, shown)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks import artifacts, files
 from tasks.artifacts import MODELS
+from tasks.extraction import parts
 from tasks.params import Params
 
 ERRORS = {  # how `joint_error` names them, and in words
@@ -49,7 +50,7 @@ def gather(params: Params, root: Path) -> Found:
     """Read what the stages left."""
     losses = {m: files.read_json(artifacts.folder(root, m) / "training.json")["loss"][-1][1] for m in MODELS}
     return Found(
-        extraction=files.read_json(root / "data/poses" / params.raw.part / "summary.json"),
+        extraction=parts.summary(root, params.raw),
         curation=files.read_json(root / "data/dataset/summary.json"),
         losses=losses,
         memorization=files.read_json(root / "reports/memorization/memorization.json"),
@@ -98,7 +99,11 @@ def summary(found: Found) -> dict[str, Any]:
         "data.files": found.extraction["files"],
         "data.persons_kept": found.curation["persons_kept"],
         **{f"data.rejects.{reason}": count for reason, count in rejects.items()},
-        **{f"extraction.{key}": value for key, value in found.extraction.get("joint_error", {}).items()},
+        **{
+            f"extraction.{part}.{key}": value
+            for part, errors in found.extraction["joint_error"].items()
+            for key, value in errors.items()
+        },
         **{f"training.{model}.loss": loss for model, loss in found.losses.items()},
         **{f"memorization.{key}": value for key, value in found.loss_gap["metrics"].items()},
         **{f"adherence.{key}": value for key, value in found.adherence["metrics"].items()},
@@ -127,13 +132,16 @@ def sections(params: Params, root: Path, found: Found) -> dict[str, Any]:
             for model in MODELS
         ),
     ]  # fmt: skip
-    error = found.extraction.get("joint_error", {})
     return {
-        "part": params.raw.part,
+        "name": ", ".join(sorted(params.raw.parts)),
         "persons_kept": found.curation["persons_kept"],
         "cards": cards,
         "funnel": _funnel(found),
-        "accuracy": [[words, number(error[key])] for key, words in ERRORS.items() if key in error],
+        "accuracy": [
+            [f"{part}: {words}", number(errors[key])]
+            for part, errors in found.extraction["joint_error"].items()
+            for key, words in ERRORS.items()
+        ],
         "verdicts": [
             {"model": words, "verdict": verdicts[name]["verdict"], "sentence": verdicts[name]["sentence"],
              "style": VERDICT_STYLES.get(verdicts[name]["verdict"], "unsure"),

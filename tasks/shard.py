@@ -18,6 +18,7 @@ from tasks.dataset.crop import crop
 from tasks.dataset.dataset_table import SPLITS, Persons
 from tasks.dataset.pictures import pictures
 from tasks.errors import DataError
+from tasks.extraction import parts
 from tasks.extraction.ingest import Refusal
 from tasks.params import Params
 from tasks.pool import WorkerDied, ordered_map
@@ -46,11 +47,11 @@ def run(params: Params, root: Path) -> None:
     opened = [file for split in SPLITS for file in _files(persons, persons.of(split))]
     about = {
         "categories": sorted(set(persons.category)),
-        "part": params.raw.part,
+        "parts": sorted(params.raw.parts),
         "size": params.shard.size,
         "margin": params.curate.margin,
     }
-    cutter = partial(_cutter, root / params.raw.folder, params.shard.size)
+    cutter = partial(_cutter, parts.Places(root, params.raw), params.shard.size)
     bar = tqdm(total=len(persons), desc="shard", unit="person", mininterval=1)
     with bar, _cut(cutter, opened) as cut:
         shards.write(
@@ -70,20 +71,20 @@ def _files(persons: Persons, rows: list[int]) -> Iterator[_File]:
 
 
 @contextmanager
-def _cutter(folder: Path, size: int) -> Iterator[Callable[[_File], list[bytes]]]:
+def _cutter(place: parts.Places, size: int) -> Iterator[Callable[[_File], list[bytes]]]:
     """The function from a file to its persons' pictures as PNG."""
 
     def cut(file: _File) -> list[bytes]:
         places = [(file.source, file.kind, frame) for frame in file.frames]
         try:
-            shown = pictures(folder, places)
+            shown = pictures(place, places)
             return [
                 shards.encode_png(crop(picture, x0, y0, side, size))
                 for picture, (x0, y0, side) in zip(shown, file.squares.tolist(), strict=True)
             ]
         except Refusal as refusal:
             raise DataError(
-                f"{folder / file.source} cannot be read any more ({refusal.reason}: {refusal.detail}); "
+                f"{place(file.source)} cannot be read any more ({refusal.reason}: {refusal.detail}); "
                 "run the extract stage."
             ) from refusal
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import subprocess
@@ -23,6 +22,7 @@ import psutil
 
 from tasks.errors import UserError
 from tasks.params import Params, Tracking, load
+from tasks.tracking_client import Client
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -106,11 +106,8 @@ class Store:
     """The experiment of this project in an MLflow store, made on first use."""
 
     def __init__(self, tracking: Tracking, root: Path) -> None:
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces every table it makes
         self.root = root
-        self.client = MlflowClient(tracking_uri=store_uri(tracking, root))
+        self.client: Any = Client(store_uri(tracking, root))
         experiment = self.client.get_experiment_by_name(tracking.experiment)
         if experiment is None:
             local = not tracking.store.startswith(("http://", "https://"))  # a server knows its own place
@@ -136,8 +133,11 @@ class Store:
             all_tags["mlflow.source.git.commit"] = commit
         return Run(self, self.client.create_run(self.experiment, tags=all_tags).info.run_id)
 
-    def model_run(self, model: str, digest: str) -> Run:
-        """The run of one training: the one that already carries this digest (an interrupted training), or a new one."""
+    def model_run(self, model: str, digest: str, what: str = "") -> Run:
+        """The run of one training: the one that already carries this digest (an interrupted training), or a new one.
+
+        `what` the run's name says between the model and the minute: the network, its size, the length of the training.
+        """
         mine = f"tags.`contrapposto.model` = '{model}' and tags.`contrapposto.digest` = '{digest}'"
         tags = {"contrapposto.kind": "model", "contrapposto.model": model, "contrapposto.digest": digest}
         around = {"mlflow.parentRunId": PIPELINE, "prefect.flow_run_id": "PREFECT__FLOW_RUN_ID"}
@@ -148,7 +148,7 @@ class Store:
                 resumed = Run(self, run.info.run_id)
                 resumed.tag(**tags, **{"contrapposto.owner": _owner()})
                 return resumed
-        return self.start(model, tags)
+        return self.start(" ".join(filter(None, (model, what, time.strftime("%Y-%m-%d %H:%M")))), tags)
 
     def trainings(self) -> list[Any]:
         """The MLflow runs of all trainings, the latest first, whatever became of them."""
@@ -190,6 +190,13 @@ class Store:
         return str(version.version)
 
 
+def in_words(net: str, weights: int, images: int) -> str:
+    """A network, its size and the length of its training, as the names of runs have them: `unet 0.8M 120k images`."""
+    net = "transformer" if net == "pose" else net
+    length = f"{images / 1e6:.3g}M" if images >= 1e6 else f"{images / 1e3:.3g}k"
+    return f"{net} {weights / 1e6:.1f}M {length} images"
+
+
 def _name(name: str) -> str:
     """A name with the characters MLflow allows."""
     return re.sub(r"[^\w\-./ ]", "_", name)
@@ -216,7 +223,7 @@ def start_pipeline(params: Params, root: Path, flow_run_id: str | None) -> str:
         tags["prefect.flow_run_id"] = flow_run_id
     for model, net in (("poses", params.poses), ("pictures", params.pictures)):
         tags[f"contrapposto.net.{model}"] = f"{net.net_name} {net.shape.width} x {net.shape.depth}"
-    run = store.start(f"pipeline {params.raw.part} {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
+    run = store.start(f"pipeline {', '.join(sorted(params.raw.parts))} {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
     run.params(params.model_dump())
     return run.id
 
@@ -228,10 +235,11 @@ def finish_pipeline(params: Params, root: Path, run_id: str, status: str, stages
     only when the run FINISHED: those of an earlier run may still lie in the workspace.
     """
     run = Run(Store(params.tracking, root), run_id)
-    run.tag(**{f"stage.{stage}": state for stage, state in stages.items()})
+    run.tag(**{f"stage.{stage.replace('@', '/')}": state for stage, state in stages.items()})  # MLflow takes no @
     lock = root / "dvc.lock"
     if lock.is_file():
-        run.tag(**lock_hashes(lock))
+        # dvc.lock keeps what it knew of parts that have gone
+        run.tag(**{out: md5 for out, md5 in lock_hashes(lock).items() if (root / out.removeprefix("dvc.")).exists()})
         run.artifact(lock)
     if status == "FINISHED":
         summary = json.loads((root / "reports/summary/summary.json").read_bytes())

@@ -8,13 +8,14 @@ Two folders in the workspace that hold either
                     `fidelity.video`, I3D or C3D
 
 Every distance stands beside its floor, that of one half of the real sources to the other half: with half as many clips it needs
-twice as many as the distance itself. Intervals take clips for independent: where sources give many clips each, they are too
-narrow.
+twice as many as the distance itself. Only clips of different sources count as independent: ten clips of one video say less
+about the law of videos than one clip each of ten (tasks/distances/sources.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,24 +95,27 @@ def from_videos(paths: Sequence[Path], network: clip_networks.ClipNetwork, root:
     return ClipFeatures(np.concatenate(features) if features else np.zeros((0, 1), np.float32), source)
 
 
-def _halves(clips: ClipFeatures) -> tuple[np.ndarray, np.ndarray]:
+def _halves(clips: ClipFeatures) -> tuple[ClipFeatures, ClipFeatures]:
     """The clips of a random half of the sources, and those of the others."""
     sources = np.unique(clips.source)
     chosen = set(np.random.default_rng(0).permutation(sources)[: len(sources) // 2].tolist())
     first = np.array([source in chosen for source in clips.source], bool)
-    return clips.features[first], clips.features[~first]
+    one, other = (
+        ClipFeatures(clips.features[half], [clips.source[i] for i in np.flatnonzero(half)]) for half in (first, ~first)
+    )
+    return one, other
 
 
 def compare(generated: ClipFeatures, real: ClipFeatures) -> Findings:
     """Frechet and kernel distance, floors, precision and recall of two sets of clips; what is absent has its reason."""
     found = Findings()
-    for suffix, (x, y) in (("", (generated.features, real.features)), ("_floor", _halves(real))):
+    for suffix, ((x, of_x), (y, of_y)) in (("", (generated, real)), ("_floor", _halves(real))):
         names = [f"frechet_video_distance{suffix}", f"kernel_video_distance{suffix}"]
         if not (len(x) and len(y)):
             found.absent |= dict.fromkeys(names, "there are no clips on one of the two sides.")
             continue
-        found.add(names[0], lambda x=x, y=y: frechet_estimate(x, y, np.random.default_rng(0)))  # type: ignore[misc]
-        found.add(names[1], lambda x=x, y=y: kid(x, y))  # type: ignore[misc]
+        found.add(names[0], partial(frechet_estimate, x, y, np.random.default_rng(0), sources=(of_x, of_y)))
+        found.add(names[1], partial(kid, x, y, sources=(of_x, of_y)))
     if len(generated.features) and len(real.features):
         found.add_manifold("clips", generated.features, real.features)
     else:

@@ -25,13 +25,16 @@ stages:
     params: [mannequin]
     outs: [{data/raw/mannequin: {cache: false}}]
   extract:
-    cmd: echo extract >> runs.log; env > stage.env; cat ${raw.folder}/* > poses
-    deps: ["${raw.folder}"]
-    params: [extract.min_side]
-    outs: [poses]
+    foreach: ${raw.parts}
+    do:
+      cmd: >-
+        echo extract@${key} >> runs.log; env > stage.env; mkdir -p data/poses/${key}; cat ${item}/* > data/poses/${key}/poses
+      deps: ["${item}"]
+      params: [extract.min_side]
+      outs: ["data/poses/${key}"]
   curate:
-    cmd: echo curate >> runs.log; cp poses dataset
-    deps: [poses]
+    cmd: echo curate >> runs.log; cat data/poses/*/* > dataset
+    deps: [data/poses]
     params: [curate.seed]
     outs: [dataset]
   train_poses:
@@ -55,7 +58,7 @@ echo '{"promote":true,"reasons":[]}' > reports/promote/promote.json
     deps: [weights]
     outs: [promoted]
 """
-STAGES = ["mannequin", "extract", "curate", "train_poses", "sample_poses", "report", "promote"]
+STAGES = ["mannequin", "extract@mannequin", "curate", "train_poses", "sample_poses", "report", "promote"]
 
 
 def dvc(root: Path, *arguments: str) -> str:
@@ -94,7 +97,8 @@ def made_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(["git", "init", "--quiet", "."], cwd=root, check=True)
     dvc(root, "init", "--quiet")
     shutil.copy(PROJECT / ".dvc/config", root / ".dvc/config")
-    shutil.copy(PROJECT / "params.yaml", root / "params.yaml")
+    for name in ("params.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(PROJECT / name, root / name)
     (root / "dvc.yaml").write_text(GRAPH)
     dvc(root, "repro")
     return root

@@ -10,6 +10,8 @@ import evaluation_workspace
 import numpy as np
 from PIL import Image
 
+from tasks import files
+from tasks.extract import provenance
 from tasks.extraction.fingerprint import fingerprint
 from tasks.extraction.poses_table import Kind, Pose, Reject, Writer
 
@@ -51,15 +53,18 @@ def motion(number: int, source: str = "walk.bvh", **changes: Any) -> Pose:
 
 
 def write(root: Path, persons: Sequence[Pose], rejects: Iterable[Reject] = ()) -> None:
-    """`data/poses/mannequin` of these rows, and the pictures' files where the row has one and it does not exist."""
+    """`data/poses/mannequin` as the extract stage leaves it, and the pictures' files where a row has one and there is none."""
     folder = root / "data/poses" / PART
+    raw = root / "data/raw" / PART
     folder.mkdir(parents=True, exist_ok=True)
     with Writer(folder) as tables:
         for row in sorted(persons, key=lambda row: (row.source, row.frame, row.person)):
             tables.add_pose(row)
-            path = root / "data/raw" / PART / row.source
+            path = raw / row.source
             if row.source_kind is Kind.PICTURE and not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(picture(int(row.key[:16], 16))).save(path)
         for reject in rejects:
             tables.add_reject(reject)
+    files.write_json(folder / "summary.json", {"files": len(persons), "rejects": {}})
+    files.write_json(folder / "provenance.json", provenance(raw))

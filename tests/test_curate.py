@@ -102,7 +102,9 @@ def test_the_same_file_of_another_part_is_kept_once(tmp_path):
     twice = [person(5), person(5, source="wild/again.png")]
     kept, gated = curated(tmp_path, [person(1), person(2), person(3), *twice])
     assert kept.key.count(person(5).key) == 1
-    assert [(row.reason, row.detail) for row in gated] == [(Gate.IN_ANOTHER_PART, "the same bytes as wild/0005.png")]
+    assert [(row.reason, row.detail) for row in gated] == [
+        (Gate.IN_ANOTHER_PART, "the same bytes as mannequin/wild/0005.png")
+    ]
 
 
 def test_who_has_no_label_is_called_after_the_pose(tmp_path):
@@ -133,7 +135,7 @@ def test_warnings_name_small_categories_and_a_dominant_source(tmp_path):
     ]
     curated(tmp_path, [*(person(i) for i in range(10)), *video])
     warnings = files.read_json(tmp_path / "data/dataset/summary.json")["warnings"]
-    assert any(text.startswith("90 of 100 persons belong together with clip.mp4") for text in warnings)
+    assert any(text.startswith("90 of 100 persons belong together with mannequin/clip.mp4") for text in warnings)
     assert not any("is empty" in text for text in warnings)
     write_params(tmp_path)
     curated(tmp_path / "few", [person(0), *(person(2 * i + 1) for i in range(60))])

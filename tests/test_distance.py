@@ -5,6 +5,7 @@ import scipy.linalg
 from tasks.distances.distance import frechet, frechet_estimate, frechet_of, kid
 from tasks.distances.estimate import TooFewSamples
 from tasks.distances.moments import Moments
+from tasks.distances.sources import sources_of
 from tasks.errors import DataError
 
 
@@ -92,6 +93,44 @@ def test_kid_is_the_mean_over_all_pairs_and_its_error_the_jackknife() -> None:
     without_y = np.array([kid_by_pairs(x, np.delete(y, i, 0)) for i in range(24)])
     error = np.sqrt(30 * without_x.var() + 23 * without_y.var())
     assert estimate.high - estimate.value == pytest.approx(1.959964 * error, rel=1e-6)
+
+
+def test_kid_of_sources_leaves_out_their_own_pairs_and_deletes_them_whole() -> None:
+    rng = np.random.default_rng(3)
+    names = [[str(i) for i in rng.permutation(np.repeat(np.arange(21), rng.integers(1, 4, 21)))] for _ in range(2)]
+    x, y = (law(len(of), 5, seed, shift=0.3 * seed) for seed, of in enumerate(names))
+
+    def by_pairs(x: np.ndarray, y: np.ndarray, of_x: np.ndarray, of_y: np.ndarray) -> float:
+        def mean(a: np.ndarray, b: np.ndarray, allowed: np.ndarray) -> float:
+            return float(((a @ b.T / a.shape[1] + 1) ** 3)[allowed].mean())
+
+        within = [mean(a, a, of[:, None] != of) for a, of in ((x, of_x), (y, of_y))]
+        return sum(within) - 2 * mean(x, y, np.ones((len(x), len(y)), bool))
+
+    of_x, of_y = map(np.array, names)
+    estimate = kid(x, y, sources=(names[0], names[1]))
+    assert estimate.value == pytest.approx(by_pairs(x, y, of_x, of_y), rel=1e-10)
+    without_x = np.array([by_pairs(x[of_x != s], y, of_x[of_x != s], of_y) for s in np.unique(of_x)])
+    without_y = np.array([by_pairs(x, y[of_y != s], of_x, of_y[of_y != s]) for s in np.unique(of_y)])
+    error = np.sqrt(20 * without_x.var() + 20 * without_y.var())
+    assert estimate.high - estimate.value == pytest.approx(1.959964 * error, rel=1e-6)
+
+
+def test_a_source_for_each_vector_is_as_good_as_none() -> None:
+    x, y = law(61, 6, 0), law(70, 6, 1, shift=0.5)
+    each = [f"{i:02d}" for i in range(61)], [f"{i:02d}" for i in range(70)]
+    assert kid(x, y, sources=each) == kid(x, y)
+    none, named = (frechet_estimate(x, y, np.random.default_rng(0), sources=names) for names in (None, each))
+    assert named == none
+    # The variance of a mean of independent values, by the book.
+    values = np.random.default_rng(0).normal(size=50)
+    assert sources_of(None, 50, "").variance_of_mean(values) == pytest.approx(values.var(ddof=1) / 50, rel=1e-12)
+    # Every vector twice: twice the numbers, and not more known.
+    twice = sources_of([str(i // 2) for i in range(100)], 100, "")
+    assert twice.variance_of_mean(np.repeat(values, 2)) == pytest.approx(values.var(ddof=1) / 50, rel=1e-12)
+    assert twice.worth(np.repeat(values[:, None], 2, axis=0)) == 50
+    with pytest.raises(ValueError, match="3 sources were given for 61 vectors"):
+        kid(x, y, sources=(["a", "b", "c"], each[1]))
 
 
 def test_kid_is_near_zero_for_one_law_and_its_interval_says_so() -> None:

@@ -14,7 +14,8 @@ from flows.closure import code_dependencies, is_code
 from tasks.params import Params
 
 RUNS = "python -m tasks "
-STAGES: dict[str, Any] = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
+GRAPH: dict[str, Any] = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
+STAGES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -31,7 +32,9 @@ def test_a_stage_depends_on_the_code_it_imports(name: str) -> None:
 def test_a_stage_depends_on_the_parameters_it_reads(name: str) -> None:
     stage = STAGES[name]
     declared = {key.split(".")[0] for key in stage.get("params", [])}
-    declared |= {section for section in Params.model_fields if f"${{{section}." in str(stage["deps"])}
+    declared |= {
+        section for section in Params.model_fields if f"${{{section}." in f"{stage['deps']}{GRAPH[name].get('foreach')}"
+    }
     module = stage["cmd"].removeprefix(RUNS).split()[0]
     sources = [f"tasks/{module}.py"] + ["tasks/report_text.py"] * (module == "report")
     read = {key for path in sources for key in re.findall(r"\bparams\.(\w+)", (PROJECT / path).read_text())}

@@ -33,9 +33,14 @@ FIGURES = 6
 def choose(folder: Path, **extraction) -> Params:
     """The parameters of the repository with another folder of pictures."""
     values = params.load(ROOT / "params.yaml").model_dump()
-    values["raw"]["folder"] = str(folder)
+    values["raw"] = {"folder": None, "parts": {folder.name: str(folder)}}
     values["extract"] |= {"model": str(ROOT / pose_bundle.BUNDLE), "workers": 1, **extraction}
     return Params.model_validate(values)
+
+
+def run(folder: Path, root: Path, **extraction) -> None:
+    """Extract the folder as the only part, called like it."""
+    extract.run(choose(folder, **extraction), root, folder.name)
 
 
 def draw(folder: Path, count: int) -> None:
@@ -84,7 +89,7 @@ def heap(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def extracted(heap, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("one")
-    extract.run(choose(heap), root)
+    run(heap, root)
     return root
 
 
@@ -132,15 +137,12 @@ def test_landmarks_lie_on_the_true_joints(extracted):
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(heap, extracted, tmp_path):
-    extract.run(choose(heap, workers=2), tmp_path)
+    run(heap, tmp_path, workers=2)
     assert outputs(tmp_path) == outputs(extracted)
 
 
 def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(heap, extracted, tmp_path):
-    code = (
-        "from pathlib import Path; from test_extract import choose; from tasks import extract;"
-        f"extract.run(choose(Path({str(heap)!r})), Path({str(tmp_path)!r}))"
-    )
+    code = f"from pathlib import Path; from test_extract import run;run(Path({str(heap)!r}), Path({str(tmp_path)!r}))"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True
     )
@@ -152,7 +154,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(heap, extracted
     process.kill()
     process.communicate()
     assert not (tmp_path / "data/poses/heap").exists()
-    extract.run(choose(heap), tmp_path)
+    run(heap, tmp_path)
     assert outputs(tmp_path) == outputs(extracted)
 
 
@@ -164,8 +166,8 @@ def test_killed_at_random_points_it_ends_with_the_same_bytes(tmp_path, pictures,
         tmp_path / "raw/heap/clip.mp4", [mannequin.picture(seed=0, index=i // 10, size=192).image for i in range(60)]
     )
     code = (
-        "from pathlib import Path; from test_extract import choose; from tasks import extract;"
-        f"extract.run(choose(Path({str(tmp_path / 'raw/heap')!r}), workers=2), Path(__import__('sys').argv[1]))"
+        "from pathlib import Path; from test_extract import run;"
+        f"run(Path({str(tmp_path / 'raw/heap')!r}), Path(__import__('sys').argv[1]), workers=2)"
     )
 
     def start(root: Path) -> subprocess.Popen:
@@ -204,7 +206,7 @@ def test_what_is_known_is_not_extracted_again(heap, extracted, tmp_path):
     shutil.copytree(heap / "bad", part / "renamed", symlinks=True)
     drawn = mannequin.picture(seed=0, index=FIGURES, size=192)
     Image.fromarray(drawn.image).save(part / "new.png")
-    extract.run(choose(part), tmp_path)
+    run(part, tmp_path)
     assert timing(tmp_path, "again")["extracted"] == 1
     poses = read_poses(tmp_path / "data/poses/again")
     old = read_poses(extracted / "data/poses/heap")
@@ -212,7 +214,7 @@ def test_what_is_known_is_not_extracted_again(heap, extracted, tmp_path):
     for i, key in enumerate(poses.key[1:], start=1):
         at = old.key.index(key)
         assert np.array_equal(poses.landmarks[i], old.landmarks[at]) and poses.sharpness[i] == old.sharpness[at]
-    extract.run(choose(part, max_people=1), tmp_path)
+    run(part, tmp_path, max_people=1)
     assert timing(tmp_path, "again")["extracted"] > 1, "other parameters need other findings"
 
 
@@ -221,7 +223,7 @@ def test_a_damaged_store_is_one_sentence(heap, tmp_path):
     store.parent.mkdir(parents=True)
     store.write_bytes(b"no database" * 1000)
     with pytest.raises(DataError, match=r"findings\.db is damaged .* delete it"):
-        extract.run(choose(heap), tmp_path)
+        run(heap, tmp_path)
 
 
 def test_exif_orientation_gives_the_landmarks_of_the_upright_picture(tmp_path):
@@ -231,7 +233,7 @@ def test_exif_orientation_gives_the_landmarks_of_the_upright_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(image)).save(tmp_path / "raw/lying.png", exif=exif)
-    extract.run(choose(tmp_path / "raw"), tmp_path)
+    run(tmp_path / "raw", tmp_path)
     poses = read_poses(tmp_path / "data/poses/raw")
     assert len(poses) == 2
     assert poses.size.tolist() == [[168, 192], [168, 192]]
@@ -239,30 +241,28 @@ def test_exif_orientation_gives_the_landmarks_of_the_upright_picture(tmp_path):
     assert np.array_equal(poses.fingerprint[0], poses.fingerprint[1])
 
 
-def test_nobody_at_all_is_a_sentence_and_the_refusals_are_kept(tmp_path):
+def test_a_part_with_nobody_is_an_empty_table_and_its_refusals(tmp_path):
     folder = tmp_path / "walls"
     folder.mkdir()
     for grey in (60, 120, 180):
         Image.new("RGB", (100, 100), (grey,) * 3).save(folder / f"{grey}.png")
     (folder / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(DataError, match=r"Nobody was found in the 4 files of .*walls \(no_person 3, ") as caught:
-        extract.run(choose(folder), tmp_path)
-    assert caught.value.code == 3
-    assert not (tmp_path / "data/poses/walls").exists()
-    rejects = read_rejects(tmp_path / ".contrapposto/rejected/walls")
+    run(folder, tmp_path)
+    assert len(read_poses(tmp_path / "data/poses/walls")) == 0
+    rejects = read_rejects(tmp_path / "data/poses/walls")
     assert [reject.source for reject in rejects] == ["120.png", "180.png", "60.png", "cut.jpg"]
 
 
 def test_a_missing_model_is_one_sentence(heap, tmp_path):
     with pytest.raises(UserError, match=r"gone\.task does not exist"):
-        extract.run(choose(heap, model=str(tmp_path / "gone.task")), tmp_path)
+        run(heap, tmp_path, model=str(tmp_path / "gone.task"))
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_no_picture(heap, extracted, tmp_path):
     code = (
-        "from pathlib import Path; from test_extract import choose; from tasks import extract\n"
-        f"extract.run(choose(Path({str(heap)!r}), workers=2), Path({str(tmp_path)!r}))\n"
+        "from pathlib import Path; from test_extract import run\n"
+        f"run(Path({str(heap)!r}), Path({str(tmp_path)!r}), workers=2)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True
@@ -285,8 +285,8 @@ def test_a_file_whose_decoder_crashes_is_named_and_the_others_are_kept(tmp_path)
     draw(tmp_path / "raw/heap", 3)
     Image.new("RGB", (9000, 9000)).save(tmp_path / "raw/heap/fatal.png")  # a second to decode
     code = (
-        "from pathlib import Path; from test_extract import choose; from tasks import extract\n"
-        f"extract.run(choose(Path({str(tmp_path / 'raw/heap')!r}), workers=2), Path({str(tmp_path)!r}))\n"
+        "from pathlib import Path; from test_extract import run\n"
+        f"run(Path({str(tmp_path / 'raw/heap')!r}), Path({str(tmp_path)!r}), workers=2)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
     crashed = set()
@@ -308,19 +308,20 @@ def test_a_file_whose_decoder_crashes_is_named_and_the_others_are_kept(tmp_path)
 @pytest.mark.slow
 def test_a_file_that_takes_too_long_is_refused_and_tried_again_by_the_next_run(tmp_path):
     draw(tmp_path / "raw/slow", 1)
-    with pytest.raises(DataError, match=r"Nobody was found in the 1 files .*too_slow 1"):
-        extract.run(choose(tmp_path / "raw/slow", time_limit=1e-3), tmp_path)
-    extract.run(choose(tmp_path / "raw/slow"), tmp_path)
+    run(tmp_path / "raw/slow", tmp_path, time_limit=1e-3)
+    assert [reject.reason for reject in read_rejects(tmp_path / "data/poses/slow")] == [Reason.TOO_SLOW]
+    run(tmp_path / "raw/slow", tmp_path)
     assert len(read_poses(tmp_path / "data/poses/slow")) == 1
 
 
 @pytest.mark.skipif("CONTRAPPOSTO_PHOTOS" not in os.environ, reason="CONTRAPPOSTO_PHOTOS names no folder of photos")
 def test_real_photos(tmp_path):
     photos = Path(os.environ["CONTRAPPOSTO_PHOTOS"])
-    extract.run(choose(photos / "people/tiny_coco/val2017", workers=0), tmp_path)
+    run(photos / "people/tiny_coco/val2017", tmp_path, workers=0)
     summary = json.loads((tmp_path / "data/poses/val2017/summary.json").read_text())
     assert summary["files"] == 50
     assert summary["persons"] >= 8
     assert summary["rejects"] == {"no_person": 50 - summary["files_with_person"]}
-    with pytest.raises(DataError, match="Nobody was found in the 150 files"):
-        extract.run(choose(photos / "drawings", workers=0), tmp_path)
+    run(photos / "drawings", tmp_path, workers=0)
+    summary = json.loads((tmp_path / "data/poses/drawings/summary.json").read_text())
+    assert summary["files"] == 150 and summary["persons"] == 0

@@ -41,7 +41,7 @@ def test_pictures_outside_the_workspace_count(tmp_path: Path) -> None:
     root, outside = tmp_path / "workspace", tmp_path / "photos"
     outside.mkdir()
     (outside / "a.png").write_text("1")
-    params = load(write_params(root, raw__folder=str(outside)))
+    params = load(write_params(root, raw={"folder": None, "parts": {"photos": str(outside)}}))
     assert set(arrivals.fingerprint(params, root)) == {str(outside)}
 
 

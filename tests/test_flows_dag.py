@@ -16,6 +16,7 @@ from conftest import STAGES, dvc, ran, set_command
 from ruamel.yaml import YAML
 
 from flows import dag
+from flows.workspace import prepare
 from tasks.errors import UserError
 from tasks.params import set_value
 
@@ -33,10 +34,10 @@ def test_order_puts_parents_first_and_leaves_out_what_no_target_needs(workspace:
     assert [stage.name for stage in plan] == STAGES
     assert plan[5].parents == ("curate", "sample_poses")
     names = [stage.name for stage in dag.order(workspace, ["promote"])]
-    assert names == ["mannequin", "extract", "curate", "train_poses", "promote"]
+    assert names == ["mannequin", "extract@mannequin", "curate", "train_poses", "promote"]
     pictures = workspace.parent / "pictures"
     pictures.mkdir()
-    set_value(workspace / "params.yaml", "raw.folder", str(pictures))
+    set_value(workspace / "params.yaml", "raw.parts", {"pictures": str(pictures)})
     assert "mannequin" not in [stage.name for stage in dag.order(workspace, TARGETS)]
 
 
@@ -51,7 +52,7 @@ def test_order_does_not_hang_on_the_order_of_the_file(workspace: Path) -> None:
 
 
 def test_unknown_target_and_broken_graph_are_sentences(workspace: Path) -> None:
-    with pytest.raises(UserError, match=r"no stage 'nope'; it has mannequin, extract"):
+    with pytest.raises(UserError, match=r"no stage 'nope'; it has mannequin, extract@mannequin"):
         dag.order(workspace, ["nope"])
     (workspace / "dvc.yaml").write_text("stages: {a: {cmd: 'echo ${nothing}'}}")
     with pytest.raises(UserError, match="DVC cannot read this workspace"):
@@ -63,7 +64,8 @@ def test_stage_by_stage_leaves_the_lock_of_plain_repro(workspace: Path) -> None:
     by_repro = lock.read_bytes()
     assert all(dag.is_unchanged(workspace, stage) for stage in STAGES)
     lock.unlink()
-    for out in ("poses", "dataset", "weights", "samples", "promoted"):
+    shutil.rmtree(workspace / "data/poses")
+    for out in ("dataset", "weights", "samples", "promoted"):
         (workspace / out).unlink()
     dvc(workspace, "config", "--local", "cache.dir", str(workspace.parent / "empty"))  # nothing to restore from
     _walk(workspace)
@@ -81,14 +83,14 @@ def test_a_changed_param_reruns_its_stage_and_those_below(workspace: Path) -> No
 def test_a_stage_that_makes_the_same_again_changes_nothing_below(workspace: Path) -> None:
     set_value(workspace / "params.yaml", "extract.min_side", 65)
     _walk(workspace)
-    assert ran(workspace) == ["extract"]
+    assert ran(workspace) == ["extract@mannequin"]
 
 
 def test_a_tampered_output_is_seen(workspace: Path) -> None:
     (workspace / "dataset").chmod(0o644)
     (workspace / "dataset").write_text("tampered")
     assert not dag.is_unchanged(workspace, "curate")
-    assert dag.is_unchanged(workspace, "extract")
+    assert dag.is_unchanged(workspace, "extract@mannequin")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_failure_is_the_stages_own_sentence_and_code(
 
 
 def test_a_missing_dependency_says_which(workspace: Path) -> None:
-    (workspace / "poses").unlink()
+    shutil.rmtree(workspace / "data/poses")
     with pytest.raises(UserError, match=r"Stage curate could not be run by DVC: .*poses"):
         dag.run_stage(workspace, "curate", {})
 
@@ -140,7 +142,7 @@ def test_leaving_run_stage_stops_the_stage_and_gives_back_the_locks(
         dag.run_stage(workspace, "curate", {})
     assert not psutil.pid_exists(children[0]) or psutil.Process(children[0]).status() == psutil.STATUS_ZOMBIE
     assert (workspace / ".dvc/tmp/rwlock").read_text() == "{}"
-    set_command(workspace, "curate", "cp poses dataset")
+    set_command(workspace, "curate", "cat data/poses/*/* > dataset")
     dag.run_stage(workspace, "curate", {})
 
 
@@ -168,11 +170,11 @@ def test_a_lock_that_is_held_for_a_while_is_waited_for(workspace: Path, monkeypa
 
 def test_push_and_pull_bring_back_what_was_lost(workspace: Path) -> None:
     dvc(workspace, "push")
-    for lost in (".dvc/cache", "poses", "dataset", "weights", "samples", "promoted", "reports"):
+    for lost in (".dvc/cache", "data/poses", "dataset", "weights", "samples", "promoted", "reports"):
         path = workspace / lost
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     dvc(workspace, "pull")
-    assert all(dag.is_unchanged(workspace, stage) for stage in STAGES)
+    assert dvc(workspace, "status").strip() == "Data and pipelines are up to date."
 
 
 def test_a_remote_that_is_away_stops_push_and_nothing_else(workspace: Path) -> None:
@@ -188,4 +190,24 @@ def test_a_remote_that_is_away_stops_push_and_nothing_else(workspace: Path) -> N
     shutil.rmtree(workspace / ".dvc/cache")
     (workspace / "weights").unlink()
     dvc(workspace, "pull")
-    assert all(dag.is_unchanged(workspace, stage) for stage in STAGES)
+    assert dvc(workspace, "status").strip() == "Data and pipelines are up to date."
+
+
+def test_a_part_that_comes_is_extracted_alone_and_one_that_goes_takes_its_rows(workspace: Path) -> None:
+    for part in ("monday", "tuesday"):
+        (workspace / "data/raw" / part).mkdir()
+        (workspace / "data/raw" / part / "a").write_text(f"{part}\n")
+    prepare(workspace)
+    _walk(workspace)
+    assert ran(workspace)[:3] == ["extract@monday", "extract@tuesday", "curate"]
+    assert (workspace / "dataset").read_text() == "0\nmonday\ntuesday\n"
+    (workspace / "data/raw/tuesday/b").write_text("more\n")
+    prepare(workspace)
+    _walk(workspace)
+    assert ran(workspace)[:2] == ["extract@tuesday", "curate"]
+    shutil.rmtree(workspace / "data/raw/monday")
+    assert list(prepare(workspace).raw.parts) == ["mannequin", "tuesday"]
+    _walk(workspace)
+    assert ran(workspace)[0] == "curate"
+    assert (workspace / "dataset").read_text() == "0\ntuesday\nmore\n"
+    assert not (workspace / "data/poses/monday").exists()

@@ -13,7 +13,6 @@ import pytest
 from conftest import PROJECT, ran, rename_stage
 
 from flows import leash
-from flows.plugin import full_name
 from flows.server import Server, settings
 from flows.watch import EVENT, RESOURCE
 from tasks.params import set_value
@@ -28,11 +27,11 @@ def _prefect(server: Server, cwd: Path, *arguments: str) -> subprocess.Completed
 def _deployable(folder: Path) -> None:
     """Make a folder deployable: a deployment runs where it was deployed from, so never deploy the project itself."""
     (folder / "flows").mkdir(parents=True)
-    for name in ("prefect.yaml", "pyproject.toml", "flows/train_poses.py"):
+    for name in ("prefect.yaml", "pyproject.toml", "flows/train_poses.py", "flows/slices.py"):
         (folder / name).write_bytes((PROJECT / name).read_bytes())
 
 
-def _make_pool(name: str) -> None:
+def make_pool(name: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
@@ -56,13 +55,15 @@ class Deployed:
 def deployed(prefect_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
     folder = tmp_path_factory.mktemp("deployed") / "project"
     _deployable(folder)
-    _make_pool("contrapposto")
+    make_pool("contrapposto")
     made = _prefect(prefect_server, folder, "deploy", "--all")
     assert made.returncode == 0, made.stdout + made.stderr
     return Deployed(prefect_server, folder)
 
 
 def test_full_name() -> None:
+    from flows.plugin import full_name  # here: Prefect is to load its plugin itself, and first
+
     assert full_name("train-poses") == "train-poses/train-poses"
     assert full_name("train-poses/nightly") == "train-poses/nightly"
 
@@ -143,7 +144,7 @@ def test_a_worker_runs_the_deployed_flow(prefect_server: Server, workspace: Path
     (workspace / "prefect.yaml").write_text(deployments.replace("    name: contrapposto", "    name: trial"))
     rename_stage(workspace, "curate", "dataset_card")  # where the flow `curate` ends
     set_value(workspace / "params.yaml", "curate.seed", 5)  # else DVC remembers the run under the other name
-    _make_pool("trial")
+    make_pool("trial")
     made = _prefect(prefect_server, workspace, "deploy", "--name", "curate")
     assert made.returncode == 0, made.stdout + made.stderr
     environment = settings(prefect_server.home) | {"PREFECT_API_URL": prefect_server.api_url}
@@ -156,5 +157,5 @@ def test_a_worker_runs_the_deployed_flow(prefect_server: Server, workspace: Path
         leash.release(worker)
     told = (workspace / "worker.log").read_text()
     assert made.returncode == 0, made.stdout + made.stderr + told
-    assert "[2/3] extract: unchanged" in told
+    assert "[2/3] extract@mannequin: unchanged" in told
     assert ran(workspace) == ["curate"]  # as its command calls itself

@@ -25,7 +25,7 @@ from flows import dag
 from flows import workspace as workspaces
 from flows.server import Server
 from tasks.errors import DataError, UserError
-from tasks.params import load, set_value
+from tasks.params import Raw, load, set_value
 
 COMMAND = [sys.executable, "-m", "flows", "train-poses"]
 
@@ -103,7 +103,7 @@ def test_what_runs_and_what_fails_is_recorded(
     assert state.message == "Nobody was found."
     assert state.result(raise_on_failure=False).code == 3
     states = _task_runs(state.state_details.flow_run_id)
-    assert states == {"mannequin": "Skipped", "extract": "Skipped", "curate": "Failed"}
+    assert states == {"mannequin": "Skipped", "extract@mannequin": "Skipped", "curate": "Failed"}
     failed = next(other for other in _mlflow_runs(workspace) if other.info.run_id != run.info.run_id)
     assert failed.info.status == "FAILED"
     assert failed.data.tags["stage.curate"] == "Failed"
@@ -209,14 +209,18 @@ def test_raw_is_written_into_params_and_mannequin_brings_back_the_default(
     pictures = workspace.parent / "pictures"
     with pytest.raises(DataError, match=r"no folder .*pictures"):
         workspaces.prepare(workspace, str(pictures))
-    assert load(workspace / "params.yaml").raw.folder == "data/raw/mannequin"
+    assert load(workspace / "params.yaml").raw == Raw(folder="data/raw", parts={"mannequin": "data/raw/mannequin"})
     pictures.mkdir()
-    assert workspaces.prepare(workspace, str(pictures)).raw.folder == str(pictures)
-    assert str(pictures) in capsys.readouterr().out
-    assert workspaces.prepare(workspace).raw.folder == str(pictures)
     (workspace / "data/raw/mine").mkdir()
-    assert workspaces.prepare(workspace, str(workspace / "data/raw/mine")).raw.folder == "data/raw/mine"
-    assert workspaces.prepare(workspace, "mannequin").raw.folder == "data/raw/mannequin"
+    only = Raw(folder=None, parts={"pictures": str(pictures)})
+    assert workspaces.prepare(workspace, str(pictures)).raw == only
+    assert str(pictures) in capsys.readouterr().out
+    assert workspaces.prepare(workspace).raw == only
+    assert workspaces.prepare(workspace, str(workspace / "data/raw/mine")).raw.parts == {"mine": "data/raw/mine"}
+    (workspace / "data/raw/mine").rmdir()
+    assert workspaces.prepare(workspace, "mannequin").raw == Raw(
+        folder="data/raw", parts={"mannequin": "data/raw/mannequin"}
+    )
 
 
 def test_without_git_dvc_is_told_so(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,11 +75,14 @@ class Judge:
 def test_samples_are_drawn_until_enough_are_kept(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
     wish = Generate(count=5, steps=2, guidance=1.0)
     monkeypatch.setattr(generate, "ROUND", 8)
-    kept, drawn = generate.sample(registered.artist, wish, Judge(registered.artist, wish, 4))
-    assert [one.number for one in kept] == [0, 4, 8, 12, 16] and drawn == 24
+    found = generate.sample(registered.artist, wish, Judge(registered.artist, wish, 4))
+    kept = found.kept
+    assert [one.number for one in kept] == [0, 4, 8, 12, 16] and found.drawn == 17
+    assert found.by_chance < found.acceptance == 5 / 17
     monkeypatch.setattr(generate, "ROUND", 20)
-    again, _ = generate.sample(registered.artist, wish, Judge(registered.artist, wish, 4))
-    for one, other in zip(kept, again, strict=True):
+    again = generate.sample(registered.artist, wish, Judge(registered.artist, wish, 4))
+    assert again.drawn == 17
+    for one, other in zip(kept, again.kept, strict=True):
         assert one.number == other.number
         np.testing.assert_allclose(one.pose, other.pose, atol=1e-5)  # no function of the round
         assert np.abs(one.picture.astype(int) - other.picture).max() <= 1
@@ -97,10 +100,11 @@ def test_too_low_an_acceptance_stops_it_with_a_sentence(
 
 def test_what_is_written_is_read_by_others(registered: Registered, tmp_path: Path) -> None:
     wish = Generate(count=4, steps=2, guidance=1.0)
-    kept, drawn = generate.sample(registered.artist, wish, Judge(registered.artist, wish, 2))
+    found = generate.sample(registered.artist, wish, Judge(registered.artist, wish, 2))
+    kept = found.kept
     folder = tmp_path / "generated"
     for _ in range(2):  # a second time it takes the first one's place
-        generate.write(folder, kept, drawn, wish, 0.08, {"models": []})
+        generate.write(folder, found, wish, 0.08, {"models": []})
     stored = ShardDataset(folder, "generated")
     stored.verify()
     assert len(stored) == 4
@@ -119,7 +123,8 @@ def test_what_is_written_is_read_by_others(registered: Registered, tmp_path: Pat
         np.testing.assert_array_equal(np.asarray(picture), kept[0].picture)
     with Image.open(io.BytesIO(stored.read(0, "png"))) as picture:
         assert picture.size == (16, 16) == (document["images"][0]["width"], document["images"][0]["height"])
-    assert json.loads((folder / "generated.json").read_text())["acceptance"] == pytest.approx(4 / drawn)
+    counts = json.loads((folder / "generated.json").read_text())
+    assert counts["acceptance"] == pytest.approx(4 / 7) and counts["acceptance_by_chance"] == found.by_chance
 
 
 def test_coco_marks_what_is_outside_the_picture() -> None:

@@ -1,5 +1,6 @@
 """The gate for users' files: every file becomes the right picture or a refusal with the right reason."""
 
+import contextlib
 import io
 import os
 import socket
@@ -256,8 +257,8 @@ def test_links_and_special_files_are_counted_and_refused(tmp_path, colours):
     (part / "loop").symlink_to(part)
     (part / "self.png").symlink_to(part / "self.png")
     os.mkfifo(part / "pipe.png")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(part / "s.png"))
+    with contextlib.chdir(part), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("s.png")
         sources = scan(part)
         reasons = {}
         for source in sources:

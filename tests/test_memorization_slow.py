@@ -56,7 +56,7 @@ def test_the_default_models_are_clean(tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(PROJECT / "models")
     stages = [
         "mannequin",
-        "extract",
+        *(f"extract {part}" for part in load(tmp_path / "params.yaml").raw.parts),
         "curate",
         "shard",
         "train poses",

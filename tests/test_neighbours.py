@@ -108,3 +108,28 @@ def test_rows_searched_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -
     base[250, 3] = np.nan
     with pytest.raises(DataError, match="the base: 1 of 301 rows are not finite, the first is row 250"):
         search(queries, base, 3)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 7])
+def test_cores_change_nothing(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, blocks = normal(60, 20, 0), [normal(70, 20, 1) + 9, normal(31, 20, 2) + 9]  # far from the origin
+    blocks[1][:9] = blocks[0][9:18] = queries[41] + np.float32(9)  # ties and near copies between blocks
+    blocks[1][9:20] = blocks[1][0] + normal(11, 20, 3) * 1e-5
+    queries += 9
+    distance, index = reference(queries, np.concatenate(blocks), 4)
+    monkeypatch.setattr(neighbours, "SHARE", 8)
+    monkeypatch.setattr(neighbours, "CHUNK", 50)
+    monkeypatch.setattr(neighbours.faiss, "omp_get_max_threads", lambda: cores)
+    found = search(queries, blocks, 4)
+    np.testing.assert_array_equal(found.index, index)
+    np.testing.assert_allclose(found.distance, distance, rtol=1e-12)
+    blocks[1][5, 5] = np.inf
+    with pytest.raises(DataError, match="the base: 1 of 31 rows are not finite, the first is row 5"):
+        search(queries, blocks, 4)
+
+
+def test_rows_about_the_origin_are_not_copied_to_be_centred() -> None:
+    rows = normal(100, 8, 0)
+    assert neighbours._centre(rows + np.float32(0.3)) is None
+    far = neighbours._centre(rows + 2)
+    assert far is not None and np.abs(far - 2).max() < 0.5

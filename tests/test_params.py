@@ -28,8 +28,9 @@ TEXT = FILE.read_text()
         ("inception: null", "inception: {source: w.pth}", "fidelity.inception.sha256", "missing"),
         ("clip: null", "clip: {source: w.pth, sha256: abc}", "fidelity.clip.sha256", "match"),
         ("shard:\n", "shards:\n", "shard", "missing"),
-        ("folder: data/raw/mannequin", "folder: pictures/..", "raw", "end in the name of a folder"),
-        ("folder: data/raw/mannequin", "folder: .", "raw", "end in the name of a folder"),
+        ("mannequin: data/raw/mannequin", "a/b: data/raw", "raw.parts.a/b", "match pattern"),
+        ("mannequin: data/raw/mannequin", "{}", "raw.parts", "at least 1 item"),
+        ("mannequin: data/raw/mannequin", "{a: pictures, b: pictures/b}", "raw", "lies in the folder of parts.a"),
     ],
 )
 def test_impossible_values_are_named(old: str, new: str, key: str, allowed: str) -> None:
@@ -66,7 +67,12 @@ def test_setting_a_value_keeps_comments_and_refuses_nonsense(tmp_path: Path) -> 
     before, after = TEXT.splitlines(), path.read_text().splitlines()
     changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert [b.split("#")[0].strip() for _, b in changed] == ["folder: /some/where"]
-    assert "# one delivery of pictures" in changed[0][1]
+    assert "# every folder in it is a part" in changed[0][1]
+    path.write_text(TEXT)
+    set_value(path, "raw.parts", {"mannequin": "data/raw/mannequin", "mine": "/some/where"})
+    assert list(load(path).raw.parts) == ["mannequin", "mine"]
+    set_value(path, "raw.parts", {"mannequin": "data/raw/mannequin"})
+    assert path.read_text() == TEXT
     with pytest.raises(UserError, match=r"mannequin\.count"):
         set_value(path, "mannequin.count", 0)
     assert load(path).mannequin.count == 1200

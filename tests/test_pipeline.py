@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from tasks import files
 from tasks.params import set_value
 
 STAGES = {
-    "mannequin", "extract", "curate", "shard", "dataset_card", "train_poses", "train_pictures", "sample_poses",
+    "mannequin", "extract@mannequin", "curate", "shard", "dataset_card", "train_poses", "train_pictures", "sample_poses",
     "sample_pictures", "memorization", "loss_gap", "adherence", "fidelity", "promote", "report",
 }  # fmt: skip
 
@@ -33,7 +34,7 @@ def _call(root: Path, *command: str, code: int = 0) -> str:
     return result.stdout
 
 
-def _project(root: Path, **changes: Any) -> Path:
+def project(root: Path, **changes: Any) -> Path:
     """A copy of the project as a git clone would have it, with small parameters."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, tracked.split("\0")):
@@ -53,7 +54,7 @@ def _flow(root: Path, code: int = 0, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = _project(tmp_path_factory.mktemp("project") / "contrapposto")
+    root = project(tmp_path_factory.mktemp("project") / "contrapposto")
     output = _flow(root)
     assert "persons kept" in output and "Traceback" not in output
     return root
@@ -123,6 +124,15 @@ def test_push_and_pull_bring_everything_back(finished: Path) -> None:
     assert "up to date" in _call(finished, *dvc, "status")
 
 
+def test_a_changed_parameter_is_seen_by_the_stages_that_read_it_and_no_other(finished: Path) -> None:
+    before = (finished / "params.yaml").read_bytes()
+    set_value(finished / "params.yaml", "sample.pictures.seed", 7)
+    status = json.loads(_call(finished, sys.executable, "-m", "dvc", "status", "--json"))
+    (finished / "params.yaml").write_bytes(before)
+    assert set(status) == {"sample_pictures", "promote"}
+
+
+@pytest.mark.slow
 def test_a_changed_parameter_reruns_its_stage_and_those_below(finished: Path) -> None:
     set_value(finished / "params.yaml", "sample.pictures.seed", 7)
     before = _hashes(finished)
@@ -136,7 +146,7 @@ def test_a_changed_parameter_reruns_its_stage_and_those_below(finished: Path) ->
 def test_nobody_found_is_a_sentence_and_an_exit_code(tmp_path: Path) -> None:
     from PIL import Image
 
-    root = _project(tmp_path / "contrapposto")
+    root = project(tmp_path / "contrapposto")
     (tmp_path / "walls").mkdir()
     for i in range(3):
         Image.new("RGB", (128, 128), (40 * i, 90, 120)).save(tmp_path / f"walls/{i}.png")
@@ -148,7 +158,7 @@ def test_nobody_found_is_a_sentence_and_an_exit_code(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_dvc_alone_gives_the_same_lock_as_the_flow(finished: Path, tmp_path: Path) -> None:
-    root = _project(tmp_path / "contrapposto")
+    root = project(tmp_path / "contrapposto")
     shutil.copyfile(finished / "params.yaml", root / "params.yaml")
     _call(root, sys.executable, "-m", "dvc", "repro")
     assert _hashes(root) == _hashes(finished)

@@ -1,5 +1,8 @@
 """The contract of poses.parquet and rejects.parquet."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,3 +112,13 @@ def test_a_missing_file_or_other_columns_are_one_sentence(tmp_path):
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / POSES)
     with pytest.raises(UserError, match="run the extract stage again"):
         read_poses(tmp_path)
+
+
+def test_tables_need_no_pandas_and_leave_it_usable(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from tasks.extraction.poses_table import Writer, read_poses\n"
+        f"with Writer(Path({str(tmp_path)!r})): pass\n"
+        f"assert len(read_poses(Path({str(tmp_path)!r}))) == 0 and 'pandas' not in sys.modules\n"
+        "import pandas; assert pandas.DataFrame({'a': [1]}).a.sum() == 1"
+    )
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True)

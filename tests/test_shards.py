@@ -30,7 +30,7 @@ def _samples(n: int, offset: int = 0) -> list[tuple[str, dict[str, bytes]]]:
 
 
 def _write(folder: Path) -> dict[str, object]:
-    return shards.write(folder, {"train": _samples(7), "val": _samples(3, 100), "test": []}, 3, {"part": "p"})
+    return shards.write(folder, {"train": _samples(7), "val": _samples(3, 100), "test": []}, 3, {"parts": ["p"]})
 
 
 def test_written_twice_is_byte_identical(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from tasks import adherence, artifacts, fidelity, files, loss_gap, memorization,
 from tasks.params import load
 
 
-@pytest.mark.parametrize(("val", "test"), [(0, 1), (0, 0), (1, 1)])
+@pytest.mark.parametrize(
+    ("val", "test"), [(0, 0), pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(1, 1, marks=pytest.mark.slow)]
+)
 def test_stages_after_training_say_why_there_is_no_number(val: int, test: int, tmp_path: Path) -> None:
     params = load(write_params(tmp_path, extract__model=str(PROJECT / "models/pose_landmarker_full.task")))
     write_shards(tmp_path, train=4, val=val, test=test)

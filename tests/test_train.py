@@ -90,7 +90,7 @@ def test_the_loss_falls(uninterrupted: Path) -> None:
     assert np.mean(curve[-8:]) < 0.95 * np.mean(curve[:4])
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_and_run_again_gives_the_same_bits_and_one_run(
     signum: signal.Signals, uninterrupted: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from tasks import video_distance
 from tasks.distances.clip_networks import I3d
+from tasks.distances.distance import frechet_estimate
 from tasks.distances.trajectories import FEATURES
 from tasks.errors import DataError, UserError
 from tasks.extraction.fingerprint import LENGTH
@@ -84,11 +85,44 @@ def test_the_floor_is_between_sources_and_never_within_one() -> None:
         np.repeat(centres, 5, axis=0) + rng.normal(0, 0.01, (300, 6)), [f"{i // 5}" for i in range(300)]
     )
     first, second = video_distance._halves(real)
-    assert len(first) == len(second) == 150
-    gaps = np.linalg.norm(first[:, None] - second[None], axis=-1).min(axis=1)
+    assert len(first.source) == len(second.source) == 150 and not set(first.source) & set(second.source)
+    gaps = np.linalg.norm(first.features[:, None] - second.features[None], axis=-1).min(axis=1)
     assert gaps.min() > 0.1
     found = compare(real, real)
-    assert found.metrics["frechet_video_distance_floor"] > 5 * abs(found.metrics["frechet_video_distance"])
+    assert found.metrics["frechet_video_distance_floor_low"] < 0 < found.metrics["frechet_video_distance_floor_high"]
+    assert found.metrics["kernel_video_distance_floor_low"] < 0 < found.metrics["kernel_video_distance_floor_high"]
+
+
+def clips(sources: int, each: int, alike: float, shift: float, rng: np.random.Generator) -> ClipFeatures:
+    """Clips of a normal law in four dimensions, of which those of a source have a correlation of `alike`."""
+    own, source = rng.normal(size=(sources, 4)), np.repeat(np.arange(sources), each)
+    x = np.sqrt(alike) * own[source] + np.sqrt(1 - alike) * rng.normal(size=(len(source), 4))
+    return ClipFeatures(x + shift, [f"{i:03d}.mp4" for i in source])
+
+
+def test_intervals_hold_the_truth_where_the_clips_of_a_video_are_alike() -> None:
+    """What takes the same clips for independent is mostly wrong, and on the far side of it."""
+    truth = 4 * 0.4**2
+    inside, naively = [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        generated, real = (clips(40, 10, 0.8, shift, rng) for shift in (0.0, 0.4))
+        found = compare(generated, real).metrics
+        inside.append(found["frechet_video_distance_low"] <= truth <= found["frechet_video_distance_high"])
+        naive = frechet_estimate(generated.features, real.features, rng)
+        naively.append(naive.low <= truth <= naive.high)
+    assert np.mean(inside) >= 0.85 and np.mean(naively) <= 0.6
+
+
+def test_what_few_sources_cannot_say_is_absent() -> None:
+    rng = np.random.default_rng(0)
+    absent = compare(clips(10, 30, 0.5, 0, rng), clips(50, 10, 0.5, 0, rng)).absent
+    assert "needs at least 20 sources on each side, and there are 10" in absent["frechet_video_distance"]
+    assert "needs at least 20 sources on each side, and there are 10" in absent["kernel_video_distance"]
+    generated, real = clips(30, 20, 0.999, 0, rng), clips(200, 1, 0, 0, rng)
+    wide = [np.hstack([some.features] * 8) + rng.normal(0, 1e-3, (len(some.source), 32)) for some in (generated, real)]
+    absent = compare(ClipFeatures(wide[0], generated.source), ClipFeatures(wide[1], real.source)).absent
+    assert "needs at least 64 independent samples on each side, and there are 3" in absent["frechet_video_distance"]
 
 
 def test_too_few_clips_are_said_to_be(tmp_path: Path, params: Params) -> None:

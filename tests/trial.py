@@ -21,16 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from workspaces import PROJECT, write_params
 
-sys.path.insert(0, str(PROJECT))  # the project itself is what is tried, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the project itself is what is tried, installed or not
+
+from prefect_api import flow_runs
+from workspaces import PROJECT, write_params
 
 from flows import server
 from tasks import files
 from tasks.mannequin import draw_all
 from tasks.params import load, set_values
 
-DELIVERY = "data/raw/studio"
+INBOX = "data/raw"  # every folder in it is a part
+FIRST, SECOND = "studio", "street"
 
 
 def copy_project(root: Path) -> None:
@@ -54,7 +57,9 @@ class Trial:
         if short:
             write_params(root)
         ports = {f"services.{name}_port": server.free_port() for name in ("prefect", "mlflow")}
-        set_values(root / "params.yaml", {**ports, "retrain.watch_seconds": 2.0, "raw.folder": DELIVERY})
+        set_values(
+            root / "params.yaml", {**ports, "retrain.watch_seconds": 2.0, "raw.parts": {FIRST: f"{INBOX}/{FIRST}"}}
+        )
         self.params = load(root / "params.yaml")
         api = f"http://127.0.0.1:{self.params.services.prefect_port}/api"
         binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -87,21 +92,17 @@ class Trial:
 
     def runs(self, flow: str) -> list[dict[str, Any]]:
         """The runs of a flow, the latest first."""
-        runs: list[dict[str, Any]] = json.loads(
-            self.call("prefect", "flow-run", "ls", "--flow-name", flow, "-o", "json")
-        )
-        return runs
+        return flow_runs(self.environment["PREFECT_API_URL"], flow)
 
     def deliver(self, name: str, seed: int, count: int) -> None:
-        """Pictures arrive: mannequins drawn from another seed, in sub-folders that are categories."""
+        """A part arrives: mannequins drawn from another seed, in sub-folders that are categories."""
         drawn = self.root / ".contrapposto" / name
         drawn.mkdir(parents=True)
         draw_all(drawn, seed, 128 if self.short else 224, count, workers=2)
-        for path in sorted(drawn.rglob("*.png")):
-            place = self.root / DELIVERY / path.parent.name / f"{name}-{path.name}"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(place)
-        shutil.rmtree(drawn)
+        for path in drawn.rglob("*.json"):
+            path.unlink()  # nobody's pictures come with the true joints
+        (self.root / INBOX).mkdir(parents=True, exist_ok=True)
+        drawn.rename(self.root / INBOX / name)
 
     def serve(self, alias: str) -> dict[str, Any]:
         """Export the models with this alias, serve them with MLflow, and return the answer to one request."""
@@ -126,7 +127,7 @@ class Trial:
 
     def play(self) -> None:
         """All steps."""
-        self.deliver("first", 0, 60 if self.short else 1000)
+        self.deliver(FIRST, 0, 60 if self.short else 1000)
         self.say("first delivery of pictures is there")
         self.say(
             "up: " + ", ".join(line.split()[0] for line in self.call("flows", "up").splitlines() if "started" in line)
@@ -134,18 +135,19 @@ class Trial:
         again = self.call("flows", "up")
         if again.count("is up") != 4:
             raise SystemExit(f"a second `up` did not find all services up:\n{again}")
-        watched = self.call("prefect", "deployment", "run", "train-poses", "--watch", "--watch-interval", "5")
+        watched = self.call("prefect", "deployment", "run", "train-poses", "--watch", "--watch-interval", "2")
         self.say("prefect deployment run train-poses --watch: " + watched.strip().splitlines()[-1])
         first = files.read_json(self.root / "reports/promote/promote.json")
         self.say(f"promoted: {first['promote']} {' '.join(first['reasons'])}")
-        self.deliver("second", 1, 30 if self.short else 400)
+        self.deliver(SECOND, 1, 30 if self.short else 400)
         self.say("second delivery of pictures is there; nobody types anything")
         self.until("a retraining starts by the event", lambda: self.runs("retrain"), 300)
         self.say(f"retrain was started by the event: {self.runs('retrain')[0]['name']}")
         ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
         self.until("the retraining ends", lambda: self.runs("retrain")[0]["state"]["type"] in ends)
         state = self.runs("retrain")[0]["state"]
-        self.say(f"retrain ended: {state['name']} {state['message'] or ''}")
+        parts = ", ".join(load(self.root / "params.yaml").raw.parts)
+        self.say(f"retrain of the parts {parts} ended: {state['name']} {state['message'] or ''}")
         if state["type"] != "COMPLETED":
             raise SystemExit("the retraining did not complete")
         outcome = files.read_json(self.root / "reports/promote/promote.json")
@@ -159,10 +161,9 @@ class Trial:
         # so few pictures as the short form has allow no verdict, and without one nobody becomes champion
         alias = "champion" if first["promote"] or outcome["promote"] else "challenger"
         self.say(f"the {alias} is served: {self.serve(alias)}")
-        changes = json.dumps({"generate": {"count": 12, "alias": alias}})
-        told = self.call(
-            "prefect", "deployment", "run", "generate", "--param", f"changes={changes}", "--watch", code=None
-        )
+        changes = json.dumps({"generate": {"count": 12, "alias": alias, "steps": 4 if self.short else 18}})
+        wish = ("--param", f"changes={changes}", "--watch", "--watch-interval", "2")
+        told = self.call("prefect", "deployment", "run", "generate", *wish, code=None)
         made = self.root / "generated/generated.json"
         if made.is_file():
             self.say(f"generated: {files.read_json(made)}")

@@ -89,7 +89,7 @@ def write_shards(root: Path, train: int = 60, val: int = 20, test: int = 10) -> 
 
     counts = {"train": train, "val": val, "test": test}
     splits = {split: rows(split, count, seed) for seed, (split, count) in enumerate(counts.items())}
-    about = {"categories": ["calm", "wild"], "part": "figures", "size": 16, "margin": 0.08}
+    about = {"categories": ["calm", "wild"], "parts": ["figures"], "size": 16, "margin": 0.08}
     shards.write(root / "data/shards", splits, 50, about)
 
 

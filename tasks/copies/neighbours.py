@@ -1,14 +1,20 @@
-"""Exact nearest neighbours with FAISS, streamed block by block. The only module that imports faiss.
+"""Exact nearest neighbours with FAISS, streamed block by block.
 
 FAISS computes squared distances in float32 as |q|^2 - 2 q.x + |x|^2, which loses everything for near copies: two
 identical pictures can come back at a distance above zero (faiss issues #297, #5327). So it only proposes candidates;
 their distances are computed again from the differences in float64, and a rounding-error bound certifies that nothing
 nearer was left out. The few queries without a certificate are searched again in float64.
+
+Every core takes its share of the queries through all rows. FAISS's own threads meet after every block of products, and
+where another process has one of the cores they wait for each other most of the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import faiss
@@ -17,8 +23,9 @@ import numpy as np
 from tasks.distances.estimate import check_features
 
 SPARES = (2, 64, 512)  # candidates proposed beyond k; more for the queries that fewer could not certify
-NUMBERS = 1 << 22  # float32 numbers centred and searched at once: a shard needs no centred copy of itself
-CHUNK = 1 << 23  # float64 numbers held at once while distances are computed again
+NUMBERS = 1 << 22  # float32 numbers centred and searched at once, by all cores: a shard needs no centred copy of itself
+CHUNK = 1 << 17  # float64 numbers held at once while distances are computed again: as many as a core's cache holds
+SHARE = 32  # queries of a core below which FAISS shares out the rows instead
 
 
 class Neighbours(NamedTuple):
@@ -89,35 +96,53 @@ def rounding(width: int, reach: np.ndarray, longest: float) -> np.ndarray:
     return 8 * np.sqrt(width) * 2.0**-24 * (reach.astype(np.float64) + longest) ** 2
 
 
+def _centre(rows: np.ndarray) -> np.ndarray | None:
+    """The mean of rows float32 `[n, d]`, or None where they already lie about the origin, so that moving them would cost a
+    copy and hardly make their squared lengths, and with them the rounding, smaller."""
+    centre = rows.mean(axis=0)
+    return centre if centre @ centre > 0.25 * np.square(lengths(rows)).mean() else None
+
+
 class _Nearest:
     """The k nearest of each query so far, exact, and the squared distance below which every row has been looked at."""
 
-    def __init__(self, queries: np.ndarray, k: int, spare: int) -> None:
+    def __init__(self, queries: np.ndarray, k: int, spare: int, numbers: int) -> None:
         self._queries, self._k, self._spare = queries, k, spare
+        self._step = max(1, numbers // queries.shape[1])
         self.squared = np.full((len(queries), k), np.inf)
         self.index = np.full((len(queries), k), -1, np.int64)
         self._proposed_below = np.full(len(queries), np.inf)
+        self._started = False
         self._centre: np.ndarray | None = None  # distances do not move with the origin, rounding does
+        self._centred_queries = queries
         self._centred = np.empty((0, queries.shape[1]), np.float32)
 
     def add(self, block: np.ndarray, offset: int) -> None:
-        """Look at the rows float32 `[n, d]` of a block, numbered from `offset`, NUMBERS at a time."""
-        width = self._queries.shape[1]
-        check_features("the base", block[:1], width)
-        step = max(1, NUMBERS // width)
-        for start in range(0, len(block), step):
-            rows = np.ascontiguousarray(block[start : start + step], dtype=np.float32)
-            if self._centre is None:
-                self._centre = rows.mean(axis=0)
-                self._centred_queries = self._queries - self._centre
-                self._reach = lengths(self._centred_queries)
-            if len(self._centred) < len(rows):
-                self._centred = np.empty_like(rows)
-            centred = np.subtract(rows, self._centre, out=self._centred[: len(rows)])
+        """Look at the rows float32 `[n, d]` of a block, numbered from `offset`, some at a time."""
+        check_features("the base", block[:1], self._queries.shape[1])
+        for start in range(0, len(block), self._step):
+            rows = np.ascontiguousarray(block[start : start + self._step], dtype=np.float32)
+            if not self._started:
+                self._start(rows)
+            centred = self._about_centre(rows)
             norms = lengths(centred)
             if not np.isfinite(norms).all():  # cheaper than a look at every number
                 check_features("the base", block)
             self._add(rows, centred, norms.max(), offset + start)
+
+    def _start(self, rows: np.ndarray) -> None:
+        self._started = True
+        self._centre = _centre(rows)
+        if self._centre is not None:
+            self._centred_queries = self._queries - self._centre
+        self._reach = lengths(self._centred_queries)
+
+    def _about_centre(self, rows: np.ndarray) -> np.ndarray:
+        if self._centre is None:
+            return rows
+        if len(self._centred) < len(rows):
+            self._centred = np.empty_like(rows)
+        return np.subtract(rows, self._centre, out=self._centred[: len(rows)])
 
     def _add(self, rows: np.ndarray, centred: np.ndarray, longest: float, offset: int) -> None:
         k = self._k
@@ -144,6 +169,22 @@ class _Nearest:
         return self.squared[:, -1] <= self._proposed_below
 
 
+@contextmanager
+def _each(nearest: Sequence[_Nearest]) -> Iterator[Callable[[np.ndarray, int], None]]:
+    """Shows a block to all of them at once, each on one core; to a single one on all cores."""
+    if len(nearest) == 1:
+        yield nearest[0].add
+        return
+    one_core = partial(faiss.omp_set_num_threads, 1)  # holds for the thread that calls it
+    with ThreadPoolExecutor(len(nearest), initializer=one_core) as pool:
+
+        def add(block: np.ndarray, offset: int) -> None:
+            for done in [pool.submit(some.add, block, offset) for some in nearest]:
+                done.result()
+
+        yield add
+
+
 def search_part(
     queries: np.ndarray, base: np.ndarray | Sequence[np.ndarray], k: int, rank: int = 0, world: int = 1
 ) -> Neighbours:
@@ -160,18 +201,23 @@ def search_part(
     faiss.cvar.distance_compute_blas_threshold = 1
     squared = np.full((len(queries), k), np.inf)
     index = np.full((len(queries), k), -1, np.int64)
-    doubtful = np.arange(len(queries))
+    asked, doubtful = queries, np.arange(len(queries))
+    cores = faiss.omp_get_max_threads()
     for spare in SPARES:
-        nearest = _Nearest(queries[doubtful], k, spare)
-        for block, offset in _of_rank(blocks, rank, world):
-            nearest.add(block, offset)
-            del block
-        squared[doubtful], index[doubtful] = nearest.squared, nearest.index
-        doubtful = doubtful[~nearest.certain]
+        shares = np.array_split(asked, cores if len(asked) >= SHARE * cores else 1)
+        nearest = [_Nearest(share, k, spare, NUMBERS // len(shares)) for share in shares]
+        with _each(nearest) as add:
+            for block, offset in _of_rank(blocks, rank, world):
+                add(block, offset)
+                del block
+        squared[doubtful] = np.concatenate([some.squared for some in nearest])
+        index[doubtful] = np.concatenate([some.index for some in nearest])
+        doubtful = doubtful[~np.concatenate([some.certain for some in nearest])]
         if not len(doubtful):
             break
+        asked = queries[doubtful]
     else:
-        squared[doubtful], index[doubtful] = _all_distances(queries[doubtful], _of_rank(blocks, rank, world), k)
+        squared[doubtful], index[doubtful] = _all_distances(asked, _of_rank(blocks, rank, world), k)
     index[np.isinf(squared)] = -1
     return Neighbours(np.sqrt(squared), index)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,10 @@ LEFT_OUT = {Gate.REPEATED_POSE: "repeats a pose", Gate.ABOVE_CAP: "above the cap
 
 
 class Shown:
-    """Rows of a part as tiles: the person's square where there is a picture, the drawn pose where there is none."""
+    """Rows of the poses table as tiles: the person's square where there is a picture, the drawn pose where there is none."""
 
-    def __init__(self, folder: Path, found: Poses, margin: float) -> None:
-        self._folder, self._found, self._margin = folder, found, margin
+    def __init__(self, file_of: Callable[[str], Path], found: Poses, margin: float) -> None:
+        self._file_of, self._found, self._margin = file_of, found, margin
         self._pixels, self._pictured = found.pixels, found.pictured
         self._row = {key: i for i, key in enumerate(found.key)}
 
@@ -49,7 +50,7 @@ class Shown:
     def picture(self, place: Place) -> np.ndarray | None:
         """A whole picture or frame; None where no decoder opens it."""
         try:
-            return next(pictures(self._folder, [place]))
+            return next(pictures(self._file_of, [place]))
         except Refusal:
             return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -15,18 +15,19 @@ from tasks.extraction.poses_table import Kind
 Place = tuple[str, str, int]  # source, kind, frame
 
 
-def pictures(folder: Path, places: Iterable[Place]) -> Iterator[np.ndarray]:
+def pictures(file_of: Callable[[str], Path], places: Iterable[Place]) -> Iterator[np.ndarray]:
     """The picture of each place, RGB uint8 `[height, width, 3]`, in the order given.
 
-    Runs of places in one file open it once; frames must ascend within a run. `folder` is the part's. Raises Refusal
+    Runs of places in one file open it once; frames must ascend within a run. `file_of` gives the file
+    of a source. Raises Refusal
     where a file cannot be read any more.
     """
     for (source, kind), run in groupby(places, key=lambda place: place[:2]):
         frames = [frame for _, _, frame in run]
         if kind == Kind.PICTURE:
-            yield from [open_picture(folder / source)] * len(frames)
+            yield from [open_picture(file_of(source))] * len(frames)
         else:
-            with open_regular(folder / source) as file:
+            with open_regular(file_of(source)) as file:
                 shown = video.numbered(file, sorted(set(frames)))
                 for _, same in groupby(frames):
                     picture = next(shown).picture

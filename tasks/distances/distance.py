@@ -5,6 +5,8 @@ Both compare laws, not pictures, so that each comes with the sample size it need
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.linalg
 import torch
@@ -12,10 +14,12 @@ from scipy.special import ndtri
 
 from tasks.distances.estimate import Estimate, TooFewSamples, check_features
 from tasks.distances.moments import Moments
+from tasks.distances.sources import Sources, sources_of
 
 HALVINGS = 5  # more make the correction less noisy, and cost four distances each
 KID_NEEDS = 20  # below this the jackknife interval means nothing
 BLOCK = 2048  # rows of a kernel or distance matrix held at once
+Names = tuple[Sequence[str], Sequence[str]]  # the source of each vector of both sets
 
 
 def _same_spectrum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -91,31 +95,40 @@ def frechet_needs(dimension: int) -> int:
     return 2 * dimension
 
 
-def frechet_estimate(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, *, level: float = 0.95) -> Estimate:
+def frechet_estimate(
+    x: np.ndarray, y: np.ndarray, rng: np.random.Generator, *, level: float = 0.95, sources: Names | None = None
+) -> Estimate:
     """Squared Frechet distance between the laws behind `x` `[n, d]` and `y` `[m, d]`, bias-corrected, with interval.
 
     The plug-in value exceeds the truth by about c (1/n + 1/m) with a c that depends on the laws (Chong & Forsyth
     2019, arXiv 1911.07023), so that twice the value minus the value at half the sizes cancels it (Richardson). The
     value at half size is the mean over the pairs of disjoint random halves, for HALVINGS random halvings. The interval
-    is the delta method's: the variance of the influence of each vector.
+    is the delta method's: the variance of the influence of each vector. With `sources` only vectors of different sources
+    count as independent: the halves are halves of the sources, and influences are summed within a source.
 
-    Raises TooFewSamples below 2 d vectors a side, where the halves no longer span the space.
+    Raises TooFewSamples below 2 d vectors a side, where the halves no longer span the space; with `sources`, below as many
+    vectors as 2 d independent ones are worth, and below 20 sources.
     """
     d = check_features("the first set", x).shape[1]
     check_features("the second set", y, d)
     n, m = len(x), len(y)
-    if min(n, m) < frechet_needs(d):
-        raise TooFewSamples(f"the Frechet distance in {d} dimensions", min(n, m), frechet_needs(d))
+    what, needed = f"the Frechet distance in {d} dimensions", frechet_needs(d)
+    if min(n, m) < needed:
+        raise TooFewSamples(what, min(n, m), needed)
+    from_x, from_y = (sources_of(sources and sources[i], len(some), what) for i, some in enumerate((x, y)))
     x, y = x.astype(np.float64), y.astype(np.float64)
+    worth = min(from_x.worth(x), from_y.worth(y))
+    if worth < needed:
+        raise TooFewSamples(what, worth, needed, "independent samples")
     a, b = Moments.of(x), Moments.of(y)
     plug_in = frechet(a, b)
     at_half = []
     for _ in range(HALVINGS):
-        halves = [[Moments.of(half) for half in np.array_split(rng.permutation(some), 2)] for some in (x, y)]
-        at_half += [frechet(p, q) for p in halves[0] for q in halves[1]]
+        first, second = ([Moments.of(half) for half in of.halves(z, rng)] for of, z in ((from_x, x), (from_y, y)))
+        at_half += [frechet(p, q) for p in first for q in second]
     bias = float(np.mean(at_half)) - plug_in
-    error = np.sqrt(_influence(x, a, b).var(ddof=1) / n + _influence(y, b, a).var(ddof=1) / m)
-    reach = float(ndtri(0.5 + level / 2) * error)
+    variance = from_x.variance_of_mean(_influence(x, a, b)) + from_y.variance_of_mean(_influence(y, b, a))
+    reach = float(ndtri(0.5 + level / 2) * np.sqrt(variance))
     value = plug_in - bias
     return Estimate(value, value - reach, value + reach, bias, n, m)
 
@@ -132,28 +145,44 @@ def kernel_row_sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return sums
 
 
-def kid(x: np.ndarray, y: np.ndarray, *, level: float = 0.95) -> Estimate:
+def _own_row_sums(x: np.ndarray, sources: Sources) -> np.ndarray:
+    """For each row of `x` `[n, d]` the sum of the kernel over the rows of its own source, itself included: `[n]`."""
+    if sources.number == len(x):
+        return ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3
+    sums = np.empty(len(x))
+    for rows in np.split(np.argsort(sources.of, kind="stable"), np.cumsum(np.bincount(sources.of))[:-1]):
+        sums[rows] = kernel_row_sums(x[rows], x[rows])
+    return sums
+
+
+def kid(x: np.ndarray, y: np.ndarray, *, level: float = 0.95, sources: Names | None = None) -> Estimate:
     """Kernel (Inception) distance of Binkowski et al. 2018: the unbiased squared MMD with kernel (x.y/d + 1)^3.
 
     Over all pairs of `x` `[n, d]` and `y` `[m, d]`, not over random subsets; interval from the delete-one jackknife
-    of both sets. Memory is bounded by blocks of kernel rows. Raises TooFewSamples below 20 vectors a side.
+    of both sets. With `sources`, over all pairs of different sources, and a whole source is deleted at a time. Memory is
+    bounded by blocks of kernel rows. Raises TooFewSamples below 20 vectors, or sources, a side.
     """
     d = check_features("the first set", x).shape[1]
     check_features("the second set", y, d)
     n, m = len(x), len(y)
+    what = "the kernel distance"
     if min(n, m) < KID_NEEDS:
-        raise TooFewSamples("the kernel distance", min(n, m), KID_NEEDS)
+        raise TooFewSamples(what, min(n, m), KID_NEEDS)
+    of_x, of_y = (sources_of(sources and sources[i], len(some), what) for i, some in enumerate((x, y)))
     x, y = x.astype(np.float64), y.astype(np.float64)
-    within_x = kernel_row_sums(x, x) - ((x * x).sum(axis=1) / d + 1) ** 3
-    within_y = kernel_row_sums(y, y) - ((y * y).sum(axis=1) / d + 1) ** 3
-    from_x = kernel_row_sums(x, y)
-    from_y = kernel_row_sums(y, x)
+    # Sums by source: over the pairs with other sources of the set, and over those with the other set.
+    within_x = of_x.sums(kernel_row_sums(x, x) - _own_row_sums(x, of_x))
+    within_y = of_y.sums(kernel_row_sums(y, y) - _own_row_sums(y, of_y))
+    from_x, from_y = of_x.sums(kernel_row_sums(x, y)), of_y.sums(kernel_row_sums(y, x))
+    size_x, size_y = np.bincount(of_x.of), np.bincount(of_y.of)
     xx, yy, xy = within_x.sum(), within_y.sum(), from_x.sum()
+    pairs_x, pairs_y = n * n - size_x @ size_x, m * m - size_y @ size_y
 
-    value = xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
-    # The statistic without one vector of x (of y), from the same row sums.
-    without_x = (xx - 2 * within_x) / ((n - 1) * (n - 2)) + yy / (m * (m - 1)) - 2 * (xy - from_x) / ((n - 1) * m)
-    without_y = xx / (n * (n - 1)) + (yy - 2 * within_y) / ((m - 1) * (m - 2)) - 2 * (xy - from_y) / (n * (m - 1))
-    variance = (n - 1) * without_x.var() + (m - 1) * without_y.var()
+    value = xx / pairs_x + yy / pairs_y - 2 * xy / (n * m)
+    # The statistic without one source of x (of y), from the same sums.
+    left_x, left_y = n - size_x, m - size_y
+    without_x = (xx - 2 * within_x) / (pairs_x - 2 * size_x * left_x) + yy / pairs_y - 2 * (xy - from_x) / (left_x * m)
+    without_y = xx / pairs_x + (yy - 2 * within_y) / (pairs_y - 2 * size_y * left_y) - 2 * (xy - from_y) / (n * left_y)
+    variance = (of_x.number - 1) * without_x.var() + (of_y.number - 1) * without_y.var()
     reach = float(ndtri(0.5 + level / 2) * np.sqrt(variance))
     return Estimate(float(value), float(value) - reach, float(value) + reach, 0.0, n, m)

@@ -32,8 +32,8 @@ class Estimate:
 class TooFewSamples(DataError):
     """The statistic would be mostly bias or noise at this sample size."""
 
-    def __init__(self, what: str, n: int, needed: int) -> None:
-        super().__init__(f"{what} needs at least {needed} samples on each side, and there are {n}.")
+    def __init__(self, what: str, n: int, needed: int, unit: str = "samples") -> None:
+        super().__init__(f"{what} needs at least {needed} {unit} on each side, and there are {n}.")
         self.n = n
         self.needed = needed
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import re
 import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,7 @@ _COMMIT_S = 1.0  # so much work is lost at most when the process is killed
 
 _ARRAYS = (("landmarks", "<f4", (33, 5)), ("world", "<f4", (33, 3)), ("fingerprint", "i1", (256,)))
 _NAMES = tuple(name for name, _, _ in _ARRAYS)
+_INSERT = "insert or replace into findings values (?, ?, ?, ?, ?)"
 _SCHEMA = """
 create table if not exists findings (
     digest text, key text, kind text, rows text, arrays blob, primary key (digest, key)
@@ -75,6 +78,20 @@ def digest(settings: Settings, model: Path) -> str:
     return sha.hexdigest()[:16]
 
 
+def _decoded(kind: str, rows: str, blob: bytes) -> Findings:
+    """The findings in a row of the file; ValueError or TypeError if they are none."""
+    arrays = np.frombuffer(blob, np.dtype(list(_ARRAYS)))
+    found, refused = json.loads(rows)
+    return Findings(
+        Kind(kind),
+        [
+            Finding(**scalars, **{name: row[name] for name in _NAMES})
+            for scalars, row in zip(found, arrays, strict=True)
+        ],
+        [Refused(frame, Reason(reason), detail) for frame, reason, detail in refused],
+    )
+
+
 class Store:
     """The findings kept at `path` that belong to `digest`. A context manager.
 
@@ -106,17 +123,7 @@ class Store:
         row = self._db.execute(query, (self._digest, key)).fetchone()
         if row is None:
             raise KeyError(key)
-        kind, rows, blob = row
-        arrays = np.frombuffer(blob, np.dtype(list(_ARRAYS)))
-        found, refused = json.loads(rows)
-        return Findings(
-            Kind(kind),
-            [
-                Finding(**scalars, **{name: row[name] for name in _NAMES})
-                for scalars, row in zip(found, arrays, strict=True)
-            ],
-            [Refused(frame, Reason(reason), detail) for frame, reason, detail in refused],
-        )
+        return _decoded(*row)
 
     def put(self, key: str, findings: Findings) -> None:
         """Keep what was found under a key."""
@@ -131,8 +138,35 @@ class Store:
     def commit(self) -> None:
         """Write what was put; between commits nobody else is kept from writing."""
         with self._db:
-            self._db.executemany("insert or replace into findings values (?, ?, ?, ?, ?)", self._waiting)
+            self._db.executemany(_INSERT, self._waiting)
         self._waiting, self._committed = [], time.monotonic()
+
+    def export(self, path: Path, keys: Iterable[str]) -> None:
+        """Write what is kept for these keys into a new file of the same kind, for another machine."""
+        self.commit()
+        query = "select * from findings where digest = ? and key = ?"
+        with closing(sqlite3.connect(path)) as copy, copy:
+            copy.execute(_SCHEMA)
+            for key in sorted(set(keys)):
+                copy.executemany(_INSERT, self._db.execute(query, (self._digest, key)))
+
+    def absorb(self, path: Path) -> int:
+        """Keep what another machine found under the same digest; how many keys that were.
+
+        Raises DataError, and keeps nothing, if the file is not one that `export` wrote.
+        """
+        try:
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as other:
+                rows = other.execute("select * from findings where digest = ?", (self._digest,)).fetchall()
+            for _, key, *columns in rows:
+                if not re.fullmatch(r"[0-9a-f]{16}", key):
+                    raise ValueError(f"{key!r} is no key")
+                _decoded(*columns)
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            raise DataError(f"{path} holds no findings that can be read ({error}).") from error
+        with self._db:
+            self._db.executemany(_INSERT, rows)
+        return len(rows)
 
     def forget(self, key: str) -> None:
         """Drop what any digest has kept under a key: somebody wants to be gone."""

@@ -82,6 +82,11 @@ class Source:
         return printable(self.path)
 
 
+def is_aside(name: str) -> bool:
+    """Whether a file or folder of this name in a part is not one of its pictures: hidden, or a known side file."""
+    return name.startswith(".") or name in SIDE_FILES or name.endswith(JOINTS_SUFFIX)
+
+
 def printable(path: str) -> str:
     """A file name as valid Unicode; bytes that are none are spelled as \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -110,7 +115,7 @@ def scan(folder: Path) -> list[Source]:
             sources.append(prefix)
             continue
         for name, is_folder in entries:
-            if name.startswith(".") or name in SIDE_FILES or name.endswith(JOINTS_SUFFIX):
+            if is_aside(name):
                 continue
             path = f"{prefix}/{name}" if prefix else name
             (folders if is_folder else sources).append(path)

@@ -20,10 +20,12 @@ Files are byte-identical when written twice from the same rows: fixed order, fix
 from __future__ import annotations
 
 import contextlib
+import sys
+import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,24 @@ import pyarrow.parquet as pq
 from tasks.errors import UserError
 from tasks.extraction import fingerprint
 from tasks.skeleton import LIMBS
+
+
+def _without_pandas() -> None:
+    """Let pyarrow believe that pandas is too old for it, unless somebody uses it here: with its first table it would import
+    it, which costs a stage more than a second and serves nothing."""
+    if "pandas" not in sys.modules:
+        stand_in = ModuleType("pandas")
+        stand_in.__version__ = "0"  # type: ignore[attr-defined]
+        sys.modules["pandas"] = stand_in
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                pa.array([])  # looks for it once
+        finally:
+            del sys.modules["pandas"]
+
+
+_without_pandas()
 
 POSES = "poses.parquet"
 REJECTS = "rejects.parquet"

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from tasks.settings.section import Fraction, Positive, Section, Seed
 
+INBOX = "data/raw"  # where parts come in
+MANNEQUIN = "data/raw/mannequin"  # the folder of the built-in pictures: drawn, not delivered
+PartName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=100)
+]  # what DVC takes in a stage's name
+
 
 class Raw(Section):
-    """Where the pictures are. A folder is one delivery (a part); its sub-folders are categories."""
+    """Where the pictures are: in parts, deliveries of pictures. A part is a folder; its sub-folders are categories."""
 
-    folder: str = Field("data/raw/mannequin", min_length=1)
-
-    @property
-    def part(self) -> str:
-        """The part's name: the last component of the folder."""
-        return Path(self.folder).name
+    folder: str | None = Field(INBOX, min_length=1)  # every folder in it is a part; null: only those named below
+    parts: dict[PartName, Annotated[str, Field(min_length=1)]] = Field({"mannequin": MANNEQUIN}, min_length=1)
 
     @model_validator(mode="after")
-    def _named(self) -> Raw:
-        if self.part in ("", ".."):  # data/poses/<part> must be a folder of its own
-            raise ValueError(f"folder must end in the name of a folder, got {self.folder!r}")
+    def _apart(self) -> Raw:
+        for (name, folder), (other, around) in permutations(self.parts.items(), 2):
+            if Path(folder).is_relative_to(around):
+                raise ValueError(
+                    f"parts.{name} ({folder}) lies in the folder of parts.{other} ({around}), or is the same"
+                )
         return self
 
 
@@ -44,6 +51,7 @@ class Extract(Section):
     video_rate: float = Field(4.0, gt=0, le=240)  # frames a second looked at in videos and motion captures
     pose_change: float = Field(0.15, ge=0)  # torso lengths: a frame is kept if somebody's limbs moved so far on average
     workers: int = Field(0, ge=0)  # 0: one per core
+    slices: int = Field(0, ge=0, le=1000)  # a part is cut into so many, each run by any worker; 0: extracted here
     time_limit: float = Field(120.0, gt=0)  # seconds for a picture or a frame, then its file is given up
 
 

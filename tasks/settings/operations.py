@@ -21,6 +21,12 @@ class Services(Section):
     )  # null: sqlite
 
 
+class Limits(Section):
+    """What a run may take."""
+
+    hours: float | None = Field(default=None, gt=0)  # then its stage is stopped and the run ends as TimedOut; null: any
+
+
 class Retrain(Section):
     """When new data arrive."""
 
@@ -42,9 +48,9 @@ class Generate(Section):
     steps: int = Field(default=18, ge=1, le=1000)
     guidance: float = Field(default=2.0, ge=0, le=100)  # of the pictures; 1: none
     seed: Seed = 0
-    near: float = Field(default=0.5, gt=0)  # torso lengths in the picture's plane: a joint this near is right
-    pck: float = Field(default=0.6, gt=0, le=1)  # share of the 12 limb joints that must be right
-    min_acceptance: float = Field(default=0.02, gt=0, le=1)  # below it the run stops
+    near: float = Field(default=0.3, gt=0)  # torso lengths in the picture's plane: a joint this near is right
+    pck: float = Field(default=0.75, gt=0, le=1)  # share of the 12 limb joints that must be right
+    min_acceptance: float = Field(default=0.1, gt=0, le=1)  # below it the run stops
 
 
 class Notify(Section):

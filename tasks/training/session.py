@@ -61,9 +61,10 @@ class Session:
         status = "KILLED"
         try:
             if self.leader:
-                self.record = tracking.Store(self.params.tracking, self.root).model_run(
-                    self.model.name, self.folder.digest
-                )
+                weights = sum(weight.numel() for weight in self.model.denoiser.parameters())
+                what = tracking.in_words(self.config.net_name, weights, self.config.images)
+                store = tracking.Store(self.params.tracking, self.root)
+                self.record = store.model_run(self.model.name, self.folder.digest, what)
                 self.record.params({self.model.name: self.config.model_dump()})
                 self._record_lineage(self.record)
                 self._flush()
