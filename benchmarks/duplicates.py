@@ -29,7 +29,8 @@ from PIL import Image, ImageEnhance
 from benchmarks.report import finish, table
 from tasks import extract, mannequin
 from tasks.dataset.duplicates import same_picture, same_scene
-from tasks.extraction.poses_table import Reason, read_poses, read_rejects
+from tasks.extraction.findings import Reason
+from tasks.extraction.poses_table import read_poses, read_rejects
 from tasks.params import Extract, Params, Raw, load
 from tasks.skeleton import normalise
 

@@ -76,7 +76,7 @@ def against_peers(base: int) -> tuple[Figures, dict[str, bool]]:
     for n in (1000, 10_000):
         some = rows[:n]
         ours, theirs = partial(search, queries, some, 2), partial(_torch_search, queries, some, 2)
-        raced = _race({"ours": ours, "torch": theirs}, 10)
+        raced = _race({"ours": ours, "torch": theirs}, 30)
         small[n] = raced["ours"] / raced["torch"]
     figures = {"seconds": seconds, "first neighbour as torch's": recall, "ours over torch, small": small}
     return figures, {

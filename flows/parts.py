@@ -13,7 +13,7 @@ from typing import Any
 from tasks.errors import DataError
 from tasks.extraction.parts import POSES
 from tasks.params import Params, Raw, load, set_values
-from tasks.settings.data import INBOX, MANNEQUIN
+from tasks.settings.data import MANNEQUIN
 
 _NAME = re.compile(r"[^A-Za-z0-9_]+")  # what a part's name cannot have, nor begin with
 
@@ -84,7 +84,7 @@ def update(root: Path, params: Params, asked: str | None = None) -> Params:
 def _only(root: Path, asked: str) -> Raw:
     """One folder as the only part: relative inside the workspace, absolute outside. Nothing is looked for beside it."""
     if asked == "mannequin":
-        return Raw(folder=INBOX, parts={"mannequin": MANNEQUIN})
+        return Raw.model_validate({})
     folder, workspace = Path(asked).expanduser().resolve(), root.resolve()
     name = str(folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder)
     return Raw(folder=None, parts={_name(name, {}): name})

@@ -7,6 +7,7 @@ A slice is a pure function of its files and a digest, so nothing is agreed on bu
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,8 +73,11 @@ def extract_slice(
             fetched = slices.SLICES / part / f"{slices.name(rank, world)}-files"
             fetch_slice(root, place, rank, world, root / fetched)
             arguments.append(str(fetched))
+        done = root / slices.SLICES / part / slices.name(rank, world)
         dag.run_task(root, "extract_slice", *arguments)
-        shelf.put(name, root / slices.SLICES / part / slices.name(rank, world), slices.MARK)
+        shelf.put(name, done, slices.MARK)
+        for folder in (done, done.with_name(f"{done.name}-files")):  # what was fetched, and findings have one place
+            shutil.rmtree(folder, ignore_errors=True)
     except UserError as error:
         return Failed(message=str(error), data=error)
     return Completed()

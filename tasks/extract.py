@@ -12,7 +12,7 @@ SOURCE.txt says, and `summary.json`:
     joint_error            against true joints, where the folder has them (see `joint_error`)
     joint_error_absent     why there is none
 
-What has been found in a file is kept by its content (see `findings`): a run that was killed goes on where it was, and a
+What has been found in a file is kept by its content (see `store`): a run that was killed goes on where it was, and a
 new picture costs one picture. What depends on the machine (seconds, workers) is no output of the stage, since the same
 files must give the same bytes; it is left in `.contrapposto/extract/<part>.json`.
 """
@@ -20,12 +20,10 @@ files must give the same bytes; it is left in `.contrapposto/extract/<part>.json
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +31,19 @@ from tqdm import tqdm
 
 from tasks import files, machine
 from tasks.errors import DataError, UserError
-from tasks.extraction import findings, joint_error
-from tasks.extraction.findings import Findings, Refused, Settings, Store
-from tasks.extraction.ingest import JOINTS_SUFFIX, Refusal, Source, content_key, open_regular, printable, scan
+from tasks.extraction import joint_error
+from tasks.extraction.findings import Findings, Kind, Reason, Refused, Settings
+from tasks.extraction.ingest import JOINTS_SUFFIX, Source, printable, scan
+from tasks.extraction.keys import content_keys
 from tasks.extraction.pose_bundle import check
-from tasks.extraction.poses_table import Kind, Pose, Reason, Reject, Writer, read_poses
+from tasks.extraction.poses_table import Pose, Reject, Writer, read_poses
+from tasks.extraction.store import Store, findings_digest
+from tasks.extraction.worker import encoding_extractor
 from tasks.params import Params
 from tasks.pool import WorkerDied, ordered_map
 
 PROVENANCE = "SOURCE.txt"  # where pictures come from and under which licence, in any folder of them
 _LONGEST = 4000  # characters of it
-_NOT_OF_THE_BYTES = frozenset({Reason.CRASHED, Reason.TOO_SLOW, Reason.UNREADABLE})
 
 
 def run(params: Params, root: Path, part: str) -> None:
@@ -51,18 +51,13 @@ def run(params: Params, root: Path, part: str) -> None:
 
     Raises UserError if there is no such part, or its folder or the model cannot be used.
     """
-    if part not in params.raw.parts:
-        raise UserError(
-            f"There is no part {part!r} in raw.parts of params.yaml; there are {', '.join(params.raw.parts)}."
-        )
-    folder, model = root / params.raw.parts[part], root / params.extract.model
+    folder, model = part_folder(params, root, part), root / params.extract.model
     sources = scan(folder)
     check(model)
     workers = params.extract.workers or machine.cores()
     began = time.monotonic()
-    with Store(root / findings.PATH, findings.digest(settings(params), model)) as store:
-        keys = content_keys(folder, sources, workers)
-        made, lost = fill(store, params, root, folder, sources, keys)
+    with Store(root, findings_digest(settings(params), model)) as store:
+        keys, made, lost = fill(store, params, root, folder, sources)
         with files.new_folder(root / "data/poses" / part) as output:
             rejects = _write_tables(output, sources, keys, store, lost)
             seconds = time.monotonic() - began
@@ -79,53 +74,57 @@ def run(params: Params, root: Path, part: str) -> None:
     )
 
 
+def part_folder(params: Params, root: Path, part: str) -> Path:
+    """Where a part lies; raises UserError if there is none of this name."""
+    if part not in params.raw.parts:
+        names = ", ".join(params.raw.parts)
+        raise UserError(f"There is no part {part!r} in raw.parts of params.yaml; there are {names}.")
+    return root / params.raw.parts[part]
+
+
 def settings(params: Params) -> Settings:
     """The parameters that findings depend on."""
     chosen = params.extract
     return Settings(chosen.min_confidence, chosen.min_side, chosen.max_people, chosen.video_rate, chosen.pose_change)
 
 
-def content_keys(folder: Path, sources: list[Source], workers: int) -> list[str | Refused]:
-    """The key of each file's bytes, or why it cannot be read."""
-    with ThreadPoolExecutor(workers) as threads:  # hashing lets go of the interpreter
-        keys = threads.map(_key, repeat(folder), sources)
-        return list(tqdm(keys, total=len(sources), desc="hash", unit="file", mininterval=1, delay=2))
-
-
-def _key(folder: Path, source: Source) -> str | Refused:
-    try:
-        with open_regular(folder / source.path) as file:
-            return content_key(file)
-    except Refusal as refusal:
-        return Refused(None, refusal.reason, refusal.detail)
-
-
 def fill(
-    store: Store, params: Params, root: Path, folder: Path, sources: Iterable[Source], keys: Iterable[str | Refused]
-) -> tuple[int, dict[str, Findings]]:
-    """Extract what the store does not have: how many files that were, and by key the refusals it is not to keep.
-
-    Those do not follow from the bytes alone: the next run tries these files again, since it may have been the machine.
+    store: Store, params: Params, root: Path, folder: Path, sources: Sequence[Source]
+) -> tuple[list[str | Refused], int, dict[str, Findings]]:
+    """Extract what the store does not have: the key of each file, how many were extracted, and by key the findings that the
+    store is not to keep, since they are not `lasting`.
     """
-    first: dict[str, Source] = {}  # files with the same bytes are extracted once
-    for source, key in zip(sources, keys, strict=True):
-        if isinstance(key, str):
-            first.setdefault(key, source)
-    missing = store.missing(first)
-    items = [(source.path, key) for key, source in first.items() if key in missing]
+    keys: list[str | Refused] = []
+    asked: set[str] = set()  # files with the same bytes are extracted once
+    coming: deque[str] = deque()  # the keys of the results that are to come
+    progress = tqdm(total=len(sources), desc="extract", unit="file", mininterval=1)
+
+    def unknown() -> Generator[tuple[str, str], None, None]:
+        with closing(content_keys(folder, sources, store)) as found:
+            for source, key in zip(sources, found, strict=True):
+                keys.append(key)
+                if isinstance(key, str) and key not in asked and key not in store:
+                    asked.add(key)
+                    coming.append(key)
+                    yield source.path, key
+                else:
+                    progress.update()
+
     lost: dict[str, Findings] = {}
     chosen = params.extract
+    items = unknown()
     outcomes = ordered_map(
-        partial(_open_extractor, folder, root / chosen.model, settings(params)),
+        partial(encoding_extractor, folder, root / chosen.model, settings(params)),
         items,
         chosen.workers or machine.cores(),
         lost=partial(_lost, time_limit=chosen.time_limit),
         time_limit=chosen.time_limit,
     )
-    with closing(outcomes), tqdm(total=len(items), desc="extract", unit="file", mininterval=1) as progress:
+    with closing(items), closing(outcomes), progress:
         try:
-            for (_, key), outcome in zip(items, outcomes, strict=True):
-                if outcome.refused and outcome.refused[-1].reason in _NOT_OF_THE_BYTES:
+            for outcome in outcomes:
+                key = coming.popleft()
+                if isinstance(outcome, Findings):
                     lost[key] = outcome
                 else:
                     store.put(key, outcome)
@@ -136,14 +135,7 @@ def fill(
                 "memory, or extract.workers a smaller number, and run again."
             ) from error
     store.commit()
-    return len(items), lost
-
-
-def _open_extractor(folder: Path, model: Path, chosen: Settings) -> Any:
-    # Here, since mediapipe takes a second to import and the parent has no use for it.
-    from tasks.extraction.extractor import extractor
-
-    return extractor(folder, model, chosen)
+    return keys, len(asked), lost
 
 
 def _lost(death: WorkerDied, time_limit: float) -> Findings:

@@ -5,12 +5,13 @@ stage `extract` then finds everything known. Its output cannot depend on how man
 
 A slice leaves `.contrapposto/slices/<part>/<rank>-of-<world>/` with
 
-    findings.db     what was found in each file (see `extraction.findings`)
+    findings.db     what was found in each file (see `extraction.store`)
     slice.json      the statistics, which `together` adds up; that it is there is the mark of a slice that is done
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -18,13 +19,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tasks import files, machine
+from tasks import files
 from tasks.errors import UserError
-from tasks.extract import content_keys, fill, settings
-from tasks.extraction import findings
-from tasks.extraction.findings import Store
+from tasks.extract import fill, part_folder, settings
+from tasks.extraction import parts
 from tasks.extraction.ingest import scan
 from tasks.extraction.pose_bundle import check
+from tasks.extraction.store import Store, findings_digest
 from tasks.params import Params
 
 SLICES = Path(".contrapposto/slices")
@@ -40,7 +41,7 @@ def name(rank: int, world: int) -> str:
 
 def digest(params: Params, root: Path) -> str:
     """What findings depend on besides the files: two machines may share a part if this is the same for both."""
-    return findings.digest(settings(params), root / params.extract.model)
+    return findings_digest(settings(params), root / params.extract.model)
 
 
 def run(params: Params, root: Path, part: str, rank: str, world: str, folder: str = "") -> None:
@@ -48,24 +49,19 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
 
     Raises UserError if there is no such part or slice, or the folder or the model cannot be used.
     """
-    if part not in params.raw.parts:
-        raise UserError(
-            f"There is no part {part!r} in raw.parts of params.yaml; there are {', '.join(params.raw.parts)}."
-        )
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UserError(f"A slice is a RANK below WORLD, such as 0 3; got {rank} {world}.")
-    place = root / (folder or params.raw.parts[part])
+    whole = part_folder(params, root, part)
+    place = root / folder if folder else whole
     check(root / params.extract.model)
     began = time.monotonic()
     sources = scan(place)
     if not folder:
         sources = sources[int(rank) :: int(world)]
-    keys = content_keys(place, sources, params.extract.workers or machine.cores())
-    known = {key for key in keys if isinstance(key, str)}
     with ExitStack() as stack:
-        store = stack.enter_context(Store(root / findings.PATH, digest(params, root)))
-        made, lost = fill(store, params, root, place, sources, keys)
-        kept = known - lost.keys()
+        store = stack.enter_context(Store(root, digest(params, root)))
+        keys, made, lost = fill(store, params, root, place, sources)
+        kept = {key for key in keys if isinstance(key, str)} - lost.keys()
         there = [store.get(key) for key in sorted(kept)]
         output = stack.enter_context(files.new_folder(root / SLICES / part / name(int(rank), int(world))))
         store.export(output / FINDINGS, kept)
@@ -80,17 +76,16 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
 
 def together(statistics: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The statistics of several slices, or of such sums, added up; the order does not matter."""
-    parts = list(statistics)
-    total: dict[str, Any] = {key: sum(part[key] for part in parts) for key in _COUNTS}
-    return total | {"rejects": dict(sum((Counter(part["rejects"]) for part in parts), Counter()))}
+    return parts.added(list(statistics), _COUNTS)
 
 
 def absorb(params: Params, root: Path, folder: Path) -> dict[str, Any]:
-    """Take what a slice's folder holds into this workspace's findings; its statistics.
+    """Take what a slice's folder holds into this workspace's findings, and remove the folder; its statistics.
 
     Raises DataError if its findings cannot be read. What was found with other parameters is left aside.
     """
     statistics: dict[str, Any] = files.read_json(folder / MARK)
-    with Store(root / findings.PATH, digest(params, root)) as store:
+    with Store(root, digest(params, root)) as store:
         store.absorb(folder / FINDINGS)
+    shutil.rmtree(folder)  # findings have one place, where `forget` finds them
     return statistics

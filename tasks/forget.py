@@ -15,8 +15,9 @@ from pathlib import Path
 from tasks import lineage
 from tasks.dataset import tombstones
 from tasks.errors import UserError
-from tasks.extraction import findings, poses_table
+from tasks.extraction import poses_table
 from tasks.extraction.poses_table import Poses
+from tasks.extraction.store import PATH, Store
 from tasks.params import Params
 
 _DIGITS = 16  # of a key that are its file's
@@ -61,8 +62,8 @@ def _rows(found: Poses, key: str) -> list[int]:
 
 def _drop_findings(root: Path, contents: set[str]) -> None:
     """What extraction keeps of these files for another run; the rows themselves go when `curate` runs."""
-    if (root / findings.PATH).is_file():
-        with findings.Store(root / findings.PATH, digest="") as store:
+    if (root / PATH).is_file():
+        with Store(root, digest="") as store:
             for content in sorted(contents):
                 store.forget(content)
 

@@ -1,6 +1,6 @@
 """An ordered map over processes whose workers hold something costly and may crash or hang in native code.
 
-Each worker has its own pipe and is given at most two items ahead: when one dies, the item it died on is known, and
+Each worker has its own pipe and is given a few items at a time: when one dies, the item it died on is known, and
 when the parent dies, every worker reads the end of its pipe and leaves. Memory does not grow with the items.
 """
 
@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from math import inf
 from multiprocessing.connection import Connection, wait
@@ -22,7 +22,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 OpenFunction = Callable[[], AbstractContextManager[Callable[[Item], Result]]]
 
-_AHEAD = 2  # items given to a worker at once: one in work, one so that it need not wait for the parent
+_AHEAD = (
+    4  # items given to a worker at once: one in work, and some lest it wait for the parent, which waits for the disk
+)
 _WINDOW = 512  # results that may wait for an earlier, slower one
 _STILLBORN = 3  # workers that may end before they can begin: once may be chance, this is the machine or the code
 _READY, _ALIVE = "ready", "alive"  # what a worker says besides its answers
@@ -50,12 +52,12 @@ def sign_of_life() -> None:
 
 def ordered_map(
     open_function: OpenFunction[Item, Result],
-    items: Sequence[Item],
+    items: Iterable[Item],
     workers: int,
     lost: Callable[[WorkerDied], Result] | None = None,
     time_limit: float | None = None,
 ) -> Generator[Result, None, None]:
-    """The function's result for each item, in the items' order.
+    """The function's result for each item, in the items' order. Items are asked for as workers become free.
 
     Each worker process enters `open_function()` once and calls the function that it gives; it is pickled by name. A
     UserError raised in a worker is raised here, and a full disk's OSError. An item on which a process ends is tried once
@@ -63,19 +65,34 @@ def ordered_map(
     `lost(WorkerDied(...))`, or WorkerDied is raised where `lost` is None, or where process after process ends before it has
     begun.
     """
-    team = [_Worker(open_function) for _ in range(min(workers, len(items)))]
+    team: list[_Worker[Item, Result]] = []
+    coming = enumerate(items)
+    waiting: dict[int, Item] = {}  # items whose results have not been delivered
     done: dict[int, Result] = {}
     again: deque[int] = deque()  # items that a dead worker has left behind
     suspects: set[int] = set()  # items on which a process has ended once
-    given = delivered = stillborn = 0
+    delivered = stillborn = 0
+
+    def to_do() -> int | None:
+        """The position of an item that somebody has to work on, if one is there by now."""
+        if again:
+            return again.popleft()
+        if len(waiting) == _WINDOW or (new := next(coming, None)) is None:
+            return None
+        waiting[new[0]] = new[1]
+        return new[0]
+
     try:
-        while delivered < len(items):
+        while True:
             for worker in team:
-                while len(worker.given) < _AHEAD and (again or given < min(len(items), delivered + _WINDOW)):
-                    position = again.popleft() if again else given
-                    given += position == given
-                    worker.give(position, items[position])
+                while len(worker.given) < _AHEAD and (position := to_do()) is not None:
+                    worker.give(position, waiting[position])
+            while len(team) < workers and (position := to_do()) is not None:
+                team.append(_Worker(open_function))
+                team[-1].give(position, waiting[position])
             busy = [worker for worker in team if worker.given]
+            if not busy:
+                return
             ready = wait([worker.pipe for worker in busy], time_limit)
             for worker in busy:
                 try:
@@ -86,7 +103,7 @@ def ordered_map(
                 except _Ended as ended:
                     team[team.index(worker)] = _Worker(open_function)
                     position, *left = worker.given
-                    death = WorkerDied(items[position], ended.exit_code)
+                    death = WorkerDied(waiting[position], ended.exit_code)
                     again.extend(left)
                     stillborn += not worker.began
                     if stillborn == _STILLBORN:
@@ -102,6 +119,7 @@ def ordered_map(
                         done[position] = lost(death)
             while delivered in done:
                 yield done.pop(delivered)
+                del waiting[delivered]
                 delivered += 1
     finally:
         for worker in team:

@@ -29,8 +29,9 @@ from tasks.distances.findings import Findings
 from tasks.distances.precision_recall import Manifold
 from tasks.errors import DataError, UserError
 from tasks.extraction import video
+from tasks.extraction.findings import Kind
 from tasks.extraction.ingest import Refusal
-from tasks.extraction.poses_table import POSES, Kind, read_poses
+from tasks.extraction.poses_table import POSES, read_poses
 from tasks.files import new_folder, write_json
 from tasks.params import Params
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from tasks import files
 from tasks.extract import provenance
+from tasks.extraction.findings import Kind
 from tasks.extraction.fingerprint import fingerprint
-from tasks.extraction.poses_table import Kind, Pose, Reject, Writer
+from tasks.extraction.poses_table import Pose, Reject, Writer
 
 SIZE = 96  # pixels of a picture
 PART = "mannequin"

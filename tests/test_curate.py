@@ -16,7 +16,7 @@ from tasks.dataset import dataset_table
 from tasks.dataset.dataset_table import Gate
 from tasks.dataset.shards import ShardDataset
 from tasks.errors import DataError
-from tasks.extraction.poses_table import Kind
+from tasks.extraction.findings import Kind
 from tasks.params import load
 from tasks.skeleton import LIMBS
 

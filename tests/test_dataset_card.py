@@ -12,7 +12,8 @@ from workspaces import write_params
 from tasks import curate, dataset_card, files, forget, shard
 from tasks.dataset import dataset_table, history
 from tasks.dataset.coverage import distances, population_stability
-from tasks.extraction.poses_table import Reason, Reject
+from tasks.extraction.findings import Reason
+from tasks.extraction.poses_table import Reject
 from tasks.params import load
 from tasks.skeleton import embed, mirror
 

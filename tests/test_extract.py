@@ -22,8 +22,9 @@ from test_video import write as write_video
 from tasks import extract, mannequin, params
 from tasks.errors import DataError, UserError
 from tasks.extraction import pose_bundle
+from tasks.extraction.findings import Reason
 from tasks.extraction.ingest import scan
-from tasks.extraction.poses_table import Reason, read_poses, read_rejects
+from tasks.extraction.poses_table import read_poses, read_rejects
 from tasks.params import Params
 
 ROOT = Path(__file__).parents[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ from workspaces import PROJECT, write_params
 from flows import leash
 from flows.server import Server, settings
 from tasks import files
-from tasks.extract_slice import MARK, SLICES
+from tasks.extract_slice import SLICES
+from tasks.extraction.store import PATH
 
 POOL = "slices"
 WORKERS = 3
@@ -77,11 +79,20 @@ def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tm
     logs = "\n".join((clone / "worker.log").read_text() for clone in clones)
     assert f"heap: {WORKERS} slices" in told, told + logs
     assert files.read_json(home / ".contrapposto/extract/heap.json")["extracted"] == 0
-    done = [len(list((clone / SLICES).rglob(MARK))) for clone in clones]
-    assert sum(done) == WORKERS and max(done) < WORKERS, done
+    done = [_found(clone) for clone in clones]
+    assert sum(done) == 24 and max(done) < 24, done
+    assert not any(list((clone / SLICES).rglob("*.*")) for clone in clones)
     assert not any((clone / "data/raw/heap").exists() for clone in clones)
     _curate(prefect_server, alone, 0)
     assert _shards(home) == _shards(alone) and len(_shards(home)) > 1
+
+
+def _found(root: Path) -> int:
+    """Files that a workspace has findings of."""
+    if not (root / PATH).exists():
+        return 0
+    with sqlite3.connect(root / PATH) as db:
+        return int(db.execute("select count(*) from findings").fetchone()[0])
 
 
 def _curate(server: Server, root: Path, slices: int) -> str:

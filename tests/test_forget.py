@@ -15,8 +15,9 @@ from tasks.artifacts import FILE as MODEL
 from tasks.dataset import dataset_table, tombstones
 from tasks.dataset.shards import ShardDataset
 from tasks.errors import UserError
+from tasks.extraction.findings import Kind
 from tasks.extraction.fingerprint import fingerprint
-from tasks.extraction.poses_table import Kind, Pose, read_poses
+from tasks.extraction.poses_table import Pose, read_poses
 from tasks.params import load
 
 GONE = 4

@@ -24,7 +24,8 @@ from test_extract import ROOT, bomb
 from benchmarks.extraction import workspace
 from tasks import mannequin
 from tasks.extraction import pose_bundle
-from tasks.extraction.poses_table import Reason, read_poses, read_rejects
+from tasks.extraction.findings import Reason
+from tasks.extraction.poses_table import read_poses, read_rejects
 
 GOOD = 8
 MEMORY = 3e9  # bytes, of one process: the largest picture that is decoded has 89 million pixels

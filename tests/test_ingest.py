@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tasks.errors import UserError
+from tasks.extraction.findings import Reason
 from tasks.extraction.ingest import Refusal, content_key, decode, open_picture, open_regular, scan
-from tasks.extraction.poses_table import Reason
 
 ORIENTATION = 0x0112
 # For each EXIF orientation, how a camera that was held that way lays an upright picture down in the file.

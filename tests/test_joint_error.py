@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tasks.errors import DataError
+from tasks.extraction.findings import Kind
 from tasks.extraction.joint_error import measure
-from tasks.extraction.poses_table import Kind, Poses
+from tasks.extraction.poses_table import Poses
 from tasks.skeleton import LANDMARKS, LIMBS, MIRROR, torso_length
 
 N, WIDTH, HEIGHT = 4, 200, 100

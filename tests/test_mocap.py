@@ -9,8 +9,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from tasks.extraction import bvh, mocap
+from tasks.extraction.findings import Reason
 from tasks.extraction.ingest import Refusal, open_regular
-from tasks.extraction.poses_table import Reason
 from tasks.skeleton import INDEX, LIMB_BONES, LIMBS, normalise
 
 # joint: parent and offset, with x to the person's left, y up, z forward; the left side stands for both

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tasks.copies import neighbours
-from tasks.copies.neighbours import merge, search, search_part
+from tasks.copies.neighbours import lengths, merge, search, search_part
 from tasks.errors import DataError
 
 
@@ -130,6 +130,7 @@ def test_cores_change_nothing(cores: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_rows_about_the_origin_are_not_copied_to_be_centred() -> None:
     rows = normal(100, 8, 0)
-    assert neighbours._centre(rows + np.float32(0.3)) is None
-    far = neighbours._centre(rows + 2)
+    near = rows + np.float32(0.3)
+    assert neighbours._centre(near, lengths(near)) is None
+    far = neighbours._centre(rows + 2, lengths(rows + 2))
     assert far is not None and np.abs(far - 2).max() < 0.5

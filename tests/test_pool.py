@@ -50,6 +50,21 @@ def test_results_come_in_the_order_of_the_items(workers):
     assert list(results) == [3 * i for i in range(1500)]
 
 
+def test_items_are_asked_for_as_workers_become_free():
+    asked = 0
+
+    def without_end() -> Iterator[int]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield asked
+
+    results = ordered_map(partial(tripling, 10**9, ""), without_end(), 2)
+    assert [next(results) for _ in range(20)] == [3 * i for i in range(1, 21)]
+    results.close()
+    assert asked <= 20 + 512
+
+
 def test_no_items_need_no_workers():
     assert list(ordered_map(partial(tripling, 0, ""), [], 2)) == []
 

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.errors import UserError
-from tasks.extraction.poses_table import POSES, REJECTS, Kind, Pose, Reason, Reject, Writer, read_poses, read_rejects
+from tasks.extraction.findings import Kind, Reason
+from tasks.extraction.poses_table import POSES, REJECTS, Pose, Reject, Writer, read_poses, read_rejects
 from tasks.skeleton import LIMBS
 
 

@@ -13,9 +13,8 @@ from PIL import Image
 from tasks import mannequin
 from tasks.extraction import pose_bundle, video
 from tasks.extraction.extractor import extractor
-from tasks.extraction.findings import Findings, Settings
+from tasks.extraction.findings import Findings, Kind, Reason, Settings
 from tasks.extraction.ingest import Refusal, content_key, open_regular
-from tasks.extraction.poses_table import Kind, Reason
 
 MODEL = Path(__file__).parents[1] / pose_bundle.BUNDLE
 SETTINGS = Settings(min_confidence=0.5, min_side=64, max_people=4, video_rate=4.0, pose_change=0.15)

@@ -11,8 +11,9 @@ from tasks.distances.clip_networks import I3d
 from tasks.distances.distance import frechet_estimate
 from tasks.distances.trajectories import FEATURES
 from tasks.errors import DataError, UserError
+from tasks.extraction.findings import Kind
 from tasks.extraction.fingerprint import LENGTH
-from tasks.extraction.poses_table import Kind, Pose, Writer
+from tasks.extraction.poses_table import Pose, Writer
 from tasks.files import read_json
 from tasks.params import Params, Weights, load
 from tasks.video_distance import ClipFeatures, compare

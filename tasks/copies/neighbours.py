@@ -42,7 +42,7 @@ def squared_distances(queries: np.ndarray, rows: np.ndarray, block: np.ndarray, 
     for start in range(0, len(rows), step):
         pairs = slice(start, start + step)
         difference = np.subtract(block[columns[pairs]], queries[rows[pairs]], dtype=np.float64)
-        squared[pairs] = np.einsum("pd,pd->p", difference, difference)
+        np.einsum("pd,pd->p", difference, difference, out=squared[pairs])
     return squared
 
 
@@ -96,18 +96,26 @@ def rounding(width: int, reach: np.ndarray, longest: float) -> np.ndarray:
     return 8 * np.sqrt(width) * 2.0**-24 * (reach.astype(np.float64) + longest) ** 2
 
 
-def _centre(rows: np.ndarray) -> np.ndarray | None:
+def _finite_lengths(name: str, x: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Lengths of some rows of the whole; DataError where a number is not finite. Cheaper than a look at every number."""
+    norms = lengths(x)
+    if not np.isfinite(norms).all():  # or too large to be squared
+        check_features(name, whole)
+    return norms
+
+
+def _centre(rows: np.ndarray, norms: np.ndarray) -> np.ndarray | None:
     """The mean of rows float32 `[n, d]`, or None where they already lie about the origin, so that moving them would cost a
     copy and hardly make their squared lengths, and with them the rounding, smaller."""
     centre = rows.mean(axis=0)
-    return centre if centre @ centre > 0.25 * np.square(lengths(rows)).mean() else None
+    return centre if centre @ centre > 0.25 * np.square(norms).mean() else None
 
 
 class _Nearest:
     """The k nearest of each query so far, exact, and the squared distance below which every row has been looked at."""
 
-    def __init__(self, queries: np.ndarray, k: int, spare: int, numbers: int) -> None:
-        self._queries, self._k, self._spare = queries, k, spare
+    def __init__(self, queries: np.ndarray, reach: np.ndarray, k: int, spare: int, numbers: int) -> None:
+        self._queries, self._reach, self._k, self._spare = queries, reach, k, spare
         self._step = max(1, numbers // queries.shape[1])
         self.squared = np.full((len(queries), k), np.inf)
         self.index = np.full((len(queries), k), -1, np.int64)
@@ -122,27 +130,23 @@ class _Nearest:
         check_features("the base", block[:1], self._queries.shape[1])
         for start in range(0, len(block), self._step):
             rows = np.ascontiguousarray(block[start : start + self._step], dtype=np.float32)
+            norms = _finite_lengths("the base", rows, block)
             if not self._started:
-                self._start(rows)
-            centred = self._about_centre(rows)
-            norms = lengths(centred)
-            if not np.isfinite(norms).all():  # cheaper than a look at every number
-                check_features("the base", block)
-            self._add(rows, centred, norms.max(), offset + start)
+                self._start(rows, norms)
+            centred = rows if self._centre is None else self._about_centre(rows, self._centre)
+            self._add(rows, centred, (norms if centred is rows else lengths(centred)).max(), offset + start)
 
-    def _start(self, rows: np.ndarray) -> None:
+    def _start(self, rows: np.ndarray, norms: np.ndarray) -> None:
         self._started = True
-        self._centre = _centre(rows)
+        self._centre = _centre(rows, norms)
         if self._centre is not None:
             self._centred_queries = self._queries - self._centre
-        self._reach = lengths(self._centred_queries)
+            self._reach = lengths(self._centred_queries)
 
-    def _about_centre(self, rows: np.ndarray) -> np.ndarray:
-        if self._centre is None:
-            return rows
+    def _about_centre(self, rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
         if len(self._centred) < len(rows):
             self._centred = np.empty_like(rows)
-        return np.subtract(rows, self._centre, out=self._centred[: len(rows)])
+        return np.subtract(rows, centre, out=self._centred[: len(rows)])
 
     def _add(self, rows: np.ndarray, centred: np.ndarray, longest: float, offset: int) -> None:
         k = self._k
@@ -195,7 +199,9 @@ def search_part(
     Raises DataError on features that are not finite or of another width.
     """
     blocks: Sequence[np.ndarray] = [base] if isinstance(base, np.ndarray) else base
-    queries = np.ascontiguousarray(check_features("the queries", queries), dtype=np.float32)
+    check_features("the queries", queries[:1])
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    reach = _finite_lengths("the queries", queries, queries)
     # Above this many queries FAISS uses BLAS, which at a width of 99 is five times as fast as its own loop; its
     # default asks for q * d >= 128,000.
     faiss.cvar.distance_compute_blas_threshold = 1
@@ -204,8 +210,9 @@ def search_part(
     asked, doubtful = queries, np.arange(len(queries))
     cores = faiss.omp_get_max_threads()
     for spare in SPARES:
-        shares = np.array_split(asked, cores if len(asked) >= SHARE * cores else 1)
-        nearest = [_Nearest(share, k, spare, NUMBERS // len(shares)) for share in shares]
+        shares = cores if len(asked) >= SHARE * cores else 1
+        split = zip(np.array_split(asked, shares), np.array_split(reach[doubtful], shares), strict=True)
+        nearest = [_Nearest(*share, k, spare, NUMBERS // shares) for share in split]
         with _each(nearest) as add:
             for block, offset in _of_rank(blocks, rank, world):
                 add(block, offset)

@@ -15,8 +15,9 @@ from tasks.dataset.clusters import Clusters
 from tasks.dataset.crop import crop, square
 from tasks.dataset.dataset_table import Gate, Gated, Persons
 from tasks.dataset.pictures import Place, pictures
+from tasks.extraction.findings import Kind
 from tasks.extraction.ingest import Refusal
-from tasks.extraction.poses_table import Kind, Poses, Reject
+from tasks.extraction.poses_table import Poses, Reject
 from tasks.skeleton import normalise
 
 TILE = 96  # pixels

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tasks.extraction import video
+from tasks.extraction.findings import Kind
 from tasks.extraction.ingest import open_picture, open_regular
-from tasks.extraction.poses_table import Kind
 
 Place = tuple[str, str, int]  # source, kind, frame
 

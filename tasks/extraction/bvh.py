@@ -10,8 +10,8 @@ from io import BufferedReader
 
 import numpy as np
 
+from tasks.extraction.findings import Reason
 from tasks.extraction.ingest import Refusal
-from tasks.extraction.poses_table import Reason
 
 MAGIC = b"HIERARCHY"
 MAX_BYTES = 128 * 2**20

@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from tasks.extraction import bvh, mocap, video
-from tasks.extraction.findings import Findings, Refused, Settings
+from tasks.extraction.findings import Finding, Findings, Kind, Reason, Refused, Settings
 from tasks.extraction.fingerprint import LENGTH, fingerprint
 from tasks.extraction.ingest import Refusal, content_key, decode, open_regular
 from tasks.extraction.landmarker import Landmarker, Person, keep_offline
 from tasks.extraction.people import scores
-from tasks.extraction.poses_table import Finding, Kind, Reason
 from tasks.extraction.tracks import Movement, Tracks
 from tasks.pool import sign_of_life
 
@@ -59,10 +58,11 @@ def extractor(folder: Path, model: Path, settings: Settings) -> Iterator[Callabl
 
 
 def _from_picture(picture: np.ndarray, landmarker: Landmarker, findings: Findings) -> None:
+    hashed = fingerprint(picture)  # before the landmarker has filled the processor's cache with its network
     persons = landmarker.detect(picture)
     if not persons:
         raise Refusal(Reason.NO_PERSON, f"in {picture.shape[1]} x {picture.shape[0]} pixels")
-    _add(findings, picture, 0, 0.0, persons, [-1] * len(persons))
+    _add(findings, picture, hashed, 0, 0.0, persons, [-1] * len(persons))
 
 
 def _from_video(file: BufferedReader, model: Path, settings: Settings, findings: Findings) -> None:
@@ -85,7 +85,7 @@ def _from_video(file: BufferedReader, model: Path, settings: Settings, findings:
             elif not movement.shows({t: p.world for t, p in zip(who, persons, strict=True)}):
                 findings.refused.append(_still(frame.number, settings))
             else:
-                _add(findings, frame.picture, frame.number, frame.time, persons, who)
+                _add(findings, frame.picture, fingerprint(frame.picture), frame.number, frame.time, persons, who)
 
 
 def _from_mocap(file: BufferedReader, settings: Settings, findings: Findings) -> None:
@@ -122,9 +122,14 @@ def _still(number: int, settings: Settings) -> Refused:
 
 
 def _add(
-    findings: Findings, picture: np.ndarray, number: int, seconds: float, persons: list[Person], tracks: list[int]
+    findings: Findings,
+    picture: np.ndarray,
+    hashed: np.ndarray,
+    number: int,
+    seconds: float,
+    persons: list[Person],
+    tracks: list[int],
 ) -> None:
-    hashed = fingerprint(picture)
     for index, (person, track) in enumerate(zip(persons, tracks, strict=True)):
         findings.found.append(
             Finding(

@@ -1,40 +1,51 @@
-"""Findings that are kept: a file is extracted once, whatever it is called and in whichever part it arrives.
-
-One SQLite file outside DVC's outputs holds the findings of each file under the key of its bytes and the digest of
-everything else that they depend on. It is what makes extraction resumable (a commit every second) and a growing part
-cheap. It may be deleted at any time.
-"""
+"""What extraction finds in a file: persons and refusals. Plain data, so that a worker process needs no table library."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
-import re
-import sqlite3
-import time
-from collections.abc import Iterable
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import TracebackType
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 
-from tasks.errors import DataError
-from tasks.extraction.poses_table import Finding, Kind, Reason
 
-PATH = Path(".contrapposto/extract/findings.db")
-_COMMIT_S = 1.0  # so much work is lost at most when the process is killed
+class Kind(StrEnum):
+    """What a source is."""
 
-_ARRAYS = (("landmarks", "<f4", (33, 5)), ("world", "<f4", (33, 3)), ("fingerprint", "i1", (256,)))
-_NAMES = tuple(name for name, _, _ in _ARRAYS)
-_INSERT = "insert or replace into findings values (?, ?, ?, ?, ?)"
-_SCHEMA = """
-create table if not exists findings (
-    digest text, key text, kind text, rows text, arrays blob, primary key (digest, key)
-) without rowid
-"""
+    PICTURE = "picture"
+    VIDEO = "video"
+    MOCAP = "mocap"  # poses without pictures
+
+
+class Reason(StrEnum):
+    """Why a file or a frame gave no row of poses: the closed list."""
+
+    UNREADABLE = "unreadable"  # the system would not open it, or it is a link or not a regular file
+    NOT_A_PICTURE = "not_a_picture"  # no decoder knows it
+    DAMAGED = "damaged"  # truncated or corrupt
+    TOO_SMALL = "too_small"
+    TOO_LARGE = "too_large"  # claims more pixels than is sane to decode
+    NO_PERSON = "no_person"
+    SAME_POSE = "same_pose"  # a frame in which everybody stands as in an earlier frame that is kept
+    CRASHED = "crashed"  # its decoder ended the process, twice
+    TOO_SLOW = "too_slow"  # its decoder gave no sign of life for extract.time_limit
+    DUPLICATE = "duplicate"  # the same bytes as an earlier file in which somebody was found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One person in one frame: what a file says, whatever it is called."""
+
+    frame: int
+    timestamp_s: float
+    person: int
+    track: int
+    width: int
+    height: int
+    landmarks: np.ndarray  # float32 [33, 5]: x/width, y/height, z/width, visibility, presence
+    world: np.ndarray  # float32 [33, 3], metres
+    sharpness: float
+    exposure: float
+    fingerprint: np.ndarray  # int8 [256], see tasks.extraction.fingerprint
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,9 @@ class Refused:
     detail: str
 
 
+_NOT_OF_THE_BYTES = frozenset({Reason.CRASHED, Reason.TOO_SLOW, Reason.UNREADABLE})
+
+
 @dataclass
 class Findings:
     """All that a file gave, in order of (frame, person)."""
@@ -65,119 +79,7 @@ class Findings:
     found: list[Finding] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
 
-
-def digest(settings: Settings, model: Path) -> str:
-    """What findings depend on besides the file: parameters, model, this code, and the libraries that decode and detect."""
-    sha = hashlib.sha256(repr(sorted(asdict(settings).items())).encode())
-    sha.update(model.read_bytes())
-    for library in ("mediapipe", "pillow", "pillow-heif", "av", "numpy"):
-        sha.update(f"{library} {importlib.metadata.version(library)}\n".encode())
-    here = Path(__file__).parent
-    for path in (*sorted(here.glob("*.py")), here.parent / "skeleton.py"):
-        sha.update(path.read_bytes())
-    return sha.hexdigest()[:16]
-
-
-def _decoded(kind: str, rows: str, blob: bytes) -> Findings:
-    """The findings in a row of the file; ValueError or TypeError if they are none."""
-    arrays = np.frombuffer(blob, np.dtype(list(_ARRAYS)))
-    found, refused = json.loads(rows)
-    return Findings(
-        Kind(kind),
-        [
-            Finding(**scalars, **{name: row[name] for name in _NAMES})
-            for scalars, row in zip(found, arrays, strict=True)
-        ],
-        [Refused(frame, Reason(reason), detail) for frame, reason, detail in refused],
-    )
-
-
-class Store:
-    """The findings kept at `path` that belong to `digest`. A context manager.
-
-    Several processes may use one file. Raises DataError if the file is not one that this class wrote.
-    """
-
-    def __init__(self, path: Path, digest: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._digest = digest
-        self._waiting: list[tuple[str, str, str, str, bytes]] = []
-        self._committed = time.monotonic()
-        try:
-            self._db = sqlite3.connect(path, timeout=60)
-            self._db.execute(_SCHEMA)
-            self._db.execute("select digest, key, kind, rows, arrays from findings limit 1")
-        except sqlite3.DatabaseError as error:
-            raise DataError(
-                f"{path} is damaged ({error}); delete it, it holds nothing that cannot be made again."
-            ) from error
-
-    def missing(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that nothing is kept for."""
-        query = "select 1 from findings where digest = ? and key = ?"
-        return {key for key in set(keys) if self._db.execute(query, (self._digest, key)).fetchone() is None}
-
-    def get(self, key: str) -> Findings:
-        """What is kept for a key since the last commit; KeyError if nothing is."""
-        query = "select kind, rows, arrays from findings where digest = ? and key = ?"
-        row = self._db.execute(query, (self._digest, key)).fetchone()
-        if row is None:
-            raise KeyError(key)
-        return _decoded(*row)
-
-    def put(self, key: str, findings: Findings) -> None:
-        """Keep what was found under a key."""
-        arrays = np.array([tuple(getattr(f, name) for name in _NAMES) for f in findings.found], list(_ARRAYS))
-        found = [{name: v for name, v in vars(f).items() if name not in _NAMES} for f in findings.found]
-        rows = json.dumps([found, [[r.frame, r.reason, r.detail] for r in findings.refused]])
-        row = (self._digest, key, findings.kind, rows, arrays.tobytes())
-        self._waiting.append(row)
-        if time.monotonic() - self._committed > _COMMIT_S:
-            self.commit()
-
-    def commit(self) -> None:
-        """Write what was put; between commits nobody else is kept from writing."""
-        with self._db:
-            self._db.executemany(_INSERT, self._waiting)
-        self._waiting, self._committed = [], time.monotonic()
-
-    def export(self, path: Path, keys: Iterable[str]) -> None:
-        """Write what is kept for these keys into a new file of the same kind, for another machine."""
-        self.commit()
-        query = "select * from findings where digest = ? and key = ?"
-        with closing(sqlite3.connect(path)) as copy, copy:
-            copy.execute(_SCHEMA)
-            for key in sorted(set(keys)):
-                copy.executemany(_INSERT, self._db.execute(query, (self._digest, key)))
-
-    def absorb(self, path: Path) -> int:
-        """Keep what another machine found under the same digest; how many keys that were.
-
-        Raises DataError, and keeps nothing, if the file is not one that `export` wrote.
-        """
-        try:
-            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as other:
-                rows = other.execute("select * from findings where digest = ?", (self._digest,)).fetchall()
-            for _, key, *columns in rows:
-                if not re.fullmatch(r"[0-9a-f]{16}", key):
-                    raise ValueError(f"{key!r} is no key")
-                _decoded(*columns)
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-            raise DataError(f"{path} holds no findings that can be read ({error}).") from error
-        with self._db:
-            self._db.executemany(_INSERT, rows)
-        return len(rows)
-
-    def forget(self, key: str) -> None:
-        """Drop what any digest has kept under a key: somebody wants to be gone."""
-        with self._db:
-            self._db.execute("delete from findings where key = ?", (key,))
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.commit()  # what was put is whole, also when an error ends the run
-        self._db.close()
+    @property
+    def lasting(self) -> bool:
+        """Whether they follow from the file's bytes. Else it may have been the machine, and the next run tries again."""
+        return not (self.refused and self.refused[-1].reason in _NOT_OF_THE_BYTES)

@@ -24,8 +24,8 @@ import pillow_heif
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import UserError
+from tasks.extraction.findings import Reason
 from tasks.extraction.native_log import native_log_set_aside
-from tasks.extraction.poses_table import Reason
 
 # The decoders that may see a user's bytes. Pillow has many more, some of which start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "GIF", "BMP", "TIFF")

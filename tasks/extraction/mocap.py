@@ -15,8 +15,8 @@ from itertools import pairwise
 import numpy as np
 
 from tasks.extraction.bvh import Motion, places
+from tasks.extraction.findings import Reason
 from tasks.extraction.ingest import Refusal
-from tasks.extraction.poses_table import Reason
 from tasks.skeleton import INDEX, LANDMARKS, torso_length
 
 LEG = 0.85  # metres from hip to ankle

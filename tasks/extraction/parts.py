@@ -7,6 +7,7 @@ there.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -66,10 +67,14 @@ def read_rejects(root: Path, raw: Raw) -> list[Reject]:
 def summary(root: Path, raw: Raw) -> dict[str, Any]:
     """What the parts' summaries say together: counts added up, and `joint_error` of each part that has true joints."""
     read = {part: files.read_json(folder / "summary.json") for part, folder in folders(root, raw).items()}
-    together: dict[str, Any] = {name: sum(one[name] for one in read.values()) for name in _COUNTS}
-    together["rejects"] = dict(sum((Counter(one["rejects"]) for one in read.values()), Counter()))
-    together["joint_error"] = {part: one["joint_error"] for part, one in read.items() if "joint_error" in one}
-    return together
+    errors = {part: one["joint_error"] for part, one in read.items() if "joint_error" in one}
+    return added(list(read.values()), _COUNTS) | {"joint_error": errors}
+
+
+def added(statistics: Sequence[dict[str, Any]], counts: Iterable[str]) -> dict[str, Any]:
+    """The sums of some numbers and of the `rejects`, {reason: number}, that several statistics hold."""
+    rejects = sum((Counter(one["rejects"]) for one in statistics), Counter())
+    return {name: sum(one[name] for one in statistics) for name in counts} | {"rejects": dict(rejects)}
 
 
 def provenance(root: Path, raw: Raw) -> list[tuple[str, str]]:

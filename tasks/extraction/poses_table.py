@@ -23,7 +23,6 @@ import contextlib
 import sys
 import warnings
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -34,6 +33,7 @@ import pyarrow.parquet as pq
 
 from tasks.errors import UserError
 from tasks.extraction import fingerprint
+from tasks.extraction.findings import Finding, Kind, Reason
 from tasks.skeleton import LIMBS
 
 
@@ -92,69 +92,6 @@ _REJECTS_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-
-
-class Kind(StrEnum):
-    """What a source is."""
-
-    PICTURE = "picture"
-    VIDEO = "video"
-    MOCAP = "mocap"  # poses without pictures
-
-
-class Reason(StrEnum):
-    """Why a file or a frame gave no row of poses: the closed list."""
-
-    UNREADABLE = "unreadable"  # the system would not open it, or it is a link or not a regular file
-    NOT_A_PICTURE = "not_a_picture"  # no decoder knows it
-    DAMAGED = "damaged"  # truncated or corrupt
-    TOO_SMALL = "too_small"
-    TOO_LARGE = "too_large"  # claims more pixels than is sane to decode
-    NO_PERSON = "no_person"
-    SAME_POSE = "same_pose"  # a frame in which everybody stands as in an earlier frame that is kept
-    CRASHED = "crashed"  # its decoder ended the process, twice
-    TOO_SLOW = "too_slow"  # its decoder gave no sign of life for extract.time_limit
-    DUPLICATE = "duplicate"  # the same bytes as an earlier file in which somebody was found
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One person in one frame: what a file says, whatever it is called."""
-
-    frame: int
-    timestamp_s: float
-    person: int
-    track: int
-    width: int
-    height: int
-    landmarks: np.ndarray  # float32 [33, 5]: x/width, y/height, z/width, visibility, presence
-    world: np.ndarray  # float32 [33, 3], metres
-    sharpness: float
-    exposure: float
-    fingerprint: np.ndarray  # int8 [256], see tasks.extraction.fingerprint
-
-    @property
-    def bbox(self) -> np.ndarray:
-        """Smallest box around the landmarks, float32 `[4]`: x0, y0, x1, y1, pixels; may leave the picture."""
-        xy = self.landmarks[:, :2] * np.array([self.width, self.height], dtype=np.float32)
-        return np.concatenate([xy.min(axis=0), xy.max(axis=0)])
-
-    @property
-    def limb_visibility(self) -> float:
-        """Mean visibility of the 12 limb landmarks, in 0..1."""
-        return float(self.landmarks[list(LIMBS), 3].mean())
-
-    @property
-    def person_pixels(self) -> float:
-        """Longer side of the box around the landmarks, pixels."""
-        x0, y0, x1, y1 = self.bbox
-        return float(max(x1 - x0, y1 - y0))
-
-    @property
-    def truncation(self) -> float:
-        """Fraction of the 12 limb landmarks that lie outside the picture."""
-        xy = self.landmarks[list(LIMBS), :2]
-        return float(((xy < 0) | (xy > 1)).any(axis=1).mean())
 
 
 @dataclass(frozen=True)
@@ -286,19 +223,29 @@ def read_rejects(folder: Path) -> list[Reject]:
 
 
 def _pose_table(poses: list[Pose]) -> pa.Table:
-    vectors: dict[str, np.ndarray] = {
-        "bbox": np.array([pose.bbox for pose in poses], dtype=np.float32),
-        "landmarks": np.array([pose.landmarks for pose in poses], dtype=np.float32),
-        "world": np.array([pose.world for pose in poses], dtype=np.float32),
-        "fingerprint": np.array([pose.fingerprint for pose in poses], dtype=np.int8),
+    landmarks = np.array([pose.landmarks for pose in poses], np.float32).reshape(-1, 33, 5)
+    size = np.array([(pose.width, pose.height) for pose in poses], np.float32).reshape(-1, 2)
+    low, high = (extreme(landmarks[..., :2] * size[:, None], axis=1) for extreme in (np.min, np.max))
+    limbs = landmarks[:, list(LIMBS)]
+    arrays: dict[str, np.ndarray] = {
+        "landmarks": landmarks,
+        "world": np.array([pose.world for pose in poses], np.float32),
+        "fingerprint": np.array([pose.fingerprint for pose in poses], np.int8),
+        "bbox": np.concatenate([low, high], axis=1),
+        "limb_visibility": limbs[..., 3].mean(axis=1),
+        "person_pixels": (high - low).max(axis=1),
+        "truncation": ((limbs[..., :2] < 0) | (limbs[..., :2] > 1)).any(axis=2).mean(axis=1, dtype=np.float32),
     }
     columns = []
     for field in _POSES_SCHEMA:
-        if field.name in vectors:
-            flat = pa.array(vectors[field.name].reshape(-1))
-            columns.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
-        else:
+        width = getattr(field.type, "list_size", 0)  # 0: one value a row
+        values = arrays.get(field.name)
+        if values is None:
             columns.append(pa.array([getattr(pose, field.name) for pose in poses], type=field.type))
+        elif width:
+            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width))
+        else:
+            columns.append(pa.array(values, type=field.type))
     return pa.table(columns, schema=_POSES_SCHEMA)
 
 

@@ -16,8 +16,8 @@ from math import floor
 import av
 import numpy as np
 
+from tasks.extraction.findings import Reason
 from tasks.extraction.ingest import DECODER_ERRORS, Refusal, check_size
-from tasks.extraction.poses_table import Reason
 
 _QUICKTIME = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})  # first atoms of mp4 and mov
 _PICTURES = frozenset(
