@@ -69,14 +69,14 @@ def extract_slice(
             return Completed(name="Skipped", message="somebody has done it")
         arguments = [part, str(rank), str(world)]
         place = params.raw.parts.get(part)
-        if place is not None and not (root / place).is_dir():
-            fetched = slices.SLICES / part / f"{slices.name(rank, world)}-files"
-            fetch_slice(root, place, rank, world, root / fetched)
-            arguments.append(str(fetched))
         done = root / slices.SLICES / part / slices.name(rank, world)
+        fetched = done.with_name(f"{done.name}-files")
+        if place is not None and not (root / place).is_dir():
+            fetch_slice(root, place, rank, world, fetched)
+            arguments.append(str(fetched))
         dag.run_task(root, "extract_slice", *arguments)
         shelf.put(name, done, slices.MARK)
-        for folder in (done, done.with_name(f"{done.name}-files")):  # what was fetched, and findings have one place
+        for folder in (done, fetched):  # what was fetched, and findings have one place
             shutil.rmtree(folder, ignore_errors=True)
     except UserError as error:
         return Failed(message=str(error), data=error)

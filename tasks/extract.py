@@ -20,7 +20,7 @@ files must give the same bytes; it is left in `.contrapposto/extract/<part>.json
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -96,7 +96,6 @@ def fill(
     """
     keys: list[str | Refused] = []
     asked: set[str] = set()  # files with the same bytes are extracted once
-    coming: deque[str] = deque()  # the keys of the results that are to come
     progress = tqdm(total=len(sources), desc="extract", unit="file", mininterval=1)
 
     def unknown() -> Generator[tuple[str, str], None, None]:
@@ -105,7 +104,6 @@ def fill(
                 keys.append(key)
                 if isinstance(key, str) and key not in asked and key not in store:
                     asked.add(key)
-                    coming.append(key)
                     yield source.path, key
                 else:
                     progress.update()
@@ -122,8 +120,7 @@ def fill(
     )
     with closing(items), closing(outcomes), progress:
         try:
-            for outcome in outcomes:
-                key = coming.popleft()
+            for key, outcome in outcomes:
                 if isinstance(outcome, Findings):
                     lost[key] = outcome
                 else:
@@ -138,11 +135,14 @@ def fill(
     return keys, len(asked), lost
 
 
-def _lost(death: WorkerDied, time_limit: float) -> Findings:
-    if death.exit_code is None:
-        return Findings(Kind.PICTURE, refused=[Refused(None, Reason.TOO_SLOW, f"nothing came for {time_limit:g} s")])
-    detail = f"its process ended twice, the second time with exit code {death.exit_code}"
-    return Findings(Kind.PICTURE, refused=[Refused(None, Reason.CRASHED, detail)])
+def _lost(death: WorkerDied, time_limit: float) -> tuple[str, Findings]:
+    """The key and what it is given, as from the worker."""
+    _, key = death.item
+    refused = Refused(None, Reason.TOO_SLOW, f"nothing came for {time_limit:g} s")
+    if death.exit_code is not None:
+        detail = f"its process ended twice, the second time with exit code {death.exit_code}"
+        refused = Refused(None, Reason.CRASHED, detail)
+    return key, Findings(Kind.PICTURE, refused=[refused])
 
 
 def _write_tables(

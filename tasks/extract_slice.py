@@ -25,12 +25,12 @@ from tasks.extract import fill, part_folder, settings
 from tasks.extraction import parts
 from tasks.extraction.ingest import scan
 from tasks.extraction.pose_bundle import check
-from tasks.extraction.store import Store, findings_digest
+from tasks.extraction.store import PATH, Store, findings_digest
 from tasks.params import Params
 
 SLICES = Path(".contrapposto/slices")
 MARK = "slice.json"
-FINDINGS = "findings.db"
+FINDINGS = PATH.name
 _COUNTS = ("files", "extracted", "persons", "seconds")
 
 
@@ -58,8 +58,9 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
     sources = scan(place)
     if not folder:
         sources = sources[int(rank) :: int(world)]
+    depends = digest(params, root)
     with ExitStack() as stack:
-        store = stack.enter_context(Store(root, digest(params, root)))
+        store = stack.enter_context(Store(root, depends))
         keys, made, lost = fill(store, params, root, place, sources)
         kept = {key for key in keys if isinstance(key, str)} - lost.keys()
         there = [store.get(key) for key in sorted(kept)]
@@ -67,7 +68,7 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
         store.export(output / FINDINGS, kept)
         refused = Counter(row.reason.value for one in (*there, *lost.values()) for row in one.refused)
         statistics = {
-            "digest": digest(params, root), "files": len(sources), "extracted": made, "seconds": time.monotonic() - began,
+            "digest": depends, "files": len(sources), "extracted": made, "seconds": time.monotonic() - began,
             "persons": sum(len(one.found) for one in there), "rejects": dict(refused),
         }  # fmt: skip
         files.write_json(output / MARK, statistics)

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
+from tasks import files
 from tasks.errors import UserError
 from tasks.settings.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.settings.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Weights
@@ -101,20 +102,18 @@ def set_values(path: Path, values: Mapping[str, Any]) -> None:
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    before = path.read_text(encoding="utf-8")
-    document = yaml.load(before)
+    document = yaml.load(path.read_text(encoding="utf-8"))
+    changed = False
     for key, value in values.items():
         *sections, last = key.split(".")
         node = document
         for section in sections:
             node = node.setdefault(section, {})
         if node.get(last) != value:
-            node[last] = value
+            node[last], changed = value, True
+    if not changed:
+        return
     text = io.StringIO()
     yaml.dump(document, text)
-    if document == yaml.load(before):
-        return
     parse(text.getvalue(), path.name)
-    temporary = path.with_suffix(".yaml.tmp")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    temporary.replace(path)
+    files.write_bytes(path, text.getvalue().encode())

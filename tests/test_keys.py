@@ -14,7 +14,7 @@ from tasks.extraction.store import Store
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Files that were written long ago, as far as the module can tell."""
+    """Nine files in one category."""
     folder = tmp_path / "raw"
     (folder / "run").mkdir(parents=True)
     for number in range(9):
@@ -66,15 +66,7 @@ def replaced(path: Path) -> None:
     other.replace(path)
 
 
-def mapped(path: Path) -> None:
-    import numpy as np
-
-    array = np.memmap(path, np.uint8, "r+")
-    array[:] = 7
-    array.flush()
-
-
-@pytest.mark.parametrize("change", [overwritten, replaced, mapped])
+@pytest.mark.parametrize("change", [overwritten, replaced])
 def test_other_bytes_are_noticed_though_size_and_time_are_as_before(folder, tmp_path, change, monkeypatch):
     settle(monkeypatch)
     first = of(folder, tmp_path)

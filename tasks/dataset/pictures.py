@@ -19,8 +19,7 @@ def pictures(file_of: Callable[[str], Path], places: Iterable[Place]) -> Iterato
     """The picture of each place, RGB uint8 `[height, width, 3]`, in the order given.
 
     Runs of places in one file open it once; frames must ascend within a run. `file_of` gives the file
-    of a source. Raises Refusal
-    where a file cannot be read any more.
+    of a source. Raises Refusal where a file cannot be read any more.
     """
     for (source, kind), run in groupby(places, key=lambda place: place[:2]):
         frames = [frame for _, _, frame in run]

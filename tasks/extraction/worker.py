@@ -13,14 +13,14 @@ from tasks.extraction.store import Encoded, encoded
 @contextmanager
 def encoding_extractor(
     folder: Path, model: Path, settings: Settings
-) -> Iterator[Callable[[tuple[str, str]], Encoded | Findings]]:
-    """`extractor`, but what lasts is encoded for the store: here, where every core does its share of it."""
+) -> Iterator[Callable[[tuple[str, str]], tuple[str, Encoded | Findings]]]:
+    """`extractor`, but with the key, and what lasts encoded for the store: here, where every core does its share of it."""
     from tasks.extraction.extractor import extractor  # its libraries take a second, and the parent has no use for them
 
     with extractor(folder, model, settings) as extract:
 
-        def encode(item: tuple[str, str]) -> Encoded | Findings:
+        def encode(item: tuple[str, str]) -> tuple[str, Encoded | Findings]:
             findings = extract(item)
-            return encoded(findings) if findings.lasting else findings
+            return item[1], encoded(findings) if findings.lasting else findings
 
         yield encode
