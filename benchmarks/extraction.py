@@ -1,14 +1,16 @@
 """`python -m benchmarks.extraction --raw DIR ...`: pictures a second of the extract stage, end to end, and its memory.
 
 Beside the stage, as `python -m tasks extract` runs it in an empty workspace (hashing, decoding, landmarks, scores and
-the written tables; on every core), stand two figures measured on the first pictures of the same folder:
+the written tables; on every core), stand two figures measured on some pictures from all over the same folder:
 
     plain     a loop in one process over MediaPipe's own reader and landmarker, nothing written
     limit     as many processes as cores that only call the landmarker, on pictures already decoded
 
-They are measured before and after each run of the stage, and it is compared with their mean: a machine that is shared is not
-equally fast from minute to minute. The goals are those of the median run. The start of the processes and their imports
-count. With `--mannequins 1000 10000` folders of so many pictures are drawn and measured too: the goals are those of the last
+A machine that is shared is not equally fast from minute to minute. So they are measured before and after each run of the
+stage and, while all of its processes are stopped, every 20 seconds of it; the stage is compared with their mean. The goals
+are those of the median run. The start of the processes and their imports count.
+
+With `--mannequins 1000 10000` folders of so many pictures are drawn and measured too: the goals are those of the last
 folder, and the peak of the memory of all processes together must not grow from the first folder to the last.
 """
 
@@ -21,7 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,7 @@ from tasks.extraction.ingest import JOINTS_SUFFIX, open_picture, scan
 
 PROJECT = Path(__file__).parents[1]
 SAMPLE = 300  # pictures of the two peers
+EVERY = 20.0  # seconds of the stage between two looks at them
 
 
 def workspace(root: Path, raw: Path) -> None:
@@ -44,28 +49,62 @@ def workspace(root: Path, raw: Path) -> None:
     params.set_values(path, {"raw.folder": None, "raw.parts": {"raw": str(raw.resolve())}, "extract.model": model})
 
 
-def stage(root: Path, part: str = "raw") -> tuple[float, float]:
-    """Run the stage for a part of a workspace: seconds, and the peak of all its processes' memory together in MB."""
-    began = time.perf_counter()
+def stage(root: Path, part: str = "raw", between: Callable[[], None] | None = None) -> tuple[float, float]:
+    """Run the stage for a part of a workspace: seconds, and the peak of all its processes' memory together in MB.
+
+    Every EVERY seconds it is stopped for as long as `between` takes, which does not count.
+    """
+    began, stopped, due = time.perf_counter(), 0.0, EVERY
     process = subprocess.Popen([sys.executable, "-m", "tasks", "extract", part, "--root", str(root)], cwd=PROJECT)
     peak = 0
-    while process.poll() is None:
+    while not _left(process, 0.5):
         peak = max(peak, _memory(process.pid))
-        time.sleep(0.5)
+        if between and time.perf_counter() - began - stopped > due:
+            paused = time.perf_counter()
+            with _stopped(process.pid):
+                between()
+            stopped += time.perf_counter() - paused
+            due += EVERY
     if process.returncode:
         raise SystemExit(f"the stage ended with exit code {process.returncode}")
-    return time.perf_counter() - began, peak / 1e6
+    return time.perf_counter() - began - stopped, peak / 1e6
+
+
+def _left(process: subprocess.Popen, seconds: float) -> bool:
+    """Whether a process has ended, waiting so long for it."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.returncode is not None
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and its children, if it is still there."""
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []  # it has just left
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    """A process and its children do nothing inside."""
+    family = _family(pid)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+    yield
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 def _memory(pid: int) -> int:
     """Resident memory of a process and its children, bytes; pages that they share count once a process."""
     total = 0
-    try:
-        parent = psutil.Process(pid)
-        for process in (parent, *parent.children(recursive=True)):
+    for process in _family(pid):
+        with suppress(psutil.NoSuchProcess):  # between two looks somebody left
             total += process.memory_info().rss
-    except psutil.NoSuchProcess:
-        pass  # between two looks somebody left
     return total
 
 
@@ -122,27 +161,35 @@ def rate(function: Callable[[list[str], str], float], paths: list[str], model: s
 
 
 def peers(raw: Path) -> dict[str, float]:
-    """Pictures a second of the plain loop and of the limit on the first pictures of a folder."""
+    """Pictures a second of the plain loop and of the limit on pictures from all over a folder."""
     model = str(PROJECT / params.load(PROJECT / "params.yaml").extract.model)
-    paths = [str(raw / source.path) for source in scan(raw)[:SAMPLE]]
+    sources = scan(raw)
+    paths = [str(raw / source.path) for source in sources[:: max(1, len(sources) // SAMPLE)][:SAMPLE]]
     return {"plain": rate(_plain, paths, model, 1), "limit": rate(_inference, paths, model, machine.cores())}
+
+
+def _look(looks: list[dict[str, float]], raw: Path) -> None:
+    looks.append(peers(raw))
 
 
 def measure(raw: Path, repeats: int) -> tuple[dict[str, float], float]:
     """Pictures a second of the stage and, around it, of its peers, with the ratios: the median of `repeats` runs; the stage's
     peak memory in MB."""
-    runs, peak, before = [], 0.0, peers(raw)
+    runs, peak, last = [], 0.0, peers(raw)
+    count = len(scan(raw))
     for _ in range(repeats):
+        looks = [last]
         with tempfile.TemporaryDirectory() as root:
             workspace(Path(root), raw)
-            seconds, highest = stage(Path(root))
-        after = peers(raw)
-        found = {"pictures": float(len(scan(raw))), "stage": len(scan(raw)) / seconds}
-        found |= {name: (before[name] + after[name]) / 2 for name in before}
-        found |= {f"of {name}": found["stage"] / found[name] for name in before}
-        print(found, flush=True)
+            seconds, highest = stage(Path(root), between=partial(_look, looks, raw))
+        _look(looks, raw)
+        last = looks[-1]
+        found = {"pictures": float(count), "stage": count / seconds}
+        found |= {name: sum(look[name] for look in looks) / len(looks) for name in last}
+        found |= {f"of {name}": found["stage"] / found[name] for name in last}
+        print(found, [round(look["limit"], 1) for look in looks], flush=True)
         runs.append(found)
-        peak, before = max(peak, highest), after
+        peak = max(peak, highest)
     return sorted(runs, key=lambda run: run["of limit"])[len(runs) // 2], peak
 
 

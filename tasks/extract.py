@@ -20,12 +20,12 @@ files must give the same bytes; it is left in `.contrapposto/extract/<part>.json
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -33,12 +33,12 @@ from tasks import files, machine
 from tasks.errors import DataError, UserError
 from tasks.extraction import joint_error
 from tasks.extraction.findings import Findings, Kind, Reason, Refused, Settings
-from tasks.extraction.ingest import JOINTS_SUFFIX, Source, printable, scan
-from tasks.extraction.keys import content_keys
+from tasks.extraction.ingest import JOINTS_SUFFIX, Refusal, Source, content_key, open_regular, printable, scan
+from tasks.extraction.keys import stamp_of
 from tasks.extraction.pose_bundle import check
 from tasks.extraction.poses_table import Pose, Reject, Writer, read_poses
-from tasks.extraction.store import Store, findings_digest
-from tasks.extraction.worker import encoding_extractor
+from tasks.extraction.store import Store, decoded, findings_digest
+from tasks.extraction.worker import Answer, extracting
 from tasks.params import Params
 from tasks.pool import WorkerDied, ordered_map
 
@@ -56,14 +56,16 @@ def run(params: Params, root: Path, part: str) -> None:
     check(model)
     workers = params.extract.workers or machine.cores()
     began = time.monotonic()
-    with Store(root, findings_digest(settings(params), model)) as store:
-        keys, made, lost = fill(store, params, root, folder, sources)
-        with files.new_folder(root / "data/poses" / part) as output:
-            rejects = _write_tables(output, sources, keys, store, lost)
-            seconds = time.monotonic() - began
-            summary = _summary(output, folder, len(sources), rejects)
-            files.write_json(output / "summary.json", summary)
-            files.write_json(output / "provenance.json", provenance(folder))
+    with (
+        Store(root, findings_digest(settings(params), model)) as store,
+        files.new_folder(root / "data/poses" / part) as output,
+        closing(extracted(store, params, root, folder, sources)) as found,
+    ):
+        rejects, made = _write_tables(output, shown(found, len(sources)))
+        seconds = time.monotonic() - began
+        summary = _summary(output, folder, len(sources), rejects)
+        files.write_json(output / "summary.json", summary)
+        files.write_json(output / "provenance.json", provenance(folder))
     timing = {"seconds": seconds, "workers": workers, "files": len(sources), "extracted": made}
     files.write_json(root / ".contrapposto/extract" / f"{part}.json", timing)
     print(
@@ -88,87 +90,105 @@ def settings(params: Params) -> Settings:
     return Settings(chosen.min_confidence, chosen.min_side, chosen.max_people, chosen.video_rate, chosen.pose_change)
 
 
-def fill(
+class Extracted(NamedTuple):
+    """What is in one file."""
+
+    source: Source
+    key: str | None  # None where the file could not be read
+    findings: Findings
+    new: bool  # not from the store
+
+
+def extracted(
     store: Store, params: Params, root: Path, folder: Path, sources: Sequence[Source]
-) -> tuple[list[str | Refused], int, dict[str, Findings]]:
-    """Extract what the store does not have: the key of each file, how many were extracted, and by key the findings that the
-    store is not to keep, since they are not `lasting`.
+) -> Generator[Extracted, None, None]:
+    """What is in each file, in the order of the sources: from the store, or found now and put there.
+
+    Several files with the same new bytes may each be extracted. Raises DataError where worker processes cannot begin.
     """
-    keys: list[str | Refused] = []
-    asked: set[str] = set()  # files with the same bytes are extracted once
-    progress = tqdm(total=len(sources), desc="extract", unit="file", mininterval=1)
-
-    def unknown() -> Generator[tuple[str, str], None, None]:
-        with closing(content_keys(folder, sources, store)) as found:
-            for source, key in zip(sources, found, strict=True):
-                keys.append(key)
-                if isinstance(key, str) and key not in asked and key not in store:
-                    asked.add(key)
-                    yield source.path, key
-                else:
-                    progress.update()
-
-    lost: dict[str, Findings] = {}
     chosen = params.extract
-    items = unknown()
-    outcomes = ordered_map(
-        partial(encoding_extractor, folder, root / chosen.model, settings(params)),
-        items,
+    ahead: deque[tuple[Source, str | None]] = deque()  # asked for and still to come, with the key where it is known
+
+    def unknown() -> Iterator[str]:
+        for source in sources:
+            stamp = stamp_of(folder / source.path)
+            key = store.seen(stamp) if stamp else None
+            ahead.append((source, key if key and key in store else None))
+            if ahead[-1][1] is None:
+                yield source.path
+
+    def known() -> Iterator[Extracted]:
+        while ahead and (key := ahead[0][1]):
+            yield Extracted(ahead.popleft()[0], key, store.get(key), new=False)
+
+    answers = ordered_map(
+        partial(extracting, root, store.digest, folder, root / chosen.model, settings(params)),
+        unknown(),
         chosen.workers or machine.cores(),
-        lost=partial(_lost, time_limit=chosen.time_limit),
+        lost=partial(_lost, folder=folder, time_limit=chosen.time_limit),
         time_limit=chosen.time_limit,
     )
-    with closing(items), closing(outcomes), progress:
+    with closing(answers):
         try:
-            for key, outcome in outcomes:
-                if isinstance(outcome, Findings):
-                    lost[key] = outcome
+            for key, stamp, findings in answers:
+                yield from known()
+                if key and stamp:
+                    store.see(stamp, key)
+                if isinstance(findings, Findings):
+                    there = findings
                 else:
-                    store.put(key, outcome)
-                progress.update()
+                    assert key is not None  # else they would not last
+                    if findings is not None:
+                        store.put(key, findings)
+                    there = store.get(key) if findings is None else decoded(*findings)
+                yield Extracted(ahead.popleft()[0], key, there, new=key is not None and findings is not None)
         except WorkerDied as error:
             raise DataError(
                 f"A worker process died before it could begin (exit code {error.exit_code}); give the machine more "
                 "memory, or extract.workers a smaller number, and run again."
             ) from error
-    store.commit()
-    return keys, len(asked), lost
+    yield from known()
 
 
-def _lost(death: WorkerDied, time_limit: float) -> tuple[str, Findings]:
-    """The key and what it is given, as from the worker."""
-    _, key = death.item
+def shown(found: Iterable[Extracted], count: int) -> Iterable[Extracted]:
+    """The same, with a progress bar."""
+    return tqdm(found, "extract", count, unit="file", mininterval=1)
+
+
+def _lost(death: WorkerDied, folder: Path, time_limit: float) -> Answer:
+    """What is said of a file on which a worker died."""
     refused = Refused(None, Reason.TOO_SLOW, f"nothing came for {time_limit:g} s")
     if death.exit_code is not None:
         detail = f"its process ended twice, the second time with exit code {death.exit_code}"
         refused = Refused(None, Reason.CRASHED, detail)
-    return key, Findings(Kind.PICTURE, refused=[refused])
+    try:
+        with open_regular(folder / death.item) as file:
+            key = content_key(file)
+    except Refusal:
+        key = None
+    return Answer(key, None, Findings(Kind.PICTURE, refused=[refused]))
 
 
-def _write_tables(
-    output: Path, sources: list[Source], keys: list[str | Refused], store: Store, lost: dict[str, Findings]
-) -> Counter[str]:
-    """Write poses.parquet and rejects.parquet; the number of rejects for each reason."""
+def _write_tables(output: Path, found: Iterable[Extracted]) -> tuple[Counter[str], int]:
+    """Write poses.parquet and rejects.parquet; the number of rejects for each reason, and of files that were new."""
     rejects: Counter[str] = Counter()
+    new = 0
     first_with: dict[str, str] = {}  # key -> source
     with Writer(output) as tables:
-        for source, key in zip(sources, keys, strict=True):
-            if isinstance(key, Refused):
-                there, known = Findings(Kind.PICTURE, refused=[key]), None
+        for source, key, there, is_new in found:
+            new += is_new
+            refusals = there.refused
+            if key and there.found and (first := first_with.setdefault(key, source.name)) != source.name:
+                refusals = [Refused(None, Reason.DUPLICATE, f"the same bytes as {first}")]
             else:
-                there, known = lost[key] if key in lost else store.get(key), key
-                if there.found and (first := first_with.setdefault(key, source.name)) != source.name:
-                    there = Findings(
-                        there.kind, refused=[Refused(None, Reason.DUPLICATE, f"the same bytes as {first}")]
-                    )
-            for pose in _poses(source, known, there):
-                tables.add_pose(pose)
-            for refused in there.refused:
+                for pose in _poses(source, key, there):
+                    tables.add_pose(pose)
+            for refused in refusals:
                 rejects[refused.reason.value] += 1
                 tables.add_reject(
-                    Reject(source.name, known, source.category, refused.reason, refused.detail, refused.frame)
+                    Reject(source.name, key, source.category, refused.reason, refused.detail, refused.frame)
                 )
-    return rejects
+    return rejects, new
 
 
 def _poses(source: Source, key: str | None, there: Findings) -> Iterator[Pose]:

@@ -15,13 +15,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from tasks import files
 from tasks.errors import UserError
-from tasks.extract import fill, part_folder, settings
+from tasks.extract import extracted, part_folder, settings, shown
 from tasks.extraction import parts
 from tasks.extraction.ingest import scan
 from tasks.extraction.pose_bundle import check
@@ -61,15 +61,23 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
     depends = digest(params, root)
     with ExitStack() as stack:
         store = stack.enter_context(Store(root, depends))
-        keys, made, lost = fill(store, params, root, place, sources)
-        kept = {key for key in keys if isinstance(key, str)} - lost.keys()
-        there = [store.get(key) for key in sorted(kept)]
+        found = stack.enter_context(closing(extracted(store, params, root, place, sources)))
+        kept: set[str] = set()
+        persons = made = 0
+        refused: Counter[str] = Counter()
+        for _, key, there, new in shown(found, len(sources)):
+            made += new
+            if key is None or key in kept:
+                continue  # the part's own stage will say why
+            persons += len(there.found)
+            refused.update(row.reason.value for row in there.refused)
+            if there.lasting:
+                kept.add(key)
         output = stack.enter_context(files.new_folder(root / SLICES / part / name(int(rank), int(world))))
         store.export(output / FINDINGS, kept)
-        refused = Counter(row.reason.value for one in (*there, *lost.values()) for row in one.refused)
         statistics = {
             "digest": depends, "files": len(sources), "extracted": made, "seconds": time.monotonic() - began,
-            "persons": sum(len(one.found) for one in there), "rejects": dict(refused),
+            "persons": persons, "rejects": dict(refused),
         }  # fmt: skip
         files.write_json(output / MARK, statistics)
     print(f"{part}, slice {rank} of {world}: {statistics['persons']} persons in {len(sources)} files, {made} extracted")

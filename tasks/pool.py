@@ -1,11 +1,13 @@
 """An ordered map over processes whose workers hold something costly and may crash or hang in native code.
 
-Each worker has its own pipe and is given a few items at a time: when one dies, the item it died on is known, and
-when the parent dies, every worker reads the end of its pipe and leaves. Memory does not grow with the items.
+Each worker has its own pipe and is given a few items at a time. Which one it is at, and when it last gave a sign of life,
+it says in shared memory: when it dies, the item it died on is known, and when the parent dies, it reads the end of its pipe
+and leaves. Memory does not grow with the items.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import signal
 import time
@@ -20,16 +22,26 @@ from tasks.errors import FULL, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-OpenFunction = Callable[[], AbstractContextManager[Callable[[Item], Result]]]
+Function = Callable[[Item], Result]
+Steps = tuple[
+    Callable[[Any], Any], ...
+]  # the first takes an item, each other what the one before gave; the last a result
+OpenFunction = Callable[[], AbstractContextManager[Function[Item, Result] | Steps]]
 
-_AHEAD = (
-    4  # items given to a worker at once: one in work, and some lest it wait for the parent, which waits for the disk
-)
+_IN_HAND_S = 0.5  # seconds of work that a worker is given: half of them in work, half lest it wait for the parent
+_MOST = 16  # items given to a worker at once; they and their results should be small (see `ordered_map`)
 _WINDOW = 512  # results that may wait for an earlier, slower one
 _STILLBORN = 3  # workers that may end before they can begin: once may be chance, this is the machine or the code
-_READY, _ALIVE = "ready", "alive"  # what a worker says besides its answers
+_READY, _ANSWERS, _ERROR = "ready", "answers", "error"  # what a worker says
 
-_to_parent: Connection | None = None  # in a worker
+
+class _Where(ctypes.Structure):
+    """Shared by a worker and its parent."""
+
+    _fields_ = (("position", ctypes.c_longlong), ("alive", ctypes.c_double))  # of the item; by time.monotonic()
+
+
+_where: _Where | None = None  # in a worker
 
 
 class WorkerDied(Exception):
@@ -46,8 +58,8 @@ class WorkerDied(Exception):
 
 def sign_of_life() -> None:
     """In a worker, on a long item: starts the time limit anew."""
-    if _to_parent is not None:
-        _to_parent.send((_ALIVE, None))
+    if _where is not None:
+        _where.alive = time.monotonic()
 
 
 def ordered_map(
@@ -59,9 +71,13 @@ def ordered_map(
 ) -> Generator[Result, None, None]:
     """The function's result for each item, in the items' order. Items are asked for as workers become free.
 
-    Each worker process enters `open_function()` once and calls the function that it gives; it is pickled by name. A
-    UserError raised in a worker is raised here, and a full disk's OSError. An item on which a process ends is tried once
-    more in another, and one that takes longer than `time_limit` seconds is given up; then its result is
+    Each worker process enters `open_function()` once and calls the function that it gives; it is pickled by name. Where it
+    gives several, they are the steps of the function: a few quick items that a worker was given at once go through the first
+    together, then through the second, so that each step finds the processor's caches as it left them. What eight items are
+    between two steps has to fit into memory, and sixteen items, or else their results, into a pipe (64 kB).
+
+    A UserError raised in a worker is raised here, and a full disk's OSError. An item on which a process ends is tried once
+    more in another, and one that stays in a step for longer than `time_limit` seconds is given up; then its result is
     `lost(WorkerDied(...))`, or WorkerDied is raised where `lost` is None, or where process after process ends before it has
     begun.
     """
@@ -82,14 +98,18 @@ def ordered_map(
         waiting[new[0]] = new[1]
         return new[0]
 
+    def some(most: int) -> list[tuple[int, Item]]:
+        positions = (to_do() for _ in range(most))
+        return [(position, waiting[position]) for position in positions if position is not None]
+
     try:
         while True:
             for worker in team:
-                while len(worker.given) < _AHEAD and (position := to_do()) is not None:
-                    worker.give(position, waiting[position])
-            while len(team) < workers and (position := to_do()) is not None:
+                while worker.free and (given := some(worker.free)):
+                    worker.give(given)
+            while len(team) < workers and (given := some(1)):
                 team.append(_Worker(open_function))
-                team[-1].give(position, waiting[position])
+                team[-1].give(given)
             busy = [worker for worker in team if worker.given]
             if not busy:
                 return
@@ -98,25 +118,25 @@ def ordered_map(
                 try:
                     if worker.pipe in ready:
                         done.update(worker.take())
-                    elif worker.began and time.monotonic() - worker.heard > (time_limit or inf):
+                    elif worker.began and time.monotonic() - worker.where.alive > (time_limit or inf):
                         raise worker.hangs()
                 except _Ended as ended:
                     team[team.index(worker)] = _Worker(open_function)
-                    position, *left = worker.given
-                    death = WorkerDied(waiting[position], ended.exit_code)
-                    again.extend(left)
+                    again.extend(worker.given)
                     stillborn += not worker.began
                     if stillborn == _STILLBORN:
-                        raise death from None
-                    if not worker.began:
-                        again.append(position)
-                    elif position not in suspects and ended.exit_code is not None:
+                        raise WorkerDied(waiting[worker.given[0]], ended.exit_code) from None
+                    position = worker.where.position
+                    if not worker.began or position not in worker.given:
+                        continue  # no item was in work
+                    if position not in suspects and ended.exit_code is not None:
                         suspects.add(position)
-                        again.append(position)
-                    elif lost is None:
+                        continue
+                    again.remove(position)
+                    death = WorkerDied(waiting[position], ended.exit_code)
+                    if lost is None:
                         raise death from None
-                    else:
-                        done[position] = lost(death)
+                    done[position] = lost(death)
             while delivered in done:
                 yield done.pop(delivered)
                 del waiting[delivered]
@@ -142,34 +162,46 @@ class _Worker(Generic[Item, Result]):
     def __init__(self, open_function: OpenFunction[Item, Result]) -> None:
         context = multiprocessing.get_context("spawn")  # native thread pools do not survive a fork
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, open_function), daemon=True)
+        self.where: _Where = context.RawValue(_Where, -1, time.monotonic())
+        self.process = context.Process(target=_serve, args=(theirs, self.where, open_function), daemon=True)
         self.process.start()
         theirs.close()
         self.given: deque[int] = deque()
         self.began = False
-        self.heard = time.monotonic()  # when it last gave a sign of life
+        self._in_hand = 1  # items it should have: fewer the longer they take
 
-    def give(self, position: int, item: Item) -> None:
+    @property
+    def free(self) -> int:
+        """How many items it should be given now, to work on together; 0 if it has enough."""
+        half = max(1, self._in_hand // 2)
+        return half if len(self.given) + half <= self._in_hand else 0
+
+    def give(self, items: list[tuple[int, Item]]) -> None:
         if not self.given:
-            self.heard = time.monotonic()
-        self.given.append(position)
+            self.where.alive = time.monotonic()
+        self.given.extend(position for position, _ in items)
         try:
-            self.pipe.send(item)
+            self.pipe.send(items)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it has ended, and `take` will say so
 
     def take(self) -> dict[int, Result]:
-        """What the worker has said: an answer with its position, or nothing but a sign of life. Raises _Ended."""
+        """What the worker has said: answers by position, if any. Raises _Ended."""
         try:
             kind, value = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # it may have ended within a message
             self.process.join()
             raise _Ended(self.process.exitcode) from None
-        self.heard = time.monotonic()
         self.began = True
-        if isinstance(value, (UserError, OSError)):
+        if kind == _ERROR:
             raise value
-        return {} if kind in (_READY, _ALIVE) else {self.given.popleft(): value}
+        if kind == _READY:
+            return {}
+        answers, seconds = value
+        for position in answers:
+            self.given.remove(position)
+        self._in_hand = max(1, min(_MOST, int(_IN_HAND_S * len(answers) / max(seconds, 1e-6))))
+        return answers
 
     def hangs(self) -> _Ended:
         """End the process."""
@@ -184,22 +216,28 @@ class _Worker(Generic[Item, Result]):
         self.pipe.close()
 
 
-def _serve(pipe: Connection, open_function: OpenFunction[Any, Any]) -> None:
+def _serve(pipe: Connection, where: _Where, open_function: OpenFunction[Any, Any]) -> None:
     """The life of a worker process: answer items until the parent closes the pipe or is gone."""
-    global _to_parent
+    global _where
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    _to_parent = pipe
+    _where = where
     try:
         with open_function() as function:
+            steps = function if isinstance(function, tuple) else (function,)
             pipe.send((_READY, None))
             while True:
-                item = pipe.recv()
-                pipe.send(("answer", function(item)))
+                answers = dict(pipe.recv())
+                began = time.monotonic()
+                for step in steps:
+                    for position, value in answers.items():
+                        where.position, where.alive = position, time.monotonic()
+                        answers[position] = step(value)
+                pipe.send((_ANSWERS, (answers, time.monotonic() - began)))
     except UserError as error:
-        pipe.send(("error", error))
+        pipe.send((_ERROR, error))
     except (EOFError, ConnectionError):
         return
     except OSError as error:
         if error.errno not in FULL:
             raise
-        pipe.send(("error", error))  # no fault of the item's: no other process would do better
+        pipe.send((_ERROR, error))  # no fault of the item's: no other process would do better

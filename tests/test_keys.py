@@ -5,116 +5,170 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from test_extract import choose
 
-from tasks.extraction import keys
-from tasks.extraction.findings import Reason, Refused
-from tasks.extraction.ingest import content_key, scan
+from tasks import extract
+from tasks.extraction import keys, worker
+from tasks.extraction.findings import Reason
+from tasks.extraction.ingest import content_key, open_regular, scan
 from tasks.extraction.store import Store
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Nine files in one category."""
+    """Nine walls in one category."""
     folder = tmp_path / "raw"
-    (folder / "run").mkdir(parents=True)
+    (folder / "walls").mkdir(parents=True)
     for number in range(9):
-        (folder / "run" / f"{number}.png").write_bytes(bytes([number]) * 100)
+        Image.new("RGB", (64, 64), (20 * number,) * 3).save(folder / "walls" / f"{number}.png")
     return folder
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that are read, in any order."""
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that workers are asked to open."""
     paths: list[str] = []
+    real = extract.ordered_map
 
-    def noted(file):
-        paths.append(Path(file.name if isinstance(file.name, str) else os.readlink(f"/proc/self/fd/{file.name}")).name)
-        return content_key(file)
+    def noted(function, items, *rest, **more):
+        def each():
+            for path in items:
+                paths.append(Path(path).name)
+                yield path
 
-    monkeypatch.setattr(keys, "content_key", noted)
+        return real(function, each(), *rest, **more)
+
+    monkeypatch.setattr(extract, "ordered_map", noted)
     return paths
 
 
-def of(folder: Path, root: Path) -> list[str | Refused]:
-    with Store(root, "d") as store:
-        return list(keys.content_keys(folder, scan(folder), store))
+def look(folder: Path, root: Path, digest: str = "d") -> list[extract.Extracted]:
+    with Store(root, digest) as store:
+        return list(extract.extracted(store, choose(folder), root, folder, scan(folder)))
 
 
-def settle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let time pass: files written just now count as settled."""
-    monkeypatch.setattr(keys, "SETTLED_S", -1.0)
+def settle(folder: Path) -> None:
+    """Let so much time pass that files written just now count as settled."""
+    newest = max(path.stat().st_ctime for path in folder.rglob("*"))
+    time.sleep(max(0.0, newest + keys.SETTLED_S + 0.05 - time.time()))
 
 
-def test_an_untouched_file_is_read_once(folder, tmp_path, read, monkeypatch):
-    settle(monkeypatch)
-    first = of(folder, tmp_path)
-    assert len(set(first)) == len(read) == 9
-    (folder / "run" / "new.png").write_bytes(b"new")
-    (folder / "run").rename(folder / "walk")  # nobody has touched the files
-    assert of(folder, tmp_path)[:9] == first
-    assert read[9:] == ["new.png"]
+def test_an_untouched_file_is_read_once(folder, tmp_path, asked):
+    settle(folder)
+    first = look(folder, tmp_path)
+    assert len({one.key for one in first}) == len(asked) == 9 and all(one.new for one in first)
+    Image.new("RGB", (64, 65)).save(folder / "walls" / "new.png")
+    (folder / "walls").rename(folder / "rooms")  # nobody has touched the files
+    second = look(folder, tmp_path)
+    assert [one.key for one in second[:9]] == [one.key for one in first]
+    assert [one.new for one in second] == [False] * 9 + [True]
+    assert asked[9:] == ["new.png"]
+    assert [one.source.path for one in second] == [f"rooms/{name}.png" for name in (*range(9), "new")]
+
+
+def test_other_parameters_read_no_key_again_but_the_files(folder, tmp_path, asked):
+    settle(folder)
+    first = look(folder, tmp_path)
+    again = look(folder, tmp_path, "e")
+    assert [one.key for one in again] == [one.key for one in first] and all(one.new for one in again)
+    assert len(asked) == 18
+
+
+def test_a_file_that_only_looks_changed_is_read_but_not_extracted(folder, tmp_path, asked):
+    settle(folder)
+    look(folder, tmp_path)
+    os.utime(folder / "walls" / "3.png")
+    again = look(folder, tmp_path)
+    assert asked[9:] == ["3.png"] and not any(one.new for one in again)
 
 
 def overwritten(path: Path) -> None:
     with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
         file.write(b"x")
 
 
 def replaced(path: Path) -> None:
     other = path.with_name("other")
-    other.write_bytes(b"x" * 100)
+    other.write_bytes(path.read_bytes()[:-1] + b"x")
     other.replace(path)
 
 
 @pytest.mark.parametrize("change", [overwritten, replaced])
-def test_other_bytes_are_noticed_though_size_and_time_are_as_before(folder, tmp_path, change, monkeypatch):
-    settle(monkeypatch)
-    first = of(folder, tmp_path)
-    path = folder / "run" / "4.png"
+def test_other_bytes_are_noticed_though_size_and_time_are_as_before(folder, tmp_path, change):
+    settle(folder)
+    first = look(folder, tmp_path)
+    path = folder / "walls" / "4.png"
     times = path.stat()
-    time.sleep(0.02)  # more than a tick of the system's clock
     change(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert path.stat().st_size == times.st_size and path.stat().st_mtime_ns == times.st_mtime_ns
-    second = of(folder, tmp_path)
-    assert second[4] != first[4] and second[:4] + second[5:] == first[:4] + first[5:]
+    second = look(folder, tmp_path)
+    changed = [i for i in range(9) if first[i].key != second[i].key]
+    assert changed == [4] and [i for i in range(9) if second[i].new] == [4]
 
 
-def test_a_file_changed_just_now_is_not_remembered(folder, tmp_path, read):
-    of(folder, tmp_path)
-    of(folder, tmp_path)
-    assert len(read) == 18
+def test_a_file_changed_just_now_is_not_remembered(folder, tmp_path):
+    path = folder / "walls" / "1.png"
+    os.utime(path)
+    with open_regular(path) as file:
+        assert keys.read_key(file) == (content_key(file), None)
+    settle(folder)
+    with open_regular(path) as file:
+        assert keys.read_key(file) == (content_key(file), keys.stamp_of(path))
 
 
-def test_what_cannot_be_read_any_more_is_refused(folder, tmp_path, monkeypatch):
-    settle(monkeypatch)
-    of(folder, tmp_path)
-    (folder / "run" / "2.png").rename(tmp_path / "elsewhere")
-    (folder / "run" / "2.png").symlink_to(tmp_path / "elsewhere")
-    found = of(folder, tmp_path)
-    assert isinstance(found[2], Refused) and found[2].reason is Reason.UNREADABLE
-    assert sum(isinstance(key, str) for key in found) == 8
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(folder, tmp_path, monkeypatch):
+    settle(folder)
+    path = folder / "walls" / "1.png"
+
+    def slow(file):
+        key = content_key(file)
+        overwritten(path)
+        return key
+
+    monkeypatch.setattr(keys, "content_key", slow)
+    with open_regular(path) as file:
+        assert keys.read_key(file)[1] is None
 
 
-def test_what_is_forgotten_is_read_again(folder, tmp_path, read, monkeypatch):
-    settle(monkeypatch)
-    first = of(folder, tmp_path)
+def test_what_cannot_be_read_any_more_is_refused(folder, tmp_path):
+    settle(folder)
+    look(folder, tmp_path)
+    (folder / "walls" / "2.png").rename(tmp_path / "elsewhere")
+    (folder / "walls" / "2.png").symlink_to(tmp_path / "elsewhere")
+    found = look(folder, tmp_path)
+    assert [row.reason for row in found[2].findings.refused] == [Reason.UNREADABLE] and found[2].key is None
+    assert sum(one.key is not None for one in found) == 8 and not any(one.new for one in found)
+
+
+def test_what_is_forgotten_is_read_again(folder, tmp_path, asked):
+    settle(folder)
+    first = look(folder, tmp_path)
     with Store(tmp_path, "another digest") as store:
-        store.forget(str(first[3]))
-    assert of(folder, tmp_path) == first
-    assert read[9:] == ["3.png"]
+        store.forget(str(first[3].key))
+    second = look(folder, tmp_path)
+    assert [one.key for one in second] == [one.key for one in first]
+    assert asked[9:] == ["3.png"]
 
 
-def test_keys_come_in_order_and_only_some_are_read_ahead(tmp_path, read, monkeypatch):
-    monkeypatch.setattr(keys, "_AHEAD", 10)
-    for number in range(100):
-        (tmp_path / f"{number:03d}.png").write_bytes(str(number).encode())
-    root = tmp_path / ".hidden"
-    expected = of(tmp_path, root)
-    assert len(set(expected)) == 100
-    del read[:]
-    with Store(root, "d") as store:
-        found = keys.content_keys(tmp_path, scan(tmp_path), store)
-        assert [next(found) for _ in range(20)] == expected[:20]
-        found.close()
-    assert len(read) <= 30
+def test_a_file_that_does_not_last_is_tried_again(folder, tmp_path, asked, monkeypatch):
+    """As if its process had ended twice."""
+    settle(folder)
+    death = extract.WorkerDied("walls/5.png", -11)
+    answer = extract._lost(death, folder, 1.0)
+    real = extract.ordered_map
+
+    def crashing(*arguments, **more):
+        return (answer if i == 5 else one for i, one in enumerate(real(*arguments, **more)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "ordered_map", crashing)
+        first = look(folder, tmp_path)
+    assert isinstance(answer, worker.Answer) and first[5].key == answer.key is not None
+    assert [row.reason for row in first[5].findings.refused] == [Reason.CRASHED]
+    assert "exit code -11" in first[5].findings.refused[0].detail
+    second = look(folder, tmp_path)
+    assert asked[9:] == ["5.png"]
+    assert [row.reason for row in second[5].findings.refused] == [Reason.NO_PERSON]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -63,6 +64,63 @@ def test_items_are_asked_for_as_workers_become_free():
     assert [next(results) for _ in range(20)] == [3 * i for i in range(1, 21)]
     results.close()
     assert asked <= 20 + 512
+
+
+@contextmanager
+def walking(trap: int) -> Iterator[tuple[Callable[[int], list], ...]]:
+    """Says in which order items came to the steps so far; dies when `trap` is at the last."""
+    came: list[tuple[int, int]] = []
+
+    def first(number: int) -> int:
+        came.append((1, number))
+        return number
+
+    def second(number: int) -> list:
+        came.append((2, number))
+        if number == trap:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [number, list(came)]
+
+    yield first, second
+
+
+def test_quick_items_go_through_the_steps_together():
+    results = list(ordered_map(partial(walking, -1), range(200), 1))
+    assert [number for number, _ in results] == list(range(200))
+    came = results[-1][1]
+    assert [number for step, number in came if step == 1] == list(range(200))
+    assert [number for step, number in came if step == 2] == list(range(200))
+    turns = sum(a != b for (a, _), (b, _) in pairwise(came))
+    assert 200 / 16 <= turns <= 200, "some were together, and no more than eight"
+
+
+def test_a_worker_that_dies_among_several_items_names_the_right_one():
+    results = list(ordered_map(partial(walking, 150), range(200), 2, lost=said))
+    assert results[150] == f"150: {-signal.SIGKILL}"
+    assert [r[0] for i, r in enumerate(results) if i != 150] == [i for i in range(200) if i != 150]
+
+
+@contextmanager
+def slow() -> Iterator[Callable[[int], int]]:
+    def sleep(number: int) -> int:
+        time.sleep(0.6)
+        return number
+
+    yield sleep
+
+
+def test_slow_items_do_not_wait_behind_each_other():
+    asked = 0
+
+    def some() -> Iterator[int]:
+        nonlocal asked
+        for number in range(7):
+            asked += 1
+            yield number
+
+    results = ordered_map(slow, some(), 2)
+    ahead = [asked - number for number, _ in enumerate(results)]
+    assert len(ahead) == 7 and max(ahead) <= 4, "two in work, two delivered or about to be"
 
 
 def test_no_items_need_no_workers():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.extraction.findings import Finding, Findings, Kind, Reason, Refused, Settings
-from tasks.extraction.store import Store, encoded, findings_digest
+from tasks.extraction.store import PATH, Store, encoded, findings_digest
 
 SETTINGS = Settings(min_confidence=0.5, min_side=64, max_people=4, video_rate=4.0, pose_change=0.15)
 
@@ -63,6 +63,18 @@ def test_findings_belong_to_one_digest_and_are_forgotten_in_all(tmp_path):
         store.forget("0")
     with Store(tmp_path, "e") as store:
         assert "0" not in store
+
+
+def test_nothing_of_what_is_forgotten_is_left_in_the_file(tmp_path):
+    traces = [findings.world.tobytes() for findings in some(0).found]
+    with Store(tmp_path, "d") as store:
+        store.put("0", encoded(some(0)))
+        store.put("1", encoded(some(1)))
+    assert all(trace in (tmp_path / PATH).read_bytes() for trace in traces)
+    with Store(tmp_path, "d") as store:
+        store.forget("0")
+    files = [path.read_bytes() for path in (tmp_path / PATH).parent.iterdir()]
+    assert not any(trace in content for trace in traces for content in files)
 
 
 def test_what_was_put_before_an_error_is_kept(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import os
 from fractions import Fraction
+from functools import reduce
 from pathlib import Path
 
 import av
@@ -14,7 +15,7 @@ from tasks import mannequin
 from tasks.extraction import pose_bundle, video
 from tasks.extraction.extractor import extractor
 from tasks.extraction.findings import Findings, Kind, Reason, Settings
-from tasks.extraction.ingest import Refusal, content_key, open_regular
+from tasks.extraction.ingest import Refusal, open_regular
 
 MODEL = Path(__file__).parents[1] / pose_bundle.BUNDLE
 SETTINGS = Settings(min_confidence=0.5, min_side=64, max_people=4, video_rate=4.0, pose_change=0.15)
@@ -104,10 +105,8 @@ def test_a_small_or_huge_video_is_refused_before_it_is_decoded(tmp_path):
 
 def find(path: Path) -> Findings:
     pose_bundle.ensure(MODEL)
-    with open_regular(path) as file:
-        key = content_key(file)
-    with extractor(path.parent, MODEL, SETTINGS) as extract:
-        return extract((path.name, key))
+    with extractor(path.parent, MODEL, SETTINGS, known=lambda key: False) as steps:
+        return reduce(lambda value, step: step(value), steps, path.name).findings
 
 
 @pytest.fixture(scope="module")

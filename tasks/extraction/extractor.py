@@ -1,68 +1,147 @@
 """What one file holds: a pure function of its bytes, the parameters and the model.
 
-So a file is extracted once in its life: its findings are kept under the digest of its bytes (see `findings`), and
+So a file is extracted once in its life: its findings are kept under the digest of its bytes (see `store`), and
 neither its name, its category nor its neighbours play a part.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tasks.extraction import bvh, mocap, video
 from tasks.extraction.findings import Finding, Findings, Kind, Reason, Refused, Settings
 from tasks.extraction.fingerprint import LENGTH, fingerprint
-from tasks.extraction.ingest import Refusal, content_key, decode, open_regular
+from tasks.extraction.ingest import MAX_PIXELS, Refusal, decode, open_regular
+from tasks.extraction.keys import read_key
 from tasks.extraction.landmarker import Landmarker, Person, keep_offline
 from tasks.extraction.people import scores
 from tasks.extraction.tracks import Movement, Tracks
 from tasks.pool import sign_of_life
 
+_SMALL = 2**20  # pixels: a larger picture is decoded only when its turn has come, lest several fill the memory
+
+
+@dataclass
+class Subject:
+    """A file on its way through the steps. After the last one `findings` are complete, unless it was `known` already."""
+
+    file: BufferedReader | None = None  # open as long as there is something to read
+    key: str | None = None
+    stamp: str | None = None  # by which the key may be remembered (see `keys`)
+    known: bool = False
+    picture: np.ndarray | None = None
+    fingerprint: np.ndarray | None = None
+    persons: list[Person] = field(default_factory=list)
+    findings: Findings = field(default_factory=lambda: Findings(Kind.PICTURE))
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def refuse(self, refusal: Refusal) -> None:
+        """A video that breaks off keeps what came before; its end is one refusal more."""
+        there = self.findings
+        seen = [f.frame for f in there.found] + [r.frame for r in there.refused if r.frame is not None]
+        there.refused.append(Refused(max(seen) + 1 if seen else None, refusal.reason, refusal.detail))
+        self.picture = None
+        self.close()
+
 
 @contextmanager
-def extractor(folder: Path, model: Path, settings: Settings) -> Iterator[Callable[[tuple[str, str]], Findings]]:
-    """The function from (path below `folder`, key of its content) to its findings, with the landmarker that it needs."""
+def extractor(
+    folder: Path, model: Path, settings: Settings, known: Callable[[str], bool]
+) -> Iterator[tuple[Callable[[Any], Subject], ...]]:
+    """The steps from a path below `folder` to its Subject; `known` says of which keys nobody needs to hear again.
+
+    Steps, because after the network's six megabytes nothing else is left in the processor's caches: a picture is decoded
+    in half the time after another picture (see `tasks.pool`).
+    """
+
+    def opened(path: str) -> Subject:
+        subject = Subject()
+        try:
+            subject.file = open_regular(folder / path)
+            if hasattr(os, "posix_fadvise"):  # a slow disk is to bring several at once
+                os.posix_fadvise(subject.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        except Refusal as refusal:
+            subject.refuse(refusal)
+        return subject
+
+    def step(work: Callable[[Subject], None]) -> Callable[[Subject], Subject]:
+        def done(subject: Subject) -> Subject:
+            try:
+                work(subject)
+            except Refusal as refusal:
+                subject.refuse(refusal)
+            return subject
+
+        return done
+
+    def read(subject: Subject) -> None:
+        if (file := subject.file) is None:
+            return
+        subject.key, subject.stamp = read_key(file)
+        subject.known = known(subject.key)
+        head = file.read(16)
+        file.seek(0)
+        if subject.known:
+            subject.close()
+        elif head.startswith(bvh.MAGIC):
+            subject.findings.kind = Kind.MOCAP
+        elif video.container(head) is not None:
+            subject.findings.kind = Kind.VIDEO
+        else:
+            try:
+                _decode(subject, settings, _SMALL)
+            except Refusal as refusal:
+                if refusal.reason is not Reason.TOO_LARGE:
+                    raise
+
+    def find(subject: Subject) -> None:
+        if subject.file is not None:
+            match subject.findings.kind:
+                case Kind.MOCAP:
+                    _from_mocap(subject.file, settings, subject.findings)
+                case Kind.VIDEO:
+                    _from_video(subject.file, model, settings, subject.findings)
+                case Kind.PICTURE:
+                    _decode(subject, settings, MAX_PIXELS)
+            subject.close()
+        if subject.picture is not None:
+            subject.persons = landmarker.detect(subject.picture)
+            if not subject.persons:
+                raise Refusal(Reason.NO_PERSON, _pixels(subject.picture))
+
+    def measure(subject: Subject) -> None:
+        if subject.picture is not None and subject.fingerprint is not None:
+            persons = subject.persons
+            _add(subject.findings, subject.picture, subject.fingerprint, 0, 0.0, persons, [-1] * len(persons))
+            subject.picture = None
+
     keep_offline()
     with Landmarker(model, settings.min_confidence, settings.max_people) as landmarker:
-
-        def extract(item: tuple[str, str]) -> Findings:
-            path, key = item
-            findings = Findings(Kind.PICTURE)
-            try:
-                with open_regular(folder / path) as file:
-                    if content_key(file) != key:
-                        raise Refusal(Reason.UNREADABLE, "it changed while it was read")
-                    head = file.read(16)
-                    file.seek(0)
-                    if head.startswith(bvh.MAGIC):
-                        findings.kind = Kind.MOCAP
-                        _from_mocap(file, settings, findings)
-                    elif video.container(head) is not None:
-                        findings.kind = Kind.VIDEO
-                        _from_video(file, model, settings, findings)
-                    else:
-                        _from_picture(decode(file, settings.min_side), landmarker, findings)
-            except Refusal as refusal:
-                # A video that breaks off keeps what came before; its end is one refusal more.
-                seen = [f.frame for f in findings.found] + [r.frame for r in findings.refused if r.frame is not None]
-                after = max(seen) + 1 if seen else None
-                findings.refused.append(Refused(after, refusal.reason, refusal.detail))
-            return findings
-
-        yield extract
+        yield opened, step(read), step(find), step(measure)
 
 
-def _from_picture(picture: np.ndarray, landmarker: Landmarker, findings: Findings) -> None:
-    hashed = fingerprint(picture)  # before the landmarker has filled the processor's cache with its network
-    persons = landmarker.detect(picture)
-    if not persons:
-        raise Refusal(Reason.NO_PERSON, f"in {picture.shape[1]} x {picture.shape[0]} pixels")
-    _add(findings, picture, hashed, 0, 0.0, persons, [-1] * len(persons))
+def _decode(subject: Subject, settings: Settings, most_pixels: int) -> None:
+    assert subject.file is not None
+    subject.picture = decode(subject.file, settings.min_side, most_pixels)
+    subject.fingerprint = fingerprint(subject.picture)
+    subject.close()
+
+
+def _pixels(picture: np.ndarray) -> str:
+    return f"in {picture.shape[1]} x {picture.shape[0]} pixels"
 
 
 def _from_video(file: BufferedReader, model: Path, settings: Settings, findings: Findings) -> None:
@@ -80,8 +159,7 @@ def _from_video(file: BufferedReader, model: Path, settings: Settings, findings:
             height, width = frame.picture.shape[:2]
             who = tracks.follow(frame.time, persons, width, height)
             if not persons:
-                detail = f"in {width} x {height} pixels"
-                findings.refused.append(Refused(frame.number, Reason.NO_PERSON, detail))
+                findings.refused.append(Refused(frame.number, Reason.NO_PERSON, _pixels(frame.picture)))
             elif not movement.shows({t: p.world for t, p in zip(who, persons, strict=True)}):
                 findings.refused.append(_still(frame.number, settings))
             else:

@@ -31,7 +31,6 @@ from tasks.extraction.native_log import native_log_set_aside
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "GIF", "BMP", "TIFF")
 
 MAX_PIXELS = 2**30 // 4 // 3  # Pillow's own guard: 89 million, a quarter of a gigabyte of RGB
-_TOO_LARGE = f"claims more than {MAX_PIXELS} pixels"
 
 LABELS = "labels.csv"
 SIDE_FILES = frozenset({"SOURCE.txt", LABELS, "Thumbs.db", "desktop.ini"})
@@ -190,18 +189,20 @@ def open_picture(path: Path, min_side: int = 1) -> np.ndarray:
         return decode(file, min_side)
 
 
-def decode(file: IO[bytes], min_side: int = 1) -> np.ndarray:
+def decode(file: IO[bytes], min_side: int = 1, most_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The picture in the bytes, upright, RGB uint8 `[height, width, 3]`.
 
     EXIF orientation is applied, transparency is laid over white, deeper samples are reduced to 8 bits. Raises Refusal
-    if this is no picture, if it is damaged, if its shorter side is below `min_side` or if it claims above MAX_PIXELS.
+    if this is no picture, if it is damaged, if its shorter side is below `min_side` or if it claims above `most_pixels`, which
+    are at most MAX_PIXELS.
     """
+    file.seek(0)
     with warnings.catch_warnings(), native_log_set_aside():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file, formats=FORMATS) as image:
-                check_size(*image.size, min_side)
+                check_size(*image.size, min_side, most_pixels)
                 image.load()
                 upright = _UPRIGHT.get(_orientation(image))
                 rgb = _to_rgb(image)
@@ -212,18 +213,22 @@ def decode(file: IO[bytes], min_side: int = 1) -> np.ndarray:
                 raise Refusal(Reason.DAMAGED, "the file is empty") from error
             raise Refusal(Reason.NOT_A_PICTURE, f"none of {', '.join(FORMATS)}") from error
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise Refusal(Reason.TOO_LARGE, _TOO_LARGE) from error
+            raise _too_large(MAX_PIXELS) from error
         except DECODER_ERRORS as error:
             raise Refusal(Reason.DAMAGED, f"{type(error).__name__}: {error}") from error
 
 
-def check_size(width: int, height: int, min_side: int) -> None:
+def check_size(width: int, height: int, min_side: int, most_pixels: int = MAX_PIXELS) -> None:
     """Refusal if a picture of this size is not to be decoded."""
-    if width * height > MAX_PIXELS:
-        raise Refusal(Reason.TOO_LARGE, _TOO_LARGE)
+    if width * height > most_pixels:
+        raise _too_large(most_pixels)
     if min(width, height) < min_side:
         detail = f"{width} x {height} pixels; the shorter side must be at least {min_side}"
         raise Refusal(Reason.TOO_SMALL, detail)
+
+
+def _too_large(most_pixels: int) -> Refusal:
+    return Refusal(Reason.TOO_LARGE, f"claims more than {most_pixels} pixels")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -248,4 +253,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

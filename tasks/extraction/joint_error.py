@@ -7,7 +7,7 @@ place in the picture, `image` (pixels), and in the camera's space, `world` (metr
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -28,12 +28,14 @@ def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
     swapped                         fraction of persons who fit better with left and right exchanged
     metres_mean, metres_median      distance in space, hips at the origin, each person scaled to fit (`scaled_error`)
     """
-    truths = [folder / PurePosixPath(source).with_suffix(JOINTS_SUFFIX) for source in poses.source]
+    truths = [f"{folder}/{os.path.splitext(source)[0]}{JOINTS_SUFFIX}" for source in poses.source]
     # isfile also says no where the longer name is too long
     known = [i for i, path in enumerate(truths) if poses.person[i] == 0 and os.path.isfile(path)]
     if not known:
         return None
-    true_pixels, true_world = (np.stack(arrays) for arrays in zip(*(_read(truths[i]) for i in known), strict=True))
+    true_pixels, true_world = (
+        np.stack(arrays) for arrays in zip(*(_read(Path(truths[i])) for i in known), strict=True)
+    )
     limbs = list(LIMBS)
     found = poses.pixels[known].astype(np.float64)
     pixels = np.linalg.norm(found - true_pixels, axis=-1)[:, limbs]

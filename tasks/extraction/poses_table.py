@@ -256,7 +256,7 @@ def _open(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     if not path.is_file():
         raise UserError(f"{path} does not exist; run the extract stage first.")
-    table = pq.read_table(path)
+    table = pq.ParquetFile(path).read()  # pq.read_table would import half of pyarrow for datasets
     if not table.schema.equals(schema):
         raise UserError(f"{path} was written by another version (its columns differ); run the extract stage again.")
     return table

@@ -64,8 +64,8 @@ def encoded(findings: Findings) -> Encoded:
     return str(findings.kind), rows, arrays.tobytes()
 
 
-def _decoded(kind: str, rows: str, blob: bytes) -> Findings:
-    """The findings in a row of the file; ValueError or TypeError if they are none."""
+def decoded(kind: str, rows: str, blob: bytes) -> Findings:
+    """The findings that were encoded; ValueError or TypeError if they are none."""
     arrays = np.frombuffer(blob, np.dtype(list(_ARRAYS)))
     found, refused = json.loads(rows)
     return Findings(
@@ -87,12 +87,15 @@ class Store:
     def __init__(self, root: Path, digest: str) -> None:
         path = root / PATH
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._digest = digest
+        self.digest = digest
         self._waiting: list[tuple[str, str, str, str, bytes]] = []
         self._waiting_seen: list[tuple[str, str]] = []
         self._committed = time.monotonic()
         try:
             self._db = sqlite3.connect(path, timeout=60)
+            self._db.execute("pragma journal_mode = wal")  # those who look something up need not wait for commits
+            self._db.execute("pragma synchronous = normal")
+            self._db.execute("pragma secure_delete = on")  # what is forgotten is not to be found in the file's gaps
             self._db.execute(_SCHEMA)
             self._db.execute(_SEEN)
             self._db.execute("select digest, key, kind, rows, arrays from findings limit 1")
@@ -104,27 +107,28 @@ class Store:
     def __contains__(self, key: str) -> bool:
         """Whether something has been kept for the key since the last commit."""
         query = "select 1 from findings where digest = ? and key = ?"
-        return self._db.execute(query, (self._digest, key)).fetchone() is not None
+        return self._db.execute(query, (self.digest, key)).fetchone() is not None
 
     def get(self, key: str) -> Findings:
         """What is kept for a key since the last commit; KeyError if nothing is."""
         query = "select kind, rows, arrays from findings where digest = ? and key = ?"
-        row = self._db.execute(query, (self._digest, key)).fetchone()
+        row = self._db.execute(query, (self.digest, key)).fetchone()
         if row is None:
             raise KeyError(key)
-        return _decoded(*row)
+        return decoded(*row)
 
     def put(self, key: str, findings: Encoded) -> None:
         """Keep what was found under a key."""
-        self._waiting.append((self._digest, key, *findings))
+        self._waiting.append((self.digest, key, *findings))
         if time.monotonic() - self._committed > _COMMIT_S:
             self.commit()
 
     def commit(self) -> None:
         """Write what was put; between commits nobody else is kept from writing."""
-        with self._db:
-            self._db.executemany(_INSERT, self._waiting)
-            self._db.executemany("insert or replace into seen values (?, ?)", self._waiting_seen)
+        if self._waiting or self._waiting_seen:
+            with self._db:
+                self._db.executemany(_INSERT, self._waiting)
+                self._db.executemany("insert or replace into seen values (?, ?)", self._waiting_seen)
         self._waiting, self._waiting_seen, self._committed = [], [], time.monotonic()
 
     def see(self, stamp: str, key: str) -> None:
@@ -145,7 +149,7 @@ class Store:
         with closing(sqlite3.connect(path)) as copy, copy:
             copy.execute(_SCHEMA)
             for key in sorted(set(keys)):
-                copy.executemany(_INSERT, self._db.execute(query, (self._digest, key)))
+                copy.executemany(_INSERT, self._db.execute(query, (self.digest, key)))
 
     def absorb(self, path: Path) -> int:
         """Keep what another machine found under the same digest; how many keys that were.
@@ -154,11 +158,11 @@ class Store:
         """
         try:
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as other:
-                rows = other.execute("select * from findings where digest = ?", (self._digest,)).fetchall()
+                rows = other.execute("select * from findings where digest = ?", (self.digest,)).fetchall()
             for _, key, *columns in rows:
                 if not re.fullmatch(r"[0-9a-f]{16}", key):
                     raise ValueError(f"{key!r} is no key")
-                _decoded(*columns)
+                decoded(*columns)
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:
             raise DataError(f"{path} holds no findings that can be read ({error}).") from error
         with self._db:

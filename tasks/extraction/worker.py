@@ -1,26 +1,40 @@
-"""What a worker process of the extraction runs. The parent imports this module for the function's name alone."""
+"""What a worker process of the stage does: it extracts files, and encodes what it finds for the store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tasks.extraction.findings import Findings, Settings
-from tasks.extraction.store import Encoded, encoded
+from tasks.extraction.store import Encoded, Store, encoded
+from tasks.pool import Steps
+
+
+class Answer(NamedTuple):
+    """What a worker says of a file: its key and by which stamp to remember it, if it could be read and may be remembered.
+
+    Findings that last are encoded for the store, here, where every core does its share of it; None if the store has them.
+    """
+
+    key: str | None
+    stamp: str | None
+    findings: Encoded | Findings | None
 
 
 @contextmanager
-def encoding_extractor(
-    folder: Path, model: Path, settings: Settings
-) -> Iterator[Callable[[tuple[str, str]], tuple[str, Encoded | Findings]]]:
-    """`extractor`, but with the key, and what lasts encoded for the store: here, where every core does its share of it."""
-    from tasks.extraction.extractor import extractor  # its libraries take a second, and the parent has no use for them
+def extracting(root: Path, digest: str, folder: Path, model: Path, settings: Settings) -> Iterator[Steps]:
+    """The steps from a path below `folder` to its Answer; the store is that of the workspace `root`."""
+    from tasks.extraction.extractor import (  # its libraries take a second; the parent has no use for them
+        Subject,
+        extractor,
+    )
 
-    with extractor(folder, model, settings) as extract:
+    def answer(subject: Subject) -> Answer:
+        there = subject.findings
+        findings = None if subject.known else encoded(there) if subject.key and there.lasting else there
+        return Answer(subject.key, subject.stamp, findings)
 
-        def encode(item: tuple[str, str]) -> tuple[str, Encoded | Findings]:
-            findings = extract(item)
-            return item[1], encoded(findings) if findings.lasting else findings
-
-        yield encode
+    with Store(root, digest) as store, extractor(folder, model, settings, store.__contains__) as steps:
+        yield *steps, answer
