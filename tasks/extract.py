@@ -113,8 +113,8 @@ def extracted(
         for source in sources:
             stamp = stamp_of(folder / source.path)
             key = store.seen(stamp) if stamp else None
-            ahead.append((source, key if key and key in store else None))
-            if ahead[-1][1] is None:
+            ahead.append((source, key))
+            if key is None:
                 yield source.path
 
     def known() -> Iterator[Extracted]:

@@ -30,7 +30,7 @@ def _left_out(*names: str) -> Iterator[None]:
 
 
 # mediapipe imports matplotlib for one function that plots: two thirds of the time that a worker needs to start.
-with _left_out("matplotlib", "matplotlib.pyplot"):
+with _left_out("matplotlib", "matplotlib.pyplot", "sounddevice"):
     import mediapipe
     from mediapipe.tasks.python import BaseOptions, vision
 

@@ -138,8 +138,9 @@ class Store:
             self.commit()
 
     def seen(self, stamp: str) -> str | None:
-        """The key remembered by a stamp since the last commit."""
-        row = self._db.execute("select key from seen where stamp = ?", (stamp,)).fetchone()
+        """The key remembered by a stamp, if something has been kept for it since the last commit."""
+        query = "select key from seen join findings using (key) where stamp = ? and digest = ?"
+        row = self._db.execute(query, (stamp, self.digest)).fetchone()
         return row and row[0]
 
     def export(self, path: Path, keys: Iterable[str]) -> None:
