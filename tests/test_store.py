@@ -94,14 +94,14 @@ def fill(root: Path, first: int) -> None:
 
 def test_several_processes_fill_one_store(tmp_path):
     context = multiprocessing.get_context("spawn")
-    team = [context.Process(target=fill, args=(tmp_path, 50 * n)) for n in range(2)]
+    team = [context.Process(target=fill, args=(tmp_path, 50 * n)) for n in range(4)]
     for process in team:
         process.start()
     for process in team:
         process.join()
-    assert [process.exitcode for process in team] == [0, 0]
+    assert [process.exitcode for process in team] == [0] * 4
     with Store(tmp_path, "d") as store:
-        assert all(str(i) in store for i in range(100))
+        assert all(str(i) in store for i in range(200))
 
 
 def test_the_digest_depends_on_every_parameter_and_on_the_model(tmp_path):

@@ -25,6 +25,7 @@ from tasks.errors import DataError
 from tasks.extraction.findings import Finding, Findings, Kind, Reason, Refused, Settings
 
 PATH = Path(".contrapposto/extract/findings.db")
+_PATIENCE_S = 60.0  # for which another process is waited for
 _COMMIT_S = 1.0  # so much work is lost at most when the process is killed
 
 _ARRAYS = (("landmarks", "<f4", (33, 5)), ("world", "<f4", (33, 3)), ("fingerprint", "i1", (256,)))
@@ -78,6 +79,19 @@ def decoded(kind: str, rows: str, blob: bytes) -> Findings:
     )
 
 
+def _log_ahead(db: sqlite3.Connection) -> None:
+    """Write-ahead logging: those who look something up need not wait for commits."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            db.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:  # of others who do the same just now SQLite does not wait by itself
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
 class Store:
     """The findings kept in the workspace `root` that belong to `digest`. A context manager.
 
@@ -92,8 +106,8 @@ class Store:
         self._waiting_seen: list[tuple[str, str]] = []
         self._committed = time.monotonic()
         try:
-            self._db = sqlite3.connect(path, timeout=60)
-            self._db.execute("pragma journal_mode = wal")  # those who look something up need not wait for commits
+            self._db = sqlite3.connect(path, timeout=_PATIENCE_S)
+            _log_ahead(self._db)
             self._db.execute("pragma synchronous = normal")
             self._db.execute("pragma secure_delete = on")  # what is forgotten is not to be found in the file's gaps
             self._db.execute(_SCHEMA)
