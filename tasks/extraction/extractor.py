@@ -19,7 +19,7 @@ import numpy as np
 
 from tasks.extraction import bvh, mocap, video
 from tasks.extraction.findings import Finding, Findings, Kind, Reason, Refused, Settings
-from tasks.extraction.fingerprint import LENGTH, fingerprint
+from tasks.extraction.fingerprint import LENGTH, fingerprint, grey
 from tasks.extraction.ingest import MAX_PIXELS, Refusal, decode, open_regular
 from tasks.extraction.keys import read_key
 from tasks.extraction.landmarker import Landmarker, Person, keep_offline
@@ -39,6 +39,7 @@ class Subject:
     stamp: str | None = None  # by which the key may be remembered (see `keys`)
     known: bool = False
     picture: np.ndarray | None = None
+    luma: np.ndarray | None = None  # the picture in grey
     fingerprint: np.ndarray | None = None
     persons: list[Person] = field(default_factory=list)
     findings: Findings = field(default_factory=lambda: Findings(Kind.PICTURE))
@@ -53,7 +54,7 @@ class Subject:
         there = self.findings
         seen = [f.frame for f in there.found] + [r.frame for r in there.refused if r.frame is not None]
         there.refused.append(Refused(max(seen) + 1 if seen else None, refusal.reason, refusal.detail))
-        self.picture = None
+        self.picture = self.luma = None
         self.close()
 
 
@@ -125,10 +126,10 @@ def extractor(
                 measure(subject)
 
     def measure(subject: Subject) -> None:
-        if subject.picture is not None and subject.fingerprint is not None:
+        if subject.luma is not None and subject.fingerprint is not None:
             persons = subject.persons
-            _add(subject.findings, subject.picture, subject.fingerprint, 0, 0.0, persons, [-1] * len(persons))
-            subject.picture = None
+            _add(subject.findings, subject.luma, subject.fingerprint, 0, 0.0, persons, [-1] * len(persons))
+            subject.picture = subject.luma = None
 
     keep_offline()
     with Landmarker(model, settings.min_confidence, settings.max_people) as landmarker:
@@ -138,7 +139,8 @@ def extractor(
 def _decode(subject: Subject, settings: Settings, most_pixels: int) -> None:
     assert subject.file is not None
     subject.picture = decode(subject.file, settings.min_side, most_pixels)
-    subject.fingerprint = fingerprint(subject.picture)
+    subject.luma = grey(subject.picture)
+    subject.fingerprint = fingerprint(subject.luma)
     subject.close()
 
 
@@ -165,7 +167,8 @@ def _from_video(file: BufferedReader, model: Path, settings: Settings, findings:
             elif not movement.shows({t: p.world for t, p in zip(who, persons, strict=True)}):
                 findings.refused.append(_still(frame.number, settings))
             else:
-                _add(findings, frame.picture, fingerprint(frame.picture), frame.number, frame.time, persons, who)
+                luma = grey(frame.picture)
+                _add(findings, luma, fingerprint(luma), frame.number, frame.time, persons, who)
 
 
 def _from_mocap(file: BufferedReader, settings: Settings, findings: Findings) -> None:
@@ -203,7 +206,7 @@ def _still(number: int, settings: Settings) -> Refused:
 
 def _add(
     findings: Findings,
-    picture: np.ndarray,
+    luma: np.ndarray,
     hashed: np.ndarray,
     number: int,
     seconds: float,
@@ -217,11 +220,11 @@ def _add(
                 timestamp_s=seconds,
                 person=index,
                 track=track,
-                width=picture.shape[1],
-                height=picture.shape[0],
+                width=luma.shape[1],
+                height=luma.shape[0],
                 landmarks=person.landmarks,
                 world=person.world,
-                **scores(picture, person.landmarks),
+                **scores(luma, person.landmarks),
                 fingerprint=hashed,
             )
         )

@@ -25,12 +25,17 @@ _WEIGHT = np.hypot(*np.mgrid[:FREQUENCIES, :FREQUENCIES])
 _MIRROR = np.tile(np.where(np.arange(FREQUENCIES) % 2, -1, 1), FREQUENCIES).astype(np.int8)
 
 
+def grey(picture: np.ndarray) -> np.ndarray:
+    """The luma (ITU-R 601) of an RGB picture, uint8 `[height, width, 3]`: uint8 `[height, width]`; of one in grey, itself."""
+    return picture if picture.ndim == 2 else np.asarray(Image.fromarray(picture).convert("L"))
+
+
 def fingerprint(picture: np.ndarray) -> np.ndarray:
-    """The fingerprint of an RGB picture, uint8 `[height, width, 3]`: int8 `[256]`, vertical frequency first.
+    """The fingerprint of a picture, RGB or grey, uint8: int8 `[256]`, vertical frequency first.
 
     Scaled so that the largest number is 127 or -127; zeros where the picture is of one colour.
     """
-    image = Image.fromarray(picture).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3)
+    image = Image.fromarray(grey(picture)).resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3)
     spectrum = _WEIGHT * (_DCT @ np.asarray(image, np.float64) @ _DCT.T)
     largest = np.abs(spectrum).max()
     return np.rint(spectrum.ravel() * (127 / largest if largest > 1e-6 else 0)).astype(np.int8)
