@@ -31,7 +31,7 @@ OpenFunction = Callable[[], AbstractContextManager[Function[Item, Result] | Step
 _IN_HAND_S = 0.5  # seconds of work that a worker is given: half of them in work, half lest it wait for the parent
 _MOST = 16  # items given to a worker at once; they and their results should be small (see `ordered_map`)
 _WINDOW = 512  # results that may wait for an earlier, slower one
-_STILLBORN = 3  # workers that may end before they can begin: once may be chance, this is the machine or the code
+_STILLBORN = 3  # workers that may end before they begin an item: once may be chance, this is the machine or the code
 _READY, _ANSWERS, _ERROR = "ready", "answers", "error"  # what a worker says
 
 
@@ -123,12 +123,12 @@ def ordered_map(
                 except _Ended as ended:
                     team[team.index(worker)] = _Worker(open_function)
                     again.extend(worker.given)
-                    stillborn += not worker.began
-                    if stillborn == _STILLBORN:
-                        raise WorkerDied(waiting[worker.given[0]], ended.exit_code) from None
                     position = worker.where.position
-                    if not worker.began or position not in worker.given:
-                        continue  # no item was in work
+                    if not worker.began or position not in worker.given:  # no item was in work
+                        stillborn += 1
+                        if stillborn == _STILLBORN:
+                            raise WorkerDied(waiting[worker.given[0]], ended.exit_code) from None
+                        continue
                     if position not in suspects and ended.exit_code is not None:
                         suspects.add(position)
                         continue
