@@ -93,10 +93,12 @@ def _stopped(pid: int) -> Iterator[None]:
     for process in family:
         with suppress(psutil.NoSuchProcess):
             process.suspend()
-    yield
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            process.resume()
+    try:
+        yield
+    finally:
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def _memory(pid: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import chain
@@ -73,7 +73,8 @@ def extractor(
         try:
             subject.file = open_regular(folder / path)
             if hasattr(os, "posix_fadvise"):  # a slow disk is to bring several at once
-                os.posix_fadvise(subject.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+                with suppress(OSError):  # not every file system takes advice
+                    os.posix_fadvise(subject.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         except Refusal as refusal:
             subject.refuse(refusal)
         return subject
