@@ -115,11 +115,10 @@ def _plain(paths: list[str], model: str) -> float:
     from mediapipe import Image
     from mediapipe.tasks.python import BaseOptions, vision
 
-    from tasks.extraction.landmarker import keep_offline
+    from tasks.extraction.landmarker import kept_offline
 
-    keep_offline()
     options = vision.PoseLandmarkerOptions(base_options=BaseOptions(model_asset_path=model))
-    with vision.PoseLandmarker.create_from_options(options) as landmarker:
+    with kept_offline(), vision.PoseLandmarker.create_from_options(options) as landmarker:
         landmarker.detect(Image.create_from_file(paths[0]))
         began = time.perf_counter()
         for path in paths:
@@ -140,12 +139,11 @@ def _inference(paths: list[str], model: str) -> float:
     from mediapipe import Image, ImageFormat
     from mediapipe.tasks.python import BaseOptions, vision
 
-    from tasks.extraction.landmarker import keep_offline
+    from tasks.extraction.landmarker import kept_offline
 
-    keep_offline()
     pictures = [Image(ImageFormat.SRGB, open_picture(Path(path))) for path in paths]
     options = vision.PoseLandmarkerOptions(base_options=BaseOptions(model_asset_path=model))
-    with vision.PoseLandmarker.create_from_options(options) as landmarker:
+    with kept_offline(), vision.PoseLandmarker.create_from_options(options) as landmarker:
         landmarker.detect(pictures[0])
         _together.wait()
         began = time.perf_counter()

@@ -50,6 +50,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the flow and say in the end where to look; returns the exit code."""
     options = _arguments(argv)
+    server.past_the_proxy()
     if options.flow not in FLOWS:
         return _other(options)
     parameters = {"raw": options.raw} if options.flow in WITH_RAW else {}

@@ -38,10 +38,9 @@ SHOWN = 24  # pictures in the figure
 def _reader(model: Path, min_confidence: float) -> Iterator[Callable[[np.ndarray], np.ndarray | None]]:
     """In a worker: the function from a picture to its normalised pose `[33, 3]`, None where nobody is found."""
     # Here, since mediapipe takes a second to import and the parent has no use for it.
-    from tasks.extraction.landmarker import Landmarker, keep_offline
+    from tasks.extraction.landmarker import Landmarker, kept_offline
 
-    keep_offline()
-    with Landmarker(model, min_confidence) as landmarker:
+    with kept_offline(), Landmarker(model, min_confidence) as landmarker:
 
         def read(picture: np.ndarray) -> np.ndarray | None:
             border = round(BORDER * len(picture))

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.server import Server
+from flows.server import Server, past_the_proxy
 from flows.server import start as start_server
+
+past_the_proxy()
 
 PROJECT = Path(__file__).resolve().parent.parent
 

@@ -296,8 +296,12 @@ def test_a_stopped_command_leaves_no_process(
 
 
 @pytest.mark.slow
-def test_the_command_with_nothing_to_do_prints_where_to_look(workspace: Path) -> None:
-    result = subprocess.run(COMMAND, cwd=workspace, capture_output=True, text=True)
+@pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"])
+def test_the_command_with_nothing_to_do_prints_where_to_look(workspace: Path, proxy: str | None) -> None:
+    ways = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    environment |= dict.fromkeys(ways, proxy) if proxy else {}  # one that leads nowhere
+    result = subprocess.run(COMMAND, cwd=workspace, env=environment, capture_output=True, text=True)
     assert result.returncode == 0
     assert result.stderr == ""
     assert "persons kept  3" in result.stdout

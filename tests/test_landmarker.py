@@ -14,7 +14,7 @@ import pytest
 from tasks import mannequin
 from tasks.errors import UserError
 from tasks.extraction import pose_bundle
-from tasks.extraction.landmarker import Landmarker, Person
+from tasks.extraction.landmarker import Landmarker, Person, kept_offline
 from tasks.skeleton import LIMBS, MIRROR, torso_length
 
 MODEL = Path(__file__).parents[1] / pose_bundle.BUNDLE
@@ -79,9 +79,10 @@ def test_native_chatter_is_kept_off_the_screen(capfd):
 def test_mediapipe_reports_home_unless_kept_offline(offline):
     """Without the remedy a connection is tried: when that half fails, mediapipe has stopped and the remedy can go."""
     code = (
-        "import sys; from pathlib import Path; import numpy as np; from tasks.extraction.landmarker import *\n"
-        f"if {offline}: keep_offline()\n"
-        f"with Landmarker(Path({str(MODEL)!r})) as task: task.detect(np.zeros((64, 64, 3), np.uint8))\n"
+        "from contextlib import nullcontext; from pathlib import Path; import numpy as np\n"
+        "from tasks.extraction.landmarker import *\n"
+        f"with kept_offline() if {offline} else nullcontext(), Landmarker(Path({str(MODEL)!r})) as task:\n"
+        "    task.detect(np.zeros((64, 64, 3), np.uint8))\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -100,6 +101,17 @@ def test_mediapipe_reports_home_unless_kept_offline(offline):
                     asked = connection.recv(100)
         assert process.wait() == 0
     assert (b"googleapis.com" in asked) is not offline
+
+
+def test_the_way_out_is_open_again_afterwards(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    before = dict(os.environ)
+    with pytest.raises(UserError), kept_offline():
+        assert os.environ["https_proxy"].endswith(":9") and "NO_PROXY" not in os.environ
+        raise UserError("inside")
+    assert dict(os.environ) == before
 
 
 def test_what_is_no_model_is_one_sentence(tmp_path):

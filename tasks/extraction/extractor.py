@@ -22,7 +22,7 @@ from tasks.extraction.findings import Finding, Findings, Kind, Reason, Refused, 
 from tasks.extraction.fingerprint import LENGTH, fingerprint, grey
 from tasks.extraction.ingest import MAX_PIXELS, Refusal, decode, open_regular
 from tasks.extraction.keys import read_key
-from tasks.extraction.landmarker import Landmarker, Person, keep_offline
+from tasks.extraction.landmarker import Landmarker, Person, kept_offline
 from tasks.extraction.people import scores
 from tasks.extraction.tracks import Movement, Tracks
 from tasks.pool import sign_of_life
@@ -132,8 +132,7 @@ def extractor(
             _add(subject.findings, subject.luma, subject.fingerprint, 0, 0.0, persons, [-1] * len(persons))
             subject.picture = subject.luma = None
 
-    keep_offline()
-    with Landmarker(model, settings.min_confidence, settings.max_people) as landmarker:
+    with kept_offline(), Landmarker(model, settings.min_confidence, settings.max_people) as landmarker:
         yield opened, step(read), step(find), step(measure)
 
 

@@ -48,16 +48,22 @@ class Person:
     world: np.ndarray
 
 
-def keep_offline() -> None:
-    """Keep this process, and children it starts, from reaching https servers: for one that runs a Landmarker only.
+@contextmanager
+def kept_offline() -> Iterator[None]:
+    """Within, this process and children it starts reach no https server; for one that runs nothing but a Landmarker.
 
     mediapipe 1.x reports its use to play.googleapis.com when a task is closed and from time to time before, and has
     no switch for it (google-ai-edge/mediapipe#6291). Its client obeys the proxy variables, and nobody listens at the
     discard port of this machine.
     """
-    for name in ("HTTPS_PROXY", "no_proxy", "NO_PROXY"):
-        os.environ.pop(name, None)
+    names = ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
+    before = {name: value for name in names if (value := os.environ.pop(name, None)) is not None}
     os.environ["https_proxy"] = "http://127.0.0.1:9"
+    try:
+        yield
+    finally:
+        del os.environ["https_proxy"]
+        os.environ.update(before)
 
 
 class Landmarker:
