@@ -6,9 +6,9 @@ the written tables; on every core), stand two figures measured on some pictures 
     plain     a loop in one process over MediaPipe's own reader and landmarker, nothing written
     limit     as many processes as cores that only call the landmarker, on pictures already decoded
 
-A machine that is shared is not equally fast from minute to minute. So they are measured before and after each run of the
-stage and, while all of its processes are stopped, every 20 seconds of it; the stage is compared with their mean. The goals
-are those of the median run. The start of the processes and their imports count.
+A machine that is shared is not equally fast from one second to the next. So they are looked at every 4 seconds of the
+stage, while all of its processes are stopped; the stage is compared with the mean of these looks. The goals are those of the
+median run. The start of the stage's processes and their imports count.
 
 With `--mannequins 1000 10000` folders of so many pictures are drawn and measured too: the goals are those of the last
 folder, and the peak of the memory of all processes together must not grow from the first folder to the last.
@@ -17,7 +17,6 @@ folder, and the peak of the memory of all processes together must not grow from 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -25,19 +24,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks.extraction_peers import Peers
 from benchmarks.report import finish
 from tasks import machine, mannequin, params
-from tasks.extraction.ingest import JOINTS_SUFFIX, open_picture, scan
+from tasks.extraction.ingest import JOINTS_SUFFIX, scan
 
 PROJECT = Path(__file__).parents[1]
-SAMPLE = 300  # pictures of the two peers
-EVERY = 20.0  # seconds of the stage between two looks at them
+EVERY = 4.0  # seconds of the stage between two looks at its peers
+
+
+def _model() -> Path:
+    return PROJECT / params.load(PROJECT / "params.yaml").extract.model
 
 
 def workspace(root: Path, raw: Path) -> None:
@@ -45,7 +47,7 @@ def workspace(root: Path, raw: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     path = root / "params.yaml"
     shutil.copy(PROJECT / path.name, path)
-    model = str(PROJECT / params.load(path).extract.model)
+    model = str(_model())
     params.set_values(path, {"raw.folder": None, "raw.parts": {"raw": str(raw.resolve())}, "extract.model": model})
 
 
@@ -57,7 +59,7 @@ def stage(root: Path, part: str = "raw", between: Callable[[], None] | None = No
     began, stopped, due = time.perf_counter(), 0.0, EVERY
     process = subprocess.Popen([sys.executable, "-m", "tasks", "extract", part, "--root", str(root)], cwd=PROJECT)
     peak = 0
-    while not _left(process, 0.5):
+    while not _left(process, 1.0):
         peak = max(peak, _memory(process.pid))
         if between and time.perf_counter() - began - stopped > due:
             paused = time.perf_counter()
@@ -110,84 +112,20 @@ def _memory(pid: int) -> int:
     return total
 
 
-def _plain(paths: list[str], model: str) -> float:
-    """The loop that everybody writes: seconds."""
-    from mediapipe import Image
-    from mediapipe.tasks.python import BaseOptions, vision
-
-    from tasks.extraction.landmarker import kept_offline
-
-    options = vision.PoseLandmarkerOptions(base_options=BaseOptions(model_asset_path=model))
-    with kept_offline(), vision.PoseLandmarker.create_from_options(options) as landmarker:
-        landmarker.detect(Image.create_from_file(paths[0]))
-        began = time.perf_counter()
-        for path in paths:
-            landmarker.detect(Image.create_from_file(path))
-        return time.perf_counter() - began
-
-
-_together: Any = None  # in a process of the limit: the barrier behind which all begin
-
-
-def _begin_together(barrier: Any) -> None:
-    global _together
-    _together = barrier
-
-
-def _inference(paths: list[str], model: str) -> float:
-    """Nothing but finding landmarks, in each process that does so at once: seconds."""
-    from mediapipe import Image, ImageFormat
-    from mediapipe.tasks.python import BaseOptions, vision
-
-    from tasks.extraction.landmarker import kept_offline
-
-    pictures = [Image(ImageFormat.SRGB, open_picture(Path(path))) for path in paths]
-    options = vision.PoseLandmarkerOptions(base_options=BaseOptions(model_asset_path=model))
-    with kept_offline(), vision.PoseLandmarker.create_from_options(options) as landmarker:
-        landmarker.detect(pictures[0])
-        _together.wait()
-        began = time.perf_counter()
-        for picture in pictures:
-            landmarker.detect(picture)
-        return time.perf_counter() - began
-
-
-def rate(function: Callable[[list[str], str], float], paths: list[str], model: str, processes: int) -> float:
-    """Pictures a second of some processes that all do the same at once."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _begin_together, (context.Barrier(processes),)) as pool:
-        seconds = pool.starmap(function, [(paths, model)] * processes, chunksize=1)
-    return sum(len(paths) / s for s in seconds)
-
-
-def peers(raw: Path) -> dict[str, float]:
-    """Pictures a second of the plain loop and of the limit on pictures from all over a folder."""
-    model = str(PROJECT / params.load(PROJECT / "params.yaml").extract.model)
-    sources = scan(raw)
-    paths = [str(raw / source.path) for source in sources[:: max(1, len(sources) // SAMPLE)][:SAMPLE]]
-    return {"plain": rate(_plain, paths, model, 1), "limit": rate(_inference, paths, model, machine.cores())}
-
-
-def _look(looks: list[dict[str, float]], raw: Path) -> None:
-    looks.append(peers(raw))
-
-
 def measure(raw: Path, repeats: int) -> tuple[dict[str, float], float]:
-    """Pictures a second of the stage and, around it, of its peers, with the ratios: the median of `repeats` runs; the stage's
+    """Pictures a second of the stage and, within it, of its peers, with the ratios: the median of `repeats` runs; the stage's
     peak memory in MB."""
-    runs, peak, last = [], 0.0, peers(raw)
-    count = len(scan(raw))
+    runs, peak = [], 0.0
+    paths = [raw / source.path for source in scan(raw)]
     for _ in range(repeats):
-        looks = [last]
-        with tempfile.TemporaryDirectory() as root:
+        looks: list[dict[str, float]] = []
+        with tempfile.TemporaryDirectory() as root, Peers(paths, _model()) as peers:
             workspace(Path(root), raw)
-            seconds, highest = stage(Path(root), between=partial(_look, looks, raw))
-        _look(looks, raw)
-        last = looks[-1]
-        found = {"pictures": float(count), "stage": count / seconds}
-        found |= {name: sum(look[name] for look in looks) / len(looks) for name in last}
-        found |= {f"of {name}": found["stage"] / found[name] for name in last}
-        print(found, [round(look["limit"], 1) for look in looks], flush=True)
+            seconds, highest = stage(Path(root), between=lambda: looks.append(peers.look()))  # noqa: B023
+        found = {"pictures": float(len(paths)), "stage": len(paths) / seconds}
+        found |= {name: sum(look[name] for look in looks) / len(looks) for name in looks[0]}
+        found |= {f"of {name}": found["stage"] / found[name] for name in looks[0]}
+        print(found, "limit:", [round(look["limit"]) for look in looks], flush=True)
         runs.append(found)
         peak = max(peak, highest)
     return sorted(runs, key=lambda run: run["of limit"])[len(runs) // 2], peak

@@ -29,7 +29,7 @@ from benchmarks.report import finish, table
 from benchmarks.synthetic_pictures import DISGUISES
 from tasks import files, machine
 from tasks.copies.copy_test import Verdict
-from tasks.pool import ordered_map
+from tasks.pool import OrderedMap
 
 SIZES = ((200, 50, 500), (500, 125, 1000), (1000, 250, 1000), (2000, 500, 2000))  # train, held-out, generated
 COPIED = ("0.002 eta 0.1", "0.01 eta 0.1", "0.01 eta 0.3", "0.02 eta 0.3", "0.05 eta 0.5", "0.2 eta 0.7")
@@ -131,7 +131,7 @@ def run_cells(cells: list[Cell], workers: int, state: Path | None) -> Results:
     jobs = [(cell.compute, rep) for cell, rep in missing]
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: one process a core
     saved = time.monotonic()
-    with closing(ordered_map(_worker, jobs, workers)) as results, tqdm(total=len(jobs), mininterval=5) as bar:
+    with closing(OrderedMap(_worker, jobs, workers)) as results, tqdm(total=len(jobs), mininterval=5) as bar:
         for (cell, rep), numbers in zip(missing, results, strict=True):
             for measure, value in numbers.items():
                 known.setdefault(cell.name, {}).setdefault(measure, []).append(value)

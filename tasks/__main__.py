@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 
 from tasks.errors import FULL, UserError
-from tasks.params import load
 
 BODY = "\ndef run(params: Params, root: Path"  # how a stage's function begins
 
@@ -52,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     # torch's threads spin while they wait: with the default count training is ten times slower on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     signal.signal(signal.SIGTERM, _terminate)
+    from tasks.params import load  # here, since processes that a stage starts import this module too
+
     try:
         params = load(options.root / "params.yaml")
         run = body(options.stage)

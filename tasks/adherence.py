@@ -25,7 +25,7 @@ from tasks.dataset.splits import COMPARISON, SAMPLES, Split, load_splits
 from tasks.errors import UserError
 from tasks.files import new_folder, write_json
 from tasks.params import Params
-from tasks.pool import WorkerDied, ordered_map
+from tasks.pool import OrderedMap, WorkerDied
 
 READ_AT = 512  # pixels to which a picture with its border is enlarged
 BORDER = 0.5  # of the picture's side, its edge repeated: the detector misses people who fill the picture
@@ -59,7 +59,7 @@ def read_poses(pictures: np.ndarray, model: Path, min_confidence: float, workers
     Raises UserError if the landmarker's model is missing or a worker dies.
     """
     poses = np.full((len(pictures), 33, 3), np.nan, np.float32)
-    found = ordered_map(partial(_reader, model, min_confidence), list(pictures), workers)
+    found = OrderedMap(partial(_reader, model, min_confidence), list(pictures), workers)
     try:
         with closing(found):
             for i, pose in enumerate(tqdm(found, total=len(pictures), desc="read poses", mininterval=2)):

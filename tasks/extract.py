@@ -20,7 +20,7 @@ files must give the same bytes; it is left in `.contrapposto/extract/<part>.json
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -40,8 +40,10 @@ from tasks.extraction.poses_table import Pose, Reject, Writer, read_poses
 from tasks.extraction.store import Store, decoded, findings_digest
 from tasks.extraction.worker import Answer, extracting
 from tasks.params import Params
-from tasks.pool import WorkerDied, ordered_map
+from tasks.pool import OrderedMap, WorkerDied, prepare
 
+FORERUNNER = "tasks.extraction.forerunner"
+_OFTEN = 32  # known files a look at the workers
 PROVENANCE = "SOURCE.txt"  # where pictures come from and under which licence, in any folder of them
 _LONGEST = 4000  # characters of it
 
@@ -51,6 +53,7 @@ def run(params: Params, root: Path, part: str) -> None:
 
     Raises UserError if there is no such part, or its folder or the model cannot be used.
     """
+    prepare(FORERUNNER)
     folder, model = part_folder(params, root, part), root / params.extract.model
     sources = scan(folder)
     check(model)
@@ -61,9 +64,14 @@ def run(params: Params, root: Path, part: str) -> None:
         files.new_folder(root / "data/poses" / part) as output,
         closing(extracted(store, params, root, folder, sources)) as found,
     ):
-        rejects, made = _write_tables(output, shown(found, len(sources)))
+        counts, rejects, made = _write_tables(output, shown(found, len(sources)))
         seconds = time.monotonic() - began
-        summary = _summary(output, folder, len(sources), rejects)
+        summary = {
+            "files": len(sources),
+            **counts,
+            "rejects": dict(rejects),
+            **_joint_error(output, folder, sources),
+        }
         files.write_json(output / "summary.json", summary)
         files.write_json(output / "provenance.json", provenance(folder))
     timing = {"seconds": seconds, "workers": workers, "files": len(sources), "extracted": made}
@@ -107,31 +115,23 @@ def extracted(
     Several files with the same new bytes may each be extracted. Raises DataError where worker processes cannot begin.
     """
     chosen = params.extract
-    ahead: deque[tuple[Source, str | None]] = deque()  # asked for and still to come, with the key where it is known
-
-    def unknown() -> Iterator[str]:
-        for source in sources:
-            stamp = stamp_of(folder / source.path)
-            key = store.seen(stamp) if stamp else None
-            ahead.append((source, key))
-            if key is None:
-                yield source.path
-
-    def known() -> Iterator[Extracted]:
-        while ahead and (key := ahead[0][1]):
-            yield Extracted(ahead.popleft()[0], key, store.get(key), new=False)
-
-    answers = ordered_map(
-        partial(extracting, root, store.digest, folder, root / chosen.model, settings(params)),
-        unknown(),
-        chosen.workers or machine.cores(),
-        lost=partial(_lost, folder=folder, time_limit=chosen.time_limit),
-        time_limit=chosen.time_limit,
-    )
-    with closing(answers):
-        try:
-            for key, stamp, findings in answers:
-                yield from known()
+    keys = [store.seen(stamp) if (stamp := stamp_of(folder / source.path)) else None for source in sources]
+    try:
+        answers = OrderedMap(
+            partial(extracting, root, store.digest, folder, root / chosen.model, settings(params)),
+            (source.path for source, key in zip(sources, keys, strict=True) if key is None),
+            chosen.workers or machine.cores(),
+            lost=partial(_lost, folder=folder, time_limit=chosen.time_limit),
+            time_limit=chosen.time_limit,
+        )
+        with closing(answers):
+            for number, (source, seen) in enumerate(zip(sources, keys, strict=True)):
+                if seen is not None:
+                    if number % _OFTEN == 0:
+                        answers.poll()
+                    yield Extracted(source, seen, store.get(seen), new=False)
+                    continue
+                key, stamp, findings = next(answers)
                 if key and stamp:
                     store.see(stamp, key)
                 if isinstance(findings, Findings):
@@ -141,13 +141,14 @@ def extracted(
                     if findings is not None:
                         store.put(key, findings)
                     there = store.get(key) if findings is None else decoded(*findings)
-                yield Extracted(ahead.popleft()[0], key, there, new=key is not None and findings is not None)
-        except WorkerDied as error:
-            raise DataError(
-                f"A worker process died before it could begin (exit code {error.exit_code}); give the machine more "
-                "memory, or extract.workers a smaller number, and run again."
-            ) from error
-    yield from known()
+                yield Extracted(source, key, there, new=key is not None and findings is not None)
+    except WorkerDied as error:
+        raise DataError(
+            f"A worker process died before it could begin (exit code {error.exit_code}); give the machine more "
+            "memory, or extract.workers a smaller number, and run again."
+        ) from error
+    except KeyError as error:
+        raise DataError(f"{error.args[0]} was forgotten while its part was being extracted; run again.") from error
 
 
 def shown(found: Iterable[Extracted], count: int) -> Iterable[Extracted]:
@@ -169,8 +170,9 @@ def _lost(death: WorkerDied, folder: Path, time_limit: float) -> Answer:
     return Answer(key, None, Findings(Kind.PICTURE, refused=[refused]))
 
 
-def _write_tables(output: Path, found: Iterable[Extracted]) -> tuple[Counter[str], int]:
-    """Write poses.parquet and rejects.parquet; the number of rejects for each reason, and of files that were new."""
+def _write_tables(output: Path, found: Iterable[Extracted]) -> tuple[dict[str, int], Counter[str], int]:
+    """Write poses.parquet and rejects.parquet; what they hold, the rejects for each reason, and how many files were new."""
+    counts = dict.fromkeys(("frames", "files_with_person", "persons"), 0)
     rejects: Counter[str] = Counter()
     new = 0
     first_with: dict[str, str] = {}  # key -> source
@@ -183,12 +185,16 @@ def _write_tables(output: Path, found: Iterable[Extracted]) -> tuple[Counter[str
             else:
                 for pose in _poses(source, key, there):
                     tables.add_pose(pose)
+                counts["frames"] += len({pose.frame for pose in there.found})
+                counts["files_with_person"] += bool(there.found)
+                counts["persons"] += len(there.found)
             for refused in refusals:
                 rejects[refused.reason.value] += 1
                 tables.add_reject(
                     Reject(source.name, key, source.category, refused.reason, refused.detail, refused.frame)
                 )
-    return rejects, new
+    counts["frames"] += rejects.total()
+    return counts, rejects, new
 
 
 def _poses(source: Source, key: str | None, there: Findings) -> Iterator[Pose]:
@@ -204,21 +210,13 @@ def _poses(source: Source, key: str | None, there: Findings) -> Iterator[Pose]:
         )
 
 
-def _summary(output: Path, folder: Path, looked_at: int, rejects: Counter[str]) -> dict[str, Any]:
-    poses = read_poses(output)
-    summary: dict[str, Any] = {
-        "files": looked_at,
-        "frames": len(set(zip(poses.source, poses.frame.tolist(), strict=True))) + sum(rejects.values()),
-        "files_with_person": len(set(poses.source)),
-        "persons": len(poses),
-        "rejects": dict(rejects),
-    }
-    errors = joint_error.measure(poses, folder)
-    if errors is None:
-        summary["joint_error_absent"] = f"no picture in which somebody was found has a {JOINTS_SUFFIX} file"
-    else:
-        summary["joint_error"] = errors
-    return summary
+def _joint_error(output: Path, folder: Path, sources: Sequence[Source]) -> dict[str, Any]:
+    """What the summary says of errors against true joints."""
+    if joint_error.can_measure((source.path for source in sources), folder):
+        errors = joint_error.measure(read_poses(output), folder)
+        if errors is not None:
+            return {"joint_error": errors}
+    return {"joint_error_absent": f"no picture in which somebody was found has a {JOINTS_SUFFIX} file"}
 
 
 def provenance(folder: Path) -> dict[str, str]:

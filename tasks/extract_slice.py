@@ -21,12 +21,13 @@ from typing import Any
 
 from tasks import files
 from tasks.errors import UserError
-from tasks.extract import extracted, part_folder, settings, shown
+from tasks.extract import FORERUNNER, extracted, part_folder, settings, shown
 from tasks.extraction import parts
 from tasks.extraction.ingest import scan
 from tasks.extraction.pose_bundle import check
 from tasks.extraction.store import PATH, Store, findings_digest
 from tasks.params import Params
+from tasks.pool import prepare
 
 SLICES = Path(".contrapposto/slices")
 MARK = "slice.json"
@@ -51,6 +52,7 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
     """
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UserError(f"A slice is a RANK below WORLD, such as 0 3; got {rank} {world}.")
+    prepare(FORERUNNER)
     whole = part_folder(params, root, part)
     place = root / folder if folder else whole
     check(root / params.extract.model)

@@ -34,7 +34,7 @@ from tasks.mannequins.flesh import Outfit, dress, landmarks
 from tasks.mannequins.postures import CATEGORIES, draw
 from tasks.mannequins.render import Camera, Cones, Light, Room, extent, render
 from tasks.params import Params
-from tasks.pool import WorkerDied, ordered_map
+from tasks.pool import OrderedMap, WorkerDied
 from tasks.skeleton import LANDMARKS
 
 _FLESH = 0.15  # metres: a surface at most this far before a joint counts as the joint's own flesh
@@ -55,7 +55,7 @@ def draw_all(folder: Path, seed: int, size: int, count: int, workers: int) -> No
     """Pictures 0 ... count - 1 of a data set with their truth, in category folders below `folder`."""
     for category in list(CATEGORIES)[:count]:
         (folder / category).mkdir()
-    done = ordered_map(partial(_artist, folder, seed, size), range(count), workers)
+    done = OrderedMap(partial(_artist, folder, seed, size), range(count), workers)
     with closing(done):
         try:
             for _ in tqdm(done, total=count, desc="mannequin", unit="picture", mininterval=1):

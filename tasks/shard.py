@@ -21,7 +21,7 @@ from tasks.errors import DataError
 from tasks.extraction import parts
 from tasks.extraction.ingest import Refusal
 from tasks.params import Params
-from tasks.pool import WorkerDied, ordered_map
+from tasks.pool import OrderedMap, WorkerDied
 
 _FEW = 200  # files that are sooner read here than by processes that have to be started
 
@@ -98,7 +98,7 @@ def _cut(cutter: Callable, opened: list[_File]) -> Iterator[Iterator[bytes]]:
         with cutter() as cut:
             yield chain.from_iterable(map(cut, opened))
         return
-    done = ordered_map(cutter, opened, machine.cores())
+    done = OrderedMap(cutter, opened, machine.cores())
     try:
         yield chain.from_iterable(done)
     except WorkerDied as error:

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that workers are asked to open."""
     paths: list[str] = []
-    real = extract.ordered_map
+    real = extract.OrderedMap
 
     def noted(function, items, *rest, **more):
         def each():
@@ -39,7 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return real(function, each(), *rest, **more)
 
-    monkeypatch.setattr(extract, "ordered_map", noted)
+    monkeypatch.setattr(extract, "OrderedMap", noted)
     return paths
 
 
@@ -158,13 +158,13 @@ def test_a_file_that_does_not_last_is_tried_again(folder, tmp_path, asked, monke
     settle(folder)
     death = extract.WorkerDied("walls/5.png", -11)
     answer = extract._lost(death, folder, 1.0)
-    real = extract.ordered_map
+    real = extract.OrderedMap
 
     def crashing(*arguments, **more):
         return (answer if i == 5 else one for i, one in enumerate(real(*arguments, **more)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract, "ordered_map", crashing)
+        patch.setattr(extract, "OrderedMap", crashing)
         first = look(folder, tmp_path)
     assert isinstance(answer, worker.Answer) and first[5].key == answer.key is not None
     assert [row.reason for row in first[5].findings.refused] == [Reason.CRASHED]

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tasks.errors import DataError
-from tasks.pool import WorkerDied, ordered_map, sign_of_life
+from tasks.pool import OrderedMap, WorkerDied, sign_of_life
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def tripling(trap: int, trace: str) -> Iterator[Callable[[int], int]]:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_results_come_in_the_order_of_the_items(workers):
-    results = ordered_map(partial(tripling, 10**9, ""), range(1500), workers)
+    results = OrderedMap(partial(tripling, 10**9, ""), range(1500), workers)
     assert list(results) == [3 * i for i in range(1500)]
 
 
@@ -60,7 +60,7 @@ def test_items_are_asked_for_as_workers_become_free():
             asked += 1
             yield asked
 
-    results = ordered_map(partial(tripling, 10**9, ""), without_end(), 2)
+    results = OrderedMap(partial(tripling, 10**9, ""), without_end(), 2)
     assert [next(results) for _ in range(20)] == [3 * i for i in range(1, 21)]
     results.close()
     assert asked <= 20 + 512
@@ -85,7 +85,7 @@ def walking(trap: int) -> Iterator[tuple[Callable[[int], list], ...]]:
 
 
 def test_quick_items_go_through_the_steps_together():
-    results = list(ordered_map(partial(walking, -1), range(200), 1))
+    results = list(OrderedMap(partial(walking, -1), range(200), 1))
     assert [number for number, _ in results] == list(range(200))
     came = results[-1][1]
     assert [number for step, number in came if step == 1] == list(range(200))
@@ -95,7 +95,7 @@ def test_quick_items_go_through_the_steps_together():
 
 
 def test_a_worker_that_dies_among_several_items_names_the_right_one():
-    results = list(ordered_map(partial(walking, 150), range(200), 2, lost=said))
+    results = list(OrderedMap(partial(walking, 150), range(200), 2, lost=said))
     assert results[150] == f"150: {-signal.SIGKILL}"
     assert [r[0] for i, r in enumerate(results) if i != 150] == [i for i in range(200) if i != 150]
 
@@ -118,18 +118,18 @@ def test_slow_items_do_not_wait_behind_each_other():
             asked += 1
             yield number
 
-    results = ordered_map(slow, some(), 2)
+    results = OrderedMap(slow, some(), 2)
     ahead = [asked - number for number, _ in enumerate(results)]
     assert len(ahead) == 7 and max(ahead) <= 4, "two in work, two delivered or about to be"
 
 
 def test_no_items_need_no_workers():
-    assert list(ordered_map(partial(tripling, 0, ""), [], 2)) == []
+    assert list(OrderedMap(partial(tripling, 0, ""), [], 2)) == []
 
 
 def test_a_killed_worker_names_the_item_it_died_on():
     with pytest.raises(WorkerDied) as caught:
-        list(ordered_map(partial(tripling, 37, ""), range(100), 2))
+        list(OrderedMap(partial(tripling, 37, ""), range(100), 2))
     assert caught.value.item == 37
     assert caught.value.exit_code == -signal.SIGKILL
 
@@ -139,19 +139,19 @@ def said(death: WorkerDied) -> str:
 
 
 def test_an_item_that_kills_twice_is_given_up_and_the_others_are_not():
-    results = list(ordered_map(partial(tripling, 37, ""), range(100), 2, lost=said))
+    results = list(OrderedMap(partial(tripling, 37, ""), range(100), 2, lost=said))
     assert results[37] == f"37: {-signal.SIGKILL}"
     assert [r for i, r in enumerate(results) if i != 37] == [3 * i for i in range(100) if i != 37]
 
 
 def test_an_item_whose_process_was_killed_once_is_tried_again(tmp_path):
-    results = list(ordered_map(partial(tripling, 10**9, str(tmp_path)), [1, -2, 5], 1, lost=said))
+    results = list(OrderedMap(partial(tripling, 10**9, str(tmp_path)), [1, -2, 5], 1, lost=said))
     assert results == [3, -6, 15]
 
 
 def test_an_item_that_hangs_is_given_up_and_one_that_gives_signs_of_life_is_not():
     items = [1, -3, -4, 7, 8]
-    results = list(ordered_map(partial(tripling, 10**9, ""), items, 2, lost=said, time_limit=1.0))
+    results = list(OrderedMap(partial(tripling, 10**9, ""), items, 2, lost=said, time_limit=1.0))
     assert results == [3, "-3: None", -12, 21, 24]
 
 
@@ -164,19 +164,19 @@ def unable() -> Iterator[Callable[[int], int]]:
 
 def test_workers_that_cannot_begin_end_the_map():
     with pytest.raises(WorkerDied):
-        list(ordered_map(unable, range(100), 2, lost=said))
+        list(OrderedMap(unable, range(100), 2, lost=said))
 
 
 def test_an_error_of_the_users_crosses_over_with_its_exit_code():
     with pytest.raises(DataError, match="the data says no") as caught:
-        list(ordered_map(partial(tripling, 10**9, ""), [5, 6, -1, 7], 2))
+        list(OrderedMap(partial(tripling, 10**9, ""), [5, 6, -1, 7], 2))
     assert caught.value.code == 3
 
 
 def test_workers_leave_when_the_parent_is_killed(tmp_path):
     code = (
-        "from functools import partial; from tasks.pool import ordered_map; from test_pool import tripling;"
-        f"list(ordered_map(partial(tripling, 10**9, {str(tmp_path)!r}), range(10**6), 2))"
+        "from functools import partial; from tasks.pool import OrderedMap; from test_pool import tripling;"
+        f"list(OrderedMap(partial(tripling, 10**9, {str(tmp_path)!r}), range(10**6), 2))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
     deadline = time.monotonic() + 30

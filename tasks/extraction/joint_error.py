@@ -7,6 +7,7 @@ place in the picture, `image` (pixels), and in the camera's space, `world` (metr
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,16 @@ from tasks.errors import DataError
 from tasks.extraction.ingest import JOINTS_SUFFIX
 from tasks.extraction.poses_table import Poses
 from tasks.skeleton import LANDMARKS, LIMBS, MIRROR, torso_length
+
+
+def can_measure(sources: Iterable[str], folder: Path) -> bool:
+    """Whether a picture of these has a truth file."""
+    return any(os.path.isfile(_truth(folder, source)) for source in sources)
+
+
+def _truth(folder: Path, source: str) -> str:
+    """Where a picture's truth would be; a name that is too long is that of no file."""
+    return f"{folder}/{os.path.splitext(source)[0]}{JOINTS_SUFFIX}"
 
 
 def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
@@ -28,8 +39,7 @@ def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
     swapped                         fraction of persons who fit better with left and right exchanged
     metres_mean, metres_median      distance in space, hips at the origin, each person scaled to fit (`scaled_error`)
     """
-    truths = [f"{folder}/{os.path.splitext(source)[0]}{JOINTS_SUFFIX}" for source in poses.source]
-    # isfile also says no where the longer name is too long
+    truths = [_truth(folder, source) for source in poses.source]
     known = [i for i, path in enumerate(truths) if poses.person[i] == 0 and os.path.isfile(path)]
     if not known:
         return None

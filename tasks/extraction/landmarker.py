@@ -29,8 +29,8 @@ def _left_out(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-# mediapipe imports matplotlib for one function that plots: two thirds of the time that a worker needs to start.
-with _left_out("matplotlib", "matplotlib.pyplot", "sounddevice"):
+# What mediapipe imports to draw, to plot and to listen: three quarters of the time that its import takes.
+with _left_out("matplotlib", "matplotlib.pyplot", "cv2", "sounddevice"):
     import mediapipe
     from mediapipe.tasks.python import BaseOptions, vision
 
