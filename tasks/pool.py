@@ -30,7 +30,7 @@ Steps = tuple[
 ]  # the first takes an item, each other what the one before gave; the last a result
 OpenFunction = Callable[[], AbstractContextManager[Function[Item, Result] | Steps]]
 
-_IN_HAND_S = 0.5  # seconds of work that a worker is given: half of them in work, half lest it wait for the parent
+_IN_HAND_S = 1.0  # seconds of work that a worker is given: half of them in work, half lest it wait for the parent
 _MOST = 16  # items given to a worker at once; they and their results should be small (see `OrderedMap`)
 _WINDOW = 512  # results that may wait for an earlier, slower one
 _STILLBORN = 3  # workers that may end before they begin an item: once may be chance, this is the machine or the code
