@@ -16,6 +16,7 @@ from flows.server import Server, past_the_proxy
 from flows.server import start as start_server
 
 past_the_proxy()
+COMMANDS_OWN = {"WDS_SECURE", "DO_NOT_TRACK", "GOMP_SPINCOUNT"}  # what `python -m tasks` sets for its process
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -89,6 +90,18 @@ def rename_stage(root: Path, stage: str, name: str) -> None:
     """Give a stage of a workspace another name; DVC has not seen it then."""
     graph = root / "dvc.yaml"
     graph.write_text(graph.read_text().replace(f"\n  {stage}:", f"\n  {name}:"))
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in set(os.environ) - COMMANDS_OWN - {"PYTEST_CURRENT_TEST"}}
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_left_as_it_was() -> Iterator[None]:
+    """What one test leaves behind another, which happens to run in the same process, trips over."""
+    before = _environment()
+    yield
+    assert _environment() == before
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from PIL import Image
 from test_extract import choose
 
 from tasks import extract
+from tasks.errors import DataError
 from tasks.extraction import keys, worker
 from tasks.extraction.findings import Reason
 from tasks.extraction.ingest import content_key, open_regular, scan
@@ -172,3 +173,14 @@ def test_a_file_that_does_not_last_is_tried_again(folder, tmp_path, asked, monke
     second = look(folder, tmp_path)
     assert asked[9:] == ["5.png"]
     assert [row.reason for row in second[5].findings.refused] == [Reason.NO_PERSON]
+
+
+def test_what_is_forgotten_meanwhile_ends_the_run_with_a_sentence(folder, tmp_path):
+    settle(folder)
+    keys_there = [one.key for one in look(folder, tmp_path)]
+    with Store(tmp_path, "d") as store:
+        again = extract.extracted(store, choose(folder), tmp_path, folder, scan(folder))
+        assert next(again).key == keys_there[0]
+        store.forget(keys_there[-1])
+        with pytest.raises(DataError, match=f"{keys_there[-1]} was forgotten while"):
+            list(again)

@@ -62,7 +62,8 @@ def test_every_statistic_is_smaller_the_more_is_copied() -> None:
         assert statistic(train, heldout, copies) < statistic(train, heldout, fresh), name
 
 
-def test_cells_are_kept_and_not_computed_again(tmp_path: Path) -> None:
+def test_cells_are_kept_and_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which it sets
     state = tmp_path / "state.json"
     cells = [Cell("one", _squares, 5), Cell("two", _squares, 3)]
     found = run_cells(cells, 1, state)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -121,6 +121,46 @@ def test_slow_items_do_not_wait_behind_each_other():
     results = OrderedMap(slow, some(), 2)
     ahead = [asked - number for number, _ in enumerate(results)]
     assert len(ahead) == 7 and max(ahead) <= 4, "two in work, two delivered or about to be"
+
+
+def test_who_has_other_work_keeps_the_workers_busy_by_polling():
+    asked = 0
+
+    def noted() -> Iterator[int]:
+        nonlocal asked
+        for asked in range(1, 301):
+            yield asked
+
+    with closing(OrderedMap(partial(tripling, 10**9, ""), noted(), 1)) as results:
+        assert asked == 1  # at work before anybody waits
+        time.sleep(2)
+        assert asked == 1
+        deadline = time.monotonic() + 20
+        while asked < 300 and time.monotonic() < deadline:
+            results.poll()
+        assert asked == 300
+        assert list(results) == [3 * number for number in range(1, 301)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers import for themselves")
+def test_what_is_prepared_is_imported_once_for_all_workers(tmp_path):
+    (tmp_path / "costly.py").write_text(
+        "import os\nfrom contextlib import contextmanager\nfrom pathlib import Path\n"
+        "with Path(__file__).with_suffix('.log').open('a') as log:\n    print(os.getpid(), file=log)\n"
+        "@contextmanager\ndef opened():\n    yield lambda number: os.getpid()\n"
+    )
+    code = (
+        "import time; from tasks.pool import OrderedMap, prepare; prepare('costly')\n"
+        "from contextlib import contextmanager\n"
+        "@contextmanager\ndef opened():\n"
+        "    from costly import opened\n"
+        "    with opened() as function:\n        yield lambda number: [time.sleep(0.05), function(number)][1]\n"
+        "if __name__ == '__main__':\n    print(*set(OrderedMap(opened, range(60), 3)))\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    (importer,) = (tmp_path / "costly.log").read_text().split()
+    assert len(workers := done.stdout.split()) == 3 and importer not in workers
 
 
 def test_no_items_need_no_workers():

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,11 @@ def _write(folder: Path) -> dict[str, object]:
 
 def test_written_twice_is_byte_identical(tmp_path: Path) -> None:
     _write(tmp_path / "a")
-    os.environ["TZ"] = "Asia/Tokyo"
-    _write(tmp_path / "b")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        _write(tmp_path / "b")
+    time.tzset()
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["index.json", *(f"train-{i:06d}.tar" for i in range(3)), "val-000000.tar"]
     for name in names:

@@ -29,7 +29,7 @@ def _left_out(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-# What mediapipe imports to draw, to plot and to listen: three quarters of the time that its import takes.
+# What mediapipe imports to draw, to plot and to listen: most of the time that its import takes.
 with _left_out("matplotlib", "matplotlib.pyplot", "cv2", "sounddevice"):
     import mediapipe
     from mediapipe.tasks.python import BaseOptions, vision

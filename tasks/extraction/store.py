@@ -26,7 +26,6 @@ from tasks.extraction.findings import Finding, Findings, Kind, Reason, Refused, 
 
 PATH = Path(".contrapposto/extract/findings.db")
 _PATIENCE_S = 60.0  # for which another process is waited for
-_MAPPED = 2**30  # bytes of the file that are looked at where they lie: it halves the time of looking something up
 _COMMIT_S = 1.0  # so much work is lost at most when the process is killed
 
 _ARRAYS = (("landmarks", "<f4", (33, 5)), ("world", "<f4", (33, 3)), ("fingerprint", "i1", (256,)))
@@ -110,7 +109,6 @@ class Store:
             self._db = sqlite3.connect(path, timeout=_PATIENCE_S)
             _log_ahead(self._db)
             self._db.execute("pragma synchronous = normal")
-            self._db.execute(f"pragma mmap_size = {_MAPPED}")
             self._db.execute("pragma secure_delete = on")  # what is forgotten is not to be found in the file's gaps
             self._db.execute(_SCHEMA)
             self._db.execute(_SEEN)
