@@ -128,7 +128,8 @@ def test_who_has_other_work_keeps_the_workers_busy_by_polling():
 
     def noted() -> Iterator[int]:
         nonlocal asked
-        for asked in range(1, 301):
+        while asked < 300:
+            asked += 1
             yield asked
 
     with closing(OrderedMap(partial(tripling, 10**9, ""), noted(), 1)) as results:
@@ -145,20 +146,15 @@ def test_who_has_other_work_keeps_the_workers_busy_by_polling():
 @pytest.mark.skipif(sys.platform != "linux", reason="workers import for themselves")
 def test_what_is_prepared_is_imported_once_for_all_workers(tmp_path):
     (tmp_path / "costly.py").write_text(
-        "import os\nfrom contextlib import contextmanager\nfrom pathlib import Path\n"
+        "import os\nfrom pathlib import Path\n"
         "with Path(__file__).with_suffix('.log').open('a') as log:\n    print(os.getpid(), file=log)\n"
-        "@contextmanager\ndef opened():\n    yield lambda number: os.getpid()\n"
     )
-    code = (
-        "import time; from tasks.pool import OrderedMap, prepare; prepare('costly')\n"
-        "from contextlib import contextmanager\n"
-        "@contextmanager\ndef opened():\n"
-        "    from costly import opened\n"
-        "    with opened() as function:\n        yield lambda number: [time.sleep(0.05), function(number)][1]\n"
-        "if __name__ == '__main__':\n    print(*set(OrderedMap(opened, range(60), 3)))\n"
+    (tmp_path / "main.py").write_text(
+        "import os, time\nfrom contextlib import contextmanager\nfrom tasks.pool import OrderedMap, prepare\n"
+        "@contextmanager\ndef opened():\n    import costly\n    yield lambda number: [time.sleep(0.05), os.getpid()][1]\n"
+        "if __name__ == '__main__':\n    prepare('costly')\n    print(*set(OrderedMap(opened, range(60), 3)))\n"
     )
-    (tmp_path / "main.py").write_text(code)
-    done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
     (importer,) = (tmp_path / "costly.log").read_text().split()
     assert len(workers := done.stdout.split()) == 3 and importer not in workers
 
