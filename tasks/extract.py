@@ -112,7 +112,8 @@ def extracted(
 ) -> Generator[Extracted, None, None]:
     """What is in each file, in the order of the sources: from the store, or found now and put there.
 
-    Several files with the same new bytes may each be extracted. Raises DataError where worker processes cannot begin.
+    Several files with the same new bytes may each be extracted. Raises DataError where worker processes cannot begin, or
+    where somebody forgets meanwhile what was known.
     """
     chosen = params.extract
     keys = [store.seen(stamp) if (stamp := stamp_of(folder / source.path)) else None for source in sources]
