@@ -130,7 +130,7 @@ def extracted(
                 if seen is not None:
                     if number % _OFTEN == 0:
                         answers.poll()
-                    yield Extracted(source, seen, store.get(seen), new=False)
+                    yield Extracted(source, seen, _kept(store, seen), new=False)
                     continue
                 key, stamp, findings = next(answers)
                 if key and stamp:
@@ -141,15 +141,20 @@ def extracted(
                     assert key is not None  # else they would not last
                     if findings is not None:
                         store.put(key, findings)
-                    there = store.get(key) if findings is None else decoded(*findings)
+                    there = _kept(store, key) if findings is None else decoded(*findings)
                 yield Extracted(source, key, there, new=key is not None and findings is not None)
     except WorkerDied as error:
         raise DataError(
             f"A worker process died before it could begin (exit code {error.exit_code}); give the machine more "
             "memory, or extract.workers a smaller number, and run again."
         ) from error
+
+
+def _kept(store: Store, key: str) -> Findings:
+    try:
+        return store.get(key)
     except KeyError as error:
-        raise DataError(f"{error.args[0]} was forgotten while its part was being extracted; run again.") from error
+        raise DataError(f"{key} was forgotten while its part was being extracted; run again.") from error
 
 
 def shown(found: Iterable[Extracted], count: int) -> Iterable[Extracted]:
