@@ -284,6 +284,12 @@ def test_a_worker_that_is_killed_costs_no_picture(heap, extracted, tmp_path):
     assert outputs(tmp_path) == outputs(extracted)
 
 
+def test_what_workers_import_beforehand_is_there():
+    """Of a module that is not, Python would say nothing: each worker would only begin later."""
+    code = f"import sys, {extract.FORERUNNER}; assert 'tasks.extraction.landmarker' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.slow
 def test_a_file_whose_decoder_crashes_is_named_and_the_others_are_kept(tmp_path):
     """A worker that decodes this file gets the signal that a fault in native code ends with."""
