@@ -30,7 +30,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 models/pose_landmarker_full.task: | $(BIN)/.installed
-	$(BIN)/python -m tasks.extraction.pose_bundle
+	$(BIN)/python -m tasks.extract.pose_bundle
 
 train-poses: setup
 	@$(BIN)/python -m flows train-poses $(if $(RAW),--raw '$(RAW)')
@@ -53,7 +53,7 @@ lint: setup
 	$(BIN)/mypy
 
 ui: setup
-	$(BIN)/python -m tasks.tracking ui
+	$(BIN)/python -m tasks.registry.tracking ui
 
 clean:
 	rm -rf data artifacts samples reports mlflow.db mlruns .contrapposto

@@ -11,10 +11,10 @@ import torch
 from benchmarks import mixture
 from benchmarks.report import finish, table
 from diffusion_core import presets
-from diffusion_core.level import sigma_level
 from diffusion_core.nets.mlp import MLP
-from diffusion_core.sample import generate
-from diffusion_core.train import TrainConfig, Trainer, evaluate
+from diffusion_core.sampling.loop import generate
+from diffusion_core.schedules import sigma_level
+from diffusion_core.training.trainer import TrainConfig, Trainer, evaluate
 
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 10.0)
 RECIPES = {

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import finish, table
-from diffusion_core import exact, level, rng, walk
-from diffusion_core.sample import Step, sample
-from diffusion_core.step import FLOW, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
+from diffusion_core import rng, schedules
+from diffusion_core.extras import closed_form
+from diffusion_core.sampling import timesteps
+from diffusion_core.sampling.loop import Step, sample
+from diffusion_core.sampling.solvers import FLOW, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
 
 SOLVERS: dict[str, Step] = {
     "DDIM": ddim(),
@@ -44,16 +46,20 @@ def endpoint_error(step: Step, n: int) -> float:
     mean, cov = problem()
     values, basis = torch.linalg.eigh(cov)
     x = 80 * rng.normal((8,), 2, torch.arange(64)).double()
-    steps = walk.karras(n + 1)[:-1]
+    steps = timesteps.karras(n + 1)[:-1]
     scale = torch.sqrt((values + steps[-1].sigma ** 2) / (values + steps[0].sigma ** 2))
     want = mean + ((x - mean) @ basis * scale) @ basis.T
-    return float((sample(exact.gaussian(mean, cov), x, steps, step, iter(())) - want).norm(dim=1).mean())
+    return float((sample(closed_form.gaussian(mean, cov), x, steps, step, iter(())) - want).norm(dim=1).mean())
 
 
 def law_errors(step: Step, n: int = 12) -> tuple[float, float]:
     """Largest violation of the mean and of the variance law over the visits of three walks; the noises are basis vectors."""
     worst_mean = worst_variance = 0.0
-    for steps in (walk.karras(n), walk.uniform(level.linear(), n), walk.churn(walk.karras(n), 4.0)):
+    for steps in (
+        timesteps.karras(n),
+        timesteps.uniform(schedules.linear(), n),
+        timesteps.churn(timesteps.karras(n), 4.0),
+    ):
         axes = iter(torch.eye(100, dtype=torch.float64)[1:, None])
         x0 = torch.eye(100, dtype=torch.float64)[:1]
         visits: list = []
@@ -73,7 +79,7 @@ def one_point_error(step: Step) -> float:
     worst = 0.0
     for n in (1, 2, 5, 20):
         noise = rng.stream((3,), n, torch.arange(8), torch.float64)
-        end = sample(exact.empirical(point), 80 * next(noise), walk.karras(n), step, noise)
+        end = sample(closed_form.empirical(point), 80 * next(noise), timesteps.karras(n), step, noise)
         worst = max(worst, float((end - point).norm(dim=1).max() / point.norm()))
     return worst
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import mannwhitneyu
 
-from tasks.copies.neighbours import search
+from tasks.metrics.neighbours import search
 
 
 def third_rule(train: np.ndarray, heldout: np.ndarray, generated: np.ndarray) -> float:

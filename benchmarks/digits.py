@@ -21,14 +21,17 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from benchmarks.report import finish, table
-from diffusion_core import augment, exact, measure, presets, rng
-from diffusion_core.cond import Cond
+from diffusion_core import presets, rng
+from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
-from diffusion_core.level import sigma_level
+from diffusion_core.extras import closed_form
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.recipe import Recipe
-from diffusion_core.sample import generate
-from diffusion_core.train import TrainConfig, Trainer, Transform, evaluate
+from diffusion_core.sampling.loop import generate
+from diffusion_core.schedules import sigma_level
+from diffusion_core.training import augmentation
+from diffusion_core.training import data_scale as measure
+from diffusion_core.training.trainer import TrainConfig, Trainer, Transform, evaluate
 
 BATCH, EVERY, SAMPLES, HELD = 256, 100, 400, 360
 SIGMAS = (0.1, 0.6, 2.0)
@@ -83,10 +86,10 @@ def draw(denoiser: Denoiser, recipe: Recipe, cond: Callable[[int], Cond], count:
 def shifts(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:
     """Half of the examples shifted by one pixel or none in each direction, with the shift as a condition."""
     u = rng.uniform((3,), seed, ids)
-    chosen = augment.identity(len(ids))
+    chosen = augmentation.identity(len(ids))
     chosen[:, 4:6] = (u[:, :2] * 3).floor() - 1
     chosen[:, 4:6] *= (u[:, 2:] < 0.5) / 8
-    moved, cond = augment.pictures(x0.reshape(-1, 1, 8, 8), cond, chosen)
+    moved, cond = augmentation.pictures(x0.reshape(-1, 1, 8, 8), cond, chosen)
     return moved.flatten(1), cond
 
 
@@ -109,10 +112,10 @@ def watch(n: int, steps: int, transform: Transform | None = None, until_onset: b
     told = transform is shifts
 
     def cond(count: int) -> Cond:  # of sampling and of evaluation: no shift
-        return {"vec:augment": augment.identity(count, torch.device(device))} if told else {}
+        return {"vec:augment": augmentation.identity(count, torch.device(device))} if told else {}
 
     torch.manual_seed(0)
-    net = MLP(64, width=512, depth=4, conds={"vec:augment": augment.WIDTH} if told else {}).to(device)
+    net = MLP(64, width=512, depth=4, conds={"vec:augment": augmentation.WIDTH} if told else {}).to(device)
     config = TrainConfig(
         images=steps * BATCH, batch=BATCH, learning_rate=1e-3, warmup_images=50 * BATCH, ema_halflife_images=20 * BATCH
     )
@@ -147,7 +150,7 @@ def controls(n: int) -> tuple[float, float]:
     """The share of copies among samples of the empirical denoiser of n digits, and among the held-out digits."""
     pictures = digits()
     train = pictures[:n]
-    samples = draw(exact.empirical(train.double()), recipe(), lambda count: {}, SAMPLES, "cpu")
+    samples = draw(closed_form.empirical(train.double()), recipe(), lambda count: {}, SAMPLES, "cpu")
     return copied(samples, train), copied(pictures[-HELD:], train)
 
 

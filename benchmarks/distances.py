@@ -20,11 +20,11 @@ import torch
 from tqdm import trange
 
 from benchmarks.report import best_seconds, finish
-from tasks.distances.distance import frechet, frechet_estimate, frechet_of, kid
-from tasks.distances.estimate import TooFewSamples
-from tasks.distances.feature_cache import digest
-from tasks.distances.moments import Moments
-from tasks.distances.precision_recall import precision_recall_density_coverage
+from tasks.metrics.distance import frechet, frechet_estimate, frechet_of, kid
+from tasks.metrics.estimate import TooFewSamples
+from tasks.metrics.feature_cache import digest
+from tasks.metrics.moments import Moments
+from tasks.metrics.precision_recall import precision_recall_density_coverage
 
 Figures = dict[str, Any]
 
@@ -46,7 +46,7 @@ def _by_eigenvalues(x: np.ndarray, y: np.ndarray) -> float:
 
 def parity(reps: int, size: int) -> tuple[Figures, dict[str, bool]]:
     """E1: the value against torch-fidelity's and numpy's; merged against one-pass moments. E5: what the cache sees."""
-    from tasks.distances import torch_fidelity_bridge as bridge
+    from tasks.metrics import torch_fidelity_bridge as bridge
 
     figures: Figures = {}
     worst = {"many": 0.0, "few": 0.0}

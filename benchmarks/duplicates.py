@@ -5,7 +5,7 @@
 Originals are mannequins (figures of a dozen kinds in one sort of room: the hard negatives) and, where a folder is given,
 the pictures below it. Each is planted six times: the same bytes; as JPEG of quality 40 to 90; reduced to 40 to 80 %; cut
 by 5 % in each direction; mirrored; 30 % darker or brighter. Everything goes through extraction and the pair search of
-curation (`tasks.dataset.duplicates`). A pair is right if both come from one original:
+curation (`tasks.dataset.dedup`). A pair is right if both come from one original:
 
     recall      of the copies in which (as in its original) somebody was found, the share that is paired with its original
     precision   of the pairs of an original and a copy of this kind, the share that is right
@@ -27,12 +27,13 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from benchmarks.report import finish, table
-from tasks import extract, mannequin
-from tasks.dataset.duplicates import same_picture, same_scene
-from tasks.extraction.findings import Reason
-from tasks.extraction.poses_table import read_poses, read_rejects
-from tasks.params import Extract, Params, Raw, load
-from tasks.skeleton import normalise
+from tasks.common.skeleton import normalise
+from tasks.config.params import Extract, Params, Raw, load
+from tasks.dataset.dedup import same_picture, same_scene
+from tasks.extract import stage as extract
+from tasks.extract.findings import Reason
+from tasks.extract.poses_table import read_poses, read_rejects
+from tasks.synthetic import stage as mannequin
 
 GOAL = 0.99
 LONGEST = 640  # pixels to which photos are reduced before anything is planted

@@ -31,8 +31,10 @@ import psutil
 
 from benchmarks.extraction_peers import Peers
 from benchmarks.report import finish
-from tasks import machine, mannequin, params
-from tasks.extraction.ingest import JOINTS_SUFFIX, scan
+from tasks.common import machine
+from tasks.config import params
+from tasks.extract.decode import JOINTS_SUFFIX, scan
+from tasks.synthetic import stage as mannequin
 
 PROJECT = Path(__file__).parents[1]
 EVERY = 4.0  # seconds of the stage between two looks at its peers

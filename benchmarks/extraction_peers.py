@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tasks import machine
-from tasks.extraction.ingest import open_picture
+from tasks.common import machine
+from tasks.extract.decode import open_picture
 
 PICTURES = 40  # a look, of each process
 
@@ -63,7 +63,7 @@ class Peers:
 def _stand_by(pipe: Connection, barrier: Barrier, model: str) -> None:
     from mediapipe.tasks.python import BaseOptions, vision
 
-    from tasks.extraction.landmarker import kept_offline
+    from tasks.extract.landmarker import kept_offline
 
     options = vision.PoseLandmarkerOptions(base_options=BaseOptions(model_asset_path=model))
     with kept_offline(), vision.PoseLandmarker.create_from_options(options) as landmarker:

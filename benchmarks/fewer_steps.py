@@ -18,13 +18,14 @@ import torch
 from benchmarks import mixture
 from benchmarks.report import finish, table
 from benchmarks.subjects import DEVICE, HIGH, LOW, Subject, mannequin_poses, mixture_subject, poses_subject, train
-from diffusion_core import objective, presets, walk
+from diffusion_core import losses, presets
 from diffusion_core.denoiser import Denoiser, Preconditioned
-from diffusion_core.distill import Consistency, direct
 from diffusion_core.nets.mlp import MLP
-from diffusion_core.sample import Step, generate
-from diffusion_core.step import ddim, dpmpp_2m, dpmpp_3m, heun, lms, redraw, unipc
-from diffusion_core.walk import Walk
+from diffusion_core.sampling import timesteps
+from diffusion_core.sampling.loop import Step, generate
+from diffusion_core.sampling.solvers import ddim, dpmpp_2m, dpmpp_3m, heun, lms, redraw, unipc
+from diffusion_core.sampling.timesteps import Walk
+from diffusion_core.training.distillation import Consistency, direct
 
 SOLVERS: dict[str, tuple[Step, int]] = {  # and evaluations a step
     "ancestral": (ddim(1.0), 1),
@@ -69,7 +70,7 @@ def distil_directly(subject: Subject, teacher: Preconditioned, steps: int) -> tu
     """A model that samples in FEW steps of DDIM, and its walk."""
     fine = subject.recipe.walk(FEW * SUBSTEPS)
     few = fine[::SUBSTEPS]
-    recipe = subject.recipe.replace(loss=direct(teacher, fine, SUBSTEPS), density=objective.among(few[:-1]))
+    recipe = subject.recipe.replace(loss=direct(teacher, fine, SUBSTEPS), density=losses.among(few[:-1]))
     return train(subject, recipe, _as(subject, teacher), steps, rate=1e-3), few
 
 
@@ -78,9 +79,9 @@ def distil_consistently(subject: Subject, teacher: Preconditioned, steps: int) -
     fine = subject.recipe.walk(24)
     net = _as(subject, teacher)
     recipe = subject.recipe.replace(
-        loss=Consistency(teacher, subject.recipe.denoiser(net), fine), density=objective.among(fine[:-2])
+        loss=Consistency(teacher, subject.recipe.denoiser(net), fine), density=losses.among(fine[:-2])
     )
-    return train(subject, recipe, net, steps, rate=1e-3), walk.karras(FEW, 4 * LOW, HIGH)
+    return train(subject, recipe, net, steps, rate=1e-3), timesteps.karras(FEW, 4 * LOW, HIGH)
 
 
 def _as(subject: Subject, teacher: Preconditioned) -> MLP:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import oracles
-from diffusion_core.level import sigma_level
+from diffusion_core.schedules import sigma_level
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden"
 SD = 0.5  # sigma_data of k-diffusion's losses

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from benchmarks.extraction import PROJECT, stage
 from benchmarks.report import finish
-from tasks import files, machine, mannequin
-from tasks.extraction.ingest import content_key, scan
-from tasks.extraction.store import Store
-from tasks.params import set_values
+from tasks.common import files, machine
+from tasks.config.params import set_values
+from tasks.extract.cache import Store
+from tasks.extract.decode import content_key, scan
+from tasks.synthetic import stage as mannequin
 
 ALLOWED = 0.03  # of the full extraction
 

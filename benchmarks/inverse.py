@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import finish, table
-from diffusion_core import exact, inverse, rng, walk
+from diffusion_core import inverse, rng
 from diffusion_core.denoiser import Denoiser
-from diffusion_core.level import sigma_level
-from diffusion_core.sample import sample
-from diffusion_core.step import ddim
+from diffusion_core.extras import closed_form
+from diffusion_core.sampling import timesteps
+from diffusion_core.sampling.loop import sample
+from diffusion_core.sampling.solvers import ddim
+from diffusion_core.schedules import sigma_level
 
 D, COUNT, NOISE = 16, 3000, 0.05
 Method = Callable[[Denoiser, Tensor, Tensor], Tensor]  # (prior's denoiser, A, y [COUNT, m]) -> samples [COUNT, D]
@@ -42,7 +44,7 @@ def problems() -> dict[str, Tensor]:
     }
 
 
-WALK = walk.karras(40, 0.01, 40.0)
+WALK = timesteps.karras(40, 0.01, 40.0)
 
 
 def run(denoiser: Denoiser, steps: list, eta: float = 1.0, constrain=None, start: Tensor | None = None) -> Tensor:
@@ -55,7 +57,7 @@ def run(denoiser: Denoiser, steps: list, eta: float = 1.0, constrain=None, start
 
 def from_guess(denoiser: Denoiser, a: Tensor, y: Tensor) -> Tensor:
     """CCDF: start at sigma 1 from the least-squares reconstruction, then project."""
-    steps = walk.truncate(WALK, sigma_level(torch.tensor(1.0, dtype=torch.float64)))
+    steps = timesteps.truncate(WALK, sigma_level(torch.tensor(1.0, dtype=torch.float64)))
     guess = prior()[0] + (y - prior()[0] @ a.T) @ torch.linalg.pinv(a).T
     noise = rng.normal((D,), 9, torch.arange(COUNT)).double()
     return run(denoiser, steps, constrain=inverse.project(a, y), start=steps[0].corrupt(guess, noise))
@@ -64,7 +66,7 @@ def from_guess(denoiser: Denoiser, a: Tensor, y: Tensor) -> Tensor:
 METHODS: dict[str, Method] = {
     "prior alone": lambda d, a, y: run(d, WALK),
     "replacement / POCS / ILVR": lambda d, a, y: run(d, WALK, constrain=inverse.project(a, y)),
-    "RePaint, 10 times": lambda d, a, y: run(d, walk.repaint(WALK, 10), constrain=inverse.project(a, y)),
+    "RePaint, 10 times": lambda d, a, y: run(d, timesteps.repaint(WALK, 10), constrain=inverse.project(a, y)),
     "CCDF": from_guess,
     "DPS": lambda d, a, y: run(inverse.descend(d, lambda x: x @ a.T, y), WALK),
     "MCG": lambda d, a, y: run(inverse.descend(d, lambda x: x @ a.T, y), WALK, constrain=inverse.project(a, y)),
@@ -77,7 +79,7 @@ METHODS: dict[str, Method] = {
 def main() -> int:
     """Print the table (error of the mean in posterior standard deviations, relative error of the covariance)."""
     mean, cov = prior()
-    denoiser = exact.gaussian(mean, cov)
+    denoiser = closed_form.gaussian(mean, cov)
     rows = [("method", *(f"{name}: mean, covariance" for name in problems()))]
     figures: dict = {}
     for name, method in {"exact denoiser": None, **METHODS}.items():
@@ -88,7 +90,9 @@ def main() -> int:
             gain = cov @ a.T @ torch.linalg.inv(a @ cov @ a.T + NOISE**2 * torch.eye(len(a), dtype=torch.float64))
             mean_y, cov_y = mean + gain @ (y - a @ mean), cov - gain @ a @ cov
             got = (
-                run(exact.gaussian(mean_y, cov_y), WALK) if method is None else method(denoiser, a, y.expand(COUNT, -1))
+                run(closed_form.gaussian(mean_y, cov_y), WALK)
+                if method is None
+                else method(denoiser, a, y.expand(COUNT, -1))
             )
             off = float((got.mean(0) - mean_y).norm() / cov_y.trace().sqrt())
             spread = float((torch.cov(got.T) - cov_y).norm() / cov_y.norm())

@@ -27,9 +27,9 @@ from benchmarks.copy_peers import PEERS
 from benchmarks.memorization_cells import Numbers, copied, dimension_set, law_set, peer_set, picture_set, video_set
 from benchmarks.report import finish, table
 from benchmarks.synthetic_pictures import DISGUISES
-from tasks import files, machine
-from tasks.copies.copy_test import Verdict
-from tasks.pool import OrderedMap
+from tasks.common import files, machine
+from tasks.common.pool import OrderedMap
+from tasks.evaluate.memorization.copy_test import Verdict
 
 SIZES = ((200, 50, 500), (500, 125, 1000), (1000, 250, 1000), (2000, 500, 2000))  # train, held-out, generated
 COPIED = ("0.002 eta 0.1", "0.01 eta 0.1", "0.01 eta 0.3", "0.02 eta 0.3", "0.05 eta 0.5", "0.2 eta 0.7")

@@ -11,10 +11,10 @@ import numpy as np
 
 from benchmarks.report import best_seconds, finish, table
 from benchmarks.synthetic_pictures import figures
-from tasks.copies.certificate import certify, score_samples
-from tasks.copies.control import planted_pictures
-from tasks.copies.reference import Items, reference
-from tasks.copies.views import PICTURE_BANKS, Bank, View, identity, pixels
+from tasks.evaluate.memorization.certificate import certify, score_samples
+from tasks.evaluate.memorization.positive_control import planted_pictures
+from tasks.evaluate.memorization.reference import Items, reference
+from tasks.metrics.invariances import PICTURE_BANKS, Bank, View, identity, pixels
 
 PIXELS = Bank("pixels as they are", (View("as is", identity),), pixels, identity)
 

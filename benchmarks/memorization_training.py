@@ -25,20 +25,20 @@ from tqdm import tqdm
 
 from benchmarks.report import finish, table
 from diffusion_core import presets
-from diffusion_core.codec import Affine
+from diffusion_core.codecs import Affine
 from diffusion_core.nets.mlp import MLP
-from diffusion_core.sample import generate
-from diffusion_core.train import TrainConfig, Trainer
-from tasks import files, machine
-from tasks.copies.certificate import certify, score_samples
-from tasks.copies.control import planted_poses
-from tasks.copies.copy_test import Verdict
-from tasks.copies.membership import gaps, losses
-from tasks.copies.reference import Items, Reference, reference
-from tasks.copies.views import POSE_BANKS, joints
-from tasks.distances.distance import frechet_of
-from tasks.mannequin import scene
-from tasks.skeleton import normalise
+from diffusion_core.sampling.loop import generate
+from diffusion_core.training.trainer import TrainConfig, Trainer
+from tasks.common import files, machine
+from tasks.common.skeleton import normalise
+from tasks.evaluate.memorization.certificate import certify, score_samples
+from tasks.evaluate.memorization.copy_test import Verdict
+from tasks.evaluate.memorization.positive_control import planted_poses
+from tasks.evaluate.memorization.reference import Items, Reference, reference
+from tasks.metrics.distance import frechet_of
+from tasks.metrics.invariances import POSE_BANKS, joints
+from tasks.metrics.loss_gap import gaps, losses
+from tasks.synthetic.stage import scene
 
 SIZES = (100, 400, 2000)
 CHECKED = (250, 380, 550, 820, 1230, 1820, 2710, 4030, 6000)  # steps

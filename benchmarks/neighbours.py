@@ -22,7 +22,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.report import best_seconds, finish, table
-from tasks.copies.neighbours import merge, search, search_part
+from tasks.metrics.neighbours import merge, search, search_part
 
 Figures = dict[str, Any]
 DEFAULT = faiss.cvar.distance_compute_blas_threshold  # before a search sets it

@@ -16,10 +16,12 @@ import diffusers
 import torch
 from torch import Tensor
 
-from diffusion_core import exact, level, walk
-from diffusion_core.level import Level, sigma_level
-from diffusion_core.sample import Step
-from diffusion_core.step import FLOW, SIGMA, ddim, dpmpp_2m, heun, unipc
+from diffusion_core import schedules as level
+from diffusion_core.extras import closed_form
+from diffusion_core.sampling import timesteps as walk
+from diffusion_core.sampling.loop import Step
+from diffusion_core.sampling.solvers import FLOW, SIGMA, ddim, dpmpp_2m, heun, unipc
+from diffusion_core.schedules import Level, sigma_level
 
 D, B = 4, 64
 
@@ -29,7 +31,7 @@ def model():
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(5, D, generator=generator, dtype=torch.float64)
     sds = 0.1 + 0.3 * torch.rand(5, generator=generator, dtype=torch.float64)
-    return exact.mixture(torch.full((5,), 0.2, dtype=torch.float64), means, sds)
+    return closed_form.mixture(torch.full((5,), 0.2, dtype=torch.float64), means, sds)
 
 
 def normals(count: int, seed: int = 1) -> list[Tensor]:

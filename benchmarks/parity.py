@@ -19,13 +19,13 @@ from torch import Tensor
 from benchmarks import oracles
 from benchmarks.golden import FOLDER, SD, predicted
 from benchmarks.report import finish, table
-from diffusion_core import level, objective
-from diffusion_core.average import power, power_gamma
-from diffusion_core.level import Level, sigma_level
-from diffusion_core.sample import Step, sample
-from diffusion_core.step import ddim, dpmpp_2m, dpmpp_3m, heun, lms
-from diffusion_core.target import EPS, FLOW, X0, Target, V, edm, to_x0
-from diffusion_core.weight import min_snr, soft_min_snr
+from diffusion_core import losses, schedules
+from diffusion_core.loss_weights import min_snr, soft_min_snr
+from diffusion_core.sampling.loop import Step, sample
+from diffusion_core.sampling.solvers import ddim, dpmpp_2m, dpmpp_3m, heun, lms
+from diffusion_core.schedules import Level, sigma_level
+from diffusion_core.targets import EPS, FLOW, X0, Target, V, edm, to_x0
+from diffusion_core.training.ema import power, power_gamma
 
 Found = dict[str, tuple[float, float]]  # what was compared -> (largest difference, tolerance)
 
@@ -61,7 +61,7 @@ def tables() -> Found:
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     x0, noise = oracles.normals(2, seed=6)
     t = torch.arange(len(x0)) * 15
-    here = level.betas(level.linear_betas())(t)
+    here = schedules.betas(schedules.linear_betas())(t)
     p, q = V(here)
     ratio = compute_snr(scheduler, t).double() / here.snr
     return {
@@ -97,8 +97,8 @@ def _golden_flows() -> Found:
     """torchcfm's time runs from noise to data: its velocity is minus ours, per its own unit of time."""
     stored = _stored("torchcfm")
     out = {}
-    targets: tuple[tuple[str, level.Path, Target, float], ...] = (
-        ("linear", level.linear(), FLOW, 1.0), ("trig", level.trig(), V, math.pi / 2),
+    targets: tuple[tuple[str, schedules.Path, Target, float], ...] = (
+        ("linear", schedules.linear(), FLOW, 1.0), ("trig", schedules.trig(), V, math.pi / 2),
     )  # fmt: skip
     for name, path, target, speed in targets:
         here = path(1 - stored["t"])
@@ -114,14 +114,14 @@ def _golden_flows() -> Found:
 def _golden_losses() -> Found:
     """Relative differences. lucidrains' plain v loss is the noise's: it multiplies by SNR / (SNR + 1)."""
     stored = _stored("losses")
-    karras, chain = sigma_level(stored["sigma"]), level.betas(level.linear_betas())(stored["t"])
-    cases: dict[str, tuple[Target, objective.Weight, Level]] = {
-        "k-diffusion loss karras": (edm(SD), objective.unit(edm(SD)), karras),
+    karras, chain = sigma_level(stored["sigma"]), schedules.betas(schedules.linear_betas())(stored["t"])
+    cases: dict[str, tuple[Target, losses.Weight, Level]] = {
+        "k-diffusion loss karras": (edm(SD), losses.unit(edm(SD)), karras),
         "k-diffusion loss soft-min-snr": (edm(SD), soft_min_snr(SD), karras),
-        "k-diffusion loss snr": (edm(SD), objective.unit(EPS), karras),
-        "lucidrains pred_noise": (EPS, objective.unit(EPS), chain),
-        "lucidrains pred_x0": (X0, objective.unit(EPS), chain),
-        "lucidrains pred_v": (V, objective.unit(EPS), chain),
+        "k-diffusion loss snr": (edm(SD), losses.unit(EPS), karras),
+        "lucidrains pred_noise": (EPS, losses.unit(EPS), chain),
+        "lucidrains pred_x0": (X0, losses.unit(EPS), chain),
+        "lucidrains pred_v": (V, losses.unit(EPS), chain),
         **{f"lucidrains {name} min-snr": (target, min_snr(5), chain)
            for name, target in (("pred_noise", EPS), ("pred_x0", X0), ("pred_v", V))},
     }  # fmt: skip
@@ -133,7 +133,7 @@ def _golden_losses() -> Found:
             scale = (1 / torch.hypot(at.a * sd, at.s)).reshape(-1, 1, 1, 1)
             return to_x0(predicted(scale * x), x, at, target)
 
-        ours = objective.loss(denoise, stored["x0"], here, stored["noise"], factor)
+        ours = losses.loss(denoise, stored["x0"], here, stored["noise"], factor)
         # lucidrains keeps its tables in float32
         tolerance = 1e-12 if name.startswith("k-diffusion") else 1e-6
         out[name] = (float((ours / stored[name] - 1).abs().max()), tolerance)

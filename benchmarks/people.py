@@ -24,10 +24,12 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks.report import finish, table
-from tasks import extract, files, params
-from tasks.extraction.poses_table import Poses, read_poses
-from tasks.params import Params
-from tasks.skeleton import INDEX, LIMBS, MIRROR, torso_length
+from tasks.common import files
+from tasks.common.skeleton import INDEX, LIMBS, MIRROR, torso_length
+from tasks.config import params
+from tasks.config.params import Params
+from tasks.extract import stage as extract
+from tasks.extract.poses_table import Poses, read_poses
 
 PROJECT = Path(__file__).parents[1]
 PART = "people"

@@ -29,8 +29,8 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from benchmarks.report import finish, table
-from tasks.copies.views import pixels
-from tasks.distances.distance import frechet_estimate, kid
+from tasks.metrics.distance import frechet_estimate, kid
+from tasks.metrics.invariances import pixels
 
 SIZE, TRAIN, HELD_OUT = 32, 1200, 400
 GOAL = 0.8  # of the better peer's distance
@@ -39,7 +39,7 @@ Sampler = Callable[[int], Tensor]  # count -> pictures [count, 3, SIZE, SIZE] in
 
 def draw_pictures(path: Path) -> None:
     """Draw the mannequins, training and held-out ones in a row, and store them."""
-    from tasks.mannequin import picture
+    from tasks.synthetic.stage import picture
 
     def small(index: int) -> np.ndarray:
         image = picture(0, index, 2 * SIZE).image.astype(np.float32)
@@ -71,8 +71,8 @@ def ours(x0: Tensor, seconds: float, seed: int, device: torch.device) -> tuple[S
     """Our default: a patch transformer trained with the EDM recipe as params.yaml has it, sampled in 18 Heun steps."""
     from diffusion_core import presets
     from diffusion_core.nets.patch_transformer import PatchTransformer
-    from diffusion_core.sample import generate
-    from diffusion_core.train import TrainConfig, Trainer
+    from diffusion_core.sampling.loop import generate
+    from diffusion_core.training.trainer import TrainConfig, Trainer
 
     both = torch.cat([x0, x0.flip(-1)])
     mean, scale = both.mean(), both.std() / 0.5

@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from benchmarks import mixture
 from diffusion_core import presets
-from diffusion_core.codec import Affine
+from diffusion_core.codecs import Affine
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.recipe import Recipe
-from diffusion_core.train import TrainConfig, Trainer
-from tasks.distances.distance import frechet_of
-from tasks.skeleton import mirror, normalise
+from diffusion_core.training.trainer import TrainConfig, Trainer
+from tasks.common.skeleton import mirror, normalise
+from tasks.metrics.distance import frechet_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOW, HIGH = 0.02, 20.0  # sigmas of the walks, for data of standard deviation 0.5 that has nothing finer than 0.03
@@ -77,7 +77,9 @@ def mannequin_poses(count: int, kept: Path | None) -> np.ndarray:
     """True poses of the built-in data, float32 `[count, 33, 3]`, normalised; kept in the file, if one is given."""
     if kept is not None and kept.is_file():
         return np.load(kept, allow_pickle=False)[:count]
-    from tasks.mannequin import scene  # here, as it reads parameters and draws, which a file of poses does not need
+    from tasks.synthetic.stage import (
+        scene,  # here, as it reads parameters and draws, which a file of poses does not need
+    )
 
     shown = tqdm(range(count), desc="poses", mininterval=5)
     poses = np.stack([normalise(scene(0, index, 64).joints) for index in shown]).astype(np.float32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.copies.neighbours import search
+from tasks.metrics.neighbours import search
 
 
 @dataclass(frozen=True)

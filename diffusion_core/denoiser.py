@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffusion_core.cond import Cond
-from diffusion_core.level import Level, spread
-from diffusion_core.target import Target, to_x0
+from diffusion_core.conditioning import Cond
+from diffusion_core.schedules import Level, spread
+from diffusion_core.targets import Target, to_x0
 
 Denoiser = Callable[[Tensor, Level, Cond], Tensor]  # x [B, *S], level, conditions -> x0_hat [B, *S]
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from diffusion_core.cond import Cond
+from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
-from diffusion_core.level import Level, spread
-from diffusion_core.sample import Constrain
+from diffusion_core.sampling.loop import Constrain
+from diffusion_core.schedules import Level, spread
 
 Operator = Callable[[Tensor], Tensor]
 

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from diffusion_core import level, objective, step, walk, weight
-from diffusion_core.corrector import alternate, langevin, signal_to_noise, stay
+from diffusion_core import loss_weights, losses, schedules
 from diffusion_core.denoiser import angle
-from diffusion_core.level import Path
-from diffusion_core.objective import unit
+from diffusion_core.extras.learned_variance import WithVariance, hybrid
+from diffusion_core.extras.vdm import LearnedSchedule, VariationalLoss
+from diffusion_core.losses import unit
 from diffusion_core.recipe import Recipe
-from diffusion_core.target import EPS, FLOW, V
-from diffusion_core.target import edm as edm_target
-from diffusion_core.variance import WithVariance, hybrid
-from diffusion_core.vdm import LearnedSchedule, VariationalLoss
+from diffusion_core.sampling import solvers, timesteps
+from diffusion_core.sampling.langevin import alternate, langevin, signal_to_noise, stay
+from diffusion_core.schedules import Path
+from diffusion_core.targets import EPS, FLOW, V
+from diffusion_core.targets import edm as edm_target
 
 
 def ddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
     """Ho et al. 2020 (arXiv 2006.11239): linear betas, the noise, L_simple; all `total` ancestral steps or fewer."""
-    path = level.betas(level.linear_betas(total))
+    path = schedules.betas(schedules.linear_betas(total))
     return Recipe(
         target=EPS,
-        density=objective.discrete(path, total),
+        density=losses.discrete(path, total),
         weight=unit(EPS),
-        walk=lambda n: walk.trailing(path, n, total),
-        step=step.ddim(eta=1),
+        walk=lambda n: timesteps.trailing(path, n, total),
+        step=solvers.ddim(eta=1),
         sd=sd,
-        draw=objective.iid,
+        draw=losses.iid,
     )
 
 
@@ -34,10 +35,10 @@ def iddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
     Sample with `denoiser.posterior`; add `importance=Importance()` for their sampling of steps. Short walks leave out the last
     steps of the chain, where the cosine schedule has next to no signal and the noise tells nothing about x0.
     """
-    path = level.betas(level.cosine_betas(total))
+    path = schedules.betas(schedules.cosine_betas(total))
     return ddpm(sd, total).replace(
-        density=objective.discrete(path, total),
-        walk=lambda n: walk.leading(path, n, total),
+        density=losses.discrete(path, total),
+        walk=lambda n: timesteps.leading(path, n, total),
         form=WithVariance,
         loss=hybrid(path, total),
     )
@@ -49,12 +50,12 @@ def ncsn(sd: float = 1.0, low: float = 0.01, high: float = 20.0, levels: int = 2
     The score is -eps / sigma and the net predicts eps, as in their second version (arXiv 2006.09011). The walk has `levels`
     noise levels whatever the number of steps asked for.
     """
-    ladder = walk.geometric(levels, low, high)
+    ladder = timesteps.geometric(levels, low, high)
     return Recipe(
         target=EPS,
-        density=objective.among(ladder),
+        density=losses.among(ladder),
         weight=unit(EPS),
-        walk=lambda _: [*walk.dwell(ladder, dwell), walk.clean()],
+        walk=lambda _: [*timesteps.dwell(ladder, dwell), timesteps.clean()],
         step=alternate(stay, langevin(0.2)),
         sd=sd,
     )
@@ -67,19 +68,19 @@ def score_sde(path: Path, sd: float = 1.0, low: float = 1e-3, high: float = 1.0)
     """
     return Recipe(
         target=EPS,
-        density=objective.uniform(path, low, high),
+        density=losses.uniform(path, low, high),
         weight=unit(EPS),
-        walk=lambda n: [*walk.dwell(walk.uniform(path, n, high, low), 1), walk.clean()],
-        step=alternate(step.ddim(eta=1), langevin(signal_to_noise())),
+        walk=lambda n: [*timesteps.dwell(timesteps.uniform(path, n, high, low), 1), timesteps.clean()],
+        step=alternate(solvers.ddim(eta=1), langevin(signal_to_noise())),
         sd=sd,
     )
 
 
 def score_ve(sd: float = 1.0, low: float = 0.01, high: float = 50.0) -> Recipe:
     """The variance-exploding SDE: log sigma uniform. Song et al. 2021 (arXiv 2011.13456)."""
-    return score_sde(level.ve(), sd).replace(
-        density=objective.geometric(low, high),
-        walk=lambda n: [*walk.dwell(walk.geometric(n, low, high), 1), walk.clean()],
+    return score_sde(schedules.ve(), sd).replace(
+        density=losses.geometric(low, high),
+        walk=lambda n: [*timesteps.dwell(timesteps.geometric(n, low, high), 1), timesteps.clean()],
     )
 
 
@@ -88,9 +89,9 @@ def vdm(schedule: LearnedSchedule, sd: float = 1.0) -> Recipe:
     return Recipe(
         target=EPS,
         density=schedule,
-        weight=weight.elbo(schedule.path),
-        walk=lambda n: [*walk.frozen(walk.uniform(schedule.path, n)), walk.clean()],
-        step=step.ddim(eta=1),
+        weight=loss_weights.elbo(schedule.path),
+        walk=lambda n: [*timesteps.frozen(timesteps.uniform(schedule.path, n)), timesteps.clean()],
+        step=solvers.ddim(eta=1),
         sd=sd,
         loss=VariationalLoss(schedule),
     )
@@ -101,28 +102,28 @@ def edm(sd: float = 0.5, mean: float = -1.2, std: float = 1.2, low: float = 0.00
     target = edm_target(sd)
     return Recipe(
         target=target,
-        density=objective.lognormal(mean, std),
+        density=losses.lognormal(mean, std),
         weight=unit(target),
-        walk=lambda n: walk.karras(n, low, high),
-        step=step.heun(),
+        walk=lambda n: timesteps.karras(n, low, high),
+        step=solvers.heun(),
         sd=sd,
     )
 
 
 def edm2(sd: float = 0.5, mean: float = -0.4, std: float = 1.0) -> Recipe:
     """Karras et al. 2024 (arXiv 2312.02696), the training: learned uncertainty. Use `average.power` for its averages."""
-    return edm(sd, mean, std).replace(loss=weight.Uncertainty())
+    return edm(sd, mean, std).replace(loss=loss_weights.Uncertainty())
 
 
 def rectified_flow(sd: float = 1.0) -> Recipe:
     """Liu et al. 2023 (arXiv 2209.03003): the straight path, uniform t, the velocity. Reflow: `loss=objective.coupled`."""
-    path = level.linear()
+    path = schedules.linear()
     return Recipe(
         target=FLOW,
-        density=objective.uniform(path, 1e-4),
+        density=losses.uniform(path, 1e-4),
         weight=unit(FLOW),
-        walk=lambda n: walk.uniform(path, n),
-        step=step.heun(step.FLOW),
+        walk=lambda n: timesteps.uniform(path, n),
+        step=solvers.heun(solvers.FLOW),
         sd=sd,
     )
 
@@ -130,24 +131,26 @@ def rectified_flow(sd: float = 1.0) -> Recipe:
 def sd3(sd: float = 1.0, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Recipe:
     """Esser et al. 2024 (arXiv 2403.03206): rectified flow with logit-normal t and sampling times shifted to more noise."""
     return rectified_flow(sd).replace(
-        density=objective.logitnormal(level.linear(), mean, std),
-        walk=lambda n: walk.uniform(level.shift(level.linear(), 1 / shift), n),
+        density=losses.logitnormal(schedules.linear(), mean, std),
+        walk=lambda n: timesteps.uniform(schedules.shift(schedules.linear(), 1 / shift), n),
     )
 
 
 def simple_diffusion(sd: float = 1.0, size: int = 64) -> Recipe:
     """Hoogeboom et al. 2023 (arXiv 2301.11093): the cosine path shifted by 64 / size, v, uniform t."""
-    path = level.shift(level.trig(), 64 / size)
+    path = schedules.shift(schedules.trig(), 64 / size)
     return Recipe(
         target=V,
-        density=objective.uniform(path, 1e-3, 1 - 1e-3),
+        density=losses.uniform(path, 1e-3, 1 - 1e-3),
         weight=unit(V),
-        walk=lambda n: [*walk.uniform(path, n, 1 - 1e-3, 1e-3), walk.clean()],
-        step=step.ddim(eta=1),
+        walk=lambda n: [*timesteps.uniform(path, n, 1 - 1e-3, 1e-3), timesteps.clean()],
+        step=solvers.ddim(eta=1),
         sd=sd,
     )
 
 
 def trigflow(sd: float = 0.5, mean: float = -1.0, std: float = 1.4) -> Recipe:
     """Lu & Song 2024 (arXiv 2410.11081): EDM in angle coordinates; the net is told the angle, and steps are even in it."""
-    return edm(sd, mean, std).replace(c_noise=angle, walk=lambda n: walk.uniform(level.trig(), n), step=step.ddim())
+    return edm(sd, mean, std).replace(
+        c_noise=angle, walk=lambda n: timesteps.uniform(schedules.trig(), n), step=solvers.ddim()
+    )

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows import parts, server, services, workspace
-from tasks.errors import UserError
-from tasks.params import load
+from flows import parts, private_server, services, workspace
+from tasks.common.errors import UserError
+from tasks.config.params import load
 
 FLOWS = ("train-poses", "retrain", "curate", "generate", "evaluate")
 WITH_RAW = ("train-poses", "curate")
@@ -50,7 +50,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the flow and say in the end where to look; returns the exit code."""
     options = _arguments(argv)
-    server.past_the_proxy()
+    private_server.past_the_proxy()
     if options.flow not in FLOWS:
         return _other(options)
     parameters = {"raw": options.raw} if options.flow in WITH_RAW else {}
@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         if services.standing(params, root):
             code = _run(options.flow, parameters, services.prefect_environment(params, root), None)
         else:
-            private = server.start(root / workspace.STATE / "prefect")
+            private = private_server.start(root / workspace.STATE / "prefect")
             atexit.register(private.stop)  # runs after Prefect's own exit handlers, which send it the last events
-            environment = server.settings(private.home) | {"PREFECT_API_URL": private.api_url}
+            environment = private_server.settings(private.home) | {"PREFECT_API_URL": private.api_url}
             code = _run(options.flow, parameters, environment, private)
     except UserError as error:
         print(f"contrapposto: {error}", file=sys.stderr)
@@ -102,7 +102,9 @@ def _other(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(name: str, parameters: dict[str, Any], environment: dict[str, str], private: server.Server | None) -> int:
+def _run(
+    name: str, parameters: dict[str, Any], environment: dict[str, str], private: private_server.Server | None
+) -> int:
     """Run a flow against the standing server, or a private one that is still starting."""
     quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the flow itself prints what happens
     os.environ.clear()

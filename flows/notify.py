@@ -12,8 +12,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tasks import files
-from tasks.params import Notify
+from tasks.common import files
+from tasks.config.params import Notify
 
 SECONDS = 10.0  # for the webhook to answer
 

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import DataError
-from tasks.extraction.parts import POSES
-from tasks.params import Params, Raw, load, set_values
-from tasks.settings.data import MANNEQUIN
+from tasks.common.errors import DataError
+from tasks.config.data import MANNEQUIN
+from tasks.config.params import Params, Raw, load, set_values
+from tasks.extract.parts import POSES
 
 _NAME = re.compile(r"[^A-Za-z0-9_]+")  # what a part's name cannot have, nor begin with
 

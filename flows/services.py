@@ -25,10 +25,11 @@ from typing import NoReturn
 
 import psutil
 
-from flows import leash, server, workspace
-from tasks import files, tracking
-from tasks.errors import UserError
-from tasks.params import Params
+from flows import private_server, workspace
+from tasks.common import files, process_guard
+from tasks.common.errors import UserError
+from tasks.config.params import Params
+from tasks.registry import tracking
 
 NAMES = ("prefect", "mlflow", "worker", "watch")  # in the order in which they start
 POOL = "contrapposto"
@@ -74,7 +75,7 @@ def api_url(params: Params) -> str:
 
 def prefect_environment(params: Params, root: Path) -> dict[str, str]:
     """The environment of everything that talks to the standing Prefect server, and of the server itself."""
-    return server.settings(root.resolve() / workspace.STATE / "prefect") | {
+    return private_server.settings(root.resolve() / workspace.STATE / "prefect") | {
         "PREFECT_API_URL": api_url(params),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         # with the other storage a restart of the server ends every run whose deployment has a concurrency limit
@@ -109,7 +110,7 @@ def services(params: Params, root: Path) -> list[Service]:
     output = {"PYTHONUNBUFFERED": "1", "PREFECT_LOGGING_LOG_PRINTS": "true"}
     all_services.append(Service("worker", worker, prefect | output, deployed=True))
     if params.retrain.watch_seconds:
-        all_services.append(Service("watch", [*python, "flows.watch"], prefect | output, deployed=True))
+        all_services.append(Service("watch", [*python, "flows.watcher"], prefect | output, deployed=True))
     return all_services
 
 
@@ -262,10 +263,10 @@ def _end(processes: Sequence[psutil.Process], grace: float) -> None:
         family |= set(_below(process))
     for process in processes:
         _signal(process, signal.SIGTERM)
-    leash.gone(processes, grace)
+    process_guard.gone(processes, grace)
     for process in family:
         _signal(process, signal.SIGKILL)
-    leash.gone(family, seconds=5)
+    process_guard.gone(family, seconds=5)
 
 
 def _below(process: psutil.Process) -> list[psutil.Process]:

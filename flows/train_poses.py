@@ -13,8 +13,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.changes import Changes
-from flows.walk import alone, train, walk
+from flows.param_changes import Changes
+from flows.runner import alone, train, walk
 from flows.workspace import Held
 
 PROMOTED = ("promote", "report")
@@ -51,7 +51,7 @@ def curate(raw: Raw | None = None, changes: Changes | None = None) -> State[Any]
 
 @flow(name="generate")
 def generate(changes: Changes | None = None) -> State[Any]:
-    """New pictures by the champion, of which those are kept that show what was asked for; see tasks/generate.py.
+    """New pictures by the champion, of which those are kept that show what was asked for; see tasks/sample/generate.py.
 
     `changes`: for example {"generate": {"category": "run", "count": 100}}.
     """

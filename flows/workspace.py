@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from flows import parts
-from flows.changes import Changes, values
-from tasks.errors import UserError
-from tasks.params import Params, load, set_values
+from flows.param_changes import Changes, values
+from tasks.common.errors import UserError
+from tasks.config.params import Params, load, set_values
 
 STATE = ".contrapposto"  # what is of this machine alone
 

@@ -1,7 +1,7 @@
-"""`python -m tasks STAGE [ARGUMENT ...] [--root DIR]`: the one command that every DVC stage uses.
+"""`python -m tasks STAGE [ARGUMENT ...] [--root DIR]`: the command that every DVC stage uses.
 
-It calls `run(params, root, *arguments)` of `tasks/STAGE.py`. What the user can mend ends as one line
-`contrapposto: <sentence>` on stderr and an exit code (2: parameters or command line, 3: data); a bug keeps its trace.
+It calls the stage's function as `run(params, root, *arguments)`. What the user can fix ends as one line
+`contrapposto: <sentence>` on stderr and an exit code (2: parameters or command line, 3: data); a bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,22 +16,46 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from tasks.errors import FULL, UserError
+from tasks.common.errors import FULL, UserError
 
-BODY = "\ndef run(params: Params, root: Path"  # how a stage's function begins
+# What DVC runs: the stages of dvc.yaml.
+STAGES = {
+    "mannequin": "tasks.synthetic.stage",
+    "extract": "tasks.extract.stage",
+    "curate": "tasks.dataset.curate",
+    "shard": "tasks.dataset.shard",
+    "dataset_card": "tasks.report.dataset_card",
+    "train": "tasks.train.stage",
+    "sample": "tasks.sample.stage",
+    "memorization": "tasks.evaluate.memorization.stage",
+    "membership_inference": "tasks.evaluate.membership_inference",
+    "pose_accuracy": "tasks.evaluate.pose_accuracy",
+    "fidelity": "tasks.evaluate.fidelity",
+    "promote": "tasks.registry.promote",
+    "report": "tasks.report.stage",
+}
+
+# What people run.
+COMMANDS = {
+    "compare": "tasks.registry.compare",
+    "explain": "tasks.report.explain",
+    "export": "tasks.sample.export",
+    "extract_slice": "tasks.extract.slices",
+    "forget": "tasks.registry.forget",
+    "generate": "tasks.sample.generate",
+    "rollback": "tasks.registry.rollback",
+    "video_distance": "tasks.evaluate.video_distance",
+}
 
 
-def stages() -> list[str]:
-    """The modules that are a stage's body."""
-    folder = Path(__file__).parent
-    return sorted(path.stem for path in folder.glob("*.py") if BODY in path.read_text(encoding="utf-8"))
-
-
-def body(stage: str) -> Callable[..., None]:
-    """The function `run` of a stage. Raises UserError that names the stages if there is no such one."""
-    if stage not in stages():
-        raise UserError(f"There is no stage {stage!r}; the stages are {', '.join(stages())}.")
-    run: Callable[..., None] = importlib.import_module(f"tasks.{stage}").run
+def body(name: str) -> Callable[..., None]:
+    """The function of a stage or command: `run` of its module. Raises UserError if there is none of that name."""
+    module = (STAGES | COMMANDS).get(name)
+    if module is None:
+        raise UserError(
+            f"There is no stage {name!r}; the stages are {', '.join(STAGES)}, and the commands {', '.join(COMMANDS)}."
+        )
+    run: Callable[..., None] = importlib.import_module(module).run
     return run
 
 
@@ -42,7 +66,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tasks", description="Run one stage of the pipeline.")
-    parser.add_argument("stage", help="module in tasks/ with the stage's body")
+    parser.add_argument("stage", help="the stage or command")
     parser.add_argument("arguments", nargs="*", help="what the stage itself takes, such as a model's name")
     parser.add_argument("--root", type=Path, default=Path.cwd(), help="the workspace (default: here)")
     options = parser.parse_args(argv)
@@ -51,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     # torch's threads spin while they wait: with the default count training is ten times slower on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     signal.signal(signal.SIGTERM, _terminate)
-    from tasks.params import load  # here, since processes that a stage starts import this module too
+    from tasks.config.params import load  # here, since processes that a stage starts import this module too
 
     try:
         params = load(options.root / "params.yaml")

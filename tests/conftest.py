@@ -1,95 +1,25 @@
-"""What the tests share: a small DVC project and one Prefect server a session. Nobody pays for what he does not ask."""
+"""Shared fixtures: a small DVC project, and one Prefect server for each test session. Fixtures are lazy."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flows.server import Server, past_the_proxy
-from flows.server import start as start_server
+from flows.private_server import Server, past_the_proxy
+from flows.private_server import start as start_server
+from tests.support.dvc_project import GRAPH, dvc, ran
+from tests.support.project import PROJECT
 
 past_the_proxy()
-COMMANDS_OWN = {"WDS_SECURE", "DO_NOT_TRACK", "GOMP_SPINCOUNT"}  # what `python -m tasks` sets for its process
-
-PROJECT = Path(__file__).resolve().parent.parent
-
-# The shape of the real graph with commands that take no time. Every stage says in runs.log that it ran.
-GRAPH = """\
-stages:
-  mannequin:
-    cmd: echo mannequin >> runs.log; mkdir -p data/raw/mannequin; echo ${mannequin.seed} > data/raw/mannequin/a
-    params: [mannequin]
-    outs: [{data/raw/mannequin: {cache: false}}]
-  extract:
-    foreach: ${raw.parts}
-    do:
-      cmd: >-
-        echo extract@${key} >> runs.log; env > stage.env; mkdir -p data/poses/${key}; cat ${item}/* > data/poses/${key}/poses
-      deps: ["${item}"]
-      params: [extract.min_side]
-      outs: ["data/poses/${key}"]
-  curate:
-    cmd: echo curate >> runs.log; cat data/poses/*/* > dataset
-    deps: [data/poses]
-    params: [curate.seed]
-    outs: [dataset]
-  train_poses:
-    cmd: echo train_poses >> runs.log; cat dataset > weights; echo ${poses.seed} >> weights
-    deps: [dataset]
-    params: [poses.seed]
-    outs: [weights]
-  sample_poses:
-    cmd: echo sample_poses >> runs.log; cp weights samples
-    deps: [weights]
-    outs: [samples]
-  report:
-    cmd: >-
-      echo report >> runs.log; mkdir -p reports/summary; cp samples reports/report.html;
-      echo '{"metrics": {"persons": 3.0}, "rows": [["persons kept", 3]]}' > reports/summary/summary.json
-    deps: [dataset, samples]
-    outs: [reports/summary, reports/report.html]
-  promote:
-    cmd: echo promote >> runs.log; cp weights promoted; mkdir -p reports/promote; \
-echo '{"promote":true,"reasons":[]}' > reports/promote/promote.json
-    deps: [weights]
-    outs: [promoted]
-"""
-STAGES = ["mannequin", "extract@mannequin", "curate", "train_poses", "sample_poses", "report", "promote"]
-
-
-def dvc(root: Path, *arguments: str) -> str:
-    """What DVC prints, run by hand in a workspace."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True).stdout
-
-
-def ran(root: Path) -> list[str]:
-    """The stages that ran since this was last asked."""
-    log = root / "runs.log"
-    stages = log.read_text().split() if log.exists() else []
-    log.unlink(missing_ok=True)
-    return stages
-
-
-def set_command(root: Path, stage: str, command: str) -> None:
-    """Give a stage of a workspace another command."""
-    lines = (root / "dvc.yaml").read_text().splitlines()
-    lines[lines.index(f"  {stage}:") + 1] = f"    cmd: {json.dumps(command)}"
-    (root / "dvc.yaml").write_text("\n".join(lines))
-
-
-def rename_stage(root: Path, stage: str, name: str) -> None:
-    """Give a stage of a workspace another name; DVC has not seen it then."""
-    graph = root / "dvc.yaml"
-    graph.write_text(graph.read_text().replace(f"\n  {stage}:", f"\n  {name}:"))
+COMMANDS_OWN = {  # what `python -m tasks` and the MLflow module set for their process
+    "WDS_SECURE", "DO_NOT_TRACK", "GOMP_SPINCOUNT", "MLFLOW_DISABLE_TELEMETRY",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
+}  # fmt: skip
 
 
 def _environment() -> dict[str, str]:

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from workspaces import PROJECT, write_params
 
-from tasks import files
-from tasks.params import set_value
+from tasks.common import files
+from tasks.config.params import set_value
+from tests.support.project import PROJECT
+from tests.support.workspaces import write_params
 
 STAGES = {
     "mannequin", "extract@mannequin", "curate", "shard", "dataset_card", "train_poses", "train_pictures", "sample_poses",
-    "sample_pictures", "memorization", "loss_gap", "adherence", "fidelity", "promote", "report",
+    "sample_pictures", "memorization", "membership_inference", "pose_accuracy", "fidelity", "promote", "report",
 }  # fmt: skip
 
 
@@ -138,7 +139,7 @@ def test_a_changed_parameter_reruns_its_stage_and_those_below(finished: Path) ->
     before = _hashes(finished)
     output = _flow(finished)
     done = {name for name in STAGES if f"{name}: done in" in output}
-    assert done == {"sample_pictures", "memorization", "adherence", "fidelity", "promote", "report"}
+    assert done == {"sample_pictures", "memorization", "pose_accuracy", "fidelity", "promote", "report"}
     changed = {path for path, digest in _hashes(finished).items() if before[path] != digest}
     assert "samples/pictures" in changed and "samples/poses" not in changed and "data/shards" not in changed
 

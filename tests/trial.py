@@ -24,13 +24,13 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the project itself is what is tried, installed or not
 
-from prefect_api import flow_runs
-from workspaces import PROJECT, write_params
-
-from flows import server
-from tasks import files
-from tasks.mannequin import draw_all
-from tasks.params import load, set_values
+from flows import private_server
+from tasks.common import files
+from tasks.config.params import load, set_values
+from tasks.synthetic.stage import draw_all
+from tests.support.prefect_api import flow_runs
+from tests.support.project import PROJECT
+from tests.support.workspaces import write_params
 
 INBOX = "data/raw"  # every folder in it is a part
 FIRST, SECOND = "studio", "street"
@@ -56,7 +56,7 @@ class Trial:
         copy_project(root)
         if short:
             write_params(root)
-        ports = {f"services.{name}_port": server.free_port() for name in ("prefect", "mlflow")}
+        ports = {f"services.{name}_port": private_server.free_port() for name in ("prefect", "mlflow")}
         set_values(
             root / "params.yaml", {**ports, "retrain.watch_seconds": 2.0, "raw.parts": {FIRST: f"{INBOX}/{FIRST}"}}
         )
@@ -107,7 +107,7 @@ class Trial:
     def serve(self, alias: str) -> dict[str, Any]:
         """Export the models with this alias, serve them with MLflow, and return the answer to one request."""
         self.call("tasks", "export", alias)
-        port = server.free_port()
+        port = private_server.free_port()
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"exports/{alias}/mlflow"]
         command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
         with open(self.root / ".contrapposto/serve.log", "w", encoding="utf-8") as log:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_core.cond import Cond
+from diffusion_core.conditioning import Cond
 
 
 def parameters(net: nn.Module) -> int:

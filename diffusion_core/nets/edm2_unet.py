@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from diffusion_core.cond import Cond
+from diffusion_core.conditioning import Cond
 from diffusion_core.nets.attention import attend, join_heads, split_heads
 from diffusion_core.nets.embedding import Context, context, given_or_null, stacked, take
 from diffusion_core.nets.layers import Others

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from diffusion_core.cond import Cond, kept
+from diffusion_core.conditioning import Cond, kept
 
 
 def take(conds: Mapping[str, int] | None, net: str, kinds: Collection[str]) -> dict[str, dict[str, int]]:

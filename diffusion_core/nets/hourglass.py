@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from diffusion_core.cond import Cond
+from diffusion_core.conditioning import Cond
 from diffusion_core.nets.attention import WindowAttention, turns
 from diffusion_core.nets.embedding import Embedding, context, stacked, take
 from diffusion_core.nets.layers import Block, Head, patches, picture, whole

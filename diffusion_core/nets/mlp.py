@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from diffusion_core.cond import Cond
+from diffusion_core.conditioning import Cond
 from diffusion_core.nets.embedding import Embedding, stacked, take
 from diffusion_core.nets.layers import norm, zeroed
 

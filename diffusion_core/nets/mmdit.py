@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, rms_norm
 
-from diffusion_core.cond import Cond
+from diffusion_core.conditioning import Cond
 from diffusion_core.nets.attention import Turn, attend, join_heads, rotated, split_heads, turns
 from diffusion_core.nets.embedding import Context, Embedding, stacked, take
 from diffusion_core.nets.layers import Head, Perceptron, modulated, patches, picture, whole, zeroed

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from diffusion_core.cond import MASK, Cond
+from diffusion_core.conditioning import MASK, Cond
 from diffusion_core.nets.embedding import Embedding, context, stacked, take
 from diffusion_core.nets.layers import Block, Head
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from diffusion_core.cond import Cond
+from diffusion_core.conditioning import Cond
 from diffusion_core.nets.attention import CrossAttention
 from diffusion_core.nets.embedding import ConditionTokens, stacked, take
 from diffusion_core.nets.layers import Norm, Perceptron, PlainBlock, norm, patches, picture, whole, zeroed

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, silu
 
-from diffusion_core.cond import Cond
+from diffusion_core.conditioning import Cond
 from diffusion_core.nets.attention import CrossAttention, SelfAttention
 from diffusion_core.nets.embedding import Embedding, context, stacked, take
 from diffusion_core.nets.layers import Norm, Others, modulated, whole, zeroed

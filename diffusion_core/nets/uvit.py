@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from diffusion_core.cond import Cond
+from diffusion_core.conditioning import Cond
 from diffusion_core.nets.embedding import ConditionTokens, stacked, take
 from diffusion_core.nets.layers import Norm, PlainBlock, patches, picture, whole, zeroed
 

@@ -1,1 +1,1 @@
-"""The curated dataset: near-copies and splits, square crops, pose maps, shards."""
+"""The curated dataset: selection, groups, splits and shards."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from tasks.choose import evenly
-from tasks.skeleton import embed, face_forward, mirror
+from tasks.common.evenly_spaced import evenly
+from tasks.common.skeleton import embed, face_forward, mirror
 
 MOST = 16  # clusters that are tried
 LEAST_MEMBERS = 10  # on average, in a cluster

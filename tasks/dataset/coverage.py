@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.choose import evenly
+from tasks.common.evenly_spaced import evenly
+from tasks.common.skeleton import embed, mirror
 from tasks.dataset.dataset_table import Persons
-from tasks.skeleton import embed, mirror
 
 SMALL_CATEGORY = 30  # training persons; below, a category is hardly more than a list of examples
 DOMINANT = 0.5  # of all persons from one group

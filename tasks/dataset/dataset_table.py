@@ -46,7 +46,7 @@ _GATED = pa.schema(
 class Gate(StrEnum):
     """Why a person that was found is not kept: the closed list, in the order in which it is asked."""
 
-    FORGOTTEN = "forgotten"  # somebody asked to be taken out, see tasks.forget
+    FORGOTTEN = "forgotten"  # somebody asked to be taken out, see tasks.registry.forget
     LOW_VISIBILITY = "low_visibility"  # most limbs are guessed, not seen
     PERSON_TOO_SMALL = "person_too_small"
     TRUNCATED = "truncated"  # limbs are outside the picture

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tasks.config.data import Curate
 from tasks.dataset.dataset_table import Gate
-from tasks.extraction.poses_table import Poses
-from tasks.settings.data import Curate
+from tasks.extract.poses_table import Poses
 
 
 def gate(found: Poses, limits: Curate) -> dict[int, tuple[Gate, str]]:

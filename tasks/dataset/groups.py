@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 import faiss
 import numpy as np
 
-from tasks.dataset.duplicates import SAME_POSE, same_picture, same_scene
-from tasks.skeleton import embed
+from tasks.common.skeleton import embed
+from tasks.dataset.dedup import SAME_POSE, same_picture, same_scene
 
 
 class UnionFind:

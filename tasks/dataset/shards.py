@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from tasks import files
-from tasks.errors import DataError
+from tasks.common import files
+from tasks.common.errors import DataError
 
 FORMAT = 1
 T = TypeVar("T")
@@ -40,13 +40,6 @@ def encode_pose(pose: np.ndarray) -> bytes:
     """One pose `[33, 3]` as npy bytes, float32."""
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(pose, dtype=np.float32), allow_pickle=False)
-    return stream.getvalue()
-
-
-def encode_png(picture: np.ndarray) -> bytes:
-    """One RGB picture, uint8 `[height, width, 3]`, as PNG bytes (lossless)."""
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG", compress_level=6)
     return stream.getvalue()
 
 

@@ -1,0 +1,71 @@
+"""Loss weights of the literature, all as factors of the squared error of x0, whatever the network predicts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_core import losses
+from diffusion_core.conditioning import Cond
+from diffusion_core.denoiser import Denoiser, log_sigma
+from diffusion_core.losses import Weight
+from diffusion_core.nets.layers import Fourier, zeroed
+from diffusion_core.schedules import Level, Path
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+    """min(SNR, gamma). Hang et al. 2023 (arXiv 2303.09556)."""
+    return lambda level: level.snr.clamp(max=gamma)
+
+
+def soft_min_snr(sd: float = 1.0) -> Weight:
+    """1 / (sigma^2 + sd^2): min-SNR's shape without its corner. Crowson et al. 2024 (arXiv 2401.11605), k-diffusion."""
+    return lambda level: 1 / (level.sigma**2 + sd**2)
+
+
+def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
+    """SNR / (k + SNR)^gamma. Choi et al. 2022 (arXiv 2204.00227), eq. 8."""
+    return lambda level: level.snr / (k + level.snr) ** gamma
+
+
+def debiased() -> Weight:
+    """sqrt(SNR). Yu et al. 2023 (arXiv 2310.08442)."""
+    return lambda level: level.snr.sqrt()
+
+
+def elbo(path: Path) -> Weight:
+    """-dSNR/dt / 2, for a density uniform in t on the path: the loss is then the bound on -log p, in nats a dimension.
+
+    Kingma et al. 2021 (arXiv 2107.00630), eq. 18, but for its two end terms. Differentiable where the path is learned.
+    """
+
+    def weight(level: Level) -> Tensor:
+        with torch.enable_grad():
+            t = path.invert(level.logsnr).detach().requires_grad_()
+            (slope,) = torch.autograd.grad(path(t).snr.sum(), t, create_graph=True)
+        return -slope / 2 if slope.requires_grad and torch.is_grad_enabled() else -slope.detach() / 2
+
+    return weight
+
+
+class Uncertainty(nn.Module):
+    """A loss that learns how large it is: L / exp(u(level)) + u(level), whose gradient has unit size at every level.
+
+    The inner loss is the recipe's; u is linear in Fourier features of the level. Karras et al. 2024 (arXiv 2312.02696), eq. 22.
+    """
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.features = Fourier(width)
+        self.linear = zeroed(nn.Linear(width, 1))
+
+    def log_variance(self, level: Level) -> Tensor:
+        """u(level), `[B]`: the logarithm of the loss to be expected."""
+        c = log_sigma(level).to(self.linear.weight)
+        return self.linear(self.features(c))[:, 0]
+
+    def forward(
+        self, denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond
+    ) -> Tensor:
+        u = self.log_variance(level)
+        return losses.loss(denoiser, x0, level, noise, weight, cond) / u.exp() + u

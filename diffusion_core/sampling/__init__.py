@@ -1,0 +1,1 @@
+"""Sampling: the loop, solvers, and the timesteps they visit."""

@@ -1,0 +1,1 @@
+"""Training: the loop, its clock, averages of the weights, devices and ranks."""

@@ -1,0 +1,98 @@
+"""Transforms of a training batch that the network is told about, so that they do not leak into its samples.
+
+Each turns (x0, cond) into (x0', cond') with the transform's parameters as a condition that is zero for the untouched example;
+in sampling that condition is zeros. Row i's transform is a pure function of (seed, ids[i]). Karras et al. 2020 (arXiv
+2006.06676) and 2022 (arXiv 2206.00364), appendix F.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from diffusion_core import rng
+from diffusion_core.conditioning import Cond
+from diffusion_core.losses import Density
+from diffusion_core.schedules import Level
+
+WIDTH = 6  # numbers in `vec:augment`: flip, log scale, cos - 1, sin, shift in x, shift in y
+
+
+def parameters(
+    seed: rng.Seed, ids: Tensor, p: float, flip: bool = True, scale: float = 0.2, turn: float = 0.3, shift: float = 0.1
+) -> Tensor:
+    """Random transforms, `[B, WIDTH]` float32: each kind by itself with probability p (a flip with p / 2).
+
+    Log scale, turn (radians) and shift (parts of the side) are normal with these standard deviations.
+    """
+    u = rng.uniform((5,), (*_tuple(seed), 0), ids)
+    z = rng.normal((4,), (*_tuple(seed), 1), ids)
+    on = (u < p).float()
+    angle = on[:, 2] * turn * z[:, 1]
+    return torch.stack(
+        [
+            (u[:, 0] < p / 2).float() if flip else torch.zeros(len(ids), device=ids.device),
+            on[:, 1] * scale * z[:, 0],
+            angle.cos() - 1,
+            angle.sin(),
+            on[:, 3] * shift * z[:, 2],
+            on[:, 4] * shift * z[:, 3],
+        ],
+        1,
+    )
+
+
+def pictures(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
+    """Pictures `[B, C, H, W]` flipped, scaled, turned and shifted by `chosen` `[B, WIDTH]`; edges are reflected."""
+    flip, scale, cos, sin = 1 - 2 * chosen[:, 0], chosen[:, 1].exp(), chosen[:, 2] + 1, chosen[:, 3]
+    # grid_sample asks where each output pixel comes from: the inverse of shift, then turn and scale, then flip.
+    shift = 2 * chosen[:, 4:6]
+    inverse = torch.stack([torch.stack([flip * cos, flip * sin], 1), torch.stack([-sin, cos], 1)], 1)
+    inverse = inverse / scale[:, None, None]
+    theta = torch.cat([inverse, -inverse @ shift[..., None]], 2).to(x0)
+    grid = affine_grid(theta, list(x0.shape), align_corners=False)
+    moved = grid_sample(x0, grid, padding_mode="reflection", align_corners=False)
+    untouched = (chosen == 0).all(1)
+    return torch.where(untouched[:, None, None, None], x0, moved), {**cond, "vec:augment": chosen}
+
+
+def poses(x0: Tensor, cond: Cond, chosen: Tensor, mirror: Sequence[int]) -> tuple[Tensor, Cond]:
+    """Poses `[B, J, 3]` (x right, y down, z away) flipped, scaled, turned about y, shifted in x and y, about the origin.
+
+    mirror[i] is the joint that takes joint i's place in a flip: left and right change names.
+    """
+    flip = chosen[:, :1].bool()
+    mirrored = x0[:, list(mirror)] * x0.new_tensor([-1.0, 1.0, 1.0])
+    x = torch.where(flip[..., None], mirrored, x0) * chosen[:, 1].exp()[:, None, None]
+    cos, sin = chosen[:, 2, None] + 1, chosen[:, 3, None]
+    turned = torch.stack([cos * x[..., 0] + sin * x[..., 2], x[..., 1], cos * x[..., 2] - sin * x[..., 0]], -1)
+    shift = torch.nn.functional.pad(chosen[:, None, 4:6], (0, 1))
+    return turned + shift.to(x0), {**cond, "vec:augment": chosen}
+
+
+def identity(batch: int, device: torch.device | None = None) -> Tensor:
+    """The condition of the untouched example, for sampling: `[batch, WIDTH]` zeros."""
+    return torch.zeros(batch, WIDTH, device=device)
+
+
+def noise_condition(cond: Cond, key: str, level: Level, seed: rng.Seed, ids: Tensor) -> Cond:
+    """A condition `[B, *S]` corrupted at the level `[]` or `[B]`, and the level's angle as `vec:<name>_level` `[B, 1]`.
+
+    In training the levels are drawn, see `drawn`; in sampling one is fixed: noise-conditioning augmentation for cascades. Ho et
+    al. 2021 (arXiv 2106.15282), section 4.
+    """
+    noise = rng.normal(cond[key].shape[1:], seed, ids).to(cond[key])
+    angle = level.angle.to(cond[key]).expand(len(ids))[:, None]
+    return {**cond, key: level.corrupt(cond[key], noise), f"vec:{key.split(':', 1)[1]}_level": angle}
+
+
+def drawn(density: Density, seed: rng.Seed, ids: Tensor) -> Level:
+    """A level for each id from the density, `[B]`."""
+    return density(rng.uniform((), seed, ids))
+
+
+def _tuple(seed: rng.Seed) -> tuple[int, ...]:
+    return seed if isinstance(seed, tuple) else (seed,)

@@ -1,0 +1,108 @@
+"""Averages of the weights over training, on a clock of images seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from diffusion_core.training import parallel
+
+Decay = Callable[
+    [int, int], float
+]  # (images seen after the step, images in the step) -> how much of the old average is kept
+
+
+def halflife(images: float, warmup: float = 0.05) -> Decay:
+    """Exponential averaging that halves a weight's share every `images` images, sooner in the beginning.
+
+    The half-life is at most `warmup` times the images seen, so that the start is forgotten. 0 images: no averaging. Karras et
+    al. 2022 (arXiv 2206.00364), appendix F.
+    """
+
+    def decay(nimg: int, batch: int) -> float:
+        half = min(images, warmup * nimg)
+        return 0.5 ** (batch / half) if half > 0 else 0.0
+
+    return decay
+
+
+def power(sigma_rel: float) -> Decay:
+    """Averaging in which a weight of time t has share t^gamma: as wide relative to the run's length at any length of it.
+
+    sigma_rel is the profile's standard deviation as a share of the run. Karras et al. 2024 (arXiv 2312.02696), eq. 2.
+    """
+    gamma = power_gamma(sigma_rel)
+    return lambda nimg, batch: (1 - batch / nimg) ** (gamma + 1)
+
+
+def power_gamma(sigma_rel: float) -> float:
+    """The exponent whose profile t^gamma on (0, 1) has standard deviation sigma_rel, in (0, 0.2887). Appendix C.1.
+
+    Raises ValueError outside: a wider profile would weigh early weights more than late ones.
+    """
+    if not 0 < sigma_rel < 12**-0.5:
+        raise ValueError(f"sigma_rel must lie between 0 and {12**-0.5:.4f}, got {sigma_rel}")
+    low, high = 0.0, 1.0
+    while _power_std(high) > sigma_rel:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _power_std(middle) > sigma_rel else (low, middle)
+    return (low + high) / 2
+
+
+def _power_std(gamma: float) -> float:
+    return ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5
+
+
+class Average:
+    """A running average of named parameters. Not a module: it is state beside the model, in the parameters' type.
+
+    Under DDP every rank keeps the same average of the same weights; where weights are split, each keeps that of its piece.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], decay: Decay) -> None:
+        self.decay = decay
+        self.weights = {name: value.detach().clone() for name, value in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, Tensor], nimg: int, batch: int) -> None:
+        """Take in the parameters after a step of `batch` images that ended at `nimg` images."""
+        keep = self.decay(nimg, batch)
+        fresh = [parallel.local(parameters[name].detach()) for name in self.weights]
+        torch._foreach_lerp_([parallel.local(value) for value in self.weights.values()], fresh, 1 - keep)
+
+
+def post_hoc_shares(snapshots: Sequence[tuple[int, float]], at: int, sigma_rel: float) -> Tensor:
+    """How to mix stored `power` averages into another one, `[len(snapshots)]` float64.
+
+    Each snapshot is (images seen, its sigma_rel); the mixture is the least-squares fit of the average with `sigma_rel` at
+    image count `at`. Karras et al. 2024 (arXiv 2312.02696), appendix C.2: profiles t^gamma have closed inner products.
+    """
+    times = torch.tensor([float(nimg) for nimg, _ in snapshots], dtype=torch.float64)
+    gammas = torch.tensor([power_gamma(width) for _, width in snapshots], dtype=torch.float64)
+    goal_time = torch.tensor([float(at)], dtype=torch.float64)
+    goal_gamma = torch.tensor([power_gamma(sigma_rel)], dtype=torch.float64)
+    gram = _inner(times[:, None], gammas[:, None], times[None], gammas[None])
+    wanted = _inner(times[:, None], gammas[:, None], goal_time, goal_gamma)
+    return torch.linalg.lstsq(gram, wanted, driver="gelsd").solution[:, 0]
+
+
+def _inner(time1: Tensor, gamma1: Tensor, time2: Tensor, gamma2: Tensor) -> Tensor:
+    """Inner product of the profiles (gamma + 1) t^gamma / T^(gamma + 1) on (0, T)."""
+    early = torch.minimum(time1, time2)
+    logs = gamma1 * torch.log(early / time1) + gamma2 * torch.log(early / time2) + torch.log(early / (time1 * time2))
+    return (gamma1 + 1) * (gamma2 + 1) / (gamma1 + gamma2 + 1) * torch.exp(logs)
+
+
+def mix(averages: Sequence[Mapping[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:
+    """The sum of shares times averages, summed in float64, in the averages' type."""
+    return {
+        name: sum(
+            (float(share) * part[name].double() for share, part in zip(shares, averages, strict=True)),
+            torch.zeros_like(value, dtype=torch.float64),
+        ).to(value)
+        for name, value in averages[0].items()
+    }

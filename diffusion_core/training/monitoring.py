@@ -1,0 +1,109 @@
+"""What to look at while training: loss per noise level, the gradient's noise scale, the cost of a step in operations."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusion_core import rng
+from diffusion_core.conditioning import Cond, rows
+from diffusion_core.denoiser import Denoiser
+from diffusion_core.schedules import Level
+from diffusion_core.training import lr_schedule, parallel
+
+if TYPE_CHECKING:
+    from diffusion_core.training.trainer import Trainer
+
+_EVALUATION = 5  # what a draw is for, as in `train`
+
+
+@torch.no_grad()
+def evaluate(
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Cond,
+    levels: Level,
+    seed: int = 0,
+    batch: int = 256,
+) -> Tensor:
+    """Mean squared error of x0 over the examples `[N, *S]` at each of the levels `[L]`: `[L]` float64.
+
+    Example i meets the same noise at every level and every call, so that differences over training, and between training and
+    held-out data, are the model's.
+    """
+    total = torch.zeros(len(levels.a), dtype=torch.float64)
+    for start in range(0, len(x0), batch):
+        part = slice(start, min(start + batch, len(x0)))
+        ids = torch.arange(part.start, part.stop, device=x0.device)
+        noise = rng.normal(x0.shape[1:], rng.fold(seed, _EVALUATION), ids).to(x0)
+        for i in range(len(total)):
+            level = Level(levels.a[i], levels.s[i])
+            guess = denoiser(level.corrupt(x0[part], noise), level, rows(cond, part))
+            total[i] += (guess - x0[part]).double().square().flatten(1).mean(1).sum().cpu()
+    return total / len(x0)
+
+
+class NoiseScale(NamedTuple):
+    """Unbiased estimates of the squared length of the true gradient and of the variance (trace) of one image's gradient."""
+
+    signal: float
+    noise: float
+
+    @property
+    def images(self) -> float:
+        """The batch at which signal and noise are equal: beyond it a larger batch brings little. Infinite without signal."""
+        return self.noise / self.signal if self.signal > 0 else float("inf")
+
+
+def noise_scale(trainer: Trainer, pieces: int = 8) -> NoiseScale | None:
+    """The gradient noise scale at the weights as they are, from the next batch cut into pieces. None if it cannot be cut.
+
+    With g_k the gradients of K pieces of b images and g their mean: E|g|^2 = |G|^2 + S / (K b), E|g_k|^2 = |G|^2 + S / b.
+    McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1. Costs one step; changes neither weights nor optimiser.
+    """
+    batch = lr_schedule.batch_size(trainer.config, trainer.nimg)
+    cuts = [k for k in range(2, pieces + 1) if batch % (k * trainer.world) == 0]
+    if not cuts:
+        return None
+    count = cuts[-1]
+    size = batch // count
+    sums = [torch.zeros_like(parallel.local(p)) for p in trainer.parameters.values()]
+    squares = 0.0
+    for k in range(count):
+        trainer.zero_gradients()
+        with _uncompiled(trainer):
+            trainer.gradient(trainer.nimg + k * size, size)
+        gradients = [parallel.local(p.grad) for p in trainer.parameters.values() if p.grad is not None]
+        squares += _square(gradients, trainer) / count
+        torch._foreach_add_(sums, gradients, alpha=1 / count)
+    trainer.zero_gradients()
+    together = _square(sums, trainer)
+    noise = (squares - together) / (1 / size - 1 / (count * size))
+    return NoiseScale((count * together - squares) / (count - 1), noise)
+
+
+def _square(tensors: list[Tensor], trainer: Trainer) -> float:
+    """Squared length of the gradient of all ranks."""
+    value = torch.stack([t.double().square().sum() for t in tensors]).sum()
+    return float(parallel.total(value) if trainer.compute.sharded else value)
+
+
+def _uncompiled(trainer: Trainer) -> AbstractContextManager[object]:
+    """Batches of other sizes than the training's are not worth a compilation, and a compiled network hides its operations."""
+    return torch.compiler.set_stance("force_eager") if trainer.compute.compile else nullcontext()
+
+
+def flops_per_image(trainer: Trainer) -> float:
+    """Floating point operations of forward and backward pass for one image: products of matrices, convolutions, attention.
+
+    Counted on the next few images. Recomputed activations count as well, since they are computed.
+    """
+    count = trainer.world
+    with _uncompiled(trainer), FlopCounterMode(display=False) as counter:
+        trainer.gradient(trainer.nimg, count)
+    trainer.zero_gradients()
+    return counter.get_total_flops() * trainer.world / count

@@ -1,0 +1,33 @@
+"""The pictures that rows of a dataset were read from, opened again: files, and frames of videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from tasks.extract import video
+from tasks.extract.decode import open_picture, open_regular
+from tasks.extract.findings import Kind
+
+Place = tuple[str, str, int]  # source, kind, frame
+
+
+def pictures(file_of: Callable[[str], Path], places: Iterable[Place]) -> Iterator[np.ndarray]:
+    """The picture of each place, RGB uint8 `[height, width, 3]`, in the order given.
+
+    Runs of places in one file open it once; frames must ascend within a run. `file_of` gives the file
+    of a source. Raises Refusal where a file cannot be read any more.
+    """
+    for (source, kind), run in groupby(places, key=lambda place: place[:2]):
+        frames = [frame for _, _, frame in run]
+        if kind == Kind.PICTURE:
+            yield from [open_picture(file_of(source))] * len(frames)
+        else:
+            with open_regular(file_of(source)) as file:
+                shown = video.numbered(file, sorted(set(frames)))
+                for _, same in groupby(frames):
+                    picture = next(shown).picture
+                    yield from [picture for _ in same]

@@ -1,0 +1,1 @@
+"""Judging samples: memorization, fidelity, pose accuracy, membership inference."""

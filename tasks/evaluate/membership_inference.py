@@ -1,0 +1,87 @@
+"""Stage `loss_gap`: does a model denoise its training examples better than held-out ones? Writes reports/membership_inference/.
+
+What the gap is, and when it is alarming, is in tasks/metrics/loss_gap.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from tasks import paths
+from tasks.common.files import new_folder, write_json
+from tasks.config.params import Params
+from tasks.metrics.loss_gap import ALARM, LevelGap, gaps, losses, sentence
+from tasks.models import modality
+
+SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # in the network's units, where data have standard deviation 0.5
+MOST = 256  # examples of each set
+
+
+def of_model(root: Path, name: str) -> list[LevelGap]:
+    """The gaps of a trained model between root/data/shards' training and held-out examples, MOST of each.
+
+    Empty if a set has fewer than two examples. Raises DataError if the model or the shards are missing.
+    """
+    model = modality.load(root / "artifacts" / name, modality.device())
+    seen = modality.usable(root, "train", model.config)
+    unseen = [modality.usable(root, split, model.config) for split in ("val", "test")]
+    table = []
+    for parts in ([seen], unseen):
+        found = [modality.examples(part, model.config, model.categories, mirrored=False) for part in parts if len(part)]
+        if sum(map(len, found)) < 2:
+            return []
+        cond = {key: torch.cat([part.cond[key] for part in found]) for key in found[0].cond}
+        chosen = modality.Examples(model.codec.encode(torch.cat([part.x0 for part in found])), cond).some(MOST)
+        x0 = chosen.x0.to(modality.device())
+        cond = {key: value.to(x0.device) for key, value in chosen.cond.items()}
+        table.append(losses(model.denoiser, x0, cond, SIGMAS))
+    return gaps(SIGMAS, *table)
+
+
+def draw(found: dict[str, list[LevelGap]], path: Path) -> None:
+    """PNG: above, train and held-out loss against the noise level; below, the AUC with its interval. A column a model."""
+    figure = Figure(figsize=(4.8 * len(found), 5.4), layout="constrained")
+    for column, (name, rows) in zip(figure.subplots(2, len(found), squeeze=False).T, found.items(), strict=True):
+        sigma = [row.sigma for row in rows]
+        column[0].set_title(name, fontsize=10)
+        column[0].plot(sigma, [row.train for row in rows], "o-", color="#7f8c8d", label="train")
+        column[0].plot(sigma, [row.heldout for row in rows], "o-", color="#2c3e50", label="held-out")
+        column[0].set_yscale("log")
+        column[0].set_ylabel("loss / noise variance")
+        column[0].legend(fontsize=8)
+        value = np.array([(row.auc, row.auc - row.low, row.high - row.auc) for row in rows]).reshape(-1, 3).T
+        column[1].errorbar(sigma, value[0], yerr=value[1:], fmt="o-", color="#2980b9", capsize=3)
+        column[1].axhline(0.5, color="#7f8c8d", linewidth=0.8)
+        column[1].axhline(ALARM, color="#c0392b", linewidth=0.8, linestyle="--")
+        column[1].set_ylim(0.3, 1.02)
+        column[1].set_ylabel("AUC: train known from held-out")
+        for axes in column:
+            axes.set_xscale("log")
+            axes.set_xlabel("noise level sigma (data: 0.5)")
+            axes.grid(alpha=0.3, linewidth=0.4)
+    figure.savefig(path, dpi=110)
+
+
+def run(params: Params, root: Path) -> None:
+    """Loss gaps of both models; writes loss_gap.json (per model: alarm, sentence, levels; flat metrics) and a figure."""
+    found = {name: of_model(root, name) for name in paths.MODELS}
+    entries: dict[str, Any] = {
+        name: {
+            "alarm": any(row.alarming for row in rows),
+            "sentence": sentence(rows),
+            "levels": [asdict(row) for row in rows],
+        }
+        for name, rows in found.items()
+    }
+    metrics = {f"{name}.loss_gap_auc.sigma_{row.sigma:g}": row.auc for name, rows in found.items() for row in rows}
+    with new_folder(root / "reports/membership_inference") as folder:
+        compared = {name: rows for name, rows in found.items() if rows}
+        if compared:
+            draw(compared, folder / "loss_gap.png")
+        write_json(folder / "loss_gap.json", {"models": entries, "metrics": metrics})

@@ -1,0 +1,1 @@
+"""The memorization test: copy scores, their calibration, and the certificate."""

@@ -1,0 +1,140 @@
+"""Stage `adherence`: do generated pictures show the poses that were asked for? Writes reports/pose_accuracy/.
+
+MediaPipe reads the pose in every generated picture again, and it is compared with the pose that the picture was
+conditioned on. The landmarker errs by itself, more so in small pictures: the same reading of real held-out pictures, made
+as small, is the floor, and the error to another sample's pose is what chance gives. Pictures that were asked for with
+conditions of the training set are read as well, for comparison. What is read of the samples is kept for the copy test, in
+read.npz: `key` and `pose` (normalised, NaN where nobody is found).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from tasks.common import machine, skeleton
+from tasks.common.errors import UserError
+from tasks.common.evenly_spaced import evenly
+from tasks.common.files import new_folder, write_json
+from tasks.common.pool import OrderedMap, WorkerDied
+from tasks.config.params import Params
+from tasks.dataset.shards import ShardDataset
+from tasks.dataset.splits import COMPARISON, SAMPLES, Split, load_splits
+from tasks.plots import drawing
+
+READ_AT = 512  # pixels to which a picture with its border is enlarged
+BORDER = 0.5  # of the picture's side, its edge repeated: the detector misses people who fill the picture
+MOST = 256  # pictures of each set that are read
+NEAR, FAR = 0.2, 0.5  # torso lengths, of the share of joints that are near enough
+SHOWN = 24  # pictures in the figure
+
+
+@contextmanager
+def _reader(model: Path, min_confidence: float) -> Iterator[Callable[[np.ndarray], np.ndarray | None]]:
+    """In a worker: the function from a picture to its normalised pose `[33, 3]`, None where nobody is found."""
+    # Here, since mediapipe takes a second to import and the parent has no use for it.
+    from tasks.extract.landmarker import Landmarker, kept_offline
+
+    with kept_offline(), Landmarker(model, min_confidence) as landmarker:
+
+        def read(picture: np.ndarray) -> np.ndarray | None:
+            border = round(BORDER * len(picture))
+            framed = Image.fromarray(np.pad(picture, ((border, border), (border, border), (0, 0)), mode="edge"))
+            persons = landmarker.detect(np.asarray(framed.resize((READ_AT, READ_AT), Image.Resampling.BICUBIC)))
+            if not persons or skeleton.torso_length(persons[0].world) < 1e-3:
+                return None
+            return skeleton.normalise(persons[0].world)
+
+        yield read
+
+
+def read_poses(pictures: np.ndarray, model: Path, min_confidence: float, workers: int) -> np.ndarray:
+    """Poses read from pictures uint8 `[n, s, s, 3]`: float32 `[n, 33, 3]`, NaN where nobody is found.
+
+    Raises UserError if the landmarker's model is missing or a worker dies.
+    """
+    poses = np.full((len(pictures), 33, 3), np.nan, np.float32)
+    found = OrderedMap(partial(_reader, model, min_confidence), list(pictures), workers)
+    try:
+        with closing(found):
+            for i, pose in enumerate(tqdm(found, total=len(pictures), desc="read poses", mininterval=2)):
+                if pose is not None:
+                    poses[i] = pose
+    except WorkerDied as error:
+        raise UserError("A process that reads poses with MediaPipe died.", code=3) from error
+    return poses
+
+
+def joint_errors(read: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Distances of the 12 limb joints between poses `[n, 33, 3]` in torso lengths: `[n, 12]`."""
+    limbs = list(skeleton.LIMBS)
+    return np.linalg.norm(read[:, limbs] - asked[:, limbs], axis=-1)
+
+
+def metrics(prefix: str, read: np.ndarray, asked: np.ndarray) -> dict[str, float]:
+    """Share of pictures in which a person is found, and of those the mean joint error (torso lengths) and the shares of
+    joints within NEAR and FAR; `_chance` is the mean error to the next picture's pose."""
+    found = np.isfinite(read).all(axis=(1, 2))
+    numbers = {f"{prefix}.found": float(found.mean())}
+    if found.any():
+        errors = joint_errors(read[found], asked[found])
+        numbers |= {
+            f"{prefix}.joint_error": float(errors.mean()),
+            f"{prefix}.within_{NEAR}": float((errors < NEAR).mean()),
+            f"{prefix}.within_{FAR}": float((errors < FAR).mean()),
+            f"{prefix}.joint_error_chance": float(joint_errors(read[found], np.roll(asked, 1, axis=0)[found]).mean()),
+        }
+    return numbers
+
+
+def _figure(pictures: np.ndarray, asked: np.ndarray, read: np.ndarray, path: Path) -> None:
+    """Asked pose | picture | pose read from it."""
+    tiles, captions = [], []
+    nobody = np.full((96, 96, 3), 255, np.uint8)
+    for picture, wanted, seen in list(zip(pictures, asked, read, strict=True))[:SHOWN]:
+        there = bool(np.isfinite(seen).all())
+        right = drawing.draw_pose(seen) if there else nobody
+        tiles.append(np.concatenate([drawing.draw_pose(wanted), drawing.enlarge(picture, 96), right], axis=1))
+        error = joint_errors(seen[None], wanted[None]).mean()
+        captions.append(f"asked | picture | read: {error:.2f} torso off" if there else "asked | picture | nobody found")
+    drawing.save_png(path, drawing.sheet(tiles, 3, captions))
+
+
+def run(params: Params, root: Path) -> None:
+    """Read the generated pictures again; writes adherence.json (flat metrics) and a figure.
+
+    Raises DataError if samples or shards are missing, UserError if the landmarker's model is.
+    """
+    samples, comparison = (ShardDataset(root / "samples/pictures", name) for name in (SAMPLES, COMPARISON))
+    numbers: dict[str, float] = {}
+    kept, poses = np.zeros(0, str), np.zeros((0, 33, 3), np.float32)
+    with new_folder(root / "reports/pose_accuracy") as folder:
+        if len(samples):
+            size = samples.picture(0).shape[0]
+            sets = {
+                "pictures": Split(samples),
+                "train_conditions": Split(comparison),
+                "floor": load_splits(root)[1].pictured(),
+            }
+            sets = {name: some for name, some in sets.items() if len(some)}
+            rows = {name: evenly(len(some), MOST) for name, some in sets.items()}
+            pictures = {name: some.bytes(size)[rows[name]] for name, some in sets.items()}
+            asked = {name: some.poses()[rows[name]] for name, some in sets.items()}
+            workers = params.extract.workers or machine.cores()
+            model = root / params.extract.model
+            # All in one go: a worker takes seconds to start.
+            read = read_poses(np.concatenate(list(pictures.values())), model, params.extract.min_confidence, workers)
+            ends = np.cumsum([len(some) for some in pictures.values()])[:-1]
+            seen = dict(zip(sets, np.split(read, ends), strict=True))
+            for name in sets:
+                numbers |= metrics(name, seen[name], asked[name])
+            _figure(pictures["pictures"], asked["pictures"], seen["pictures"], folder / "adherence.png")
+            kept, poses = np.array(samples.keys)[rows["pictures"]], seen["pictures"]
+        np.savez(folder / "read.npz", key=kept, pose=poses)
+        write_json(folder / "adherence.json", {"metrics": numbers})

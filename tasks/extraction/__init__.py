@@ -1,1 +1,0 @@
-"""From users' files to rows of poses: the gate for files, MediaPipe, worker processes, the table of poses."""

@@ -1,1 +1,0 @@
-"""The built-in figure: its joints, its flesh, its postures, and the renderer."""

@@ -1,0 +1,1 @@
+"""Distances between sets, features, nearest neighbours, and loss gaps."""

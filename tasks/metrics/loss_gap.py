@@ -1,0 +1,116 @@
+"""Membership by loss: does a denoiser know its training examples from held-out ones? (Yeom et al. 2018)
+
+The earliest sign of memorization: before a single sample is a copy, small noise is removed better from examples that
+were trained on. Per noise level the same noise is added to both sets, and AUC = P(training loss < held-out loss) is 0.5
+where the denoiser cannot tell them apart. Used while a model is trained (tasks/train/stage.py) and on the finished one
+(tasks/evaluate/membership_inference.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from scipy.stats import mannwhitneyu, rankdata
+from torch import Tensor
+
+from diffusion_core import rng
+from diffusion_core.conditioning import Cond
+from diffusion_core.denoiser import Denoiser
+from diffusion_core.schedules import sigma_level
+
+BATCH = 256
+ERROR = 0.05  # of the intervals of all noise levels together
+ALARM = 0.55  # an AUC whose whole interval lies above is a model that knows its training set
+
+
+@dataclass(frozen=True)
+class LevelGap:
+    """Mean relative losses of both sets at one noise level, and the AUC with its interval.
+
+    `p`: of the Mann-Whitney test, times the number of levels. The interval has no width where the sets do not overlap,
+    which among a handful of examples is luck: the test knows.
+    """
+
+    sigma: float
+    train: float
+    heldout: float
+    auc: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def alarming(self) -> bool:
+        """Whether training examples are recognised beyond doubt."""
+        return self.low > ALARM and self.p < ERROR
+
+
+def auc(train: np.ndarray, heldout: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """P(train < held-out) for losses `[n]` and `[m]`, ties counted half, with the interval of DeLong et al. 1988.
+
+    The share of held-out losses above each training loss (and of training losses below each held-out one) are the
+    two samples whose variances add up to that of the AUC. Needs two examples of each.
+    """
+    n, m = len(train), len(heldout)
+    ranks = rankdata(np.concatenate([train, heldout]))
+    above = 1 - (ranks[:n] - rankdata(train)) / m
+    below = (ranks[n:] - rankdata(heldout)) / n
+    value = float(above.mean())
+    reach = float(ndtri(0.5 + level / 2) * np.sqrt(above.var(ddof=1) / n + below.var(ddof=1) / m))
+    return value, max(0.0, value - reach), min(1.0, value + reach)
+
+
+def gaps(sigmas: Sequence[float], train: np.ndarray, heldout: np.ndarray) -> list[LevelGap]:
+    """The gap at each level from losses `[levels, n]` and `[levels, m]`, n and m at least 2.
+
+    Every interval is at 1 - ERROR / levels, so that all of them together hold at 95% (Bonferroni).
+    """
+    levels = len(sigmas)
+    return [
+        LevelGap(
+            sigma,
+            float(a.mean()),
+            float(b.mean()),
+            *auc(a, b, 1 - ERROR / levels),
+            p=min(1.0, levels * float(mannwhitneyu(a, b, alternative="less").pvalue)),
+        )
+        for sigma, a, b in zip(sigmas, train, heldout, strict=True)
+    ]
+
+
+@torch.no_grad()
+def losses(
+    denoiser: Denoiser, x0: Tensor, cond: Cond, sigmas: Sequence[float], seed: int = 0, draws: int = 4
+) -> np.ndarray:
+    """mean |D(x0 + sigma eps) - x0|^2 / sigma^2 of every example `[n, *S]` at every level: float64 `[levels, n]`.
+
+    Example i of any set gets the same `draws` draws of noise, so that two sets differ by their examples only.
+    """
+    out = np.zeros((len(sigmas), len(x0)))
+    for start in range(0, len(x0), BATCH):
+        rows = slice(start, start + BATCH)
+        here = x0[rows]
+        some = {key: value[rows] for key, value in cond.items()}
+        ids = torch.arange(start, start + len(here), device=x0.device)
+        for draw in range(draws):
+            noise = rng.normal(x0.shape[1:], (seed, draw), ids).to(here)
+            for row, sigma in enumerate(sigmas):
+                level = sigma_level(torch.tensor(sigma, dtype=torch.float64))
+                error = denoiser(level.corrupt(here, noise), level, some) - here
+                out[row, rows] += (error.square().flatten(1).mean(1).double() / sigma**2).cpu().numpy() / draws
+    return out
+
+
+def sentence(rows: Sequence[LevelGap]) -> str:
+    """What the gaps say, in words."""
+    if not rows:
+        return "Too few examples to compare the losses of training and held-out examples."
+    worst = max(rows, key=lambda row: (row.alarming, row.low))
+    told = f"AUC {worst.auc:.2f}, 95% interval {worst.low:.2f} to {worst.high:.2f}, at noise level {worst.sigma:g}"
+    if worst.alarming:
+        return f"The model knows its training examples from held-out ones by their loss ({told})."
+    return f"The model does not know its training examples from held-out ones by their loss (at most {told})."

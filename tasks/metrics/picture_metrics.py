@@ -1,0 +1,112 @@
+"""Distances of generated pictures to held-out ones: in pixels, in edges, and in the features of the networks given.
+
+Every set is read from its shards block by block. Each distance stands beside its floor, the same distance of as many
+training pictures, and beside that of the pictures that were asked for with conditions of the training set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tasks.config.params import Fidelity
+from tasks.dataset.splits import Split
+from tasks.metrics import torch_fidelity_networks as networks
+from tasks.metrics.distance import frechet_estimate, frechet_of, kid
+from tasks.metrics.feature_cache import CACHE, Arrays, cached, extract
+from tasks.metrics.findings import Findings
+from tasks.metrics.invariances import edges, pixels
+
+
+@dataclass(frozen=True)
+class PictureSets:
+    """The pictures that are compared, all at `size` pixels; `comparison` may be empty."""
+
+    generated: Split
+    comparison: Split  # generated, too, with conditions of the training set
+    heldout: Split
+    train: Split
+    size: int
+
+    def features(self, compute: Callable[[Callable[..., object], str], Arrays]) -> dict[str, Arrays]:
+        """`compute(blocks, name)` of every set that has pictures; of the training set as many as were generated."""
+        count = len(self.generated)
+        found = {
+            name: compute(partial(split.blocks, self.size, most), name)
+            for name, split, most in (
+                ("generated", self.generated, None),
+                ("floor", self.train, count),
+                ("train_conditions", self.comparison, None),
+                ("heldout", self.heldout, None),
+            )
+            if len(split)
+        }
+        return found
+
+
+class Names(NamedTuple):
+    """What the metrics of one feature space are called."""
+
+    frechet: str | None  # None: not computed
+    kernel: str
+    manifold: str
+
+
+def inception_score(logits: np.ndarray) -> float:
+    """exp of the mean Kullback-Leibler divergence of p(class | picture) from p(class) (Salimans et al. 2016), one set."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    p = np.exp(log_p)
+    return float(np.exp((p * (log_p - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
+
+
+def _compare(found: Findings, names: Names, sets: dict[str, np.ndarray]) -> None:
+    """Distances of each set of features to the held-out one."""
+    real = sets["heldout"]
+    for suffix, name in (("", "generated"), ("_floor", "floor"), ("_train_conditions", "train_conditions")):
+        if name not in sets:
+            continue
+        x = sets[name]
+        found.add(f"{names.kernel}{suffix}", partial(kid, x, real))
+        if names.frechet is not None:
+            found.add(f"{names.frechet}{suffix}", partial(frechet_estimate, x, real, np.random.default_rng(0)))
+    if names.frechet in found.metrics:
+        found.add(f"{names.frechet}_uncorrected", partial(frechet_of, sets["generated"], real))
+    found.add_manifold(names.manifold, sets["generated"], real)
+
+
+def _plain(features: Callable[[np.ndarray], np.ndarray], block: np.ndarray) -> Arrays:
+    return {"features": features(block.astype(np.float32) / 255)}
+
+
+def compare_pictures(found: Findings, given: Fidelity, root: Path, sets: PictureSets) -> None:
+    """All distances of generated pictures. Raises UserError if weights that are given cannot be used."""
+    for name, space in (("pixel", pixels), ("edge", edges)):
+        arrays = sets.features(lambda blocks, what, s=space: extract(blocks, partial(_plain, s), what))  # type: ignore
+        features = {what: some["features"] for what, some in arrays.items()}
+        _compare(found, Names(None, f"pictures.{name}_kernel_distance", f"pictures.{name}"), features)
+
+    for name, title in networks.TITLES.items():
+        prefix = f"pictures.{name}"
+        names = Names(f"{prefix}_frechet_distance", f"{prefix}_kernel_distance", prefix)
+        if name == "inception":
+            names = Names("pictures.fid", "pictures.kid", prefix)
+        weights = getattr(given, name)
+        if weights is None:
+            reason = f"fidelity.{name} is not given: {title} needs the file of its weights."
+            wanted = [names.frechet, names.kernel] + ["pictures.inception_score"] * (name == "inception")
+            found.absent |= {str(metric): reason for metric in wanted}
+            continue
+        network = networks.load(name, weights, root)
+        arrays = sets.features(
+            lambda blocks, what, n=network: cached(root / CACHE, blocks, n.about, n, f"{n.about['network']}, {what}")  # type: ignore
+        )
+        _compare(found, names, {what: some["features"] for what, some in arrays.items()})
+        if "logits" in arrays["generated"]:
+            found.metrics["pictures.inception_score"] = inception_score(arrays["generated"]["logits"])
+            found.metrics["pictures.inception_score_heldout"] = inception_score(arrays["heldout"]["logits"])

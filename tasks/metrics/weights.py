@@ -1,0 +1,85 @@
+"""Weights of a published network: from a file or a URL, known by their sha256, read without executing anything.
+
+Two formats are read. A safetensors file is data and nothing else. A `.pth` file, in which most networks are published, is
+a pickle, that is a program: of those only what torch's restricted reader makes of it, tensors in plain containers. Anything
+else, a whole pickled module or a TorchScript archive among them, is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from tasks.common.errors import UserError
+from tasks.config.params import Weights
+
+CHUNK = 1 << 20  # bytes
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, target: Path) -> None:
+    """The bytes behind a URL, under a temporary name until all are there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        with urllib.request.urlopen(url, timeout=30) as reply, temporary.open("wb") as file:
+            size = int(reply.headers.get("Content-Length") or 0) or None
+            with tqdm(total=size, desc=f"download {url}", unit="B", unit_scale=True, mininterval=2) as bar:
+                while chunk := reply.read(CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{url} could not be downloaded: {error}.") from error
+    temporary.replace(target)
+
+
+def locate(weights: Weights, root: Path) -> Path:
+    """The file with these weights, downloaded once if `source` is a URL. Raises UserError unless its sha256 is the given."""
+    is_url = "://" in weights.source
+    path = root / ".contrapposto/weights" / weights.sha256 if is_url else root / weights.source
+    if is_url and not path.is_file():
+        _download(weights.source, path)
+    if not path.is_file():
+        raise UserError(f"{weights.source} does not exist.")
+    digest = _sha256(path)
+    if digest != weights.sha256:
+        if is_url:
+            path.unlink()  # the next try downloads it again
+        raise UserError(f"{weights.source} has sha256 {digest}, and the parameters say {weights.sha256}.")
+    return path
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: the header is JSON behind its length, 8 bytes."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def read(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors in a weights file, by name, on the CPU; `name` is what errors call the file.
+
+    Raises UserError if it is neither safetensors nor a `.pth` file of tensors.
+    """
+    try:
+        if _is_safetensors(path):
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)  # the one place: it executes nothing
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{name} is neither a safetensors file nor a .pth file that holds tensors only.") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise UserError(f"{name} does not hold tensors by name.")
+    return dict(tensors)

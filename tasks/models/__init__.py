@@ -1,0 +1,1 @@
+"""The models of a run: examples, conditions, networks, files, and sampling from them."""

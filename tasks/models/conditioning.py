@@ -1,0 +1,128 @@
+"""What a model is told beside the noisy example: its conditions, their widths, and what training does to them.
+
+    category      vec:category   one-hot
+    pose_vector   vec:pose       99 numbers, the normalised landmarks
+    pose_map      map:pose       soft bones where the picture is to show them, on its channels
+    pose_tokens   tok:pose       a token a joint, its place and which joint it is, to attend to
+
+`vec:augment` and `vec:pose_level` tell how an example was transformed and how much noise its pose was given; both are zero in
+sampling. `map:self` is the network's own first estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_core import rng
+from diffusion_core.codecs import Affine
+from diffusion_core.conditioning import AUGMENT, KEEP, Cond, drop, keys
+from diffusion_core.schedules import sigma_level
+from diffusion_core.training import augmentation
+from diffusion_core.training.trainer import Transform
+from tasks.common.skeleton import MIRROR, mirror
+from tasks.config.training import Pictures, Poses
+from tasks.dataset.pose_map import CHANNELS, MIRRORED, pose_map
+
+JOINTS = 33
+SELF = "map:self"
+POSE_LEVEL = "vec:pose_level"
+
+
+def widths(config: Poses | Pictures, categories: int) -> dict[str, int]:
+    """The width of each condition that the network of a model is built for."""
+    each = {"category": ("vec:category", categories), "pose_vector": ("vec:pose", 3 * JOINTS)}
+    each |= {"pose_map": ("map:pose", CHANNELS), "pose_tokens": ("tok:pose", 3 + JOINTS)}
+    out = dict(each[name] for name in config.conditions)
+    if config.augment:
+        out[AUGMENT] = augmentation.WIDTH
+    if config.condition_noise:
+        out[POSE_LEVEL] = 1
+    if config.self_condition:
+        out[SELF] = 3
+    return out
+
+
+def conditions(
+    config: Poses | Pictures,
+    categories: list[str],
+    margin: float,
+    names: Sequence[str | None],
+    poses: np.ndarray | None = None,
+) -> Cond:
+    """The conditions of `names` (categories) and poses `[n, 33, 3]`, as far as the model takes them.
+
+    A category that is None or that the model never saw is withheld; so is everything about the pose if there are no poses.
+    """
+    cond: Cond = {}
+    if "category" in config.conditions:
+        index = {name: i for i, name in enumerate(categories)}
+        known = torch.tensor([name in index for name in names], dtype=torch.bool)
+        rows = torch.zeros(len(names), len(categories))
+        for i, name in enumerate(names):
+            if name in index:
+                rows[i, index[name]] = 1
+        cond["vec:category"] = rows
+        if not known.all():
+            cond[f"{KEEP}vec:category"] = known
+    if poses is not None and isinstance(config, Pictures):
+        given = torch.from_numpy(poses).float()
+        if "pose_map" in config.conditions:
+            cond["map:pose"] = pose_map(poses, config.size, margin)
+        if "pose_vector" in config.conditions:
+            cond["vec:pose"] = given.flatten(1)
+        if "pose_tokens" in config.conditions:
+            cond["tok:pose"] = torch.cat([given, torch.eye(JOINTS).expand(len(given), -1, -1)], 2)
+    if config.augment:
+        cond[AUGMENT] = augmentation.identity(len(names))
+    if config.condition_noise:
+        cond[POSE_LEVEL] = torch.zeros(len(names), 1)
+    return cond
+
+
+def transform(config: Poses | Pictures, codec: Affine) -> Transform | None:
+    """What training does to a batch, if anything: augments the examples, adds noise to the pose, withholds single conditions.
+
+    x0 comes and goes in the network's units.
+    """
+    if not (config.augment or config.condition_noise or config.condition_dropout_each):
+        return None
+
+    def changed(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:
+        if config.augment:
+            chosen = augmentation.parameters(rng.fold(seed, 0), ids, config.augment, flip=not config.mirror).to(x0)
+            if isinstance(config, Pictures):
+                x0, cond = _moved(x0, cond, chosen)
+            else:
+                moved, cond = augmentation.poses(codec.decode(x0), cond, chosen, MIRROR)
+                x0 = codec.encode(moved).to(x0)
+        if config.condition_noise:
+            sigma = config.condition_noise * rng.uniform((), rng.fold(seed, 1), ids)
+            for i, key in enumerate(key for key in keys(cond) if key.endswith(":pose")):
+                cond = augmentation.noise_condition(cond, key, sigma_level(sigma), rng.fold(seed, 2, i), ids)
+        return x0, drop(cond, 0.0, rng.fold(seed, 3), ids, each=config.condition_dropout_each)
+
+    return changed
+
+
+def _moved(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
+    """Pictures and the maps of their poses moved alike; in a flip left and right change names.
+
+    Vector and tokens of the pose are flipped but neither turned, scaled nor shifted: the network is told that the picture is.
+    """
+    flip = chosen[:, 0].bool()
+    moved = dict(cond)
+    if "map:pose" in cond:
+        maps = torch.where(flip[:, None, None, None], cond["map:pose"][:, list(MIRRORED)], cond["map:pose"])
+        moved["map:pose"], _ = augmentation.pictures(maps, {}, chosen)
+    for key in ("vec:pose", "tok:pose"):
+        if key in cond:
+            rows = cond[key].reshape(len(x0), JOINTS, -1)
+            pose = torch.from_numpy(mirror(rows[..., :3].cpu().numpy())).to(rows)
+            other = torch.cat([pose, rows[..., 3:]], 2).reshape(cond[key].shape)
+            moved[key] = torch.where(flip.reshape(-1, *[1] * (other.ndim - 1)), other, cond[key])
+    x0, told = augmentation.pictures(x0, {}, chosen)
+    return x0, {**moved, **told}

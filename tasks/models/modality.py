@@ -1,0 +1,174 @@
+"""The two models of a run, `poses` and `pictures`: their examples, their networks, and the file a trained one lives in.
+
+    poses      x0 = one pose, 33 joint tokens of 3 numbers, given its category
+    pictures   x0 = one picture, 3 channels, given its category and its pose (`conditions` says in which forms)
+
+`artifacts/<model>/model.safetensors` holds the averaged weights, the codec, and as JSON everything to build it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_core import presets
+from diffusion_core.codecs import Affine
+from diffusion_core.conditioning import Cond
+from diffusion_core.denoiser import Denoiser, Preconditioned
+from diffusion_core.guidance import cfg, self_condition
+from diffusion_core.losses import SelfConditioned
+from diffusion_core.recipe import Recipe
+from diffusion_core.sampling.solvers import unipc
+from tasks import paths
+from tasks.common import checkpoint
+from tasks.common.errors import DataError
+from tasks.common.evenly_spaced import evenly
+from tasks.common.skeleton import mirror
+from tasks.config.params import Params, Pictures, Poses
+from tasks.dataset.shards import ShardDataset
+from tasks.models.build import network
+from tasks.models.conditioning import SELF, conditions, widths
+
+DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A split in memory: x0 `[n, *S]` in data units, and its conditions."""
+
+    x0: Tensor
+    cond: Cond
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def some(self, count: int) -> Examples:
+        """At most `count` of them, from all over the split."""
+        rows = torch.tensor(evenly(len(self), count), dtype=torch.int64)
+        return Examples(self.x0[rows], {key: value[rows] for key, value in self.cond.items()})
+
+
+def fit_codec(x0: Tensor, per_coordinate: bool) -> Affine:
+    """The codec between data units and what the network sees; DataError if the examples do not differ."""
+    try:
+        return Affine.fit(x0, DATA_SD, per_coordinate)
+    except ValueError as error:
+        raise DataError("All training examples are the same: there is nothing to learn.") from error
+
+
+def usable(root: Path, split: str, config: Poses | Pictures) -> ShardDataset:
+    """The samples of a split of root/data/shards that a model can use: for pictures, those that have one."""
+    dataset = ShardDataset(root / "data/shards", split)
+    return dataset.pictured() if isinstance(config, Pictures) else dataset
+
+
+def as_pictures(values: Tensor) -> np.ndarray:
+    """What the picture model knows as `[n, 3, s, s]` in -1 ... 1 as pictures uint8 `[n, s, s, 3]`."""
+    return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def _pictures(dataset: ShardDataset, size: int) -> Tensor:
+    return torch.from_numpy(dataset.pictures(size)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def examples(dataset: ShardDataset, config: Poses | Pictures, categories: list[str], mirrored: bool) -> Examples:
+    """The examples of a split; with `mirrored`, every one is followed (n places later) by its mirror image.
+
+    A mirrored person's left is its right: landmarks change sign and names, the picture is flipped.
+    """
+    poses, names = dataset.pose(), [meta["category"] for meta in dataset.metas()]
+    margin = dataset.about["margin"]
+    cond, flipped_cond = (conditions(config, categories, margin, names, p) for p in (poses, mirror(poses)))
+    if isinstance(config, Pictures):
+        x0 = _pictures(dataset, config.size)
+        flipped = x0.flip(-1)
+    else:
+        x0, flipped = torch.from_numpy(poses), torch.from_numpy(mirror(poses))
+    if not mirrored:
+        return Examples(x0, cond)
+    return Examples(torch.cat([x0, flipped]), {key: torch.cat([cond[key], flipped_cond[key]]) for key in cond})
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can denoise and sample."""
+
+    name: str
+    config: Poses | Pictures
+    categories: list[str]
+    denoiser: Preconditioned
+    recipe: Recipe
+    codec: Affine
+    margin: float  # around a person in its square, as the pictures were cut
+    meta: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return (3, self.config.size, self.config.size) if isinstance(self.config, Pictures) else (33, 3)
+
+    def conditions(self, categories: Sequence[str | None], poses: np.ndarray | None = None) -> Cond:
+        """What the model is asked for: a category a sample, and for pictures the poses `[n, 33, 3]` that they shall show.
+
+        A category that is None, or that the model never saw, is withheld, as it now and then is in training.
+        """
+        return conditions(self.config, self.categories, self.margin, categories, poses)
+
+    def guided(self, strength: float) -> Denoiser:
+        """The denoiser to sample with, under classifier-free guidance (1: none)."""
+        return cfg(self_condition(self.denoiser, SELF) if self.config.self_condition else self.denoiser, strength)
+
+
+def build(name: str, config: Poses | Pictures, categories: list[str], codec: Affine, margin: float) -> Model:
+    """An untrained model."""
+    recipe = presets.edm(sd=DATA_SD).replace(step=unipc())  # as good as Heun's step at half of its evaluations
+    if config.self_condition:
+        recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
+    denoiser = recipe.denoiser(network(config, widths(config, len(categories))))
+    return Model(name, config, categories, denoiser, recipe, codec, margin, {})
+
+
+def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write the model with these (averaged) weights into a folder."""
+    about = {
+        "model": model.name,
+        "config": model.config.model_dump(),
+        "categories": model.categories,
+        "margin": model.margin,
+        **meta,
+    }
+    tensors = {f"weights.{name}": value for name, value in weights.items()}
+    codec = {"codec.mean": model.codec.mean, "codec.scale": model.codec.scale}
+    checkpoint.save(folder / paths.FILE, tensors | codec, about)
+
+
+def load(folder: Path, device: torch.device) -> Model:
+    """The trained model in a folder, in evaluation mode; DataError if the file is missing, damaged or of another
+    version."""
+    tensors, meta = checkpoint.load(folder / paths.FILE)
+    kinds: dict[str, Callable[..., Poses | Pictures]] = {"poses": Poses, "pictures": Pictures}
+    config = kinds[meta["model"]](**meta["config"])
+    codec = Affine(tensors["codec.mean"], tensors["codec.scale"])
+    model = build(meta["model"], config, meta["categories"], codec, meta["margin"])
+    weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
+    missing, unexpected = model.denoiser.load_state_dict(weights, strict=False)  # buffers are not in the file
+    if unexpected or set(missing) & {name for name, _ in model.denoiser.named_parameters()}:
+        raise DataError(f"{folder / paths.FILE} was written by another version: its weights do not fit the network.")
+    model.denoiser.to(device).eval().requires_grad_(False)
+    return Model(model.name, config, model.categories, model.denoiser, model.recipe, codec, model.margin, meta)
+
+
+def config_of(params: Params, name: str) -> Poses | Pictures:
+    """A model's section of the parameters."""
+    return params.pictures if name == "pictures" else params.poses
+
+
+def device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,67 @@
+"""Samples of a trained model on request: any conditions, given wholly, in part or not at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_core.conditioning import Cond
+from diffusion_core.denoiser import Denoiser
+from diffusion_core.inverse import inpaint, matrix, pigdm, project
+from diffusion_core.sampling.loop import Constrain, generate
+from tasks.common.errors import DataError
+from tasks.models.modality import DATA_SD, Model
+
+KNOWN_TO = 0.01  # noise assumed on given joints, in the network's units (data have standard deviation 0.5)
+
+
+def draw(
+    model: Model,
+    cond: Cond,
+    steps: int,
+    guidance: float,
+    seed: int,
+    ids: Tensor,
+    batch: int = 128,
+    joints: Tensor | None = None,
+    label: str | None = None,
+) -> Tensor:
+    """Samples in data units, float32 `[len(ids), *shape]`, on the CPU; cond has a row for each.
+
+    Sample i is a function of (model, seed, ids[i], its conditions) alone. `joints` `[33, 3]`, for a pose model: the numbers
+    that are given, NaN where the model is to fill in. They guide every step (`inverse.pigdm`), hold after every step
+    (`inverse.project`) and stand in the result. With a `label` a progress bar of that name counts the steps.
+    Raises DataError if a sample is not finite.
+    """
+    device = next(model.denoiser.parameters()).device
+    denoiser: Denoiser = model.guided(guidance)
+    constrain: Constrain | None = None
+    if joints is not None:
+        mask = joints.isfinite()
+        a = matrix(inpaint(mask), model.shape)
+        y = model.codec.encode(joints.double().to(device))[mask]
+        denoiser = pigdm(denoiser, a.to(device), y, KNOWN_TO, DATA_SD)
+        constrain = project(a.to(device), y)
+    with tqdm(desc=label, unit="step", mininterval=2, disable=label is None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        z = generate(
+            denoiser,
+            model.recipe.walk(steps),
+            model.recipe.step,
+            model.shape,
+            seed,
+            ids.to(device),
+            {key: value.to(device) for key, value in cond.items()},
+            batch=batch,
+            constrain=constrain,
+            progress=progress,
+        )
+    values: Tensor = model.codec.decode(z).cpu()
+    if not values.isfinite().all():
+        raise DataError(f"The {model.name} model gives samples that are not finite: its training has failed.")
+    return values if joints is None else torch.where(joints.isfinite(), joints.float(), values)

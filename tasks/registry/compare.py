@@ -1,0 +1,129 @@
+"""`python -m tasks compare RUN RUN ...`: MLflow runs side by side, as a table and as a figure with intervals.
+
+A RUN is an id or the beginning of one, a run's name, or `champion`, `challenger` or `previous`: the pipeline run in which
+that version was judged. Prints the table and writes it to `reports/compare/` (compare.md, compare.json, compare.png).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.common import files
+from tasks.common.errors import UserError
+from tasks.config.params import Params
+from tasks.plots import interval_plot
+from tasks.plots.interval_plot import Row
+from tasks.registry import model_registry
+from tasks.registry.tracking import Store
+
+ALIASES = (model_registry.CHAMPION, model_registry.CHALLENGER, model_registry.PREVIOUS)
+LOW, HIGH = "_low", "_high"
+TAGS = {  # what is worth a line of the table even where it does not differ
+    "contrapposto.verdict.poses": "memorization, poses",
+    "contrapposto.verdict.pictures": "memorization, pictures",
+    "contrapposto.promoted": "promoted",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run as it is compared: metric -> (value, low, high), and low is high is the value where there is no interval."""
+
+    run_id: str
+    name: str
+    status: str
+    numbers: dict[str, tuple[float, float, float]]
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
+def numbers(metrics: Mapping[str, float]) -> dict[str, tuple[float, float, float]]:
+    """Flat metrics, each with the ends of its interval taken from its companions `<name>_low` and `<name>_high`."""
+    ends = {name + end for name in metrics for end in (LOW, HIGH) if name + LOW in metrics and name + HIGH in metrics}
+    return {
+        name: (value, metrics.get(name + LOW, value), metrics.get(name + HIGH, value))
+        for name, value in metrics.items()
+        if name not in ends
+    }
+
+
+def find(store: Store, runs: Sequence[Any], wanted: str) -> Entry:
+    """The run that a word on the command line means; raises UserError if there is none, or more than one."""
+    if wanted in ALIASES:
+        version = model_registry.version(store, "poses", wanted)
+        if version is None:
+            raise UserError(f"There is no {wanted} yet.")
+        judged = version.tags.get("judged_in", version.run_id)
+        found = [run for run in runs if run.info.run_id == judged]
+    else:
+        found = [run for run in runs if run.info.run_id == wanted or run.info.run_name == wanted]
+        found = found or [run for run in runs if run.info.run_id.startswith(wanted)]
+    if len(found) != 1:
+        names = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in found or runs[:10])
+        what = "no run" if not found else "more than one run"
+        raise UserError(f"{wanted!r} means {what}; there are {names or 'no runs at all'}.")
+    run = found[0]
+    return Entry(
+        run.info.run_id,
+        f"{run.info.run_name} {run.info.run_id[:6]}",
+        run.info.status,
+        numbers(run.data.metrics),
+        dict(run.data.params),
+        dict(run.data.tags),
+    )
+
+
+def _spell(number: tuple[float, float, float] | None) -> str:
+    if number is None:
+        return "absent"
+    value, low, high = number
+    return f"{value:.4g}" if low == high else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def rows(entries: Sequence[Entry]) -> list[list[str]]:
+    """The table: verdicts, every parameter in which the runs differ, and every metric."""
+    table = [["status", *(entry.status for entry in entries)]]
+    table += [[label, *(entry.tags.get(tag, "") for entry in entries)] for tag, label in TAGS.items()]
+    keys = sorted({key for entry in entries for key in entry.params})
+    for key in keys:
+        values = [entry.params.get(key, "") for entry in entries]
+        if len(set(values)) > 1:
+            table.append([key, *values])
+    for key in sorted({key for entry in entries for key in entry.numbers}):
+        table.append([key, *(_spell(entry.numbers.get(key)) for entry in entries)])
+    return table
+
+
+def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Row]]]:
+    """A panel for each metric that has an interval in some run, one row a run."""
+    with_interval = sorted({key for entry in entries for key, (_, low, high) in entry.numbers.items() if low < high})
+    return [
+        (key, [Row(e.name, *e.numbers[key], series=i) for i, e in enumerate(entries) if key in e.numbers])
+        for key in with_interval
+    ]
+
+
+def run(params: Params, root: Path, *runs: str) -> None:
+    """Compare the runs; raises UserError if fewer than two are given or one cannot be found."""
+    if len(runs) < 2:
+        raise UserError("Give two or more runs to compare: ids, names, champion, challenger or previous.")
+    store = Store(params.tracking, root)
+    known = store.client.search_runs([store.experiment], max_results=1000, order_by=["attributes.start_time DESC"])
+    entries = [find(store, known, wanted) for wanted in runs]
+    table = rows(entries)
+    heading = ["", *(entry.name for entry in entries)]
+    widths = [max(len(cells[column]) for cells in (heading, *table)) for column in range(len(heading))]
+    for cells in (heading, *table):
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heading, ["---"] * len(heading), *table)]
+    with files.new_folder(root / "reports/compare") as folder:
+        (folder / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        files.write_json(
+            folder / "compare.json", [{"run": e.run_id, "name": e.name, "metrics": e.numbers} for e in entries]
+        )
+        if drawn := panels(entries):
+            interval_plot.draw(folder / "compare.png", drawn)
+    print(f"written to {root / 'reports/compare'}")

@@ -1,0 +1,168 @@
+"""The challenger against the champion: the same held-out data, the same conditions, the same noise.
+
+The champion is taken from MLflow and draws again, with the seeds and conditions of the challenger's samples that lie in
+`samples/`. Held-out data change when data arrive, so that numbers which were written down when the champion was crowned
+would compare two models by two yardsticks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tasks import paths
+from tasks.config.params import Params, Sample
+from tasks.dataset.shards import ShardDataset
+from tasks.dataset.splits import SAMPLES, Split, load_splits
+from tasks.metrics.distance import kid
+from tasks.metrics.estimate import Estimate, TooFewSamples
+from tasks.metrics.invariances import joints, pixels
+from tasks.metrics.relative import relative_kernel_distance
+from tasks.models import modality, sampler
+from tasks.paths import MODELS
+from tasks.plots.interval_plot import Row
+from tasks.registry import model_registry
+from tasks.registry.tracking import Store
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Bout:
+    """One comparison: kernel distances of both to held-out data, and their difference (below 0: the challenger is nearer).
+
+    `category`: "all", or the one that samples and held-out data were narrowed to.
+    """
+
+    model: str
+    category: str
+    challenger: float
+    champion: float
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Contest:
+    """All comparisons, and why some could not be made. `same`: models that are the champion's, byte for byte."""
+
+    bouts: list[Bout]
+    absent: dict[str, str]
+    same: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def objections(self, worse_category: float) -> list[str]:
+        """Why the challenger may not take the champion's place, a sentence each; none if it may.
+
+        It may if the pose or the picture model is better beyond the interval and the other not worse beyond it, and in no
+        category the distance has grown, beyond the interval, by more than the share `worse_category` of the champion's.
+        """
+        whole = [bout for bout in self.bouts if bout.category == ALL]
+        reasons = [
+            f"the {bout.model} model is worse than the champion beyond the interval: its distance to held-out data is "
+            f"{bout.challenger:.3g}, the champion's {bout.champion:.3g}."
+            for bout in whole
+            if bout.low > 0
+        ]
+        if not any(bout.high < 0 for bout in whole):
+            missing = "".join(f" {reason}" for reason in self.absent.values())
+            reasons.append(f"neither model is better than the champion beyond the interval.{missing}")
+        for bout in self.bouts:
+            if bout.category != ALL and bout.low > worse_category * max(bout.champion, 0.0):
+                reasons.append(
+                    f"in the category {bout.category} the {bout.model} model has become worse by more than "
+                    f"{worse_category:.0%}: from {bout.champion:.3g} to {bout.challenger:.3g}."
+                )
+        return reasons
+
+    def figure_rows(self, model: str) -> list[Row]:
+        """The differences of one model for `interval_figure`."""
+        return [
+            Row(bout.category, bout.difference, bout.low, bout.high, series=bout.category != ALL)
+            for bout in self.bouts
+            if bout.model == model
+        ]
+
+
+def run(params: Params, root: Path, store: Store) -> Contest | None:
+    """Compare the models in `artifacts/` with the champions; None if there is no other champion.
+
+    Raises DataError if samples or shards are missing or the champion's file is damaged.
+    """
+    if any(model_registry.version(store, model, model_registry.CHAMPION) is None for model in MODELS):
+        return None
+    contest = Contest([], {}, [])
+    held_out = load_splits(root)[1]
+    for model in MODELS:
+        folder = model_registry.fetch(store, root, model, model_registry.CHAMPION)
+        if folder.name == paths.sha256(root, model):
+            contest.same.append(model)
+            continue
+        samples = ShardDataset(root / "samples" / model, SAMPLES)
+        categories = [str(meta["category"]) for meta in samples.metas()]
+        ours, theirs, real, known = _features(params, model, folder, samples, held_out)
+        _compare(contest, model, (ours, theirs), categories, real, known)
+    return None if len(contest.same) == len(MODELS) else contest
+
+
+def _features(
+    params: Params, name: str, folder: Path, samples: ShardDataset, held_out: Split
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Features of the challenger's samples, of the champion's and of held-out data, and the latter's categories."""
+    champion = modality.load(folder, modality.device())
+    choice: Sample = getattr(params.sample, name)
+    metas = samples.metas()
+    asked = samples.pose() if name == "pictures" else None
+    cond = champion.conditions([str(meta["category"]) for meta in metas], asked)
+    ids = torch.tensor([int(meta["number"]) for meta in metas])
+    drawn = sampler.draw(
+        champion, cond, choice.steps, choice.guidance, choice.seed, ids, choice.batch, label=f"the champion's {name}"
+    )
+    if name == "poses":
+        return joints(samples.pose()), joints(drawn.numpy()), joints(held_out.poses()), _categories(held_out)
+    pictured = held_out.pictured()
+    size = min(samples.picture(0).shape[0], drawn.shape[-1])  # of two sizes the smaller: both can be made as small
+    theirs = np.stack([_shrunk(picture, size) for picture in modality.as_pictures(drawn)])
+    sets = [pixels(some.astype(np.float32) / 255) for some in (samples.pictures(size), theirs, pictured.bytes(size))]
+    return sets[0], sets[1], sets[2], _categories(pictured)
+
+
+def _categories(split: Split) -> list[str]:
+    return [str(meta["category"]) for meta in split.metas]
+
+
+def _shrunk(picture: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BOX))
+
+
+def _compare(
+    contest: Contest,
+    model: str,
+    drawn: tuple[np.ndarray, np.ndarray],
+    categories: Sequence[str],
+    real: np.ndarray,
+    known: Sequence[str],
+) -> None:
+    """Add the comparison of all samples, and of each category with enough of them."""
+    for category in (ALL, *sorted(set(categories))):
+        rows = [category in (ALL, name) for name in categories]
+        ours, theirs = (features[rows] for features in drawn)
+        reference = real[[category in (ALL, name) for name in known]]
+        try:
+            found: Estimate = relative_kernel_distance(ours, theirs, reference)
+        except TooFewSamples as error:
+            if category == ALL:
+                contest.absent[model] = f"The {model} model: {error}"
+            continue
+        challenger, champion = (kid(features, reference).value for features in (ours, theirs))
+        contest.bouts.append(Bout(model, category, challenger, champion, found.value, found.low, found.high))

@@ -1,0 +1,130 @@
+"""Stage `explain <sample key>`: one sample, what it is nearest to, and the source pictures behind that.
+
+Prints the finding and writes `reports/explain/<key>.png`. Needs the reports of the stage `memorization`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tasks.common.errors import UserError
+from tasks.common.files import read_json
+from tasks.config.params import Params
+from tasks.dataset.shards import ShardDataset
+from tasks.dataset.splits import COMPARISON, SAMPLES
+from tasks.evaluate.memorization.stage import shown_poses
+from tasks.metrics.invariances import PICTURE_BANKS, POSE_BANKS, SIDE, Bank, View
+from tasks.plots import drawing
+
+TILE = 192  # pixels
+QUESTIONS = {  # of the samples of each model, in reports/memorization
+    ("poses", SAMPLES): ("poses",),
+    ("pictures", SAMPLES): ("pictures", "pose_reuse"),
+    ("pictures", COMPARISON): ("train_conditions",),
+}
+OF_POSES = ("poses", "pose_reuse")
+
+
+def _find(root: Path, key: str) -> tuple[tuple[str, ...], ShardDataset, int]:
+    """The questions that were asked about this sample, the samples it is one of, and its place among them."""
+    for (model, split), questions in QUESTIONS.items():
+        samples = ShardDataset(root / "samples" / model, split)
+        if key in samples.keys:
+            return questions, samples, samples.keys.index(key)
+    raise UserError(f"There is no sample {key!r} in {root / 'samples'} that the copy test has judged.")
+
+
+def _row(root: Path, question: str, key: str) -> dict[str, Any] | None:
+    """The copy test's finding about one sample; None if it had too little data, or sees nobody in the picture."""
+    report = root / "reports/memorization"
+    if not report.is_dir():
+        raise UserError(f"{report} does not exist: run the memorization stage first.")
+    path = report / f"{question}_samples.json"
+    rows = read_json(path) if path.is_file() else []
+    return next((row for row in rows if row["key"] == key), None)
+
+
+def _text(question: str, row: dict[str, Any], metas: dict[str, dict[str, Any]]) -> str:
+    listed = "on the list of copies" if row["listed"] else "not on the list of copies"
+    lines = [
+        f"{question.replace('_', ' ')}: p = {row['p']:.2g}, {listed}; d1/d2 = {row['distance']:.4g} / "
+        f"{row['second_distance']:.4g} = {row['ratio']:.3g} in {row['bank']}, view: {row['view']}"
+    ]
+    for role in ("nearest", "second"):
+        meta = metas[row[role]]
+        lines.append(f"  {role}: {row[role]}, {meta['category']}, from {meta['source']}, group {meta['group']}")
+    return "\n".join(lines)
+
+
+def _source(train: ShardDataset, key: str) -> np.ndarray:
+    """The picture that a training item was read from, as far as it is in the shards; of a motion capture its skeleton."""
+    pictured = train.pictured()
+    if key in pictured.keys:
+        return drawing.enlarge(pictured.picture(pictured.keys.index(key)), TILE)
+    return drawing.draw_pose(train.pose()[train.keys.index(key)], TILE)
+
+
+def _pose(root: Path, samples: ShardDataset, key: str, question: str) -> np.ndarray:
+    """The pose that the question is about: the sample's own, or the one that was read in the picture. `[1, 33, 3]`."""
+    keys, poses = shown_poses(root) if question == "pose_reuse" else (samples.keys, samples.pose())
+    return poses[keys.index(key)][None]
+
+
+def _looked(row: dict[str, Any]) -> tuple[Bank, View]:
+    """The bank and the view in which the sample was nearest."""
+    bank = next(bank for bank in (*PICTURE_BANKS, *POSE_BANKS) if bank.name == row["bank"])
+    return bank, next(view for view in bank.views if view.name == row["view"])
+
+
+def _poses(pose: np.ndarray, nearest: np.ndarray, row: dict[str, Any]) -> list[np.ndarray]:
+    """Skeletons of poses `[1, 33, 3]`: the sample's; as it was compared; the nearest, likewise."""
+    bank, view = _looked(row)
+    return [drawing.draw_pose(some[0], TILE) for some in (pose, bank.aligned(view.apply(pose)), bank.aligned(nearest))]
+
+
+def _pictures(picture: np.ndarray, nearest: Callable[[int], np.ndarray], row: dict[str, Any]) -> list[np.ndarray]:
+    """The sample, the sample as it was compared, and its difference to the nearest, `nearest(side)`."""
+    side = min(SIDE, picture.shape[0])
+    small = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BOX))
+    seen = _looked(row)[1].apply(small[None].astype(np.float32) / 255)[0].clip(0, 1)
+    difference = np.abs(seen - nearest(side).astype(np.float32) / 255)
+    compared = [(some * 255).astype(np.uint8) for some in (seen, difference)]
+    return [drawing.enlarge(some, TILE) for some in (picture, *compared)]
+
+
+def run(params: Params, root: Path, key: str) -> None:
+    """Explain the sample `key`; raises UserError if there is no such sample or no finding about it."""
+    questions, samples, i = _find(root, key)
+    train = ShardDataset(root / "data/shards", "train")
+    place = {name: number for number, name in enumerate(train.keys)}
+    about = samples.meta(i)
+    asked = f", asked to show the pose of {about['condition']}" if "condition" in about else ""
+    print(f"{key}: {about['category']}{asked}")
+    tiles, captions = [], []
+    for question in questions:
+        row = _row(root, question, key)
+        if row is None:
+            print(f"{question.replace('_', ' ')}: not judged, for want of data or of a person in the picture")
+            continue
+        pair = row["nearest"], row["second"]
+        print(_text(question, row, {name: train.meta(place[name]) for name in pair}))
+        near = place[row["nearest"]]
+        if question in OF_POSES:
+            tiles += _poses(_pose(root, samples, key, question), train.pose()[near][None], row)
+        else:
+            tiles += _pictures(samples.picture(i), partial(train.picture, near), row)
+        tiles += [_source(train, name) for name in pair]
+        third = "nearest pose" if question in OF_POSES else "difference to nearest"
+        captions += [f"sample ({question.replace('_', ' ')})", f"view: {row['view']}", third]
+        captions += [f"nearest, p = {row['p']:.2g}", f"second, d1/d2 = {row['ratio']:.3g}"]
+    if not tiles:
+        raise UserError(f"The copy test had too little data to judge {key!r}.")
+    path = root / "reports/explain" / f"{key}.png"
+    drawing.save_png(path, drawing.sheet(tiles, 5, captions))
+    print(path)

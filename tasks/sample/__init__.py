@@ -1,0 +1,1 @@
+"""Sampling: the stage, generation on request, serving and export."""

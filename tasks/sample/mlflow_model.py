@@ -1,0 +1,24 @@
+"""The model that `mlflow models serve` runs: MLflow executes this file, so that nothing is pickled ("models from code")."""
+
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+from tasks.sample.requests import Artist, Request
+
+
+class Contrapposto(PythonModel):
+    """Answers a list of requests with a list of answers, each a list of samples."""
+
+    def load_context(self, context: Any) -> None:
+        """Load both models from the folders that were exported."""
+        self.artist = Artist(Path(context.artifacts["poses"]), Path(context.artifacts["pictures"]))
+
+    def predict(self, model_input: list[Request]) -> list[list[dict[str, Any]]]:  # type: ignore[override]
+        """The samples asked for. A request that is not possible is an error that says why."""
+        return [self.artist.answer(request) for request in model_input]
+
+
+set_model(Contrapposto())

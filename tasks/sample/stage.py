@@ -1,0 +1,138 @@
+"""Stage `sample <model>`: new poses, or new pictures of given poses, in `samples/<model>/`.
+
+The folder has the shards' format; each sample's JSON says its seed, its number, its category and, for a picture, whose pose
+it was asked to show. Its splits:
+
+    samples            what every headline number is about: conditions drawn from the held-out persons
+    train_conditions   pictures only: the same noise with conditions drawn from the training set, for comparison. A model
+                       that copies does it most readily when asked for what it was trained on
+    new_poses          pictures only: some generated poses, each with several noises; `grid.png` shows them
+
+A sample is a function of (model, seed, its number, its condition): neither the batch nor the count changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_core import rng
+from tasks import paths
+from tasks.common.evenly_spaced import evenly
+from tasks.common.images import encode_png
+from tasks.config.params import Params, Sample
+from tasks.dataset import shards
+from tasks.dataset.shards import ShardDataset
+from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, Split, load_splits
+from tasks.models import modality, sampler
+from tasks.models.modality import Model
+from tasks.plots import drawing
+
+GRID = 8  # the grid has so many rows and columns
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is asked for: categories, poses `[n, 33, 3]`, and the keys of the persons (or samples) they are from."""
+
+    category: list[str]
+    pose: np.ndarray
+    key: list[str]
+
+    @classmethod
+    def of(cls, source: Split, rows: list[int]) -> Conditions:
+        """The conditions of some items of a split."""
+        return cls([source.metas[i]["category"] for i in rows], source.poses()[rows], [source.keys[i] for i in rows])
+
+
+def run(params: Params, root: Path, model: str) -> None:
+    """Draw the samples of one model. Raises DataError if a sample is not finite or what it is asked for is missing."""
+    choice: Sample = getattr(params.sample, model)
+    trained = modality.load(paths.folder(root, model), modality.device())
+    train, heldout = load_splits(root)
+    if model == "pictures":  # not those who are known from motion capture only
+        train, heldout = train.pictured(), heldout.pictured()
+    held_out = heldout if len(heldout) else train  # a very small dataset holds nobody out
+    rows = _resampled(len(held_out), choice.count, choice.seed)
+    if model == "pictures":
+        new = Split(ShardDataset(root / "samples/poses", SAMPLES))
+        fixed = [i for i in evenly(len(new), GRID) for _ in range(GRID)]
+        asked = {
+            SAMPLES: Conditions.of(held_out, rows),
+            COMPARISON: Conditions.of(train, _resampled(len(train), params.sample.train_conditions, choice.seed)),
+            NEW_POSES: Conditions.of(new, fixed),
+        }
+        drawn = {split: _pictures(trained, choice, some, split) for split, some in asked.items()}
+        tiles = [drawing.enlarge(picture, 96) for picture in drawn[NEW_POSES]]
+        beside = [drawing.draw_pose(pose) for pose in asked[NEW_POSES].pose[::GRID]]
+        for row, pose in reversed(list(enumerate(beside))):
+            tiles.insert(row * GRID, pose)
+        columns, captions = GRID + 1, None
+        samples = {
+            split: list(_picture_samples(choice, asked[split], pictures, split)) for split, pictures in drawn.items()
+        }
+    else:
+        categories = [held_out.metas[i]["category"] for i in rows]
+        poses = _draw(trained, choice, categories, None, SAMPLES).numpy()
+        samples = {SAMPLES: list(_pose_samples(choice, categories, poses))}
+        tiles, columns = [drawing.draw_pose(pose) for pose in poses[: GRID * GRID]], GRID
+        captions = categories[: GRID * GRID]
+    folder = root / "samples" / model
+    origin = {"model": model, "model_digest": trained.meta["digest"], "categories": trained.categories}
+    shards.write(folder, samples, choice.count, origin)
+    drawing.save_png(folder / "grid.png", drawing.sheet(tiles, columns, captions))
+
+
+def _resampled(n: int, count: int, seed: int) -> list[int]:
+    """`count` rows out of n, drawn with replacement."""
+    u = rng.uniform((), rng.fold(seed, 1), torch.arange(count))
+    return [int(i) for i in (u * n).long()]
+
+
+def _pose_samples(choice: Sample, categories: list[str], poses: np.ndarray) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for i, (category, pose) in enumerate(zip(categories, poses, strict=True)):
+        about = {
+            "model": "poses", "category": category, "seed": choice.seed, "number": i, "guidance": choice.guidance
+        }  # fmt: skip
+        yield (
+            f"poses-{choice.seed}-{i:06d}",
+            {"pose.npy": shards.encode_pose(pose), "json": shards.encode_json(about)},
+        )
+
+
+def _picture_samples(
+    choice: Sample, asked: Conditions, pictures: np.ndarray, split: str
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    name = "pictures" if split == SAMPLES else f"pictures-{split}"
+    for i, picture in enumerate(pictures):
+        about = {
+            "model": "pictures", "category": asked.category[i], "condition": asked.key[i], "seed": choice.seed,
+            "number": i, "guidance": choice.guidance,
+        }  # fmt: skip
+        yield (
+            f"{name}-{choice.seed}-{i:06d}",
+            {
+                "png": encode_png(picture),
+                "pose.npy": shards.encode_pose(asked.pose[i]),
+                "json": shards.encode_json(about),
+            },
+        )
+
+
+def _pictures(model: Model, choice: Sample, asked: Conditions, split: str) -> np.ndarray:
+    """Pictures uint8 `[n, size, size, 3]` of the poses that are asked for."""
+    if not asked.key:
+        return np.zeros((0, *model.shape[1:], 3), np.uint8)
+    return modality.as_pictures(_draw(model, choice, asked.category, asked.pose, split))
+
+
+def _draw(model: Model, choice: Sample, categories: list[str], poses: np.ndarray | None, split: str) -> Tensor:
+    """Samples in data units, float32 `[n, *shape]`, one a category; their numbers count from 0."""
+    cond, ids = model.conditions(categories, poses), torch.arange(len(categories))
+    label = f"sample {model.name}, {split}"
+    return sampler.draw(model, cond, choice.steps, choice.guidance, choice.seed, ids, choice.batch, label=label)

@@ -1,1 +1,0 @@
-"""Answering requests for samples over HTTP, and handing the models on."""

@@ -1,0 +1,1 @@
+"""The built-in data: articulated mannequins whose joints are known."""

@@ -1,0 +1,1 @@
+"""Training: the stage, its data, loop, evaluation, early stopping and resumption."""

@@ -1,0 +1,191 @@
+"""What single networks claim: places, skeletons, windows, magnitudes, latents."""
+
+import math
+
+import pytest
+import torch
+
+from diffusion_core.nets.attention import WindowAttention, rotated, turns
+from diffusion_core.nets.edm2_unet import EDM2UNet
+from diffusion_core.nets.magnitude import MPFourier, MPLayer, mp_cat, mp_silu, mp_sum, unit
+from diffusion_core.nets.pose_transformer import PoseTransformer, graph_distances
+from diffusion_core.nets.rin import RIN
+from diffusion_core.nets.unet import Part, UNet
+from tests.support import net_zoo as zoo
+from tests.support.net_zoo import EDGES, KINDS
+
+
+def _pose(joints: int, edges: list[tuple[int, int]]) -> PoseTransformer:
+    torch.manual_seed(0)
+    net = PoseTransformer(joints, edges, width=16, depth=2, heads=2)
+    return zoo.awake(net)
+
+
+def test_graph_distances() -> None:
+    distances = graph_distances(6, EDGES)  # joint 5 hangs in the air
+    assert distances[3].tolist() == [3, 2, 1, 0, 4, 5]
+    assert torch.equal(distances, distances.T)
+
+
+def test_the_skeleton_biases_attention() -> None:
+    net = _pose(5, EDGES)
+    x = torch.randn(1, 5, 3, dtype=torch.float64)
+    c = torch.zeros(1, dtype=torch.float64)
+    before = net(x, c, {})
+    with torch.no_grad():
+        net.bias[:, :, 1:] = -1e9  # nobody listens to anybody else
+    nudged = x.clone()
+    nudged[0, 4] += 1
+    alone = net(x, c, {})
+    changed = (net(nudged, c, {}) - alone).abs().amax(-1)[0] > 1e-9
+    assert changed.tolist() == [False, False, False, False, True]
+    assert not torch.allclose(before, alone)
+
+
+def test_renaming_the_joints_renames_the_output() -> None:
+    net = _pose(5, EDGES)
+    new = torch.tensor([3, 0, 4, 1, 2])  # joint new[i] of the old pose is joint i of the new one
+    place = new.argsort()
+    other = _pose(5, [(int(place[a]), int(place[b])) for a, b in EDGES])
+    other.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        other.joint.copy_(net.joint[new])
+    x = torch.randn(3, 5, 3, dtype=torch.float64)
+    c = torch.linspace(-1, 1, 3, dtype=torch.float64)
+    torch.testing.assert_close(other(x[:, new], c, {}), net(x, c, {})[:, new])
+
+
+def test_joints_that_are_not_there_change_nothing() -> None:
+    net = _pose(5, EDGES)
+    x = torch.randn(3, 5, 3, dtype=torch.float64)
+    c = torch.linspace(-1, 1, 3, dtype=torch.float64)
+    present = torch.ones(3, 5, dtype=torch.bool)
+    torch.testing.assert_close(net(x, c, {"mask:x": present}), net(x, c, {}))
+    present[1, 3] = present[2, 0] = False
+    here = net(x, c, {"mask:x": present})
+    elsewhere = x.clone()
+    elsewhere[1, 3] += 100
+    elsewhere[2, 0] -= 100
+    torch.testing.assert_close(net(elsewhere, c, {"mask:x": present}), here)
+    assert not here[1, 3].any() and not here[2, 0].any()
+    assert not torch.allclose(here[1, :3], net(x, c, {})[1, :3])
+
+
+def test_padding_a_skeleton_changes_nothing() -> None:
+    small, large = _pose(5, EDGES), _pose(7, [*EDGES, (4, 5), (5, 6)])
+    weights = {key: value for key, value in small.state_dict().items() if key not in ("joint", "bias")}
+    large.load_state_dict(weights, strict=False)
+    with torch.no_grad():
+        large.joint[:5] = small.joint
+        large.bias[:, :, : small.bias.shape[2]] = small.bias
+    x = torch.randn(2, 7, 3, dtype=torch.float64)
+    c = torch.linspace(-1, 1, 2, dtype=torch.float64)
+    present = (torch.arange(7) < 5).expand(2, 7)
+    torch.testing.assert_close(large(x, c, {"mask:x": present})[:, :5], small(x[:, :5], c, {}))
+
+
+def test_rotary_scores_depend_on_the_difference_of_places_alone() -> None:
+    side, width = 6, 16
+    q, k = torch.randn(2, 1, 1, 1, width, dtype=torch.float64)
+    turn = turns(side, width).double()
+    everywhere = [rotated(t.expand(1, 1, side**2, width), (turn[0], turn[1])) for t in (q, k)]
+    scores = (everywhere[0] @ everywhere[1].mT)[0, 0].reshape(side, side, side, side)
+    torch.testing.assert_close(scores[:-1, :-2, :-1, :-2], scores[1:, 2:, 1:, 2:], rtol=1e-4, atol=1e-5)
+    assert (scores[0, 0] - scores[0, 0, 0, 0]).abs().flatten()[1:].min() > 1e-6  # and differs between differences
+    torch.testing.assert_close(everywhere[0].norm(dim=-1), q.norm(dim=-1).expand(1, 1, side**2), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_windows_keep_to_themselves_and_do_not_reach_around(shifted: bool) -> None:
+    side, window = 8, 4
+    torch.manual_seed(0)
+    layer = WindowAttention(8, 2, side, window, shifted).double()
+    x = torch.randn(1, side**2, 8, dtype=torch.float64)
+    nudged = x.clone()
+    nudged[0, 0] += 1  # the corner at the top left
+    changed = ((layer(nudged) - layer(x)).abs().amax(-1)[0] > 1e-9).reshape(side, side)
+    reach = window // 2 if shifted else window
+    expected = torch.zeros(side, side, dtype=torch.bool)
+    expected[:reach, :reach] = True
+    assert torch.equal(changed, expected)
+
+
+@torch.no_grad()
+def test_magnitude_preserving_layers_preserve_magnitude() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 48, 8, 8)
+    layer = MPLayer(48, 32, 3)
+    within = layer(x)[:, :, 1:-1, 1:-1]  # zeros come in at the border
+    assert float(within.square().mean().sqrt()) == pytest.approx(1, abs=0.05)
+    assert float(MPLayer(48, 64)(x[..., 0, 0]).square().mean().sqrt()) == pytest.approx(1, abs=0.06)
+    assert float(mp_silu(x).square().mean().sqrt()) == pytest.approx(1, abs=0.02)
+    y = torch.randn(64, 16, 8, 8)
+    for share in (0.3, 0.5, 0.9):
+        assert float(mp_sum(x, torch.randn_like(x), share).square().mean().sqrt()) == pytest.approx(1, abs=0.02)
+        both = mp_cat(x, y, share)
+        assert float(both.square().mean().sqrt()) == pytest.approx(1, abs=0.02)
+        parts = both[:, :48].square().sum(1).mean(), both[:, 48:].square().sum(1).mean()
+        assert math.sqrt(float(parts[1] / parts[0])) == pytest.approx(share / (1 - share), rel=0.03)
+    c = torch.linspace(-1.5, 1.5, 7)
+    assert MPFourier(512)(c).square().mean(1).sqrt().tolist() == pytest.approx([1] * 7, abs=0.05)
+    assert unit(5 * x).square().mean((1, 2, 3)).tolist() == pytest.approx([1] * 64, abs=1e-3)
+
+
+def test_a_weight_s_size_means_nothing_and_stays_what_it_was() -> None:
+    kind = KINDS["edm2"]
+    torch.manual_seed(0)
+    net = kind.make()
+    zoo.fit(net, kind, 5, rate=0.05)
+    layers = [layer for layer in net.modules() if isinstance(layer, MPLayer)]
+    x, c, cond = zoo.batch(kind, 2)
+    net.eval()
+    before = net(x, c, cond)
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight *= 3
+    torch.testing.assert_close(net(x, c, cond), before, rtol=1e-3, atol=1e-4)
+    net.train()
+    net(x, c, cond)
+    for layer in layers:
+        sizes = layer.weight.flatten(1).square().mean(1).sqrt()
+        torch.testing.assert_close(sizes, torch.ones_like(sizes), rtol=1e-3, atol=1e-3)
+
+
+def test_activations_stay_of_size_one_through_the_magnitude_preserving_net() -> None:
+    torch.manual_seed(0)
+    net = EDM2UNet(16, width=32, depth=2)
+    sizes: list[float] = []
+    for part in [*net.down, *net.middle, *net.up]:
+        part.register_forward_hook(lambda m, i, out: sizes.append(float(out.detach().square().mean().sqrt())))
+    net(torch.randn(8, 3, 16, 16), torch.linspace(-1, 1, 8), {})
+    assert len(sizes) == len(net.down) + len(net.middle) + len(net.up)
+    assert 0.6 < min(sizes) and max(sizes) < 1.4, sizes
+
+
+def test_a_second_look_starts_from_the_latents_of_the_first() -> None:
+    torch.manual_seed(0)
+    net = zoo.awake(RIN(8, 2, width=16, depth=1, heads=2, revisit=0.5))
+    once = zoo.awake(RIN(8, 2, width=16, depth=1, heads=2))
+    once.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("again")})
+    x = torch.randn(64, 3, 8, 8, dtype=torch.float64)
+    c = torch.zeros(64, dtype=torch.float64)
+    plain, looked = once(x, c, {}), net(x, c, {})
+    assert ((looked - plain).abs().flatten(1).max(1).values > 1e-9).all()
+    net.train()
+    same = (net(x, c, {}) - plain).abs().flatten(1).max(1).values < 1e-12
+    again = (net(x, c, {}) - looked).abs().flatten(1).max(1).values < 1e-12
+    assert 12 < int(same.sum()) < 52 and 12 < int(again.sum()) < 52  # half of the rows each, drawn anew
+
+
+def _parts(net: UNet) -> list[Part]:
+    return [part for part in [*net.down, *net.middle, *net.up] if isinstance(part, Part)]
+
+
+def test_a_u_net_has_attention_where_it_is_small() -> None:
+    net = UNet(64, width=16, depth=1, heads=2, conds={"tok:words": 4})
+    attended = [part.attention for part in _parts(net) if part.attention is not None]
+    assert sorted({a.attention.project.in_features for a in attended}) == [48, 64]  # sides 16 and 8
+    assert all(a.cross is not None for a in attended)
+    assert [a.attention.heads for a in attended if a.attention.project.in_features == 64] == [8] * 4
+    with pytest.raises(ValueError, match="27 pixels does not divide"):
+        UNet(27, width=16)

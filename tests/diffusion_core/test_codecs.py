@@ -1,0 +1,33 @@
+"""The affine codec: the statistics it promises, the round trip, and what it refuses."""
+
+import pytest
+import torch
+
+from diffusion_core.codecs import Affine
+from tasks.common.errors import DataError
+from tasks.models import modality
+
+X0 = torch.randn(500, 3, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2, 3, 4]) + 7
+
+
+@pytest.mark.parametrize("per_coordinate", [True, False])
+def test_encoded_examples_have_the_size_asked_for_and_come_back(per_coordinate):
+    codec = Affine.fit(X0, 0.5, per_coordinate)
+    z = codec.encode(X0)
+    assert float(z.square().mean().sqrt()) == pytest.approx(0.5)
+    assert float((z.mean(0) if per_coordinate else z.mean()).abs().max()) < 1e-5
+    torch.testing.assert_close(codec.decode(z), X0)
+
+
+def test_one_scale_keeps_shapes():
+    """Distances between examples are all scaled alike, whatever the coordinates' own spreads."""
+    z = Affine.fit(X0, 0.5, True).encode(X0).flatten(1)
+    ratio = torch.pdist(z[:20]) / torch.pdist(X0[:20].flatten(1))
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+
+
+def test_examples_that_do_not_differ_are_refused():
+    with pytest.raises(ValueError, match="all the same"):
+        Affine.fit(torch.ones(5, 3), 0.5, True)
+    with pytest.raises(DataError, match="nothing to learn"):
+        modality.fit_codec(torch.ones(5, 3), True)

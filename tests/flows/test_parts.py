@@ -1,0 +1,63 @@
+"""Which parts there are: deliveries are found, named, and let go; the built-in pictures are only named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows import parts
+from tasks.common.errors import DataError
+from tasks.config.data import MANNEQUIN
+from tasks.config.params import Params, load
+from tests.support.workspaces import write_params
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Params:
+    for folder in (MANNEQUIN, "data/raw/.hidden", "data/raw/Bob's films", "data/raw/Bob s films", "data/raw/été"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "data/raw/notes.txt").touch()
+    return load(write_params(tmp_path))
+
+
+def test_every_folder_is_a_part_with_a_name_of_its_own(tmp_path: Path, params: Params) -> None:
+    now = parts.update(tmp_path, params)
+    assert now.raw.parts == {
+        "mannequin": MANNEQUIN, "Bob-s-films": "data/raw/Bob s films", "Bob-s-films-2": "data/raw/Bob's films",
+        "t": "data/raw/été",
+    }  # fmt: skip
+    assert parts.update(tmp_path, now) == now == load(tmp_path / "params.yaml")
+
+
+def test_names_stay_when_another_part_goes_and_what_was_extracted_of_it_goes_too(
+    tmp_path: Path, params: Params
+) -> None:
+    now = parts.update(tmp_path, params)
+    for name in now.raw.parts:
+        (tmp_path / parts.POSES / name).mkdir(parents=True)
+    (tmp_path / "data/raw/Bob s films").rmdir()
+    now = parts.update(tmp_path, now)
+    assert list(now.raw.parts) == ["mannequin", "Bob-s-films-2", "t"]
+    assert sorted(path.name for path in (tmp_path / parts.POSES).iterdir()) == sorted(now.raw.parts)
+
+
+def test_the_built_in_pictures_are_a_part_only_where_they_are_named(tmp_path: Path, params: Params) -> None:
+    named = write_params(tmp_path, raw={"folder": "data/raw", "parts": {"t": "data/raw/été"}})
+    assert MANNEQUIN not in parts.update(tmp_path, load(named)).raw.parts.values()
+
+
+def test_without_a_folder_nothing_is_looked_for_and_what_is_gone_is_a_sentence(tmp_path: Path, params: Params) -> None:
+    outside = {"mine": str(tmp_path / "mine")}
+    named = write_params(tmp_path, raw={"folder": None, "parts": outside})
+    with pytest.raises(DataError, match=r"no folder .*mine to take pictures from"):
+        parts.update(tmp_path, load(named))
+    (tmp_path / "mine").mkdir()
+    assert parts.update(tmp_path, load(named)).raw.parts == outside
+
+
+def test_the_last_part_gone_is_a_sentence(tmp_path: Path, params: Params) -> None:
+    (tmp_path / "inbox").mkdir()
+    named = write_params(tmp_path, raw={"folder": "inbox", "parts": {"a": "inbox/a"}})
+    with pytest.raises(DataError, match=r"no folder left in .*inbox"):
+        parts.update(tmp_path, load(named))

@@ -1,0 +1,117 @@
+"""One machine and three workers with clones of their own, a real server between them, make the same shards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.private_server import Server, settings
+from tasks.common import files, process_guard
+from tasks.extract.cache import PATH
+from tasks.extract.slices import SLICES
+from tests.flows.test_plugin import make_pool
+from tests.support.dvc_project import dvc
+from tests.support.project import PROJECT
+from tests.support.workspaces import write_params
+from tests.tasks.extract.test_stage import draw
+from tests.test_pipeline import project
+
+POOL = "slices"
+WORKERS = 3
+
+
+def _git(root: Path, *arguments: str) -> None:
+    about = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *about, *arguments], cwd=root, check=True, capture_output=True)
+
+
+def _environment(server: Server, root: Path) -> dict[str, str]:
+    """Of a process that runs the code in `root`, and not that of the project."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    there = {"PREFECT_API_URL": server.api_url, "PYTHONPATH": str(root), "PATH": path}
+    return settings(server.home) | there | {"PREFECT_LOGGING_LOG_PRINTS": "true", "OMP_NUM_THREADS": "1"}
+
+
+def _shards(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "data/shards").iterdir()}
+
+
+@pytest.mark.slow
+def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tmp_path: Path) -> None:
+    home = project(
+        tmp_path / "home", raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}}, extract__workers=1
+    )
+    draw(home / "data/raw/heap", 24)
+    dvc(home, "remote", "modify", "local", "url", str(tmp_path / "remote"))
+    dvc(home, "add", "data/raw/heap")
+    dvc(home, "push", "data/raw/heap.dvc")
+    (home / "prefect.yaml").write_text(
+        (home / "prefect.yaml").read_text().replace("name: contrapposto\n    job", f"name: {POOL}\n    job")
+    )
+    _git(home, "add", "--all")
+    _git(home, "commit", "-m", "the part is known")
+    clones = [tmp_path / f"worker{number}" for number in range(WORKERS)]
+    for clone in clones:
+        _git(tmp_path, "clone", "--quiet", str(home), str(clone))
+        (clone / "models").symlink_to(PROJECT / "models")
+    alone = tmp_path / "alone"
+    shutil.copytree(home, alone, symlinks=True)
+
+    make_pool(POOL)
+    deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "extract-slice"]
+    subprocess.run(deploy, cwd=home, env=_environment(prefect_server, home), check=True, capture_output=True)
+    work = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", "1"]
+    workers = []
+    try:
+        for clone in clones:
+            with open(clone / "worker.log", "w", encoding="utf-8") as log:
+                workers.append(process_guard.start(work, clone, _environment(prefect_server, clone), log))
+        told = _curate(prefect_server, home, WORKERS)
+    finally:
+        for worker in workers:
+            process_guard.release(worker)
+    logs = "\n".join((clone / "worker.log").read_text() for clone in clones)
+    assert f"heap: {WORKERS} slices" in told, told + logs
+    assert files.read_json(home / ".contrapposto/extract/heap.json")["extracted"] == 0
+    done = [_found(clone) for clone in clones]
+    assert sum(done) == 24 and max(done) < 24, done
+    assert not any(list((clone / SLICES).rglob("*.*")) for clone in clones)
+    assert not any((clone / "data/raw/heap").exists() for clone in clones)
+    _curate(prefect_server, alone, 0)
+    assert _shards(home) == _shards(alone) and len(_shards(home)) > 1
+
+
+def _found(root: Path) -> int:
+    """Files that a workspace has findings of."""
+    if not (root / PATH).exists():
+        return 0
+    with sqlite3.connect(root / PATH) as db:
+        return int(db.execute("select count(*) from findings").fetchone()[0])
+
+
+def _curate(server: Server, root: Path, slices: int) -> str:
+    code = f"from flows.train_poses import curate; curate(changes={{'extract': {{'slices': {slices}}}}})"
+    command = [sys.executable, "-c", code]
+    made = subprocess.run(
+        command, cwd=root, env=_environment(server, root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert made.returncode == 0, made.stdout
+    return made.stdout
+
+
+@pytest.mark.slow
+def test_slices_without_a_deployment_are_a_sentence(prefect_server: Server, tmp_path: Path) -> None:
+    home = project(tmp_path / "home", raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}})
+    draw(home / "data/raw/heap", 2)
+    write_params(home, extract__slices=2, raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}})
+    private = subprocess.run(
+        [sys.executable, "-m", "flows", "curate"], cwd=home, env=os.environ | {"PYTHONPATH": str(home)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert private.returncode == 2 and "extract.slices: 0 in params.yaml" in private.stdout, private.stdout

@@ -1,0 +1,139 @@
+"""Train the same small model on several numbers of ranks, each way of sharing the work, and print what came out as JSON.
+
+A process of its own that imports torch once and forks the ranks: `python tests/ranks.py FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import Tensor, distributed
+
+from diffusion_core import presets
+from diffusion_core.nets.mlp import MLP
+from diffusion_core.training import monitoring
+from diffusion_core.training.compute import Compute
+from diffusion_core.training.lr_schedule import TrainConfig
+from diffusion_core.training.trainer import Diverged, Trainer
+
+POINTS = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+CONFIG = TrainConfig(
+    images=10_000, batch=32, warmup_images=100, ema_halflife_images=200, condition_dropout=0.2, seed=3,
+    batch_growth=((96, 64),),
+)  # fmt: skip
+STEPS = 5
+
+
+def make(
+    compute: Compute,
+    points: Tensor = POINTS,
+    seen: list[list[int]] | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Trainer:
+    """A trainer of a small network on 50 points; `seen` collects the indices that it asks for."""
+
+    def data(indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if seen is not None:
+            seen.append(indices.tolist())
+        return points[indices], {"vec:sign": (points[indices, :1] > 0).float()}
+
+    torch.manual_seed(0)
+    recipe = presets.edm2(1.0)  # it learns a part beside the network
+    net = MLP(3, width=16, depth=2, conds={"vec:sign": 1})
+    return Trainer(recipe.denoiser(net).to(device), recipe, CONFIG, data, len(points), compute=compute)
+
+
+def outcome(compute: Compute) -> dict[str, Any] | None:
+    """Batches, losses, sums of weights and averages, on rank 0."""
+    seen: list[list[int]] = []
+    trainer = make(compute, seen=seen)
+    losses, batches = [], []
+    for _ in range(STEPS):
+        seen.clear()
+        losses.append(trainer.step().loss)
+        batches.append([i for rank in _gathered(seen) for micro in rank for i in micro])
+    first = trainer.state()
+    weights = {name: value.double().sum().item() for name, value in first[0].items()}
+    scale = monitoring.noise_scale(trainer)
+    twin = trainer.averaged()
+    again = make(compute)
+    again.load_state(*first)
+    tensors, info = again.state()
+    same = info == first[1] and all(torch.equal(value, tensors[name]) for name, value in first[0].items())
+    follow = again.step().loss == trainer.step().loss
+    stops = [_gathered(again.step().stop)]
+    again.stop = again.rank == again.world - 1
+    stops.append(_gathered(again.step().stop))
+    broken = POINTS.clone()
+    broken[17] = float("nan")
+    planted = make(compute, broken)
+    try:
+        for _ in range(3):
+            planted.step()
+        named: list[int] = []
+    except Diverged as error:
+        named = error.examples
+    return {
+        "batches": batches, "losses": losses, "restored": same and follow, "named": named, "scale": scale,
+        "weights": weights, "stops": stops, "world": trainer.world,
+        "twin": sum(p.double().sum().item() for p in twin.parameters()),
+    }  # fmt: skip
+
+
+def _gathered(value: Any) -> list[Any]:
+    """The value of every rank."""
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, value)
+    return parts
+
+
+def _rank(folder: Path, rank: int, world: int, compute: Compute) -> None:
+    store = f"file://{folder}/meet"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    result = outcome(compute)
+    if rank == 0:
+        (folder / "result.json").write_text(json.dumps(result))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def together(folder: Path, world: int, compute: Compute) -> dict[str, Any]:
+    """Run the ranks, wait for them, and read what rank 0 left."""
+    folder.mkdir()
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                _rank(folder, rank, world, compute)
+                code = 0
+            finally:
+                if code:
+                    traceback.print_exc()
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitpid(child, 0)[1] for child in children]
+    assert not any(codes), codes
+    return json.loads((folder / "result.json").read_text())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root = Path(sys.argv[1])
+    layouts = {
+        "1": (1, Compute()),
+        "2": (2, Compute()),
+        "4": (4, Compute()),
+        "2 accumulating": (2, Compute(microbatch=4)),
+        "2 sharded": (2, Compute(sharded=True)),
+        "4 sharded": (4, Compute(sharded=True, microbatch=4)),
+    }
+    print(json.dumps({name: together(root / name.replace(" ", "-"), *layout) for name, layout in layouts.items()}))

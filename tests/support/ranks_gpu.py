@@ -1,0 +1,28 @@
+"""Train the small model of `ranks` on a GPU, each way of sharing the work, under torchrun: `ranks_gpu.py BACKEND`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch import distributed
+
+from diffusion_core.training.compute import Compute
+from tests.support.ranks import STEPS, make
+
+if __name__ == "__main__":
+    torch.cuda.set_device(0)
+    distributed.init_process_group(sys.argv[1])
+    ways = {"ddp": Compute(), "fsdp": Compute(sharded=True)}
+    if sys.argv[1] == "gloo":
+        del ways["fsdp"]  # gloo cannot scatter what lies on a GPU
+    losses = {}
+    for name, compute in ways.items():
+        trainer = make(compute, device=torch.device("cuda", 0))
+        losses[name] = [trainer.step().loss for _ in range(STEPS)]
+        trainer.state()
+    if distributed.get_rank() == 0:
+        print("RESULT" + json.dumps(losses), flush=True)
+    distributed.barrier()
+    distributed.destroy_process_group()

@@ -1,0 +1,109 @@
+"""Small workspaces that the tests make themselves: parameters with tiny nets, and shards of simple figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from tasks.common.images import encode_png
+from tasks.config.params import Params
+from tasks.dataset import shards
+from tests.support.project import PROJECT
+
+TINY_MODEL = {
+    "width": 16, "depth": 1, "heads": 2, "images": 2048, "batch": 32, "learning_rate": 3e-3, "warmup_images": 64,
+    "ema_halflife_images": 256, "checkpoint_images": 256,
+}  # fmt: skip
+
+
+def write_params(root: Path, **changes: Any) -> Path:
+    """`params.yaml` with tiny nets in `root`; changes by dotted key with `__` for the dot. Returns the file."""
+    yaml = YAML(typ="safe", pure=True)
+    params = yaml.load((PROJECT / "params.yaml").read_text())
+    for model in ("poses", "pictures"):
+        params[model].update(TINY_MODEL)
+        params["sample"][model].update(count=24, steps=4, batch=16)
+    params["sample"]["train_conditions"] = 8
+    params["pictures"].update(size=16, patch=4)
+    params["shard"].update(size=16)
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        node = params
+        for section in sections:
+            node = node[section]
+        node[last] = value
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "params.yaml"
+    with path.open("w") as file:
+        yaml.dump(json.loads(json.dumps(params)), file)
+    return path
+
+
+def figure(rng: np.random.Generator, category: int) -> np.ndarray:
+    """A pose float32 `[33, 3]`: a fixed standing figure bent by a few random numbers, more in the second category."""
+    pose = np.zeros((33, 3))
+    pose[:11] = [0, -1.4, -0.1] + 0.1 * np.sin(np.arange(33).reshape(11, 3))
+    side = np.where(np.arange(33) % 2 == 1, 1.0, -1.0)
+    pose[11:, 0] = side[11:] * 0.3
+    pose[13:15, 1], pose[15:23, 1], pose[25:27, 1], pose[27:, 1] = -0.5, -0.1, 0.9, 1.8
+    pose[23:25] = [[0.2, 0, 0], [-0.2, 0, 0]]
+    pose[11:13] = [[0.3, -1, 0], [-0.3, -1, 0]]
+    bend = rng.normal(size=(4, 3)) * (0.2 + 0.2 * category)
+    pose[13:23:2] += bend[0]
+    pose[14:23:2] += bend[1]
+    pose[25::2] += bend[2]
+    pose[26::2] += bend[3]
+    return pose.astype(np.float32)
+
+
+def picture(pose: np.ndarray, size: int) -> np.ndarray:
+    """A coarse picture of a pose, uint8 `[size, size, 3]`: a bright blob for every joint."""
+    grid = (np.arange(size) + 0.5) / size * 5 - 2.5
+    distance = (grid[None, :, None] - pose[:, 0]) ** 2 + (grid[:, None, None] - pose[:, 1]) ** 2
+    light = np.exp(-distance / 0.05).max(axis=-1)
+    return (light[..., None] * np.array([255, 200, 120])).astype(np.uint8)
+
+
+def write_shards(root: Path, train: int = 60, val: int = 20, test: int = 10) -> None:
+    """`data/shards` of figures in two categories."""
+
+    def rows(split: str, count: int, seed: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+        rng = np.random.default_rng(seed)
+        for i in range(count):
+            pose = figure(rng, i % 2)
+            key = f"{seed:04x}{i:012x}"
+            meta = {"category": ("calm", "wild")[i % 2], "group": key, "source": f"{key}.png", "split": split}
+            yield (
+                key,
+                {
+                    "png": encode_png(picture(pose, 16)),
+                    "pose.npy": shards.encode_pose(pose),
+                    "json": shards.encode_json(meta),
+                },
+            )
+
+    counts = {"train": train, "val": val, "test": test}
+    splits = {split: rows(split, count, seed) for seed, (split, count) in enumerate(counts.items())}
+    about = {"categories": ["calm", "wild"], "parts": ["figures"], "size": 16, "margin": 0.08}
+    shards.write(root / "data/shards", splits, 50, about)
+
+
+def write_untrained(root: Path, params: Params, name: str, shift: float = 0.0, images: int = 0) -> None:
+    """`artifacts/<name>`: a model of the shards in `root` that is not trained: it draws what has their mean, moved by
+    `shift`, and their spread. `images` is a label that makes another file of the same model."""
+    from tasks import paths
+    from tasks.dataset.shards import ShardDataset
+    from tasks.models import modality
+
+    config = modality.config_of(params, name)
+    categories = ["calm", "wild"]
+    examples = modality.examples(ShardDataset(root / "data/shards", "train"), config, categories, mirrored=False)
+    codec = modality.fit_codec(examples.x0 + shift, per_coordinate=name == "poses")
+    model = modality.build(name, config, categories, codec, 0.08)
+    weights = dict(model.denoiser.state_dict())
+    modality.save(paths.folder(root, name), model, weights, {"digest": "0", "images": images})

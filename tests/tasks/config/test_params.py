@@ -1,0 +1,79 @@
+"""params.yaml: what is impossible is refused in one sentence that names the key."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.common.errors import UserError
+from tasks.config.params import load, parse, set_value
+from tests.support.project import PROJECT
+
+FILE = PROJECT / "params.yaml"
+TEXT = FILE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "allowed"),
+    [
+        ("  count: 1200", "  count: 0", "mannequin.count", "greater than or equal to 1"),
+        ("  count: 1200", "  cuont: 1200", "mannequin.cuont", "not a known key"),
+        ("  count: 1200", "  count: 1200.5", "mannequin.count", "integer"),
+        ("  count: 1200", "  count: '1200'", "mannequin.count", "integer"),
+        ("learning_rate: 1.0e-3", "learning_rate: fast", "poses.learning_rate", "number"),
+        ("learning_rate: 1.0e-3", "learning_rate: .nan", "poses.learning_rate", "finite"),
+        ("  val: 0.2", "  val: 0.85", "curate", "val + test must stay below 0.9"),
+        ("  patch: 4", "  patch: 5", "pictures", "multiple of patch (5)"),
+        ("  heads: 4", "  heads: 5", "poses", "multiple of 2 * heads (10)"),
+        ("  batch: 128 # total, over all ranks", "  batch: 127\n", "poses", "multiple of ranks"),
+        ("  size: 64 #", "  size: 16 #", "the file", "pictures.size must be at most shard.size (16)"),
+        ("inception: null", "inception: {source: w.pth}", "fidelity.inception.sha256", "missing"),
+        ("clip: null", "clip: {source: w.pth, sha256: abc}", "fidelity.clip.sha256", "match"),
+        ("shard:\n", "shards:\n", "shard", "missing"),
+        ("mannequin: data/raw/mannequin", "a/b: data/raw", "raw.parts.a/b", "match pattern"),
+        ("mannequin: data/raw/mannequin", "{}", "raw.parts", "at least 1 item"),
+        ("mannequin: data/raw/mannequin", "{a: pictures, b: pictures/b}", "raw", "lies in the folder of parts.a"),
+    ],
+)
+def test_impossible_values_are_named(old: str, new: str, key: str, allowed: str) -> None:
+    assert old in TEXT
+    text = TEXT.replace(old, new, 1)
+    if "ranks" in allowed:
+        text = text.replace("  ranks: 1", "  ranks: 2", 1)
+    with pytest.raises(UserError) as caught:
+        parse(text)
+    sentence = str(caught.value)
+    assert key in sentence and allowed in sentence
+    assert "\n" not in sentence and sentence.endswith(".")
+    assert caught.value.code == 2
+
+
+def test_exponents_are_numbers_as_dvc_reads_them() -> None:
+    assert parse(TEXT.replace("1.0e-3", "1e-3")).poses.learning_rate == 1e-3
+
+
+def test_not_yaml_and_not_a_mapping() -> None:
+    with pytest.raises(UserError, match="not valid YAML"):
+        parse("raw: [")
+    with pytest.raises(UserError, match="must be a mapping"):
+        parse("- 1")
+    with pytest.raises(UserError, match="does not exist"):
+        load(Path("nowhere.yaml"))
+
+
+def test_setting_a_value_keeps_comments_and_refuses_nonsense(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT)
+    set_value(path, "raw.folder", "/some/where")
+    assert load(path).raw.folder == "/some/where"
+    before, after = TEXT.splitlines(), path.read_text().splitlines()
+    changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    assert [b.split("#")[0].strip() for _, b in changed] == ["folder: /some/where"]
+    assert "# every folder in it is a part" in changed[0][1]
+    path.write_text(TEXT)
+    set_value(path, "raw.parts", {"mannequin": "data/raw/mannequin", "mine": "/some/where"})
+    assert list(load(path).raw.parts) == ["mannequin", "mine"]
+    set_value(path, "raw.parts", {"mannequin": "data/raw/mannequin"})
+    assert path.read_text() == TEXT
+    with pytest.raises(UserError, match=r"mannequin\.count"):
+        set_value(path, "mannequin.count", 0)
+    assert load(path).mannequin.count == 1200

@@ -1,0 +1,82 @@
+"""Pose clusters: planted ones are found, and neither camera, mirror nor number of threads matters."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import pytest
+from sklearn.metrics import silhouette_score
+
+from tasks.common import skeleton
+from tasks.dataset import clusters
+from tasks.dataset.clusters import fit, points, silhouette
+
+KINDS = 5
+
+
+def planted(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """n poses of KINDS kinds, each turned about the vertical at random and mirrored or not; and their kinds."""
+    rng = np.random.default_rng(seed)
+    body = np.zeros((33, 3))
+    body[:, 0] = np.where(np.arange(33) % 2, 0.3, -0.3)
+    body[0, 0] = 0
+    body[11:13, 1] = -1
+    limbs = np.random.default_rng(99).normal(scale=0.5, size=(KINDS, 33, 3))
+    limbs[:, [11, 12, 23, 24]] = 0
+    kind = rng.integers(0, KINDS, n)
+    pose = body + limbs[kind] + rng.normal(scale=0.03, size=(n, 33, 3))
+    flipped = rng.random(n) < 0.5
+    pose = np.where(flipped[:, None, None], skeleton.mirror(pose), pose)
+    yaw = rng.uniform(-1.2, 1.2, n)
+    cosine, sine, still = np.cos(yaw), np.sin(yaw), np.zeros(n)
+    turn = np.array([[cosine, still, sine], [still, still + 1, still], [-sine, still, cosine]]).transpose(2, 0, 1)
+    return skeleton.normalise(pose @ turn).astype(np.float32), kind
+
+
+def test_planted_kinds_are_found_whatever_the_camera_and_the_side():
+    poses, kind = planted(400)
+    found = fit(poses)
+    assert len(found.centroids) == KINDS
+    labels = found.assign(poses)
+    assert len(set(zip(kind.tolist(), labels.tolist(), strict=True))) == KINDS  # a cluster a kind
+    assert (np.diff(np.bincount(labels)) <= 0).all()  # the largest first
+    fresh, kinds = planted(100, seed=1)
+    assert len(set(zip(kind.tolist(), labels.tolist(), strict=True)) | set(
+        zip(kinds.tolist(), found.assign(fresh).tolist(), strict=True))) == KINDS  # fmt: skip
+
+
+def test_a_pose_turned_or_mirrored_is_the_same_point():
+    poses, _ = planted(50)
+    axis = clusters.left_right_axis(poses)
+    assert points(skeleton.mirror(poses), axis) == pytest.approx(points(poses, axis), abs=1e-5)
+    quarter = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], np.float32)
+    assert points(poses @ quarter, axis) == pytest.approx(points(poses, axis), abs=1e-5)
+
+
+def test_silhouette_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3))
+    for labels in (rng.integers(0, 4, 60), np.r_[0, 1, np.full(58, 2)], np.repeat([0, 7], 30)):
+        distance = np.linalg.norm(x[:, None] - x, axis=2)
+        assert silhouette(distance, labels) == pytest.approx(silhouette_score(x, labels), abs=1e-9)
+    assert silhouette(distance, np.zeros(60, int)) == 0
+
+
+def test_the_same_poses_give_the_same_bits_with_any_number_of_threads():
+    poses, _ = planted(300)
+    threads = faiss.omp_get_max_threads()
+    try:
+        results = []
+        for count in (1, 2, 2):
+            faiss.omp_set_num_threads(count)
+            results.append(fit(poses))
+    finally:
+        faiss.omp_set_num_threads(threads)
+    assert all(np.array_equal(results[0].centroids, other.centroids) for other in results[1:])
+
+
+def test_a_handful_of_poses_is_one_cluster():
+    poses, _ = planted(19)
+    found = fit(poses)
+    assert len(found.centroids) == 1 and found.silhouettes == {}
+    assert set(found.assign(poses).tolist()) == {0}

@@ -1,0 +1,168 @@
+"""Copies are found and nobody else: the fingerprint, the searches, the groups."""
+
+from __future__ import annotations
+
+import io
+
+import imagehash
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from tasks.common import skeleton
+from tasks.dataset import dedup
+from tasks.dataset.dedup import SAME_PICTURE, same_picture, same_scene
+from tasks.dataset.groups import UnionFind, group, thin
+from tasks.extract.perceptual_hash import SIDE, bits, cosine, fingerprint, mirrored
+from tasks.synthetic import stage as mannequin
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """Figures of twelve kinds in one sort of room, twice."""
+    return [Image.fromarray(mannequin.picture(3, i, 128).image) for i in range(COUNT)]
+
+
+def prints(images: list[Image.Image]) -> np.ndarray:
+    return np.array([fingerprint(np.asarray(image)) for image in images])
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return Image.open(io.BytesIO(stream.getvalue())).convert("RGB")
+
+
+def pairs(found) -> set[tuple[int, int]]:
+    return {(int(i), int(j)) for rows, others in found for i, j in zip(rows, others, strict=True)}
+
+
+def some_poses(n: int, seed: int = 0, spread: float = 0.3) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    pose = rng.normal(size=(33, 3)) + rng.normal(scale=spread, size=(n, 33, 3))
+    pose[:, [11, 12]] += [0, -3, 0]
+    return skeleton.normalise(pose).astype(np.float32)
+
+
+def test_planted_copies_are_found_and_different_figures_in_one_room_are_not(pictures):
+    kinds = {
+        "as is": pictures,
+        "encoded again": [jpeg(image, 40) for image in pictures],
+        "reduced": [image.resize((70, 70), Image.Resampling.LANCZOS) for image in pictures],
+        "mirrored": [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in pictures],
+        "brighter": [ImageEnhance.Brightness(image).enhance(1.3) for image in pictures],
+    }
+    assert pairs(same_picture(prints(pictures))) == set()
+    for kind, copies in kinds.items():
+        found = pairs(same_picture(np.concatenate([prints(pictures), prints(copies)])))
+        assert found == {(i, COUNT + i) for i in range(COUNT)}, kind
+
+
+def test_the_search_in_hashes_misses_nothing_that_all_pairs_compared_would_find():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(40, 256)) * np.linspace(3, 0.3, 256)
+    near = base[rng.integers(0, 40, 300)] + rng.normal(size=(300, 256)) * np.linspace(3, 0.3, 256) * 0.35
+    # without the copies' own copies: 340 rows whose cosines lie all around the threshold
+    x = np.concatenate([base, near])
+    x = np.rint(x * (127 / np.abs(x).max(axis=1, keepdims=True))).astype(np.int8)
+    unit = x / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+    reflected = mirrored(x) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+    both = np.maximum(unit @ unit.T, reflected @ unit.T)
+    expected = {(i, j) for i, j in np.argwhere(np.triu(both, 1) >= SAME_PICTURE).tolist()}
+    assert len(expected) > 100
+    assert pairs(same_picture(x)) == expected
+
+
+def test_the_fingerprint_of_a_mirror_image_differs_by_signs_only(pictures):
+    square = [image.resize((SIDE, SIDE)) for image in pictures]  # reducing would round
+    reflected = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in square]
+    assert np.array_equal(mirrored(prints(square)), prints(reflected))
+    assert np.array_equal(mirrored(mirrored(prints(square))), prints(square))
+
+
+def test_the_hash_is_that_of_imagehash_up_to_its_threshold(pictures):
+    ours = np.unpackbits(bits(prints(pictures)), axis=1).reshape(-1, 16, 16)
+    for image, mine in zip(pictures, ours, strict=True):
+        theirs = imagehash.phash(image, hash_size=16, highfreq_factor=2).hash  # above the median instead of above 0
+        assert (mine != theirs).mean() < 0.1
+
+
+def test_one_colour_and_no_picture_are_nobodys_copy():
+    flat = prints([Image.new("RGB", (50, 40), (c, c, c)) for c in (0, 128, 255)])
+    assert not flat.any()
+    assert pairs(same_picture(flat)) == set()
+    assert cosine(flat, flat).tolist() == [0, 0, 0]
+
+
+def test_a_crop_is_known_by_pose_and_similar_picture_together(pictures):
+    cut = [image.crop((4, 5, 125, 126)) for image in pictures]
+    both = np.concatenate([prints(pictures), prints(cut)])
+    poses = some_poses(COUNT)
+    jitter = np.random.default_rng(1).normal(scale=0.03, size=poses.shape).astype(np.float32)
+    found = pairs(same_scene(both, np.concatenate([poses, poses + jitter])))
+    assert found == {(i, COUNT + i) for i in range(COUNT)}
+    # the same pose in another picture, and the same picture with another pose
+    noise = np.random.default_rng(2).integers(-127, 128, (COUNT, 256)).astype(np.int8)
+    assert pairs(same_scene(noise, np.repeat(poses[:1], COUNT, axis=0))) == set()
+    assert pairs(same_scene(np.repeat(both[:1], 2, axis=0), poses[:2])) == set()
+
+
+def test_a_mirrored_pose_needs_a_mirrored_picture(pictures):
+    image = pictures[2]
+    poses = some_poses(1)
+    two = np.concatenate([poses, skeleton.mirror(poses)])
+    reflected = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert pairs(same_scene(prints([image, reflected]), two)) == {(0, 1)}
+    assert pairs(same_scene(prints([image, image]), two)) == set()
+
+
+def test_blocks_do_not_matter(pictures, monkeypatch):
+    x = np.concatenate([prints(pictures)] * 2)
+    poses = np.concatenate([some_poses(COUNT)] * 2)
+    whole = pairs(same_picture(x)), pairs(same_scene(x, poses))
+    monkeypatch.setattr(dedup, "_BLOCK", 5)
+    assert (pairs(same_picture(x)), pairs(same_scene(x, poses))) == whole
+
+
+def test_groups_are_transitive_and_named_by_their_smallest_key():
+    n = 7
+    far = np.random.default_rng(0).integers(-127, 128, (n, 256)).astype(np.int8)
+    far[5] = far[3]
+    keys = list("gfedcba")
+    videos = ["v", "v", "", "", "w", "w", ""]
+    groups, joins = group(keys, [videos], far, some_poses(n))
+    assert groups == ["f", "f", "e", "b", "b", "b", "a"]  # 3 shares a picture with 5, and 5 a video with 4
+    assert joins == {"same_name": 2, "same_picture": 1, "same_scene": 0}
+
+
+def test_union_find_agrees_with_a_search_through_the_graph():
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rng = np.random.default_rng(0)
+    i, j = rng.integers(0, 200, (2, 150))
+    sets = UnionFind(200)
+    fewer = sum(sets.join(i[k : k + 40], j[k : k + 40]) for k in range(0, 150, 40))
+    count, labels = connected_components(coo_array((np.ones(150), (i, j)), shape=(200, 200)), directed=False)
+    assert fewer == 200 - count
+    smallest = [np.flatnonzero(labels == label).min() for label in labels]
+    assert sets.roots().tolist() == smallest
+
+
+def test_of_a_group_each_pose_is_kept_once_and_the_best_file_of_it():
+    poses = some_poses(4, spread=0.5)
+    rows = np.concatenate([poses, poses[:2] + 0.01])
+    rank = np.array([3, 1, 2, 4, 0, 5])
+    repeats, above = thin(["g"] * 6, rows, rank, cap=10)
+    assert (repeats, above) == ([0, 5], [])
+    assert thin(["a", "b", "c", "d", "e", "f"], rows, rank, cap=1) == ([], [])
+
+
+def test_above_the_cap_the_most_different_poses_stay():
+    line = np.repeat(some_poses(1), 11, axis=0)
+    line[:, 15, 0] += np.linspace(0, 11, 11, dtype=np.float32)  # a wrist that moves away
+    repeats, above = thin(["video"] * 11, line, np.arange(11), cap=3)
+    assert repeats == []
+    assert sorted(set(range(11)) - set(above)) == [0, 5, 10]

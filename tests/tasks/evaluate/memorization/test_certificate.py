@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+
+from benchmarks.synthetic_law import Law, with_copies
+from tasks.common.errors import DataError
+from tasks.evaluate.memorization.certificate import Certificate, Planter, certify, score_samples
+from tasks.evaluate.memorization.copy_test import Verdict
+from tasks.evaluate.memorization.reference import Items, Reference, reference
+from tasks.metrics.invariances import Bank, View, identity
+
+LAW = Law(latent=12, width=64)
+VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x, identity)
+
+
+def plant(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    return train[rng.choice(len(train), count)] + np.float32(0.001)
+
+
+def judged(generated: np.ndarray, compared: Reference, plant: Planter, rng: np.random.Generator) -> Certificate:
+    return certify("samples", score_samples("samples", generated, compared), compared, plant, rng)
+
+
+def outcome(generated: np.ndarray, train: np.ndarray, heldout: np.ndarray) -> Certificate:
+    groups = np.arange(len(train) + len(heldout))
+    apart = Items(train, groups[: len(train)]), Items(heldout, groups[len(train) :])
+    return judged(generated, reference((VECTORS,), *apart), plant, np.random.default_rng(0))
+
+
+def draws(n: int, m: int, g: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.random.Generator]:
+    rng = np.random.default_rng(seed)
+    return LAW.draw(n, rng), LAW.draw(m, rng), LAW.draw(g, rng), rng
+
+
+def test_fresh_samples_are_clean_and_the_control_is_found() -> None:
+    alarms = 0
+    for seed in range(25):
+        train, heldout, generated, _ = draws(300, 80, 300, seed)
+        certificate = outcome(generated, train, heldout)
+        alarms += certificate.verdict is not Verdict.CLEAN
+        assert certificate.planted_found == certificate.planted == 3
+    assert alarms <= 1
+
+
+@pytest.mark.parametrize("generator", [LAW.blurred, LAW.shrunk, LAW.half_the_modes])
+def test_generators_that_are_bad_but_copy_nothing_are_not_accused(generator) -> None:
+    verdicts = []
+    for seed in range(8):
+        train, heldout, _, rng = draws(300, 80, 1, seed)
+        verdicts.append(outcome(generator(300, rng), train, heldout).verdict)
+    assert verdicts.count(Verdict.COPIES) <= 1
+
+
+def test_two_near_copies_among_five_hundred_are_found_and_named() -> None:
+    for seed in range(5):
+        train, heldout, generated, rng = draws(300, 80, 500, seed)
+        generated = with_copies(generated, train, heldout, 2, 0.1, rng)
+        certificate = outcome(generated, train, heldout)
+        assert certificate.verdict is Verdict.COPIES
+        assert certificate.copies[:2].all()
+        assert certificate.copies[2:].sum() <= 1
+        assert "of 500 generated samples" in certificate.sentence
+
+
+def test_a_model_that_repeats_a_tiny_training_set_is_caught_by_the_split() -> None:
+    train, heldout, _, rng = draws(21, 9, 1, 0)
+    generated = train[rng.integers(0, 21, 200)] + rng.normal(0, 0.05, (200, 64)).astype(np.float32)
+    certificate = outcome(generated, train, heldout)
+    assert certificate.verdict is Verdict.COPIES
+    assert certificate.split.p < 1e-4
+    assert "0 held out" in certificate.sentence
+
+
+def test_frames_of_one_scene_hide_a_copy_unless_grouped() -> None:
+    rng = np.random.default_rng(0)
+    scene = np.repeat(np.arange(200), 5)
+    latent = LAW.latents(200, rng)[scene]
+    x = LAW.features(latent + rng.normal(0, 0.05, latent.shape))
+    outside = scene % 5 == 0
+    generated = LAW.draw(400, rng)
+    # As far from a training frame as its scene's other frames are.
+    generated[:8] = LAW.features(latent[~outside][:40:5] + rng.normal(0, 0.05, (8, 12)))
+
+    def by(group: np.ndarray) -> Certificate:
+        train, heldout = Items(x[~outside], group[~outside]), Items(x[outside], group[outside])
+        return judged(generated, reference((VECTORS,), train, heldout), plant, rng)
+
+    grouped = by(scene)
+    assert grouped.verdict is Verdict.COPIES
+    assert grouped.copies[:8].all()
+    apart = by(np.arange(len(x)))
+    assert not apart.copies.any()
+    assert apart.verdict is Verdict.SPLIT_UNRELIABLE
+    assert "put near-duplicates into one group" in apart.sentence
+
+
+def test_a_split_through_scenes_is_unreliable() -> None:
+    rng = np.random.default_rng(1)
+    latent = np.repeat(LAW.latents(200, rng), 5, axis=0)
+    x = LAW.features(latent + rng.normal(0, 0.05, latent.shape))
+    outside = rng.uniform(size=len(x)) < 0.2
+    certificate = outcome(LAW.draw(300, rng), x[~outside], x[outside])
+    assert certificate.verdict is Verdict.SPLIT_UNRELIABLE
+    assert "split by scene" in certificate.sentence
+
+
+def test_metrics_are_flat_finite_numbers() -> None:
+    train, heldout, generated, _ = draws(120, 40, 100, 0)
+    metrics = outcome(generated, train, heldout).metrics()
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert metrics["planted_found"] == 1
+    assert 3 < metrics["vectors.intrinsic_dimension"] < 40
+    assert 0 < metrics["vectors.smallest_copy"] < 1
+
+
+def test_absence_is_not_said_where_planted_copies_are_not_found() -> None:
+    train, heldout, generated, rng = draws(300, 80, 300, 0)
+    groups = np.arange(380)
+    compared = reference((VECTORS,), Items(train, groups[:300]), Items(heldout, groups[300:]))
+
+    def hopeless(some: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        return LAW.draw(count, rng)
+
+    certificate = judged(generated, compared, hopeless, rng)
+    assert certificate.planted_found == 0
+    assert certificate.verdict is Verdict.TOO_FEW
+    assert certificate.sentence.endswith("this says little: copies planted as a control were not found.")
+    few = judged(generated[:99], compared, plant, rng)
+    assert few.verdict is Verdict.TOO_FEW
+    assert few.sentence.endswith("this says little: 99 samples (100 are needed).")
+    assert "more than 1.0% near copies" in judged(generated, compared, plant, rng).sentence
+
+
+def test_one_reference_serves_many_sets_of_samples() -> None:
+    train, heldout, generated, rng = draws(200, 60, 150, 3)
+    groups = np.arange(260)
+    compared = reference((VECTORS,), Items(train, groups[:200]), Items(heldout, groups[200:]))
+    copied = with_copies(generated, train, heldout, 5, 0.05, rng)
+    verdicts = [judged(x, compared, plant, rng).verdict for x in (generated, copied, generated)]
+    assert verdicts == [Verdict.CLEAN, Verdict.COPIES, Verdict.CLEAN]
+
+
+def test_nothing_held_out_is_refused() -> None:
+    train, _, generated, _ = draws(50, 1, 10, 0)
+    with pytest.raises(DataError, match="nothing is held out"):
+        outcome(generated, train, train[:0])
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "generated", "sentence"),
+    [
+        (np.zeros((0, 3)), np.ones((4, 3)), np.ones((2, 3)), "there are no training items."),
+        (np.full((9, 3), np.nan), np.ones((4, 3)), np.ones((2, 3)), "Training items: 9 of 9 rows are not finite"),
+        (np.ones((9, 3)), np.full((4, 3), np.inf), np.ones((2, 3)), "Held-out items: 4 of 4 rows are not finite"),
+        (
+            np.ones((9, 3)),
+            np.ones((4, 2)),
+            np.ones((2, 3)),
+            "Held-out items are 2 numbers each, and the training items 3.",
+        ),
+        (np.ones((9, 3)), np.ones((4, 3)), np.ones((2, 5)), "Generated samples are 5 numbers each"),
+        (np.ones((9, 3)), np.ones((4, 3)), np.ones((0, 3)), "there are no samples."),
+        (np.ones((2, 3)), np.ones((4, 3)), np.ones((2, 3)), "needs 3 groups of training items"),
+    ],
+)
+def test_bad_items_get_one_sentence(
+    train: np.ndarray, heldout: np.ndarray, generated: np.ndarray, sentence: str
+) -> None:
+    with pytest.raises(DataError, match=sentence):
+        outcome(*(some.astype(np.float32) for some in (generated, train, heldout)))
+
+
+def test_some_of_the_samples_are_judged_as_if_they_had_been_scored_alone() -> None:
+    train, heldout, generated, _ = draws(200, 60, 150, 5)
+    groups = np.arange(260)
+    compared = reference((VECTORS,), Items(train, groups[:200]), Items(heldout, groups[200:]))
+    some = np.arange(20, 140)
+    scored = [found.rows(some) for found in score_samples("samples", generated, compared)]
+    there = certify("samples", scored, compared, plant, np.random.default_rng(0))
+    alone = judged(generated[some], compared, plant, np.random.default_rng(0))
+    np.testing.assert_allclose(there.sample_p, alone.sample_p, rtol=1e-12)
+    assert (there.p, there.sizes, there.sentence) == (alone.p, alone.sizes, alone.sentence)

@@ -1,0 +1,115 @@
+"""What is kept of a file: it comes back to the last bit, belongs to one digest, and survives other processes."""
+
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.extract.cache import PATH, Store, encoded, findings_digest
+from tasks.extract.findings import Finding, Findings, Kind, Reason, Refused, Settings
+
+SETTINGS = Settings(min_confidence=0.5, min_side=64, max_people=4, video_rate=4.0, pose_change=0.15)
+
+
+def some(seed: int, count: int = 2) -> Findings:
+    rng = np.random.default_rng(seed)
+    found = [
+        Finding(
+            frame=3 * i,
+            timestamp_s=i / 3,
+            person=0,
+            track=i,
+            width=640,
+            height=480,
+            landmarks=rng.normal(size=(33, 5)).astype(np.float32),
+            world=rng.normal(size=(33, 3)).astype(np.float32),
+            sharpness=float(rng.normal()) if i else float("nan"),
+            exposure=float(rng.random()),
+            fingerprint=rng.integers(-127, 128, 256).astype(np.int8),
+        )
+        for i in range(count)
+    ]
+    return Findings(Kind.VIDEO, found, [Refused(1, Reason.SAME_POSE, "é\n"), Refused(None, Reason.DAMAGED, "d")])
+
+
+def same(a: Findings, b: Findings) -> bool:
+    def plain(f: Findings) -> list[dict]:
+        return [
+            {k: v.tolist() if isinstance(v, np.ndarray) else repr(v) for k, v in vars(row).items()} for row in f.found
+        ]
+
+    return a.kind is b.kind and a.refused == b.refused and plain(a) == plain(b)
+
+
+def test_findings_come_back_to_the_last_bit(tmp_path):
+    with Store(tmp_path, "d") as store:
+        for i in range(5):
+            store.put(str(i), encoded(some(i, count=i)))
+    with Store(tmp_path, "d") as store:
+        assert all(same(store.get(str(i)), some(i, count=i)) for i in range(5))
+        assert "1" in store and "x" not in store
+        with pytest.raises(KeyError):
+            store.get("x")
+
+
+def test_findings_belong_to_one_digest_and_are_forgotten_in_all(tmp_path):
+    for digest in ("d", "e"):
+        with Store(tmp_path, digest) as store:
+            assert "0" not in store
+            store.put("0", encoded(some(0)))
+    with Store(tmp_path, "d") as store:
+        store.forget("0")
+    with Store(tmp_path, "e") as store:
+        assert "0" not in store
+
+
+def test_nothing_of_what_is_forgotten_is_left_in_the_file(tmp_path):
+    traces = [findings.world.tobytes() for findings in some(0).found]
+    with Store(tmp_path, "d") as store:
+        store.put("0", encoded(some(0)))
+        store.put("1", encoded(some(1)))
+    assert all(trace in (tmp_path / PATH).read_bytes() for trace in traces)
+    with Store(tmp_path, "d") as store:
+        store.forget("0")
+    files = [path.read_bytes() for path in (tmp_path / PATH).parent.iterdir()]
+    assert not any(trace in content for trace in traces for content in files)
+
+
+def test_what_was_put_before_an_error_is_kept(tmp_path):
+    with pytest.raises(RuntimeError), Store(tmp_path, "d") as store:
+        store.put("0", encoded(some(0)))
+        raise RuntimeError
+    with Store(tmp_path, "d") as store:
+        assert same(store.get("0"), some(0))
+
+
+def fill(root: Path, first: int) -> None:
+    with Store(root, "d") as store:
+        for i in range(first, first + 50):
+            store.put(str(i), encoded(some(i)))
+            store.commit()
+
+
+def test_several_processes_fill_one_store(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    team = [context.Process(target=fill, args=(tmp_path, 50 * n)) for n in range(4)]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join()
+    assert [process.exitcode for process in team] == [0] * 4
+    with Store(tmp_path, "d") as store:
+        assert all(str(i) in store for i in range(200))
+
+
+def test_the_digest_depends_on_every_parameter_and_on_the_model(tmp_path):
+    model = tmp_path / "model"
+    model.write_bytes(b"a")
+    one = findings_digest(SETTINGS, model)
+    assert one == findings_digest(SETTINGS, model)
+    others = {findings_digest(replace(SETTINGS, **{name: value * 2}), model) for name, value in vars(SETTINGS).items()}
+    model.write_bytes(b"b")
+    others.add(findings_digest(SETTINGS, model))
+    assert len(others) == 6 and one not in others

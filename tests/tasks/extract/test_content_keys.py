@@ -1,0 +1,186 @@
+"""A file is read for its key once, and again whenever its bytes may be others."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tasks.common.errors import DataError
+from tasks.extract import content_keys, worker
+from tasks.extract import stage as extract
+from tasks.extract.cache import Store
+from tasks.extract.decode import content_key, open_regular, scan
+from tasks.extract.findings import Reason
+from tests.tasks.extract.test_stage import choose
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Nine walls in one category."""
+    folder = tmp_path / "raw"
+    (folder / "walls").mkdir(parents=True)
+    for number in range(9):
+        Image.new("RGB", (64, 64), (20 * number,) * 3).save(folder / "walls" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that workers are asked to open."""
+    paths: list[str] = []
+    real = extract.OrderedMap
+
+    def noted(function, items, *rest, **more):
+        def each():
+            for path in items:
+                paths.append(Path(path).name)
+                yield path
+
+        return real(function, each(), *rest, **more)
+
+    monkeypatch.setattr(extract, "OrderedMap", noted)
+    return paths
+
+
+def look(folder: Path, root: Path, digest: str = "d") -> list[extract.Extracted]:
+    with Store(root, digest) as store:
+        return list(extract.extracted(store, choose(folder), root, folder, scan(folder)))
+
+
+def settle(folder: Path) -> None:
+    """Let so much time pass that files written just now count as settled."""
+    newest = max(path.stat().st_ctime for path in folder.rglob("*"))
+    time.sleep(max(0.0, newest + content_keys.SETTLED_S + 0.05 - time.time()))
+
+
+def test_an_untouched_file_is_read_once(folder, tmp_path, asked):
+    settle(folder)
+    first = look(folder, tmp_path)
+    assert len({one.key for one in first}) == len(asked) == 9 and all(one.new for one in first)
+    Image.new("RGB", (64, 65)).save(folder / "walls" / "new.png")
+    (folder / "walls").rename(folder / "rooms")  # nobody has touched the files
+    second = look(folder, tmp_path)
+    assert [one.key for one in second[:9]] == [one.key for one in first]
+    assert [one.new for one in second] == [False] * 9 + [True]
+    assert asked[9:] == ["new.png"]
+    assert [one.source.path for one in second] == [f"rooms/{name}.png" for name in (*range(9), "new")]
+
+
+def test_other_parameters_read_no_key_again_but_the_files(folder, tmp_path, asked):
+    settle(folder)
+    first = look(folder, tmp_path)
+    again = look(folder, tmp_path, "e")
+    assert [one.key for one in again] == [one.key for one in first] and all(one.new for one in again)
+    assert len(asked) == 18
+
+
+def test_a_file_that_only_looks_changed_is_read_but_not_extracted(folder, tmp_path, asked):
+    settle(folder)
+    look(folder, tmp_path)
+    os.utime(folder / "walls" / "3.png")
+    again = look(folder, tmp_path)
+    assert asked[9:] == ["3.png"] and not any(one.new for one in again)
+
+
+def overwritten(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+
+
+def replaced(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes()[:-1] + b"x")
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [overwritten, replaced])
+def test_other_bytes_are_noticed_though_size_and_time_are_as_before(folder, tmp_path, change):
+    settle(folder)
+    first = look(folder, tmp_path)
+    path = folder / "walls" / "4.png"
+    times = path.stat()
+    change(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size and path.stat().st_mtime_ns == times.st_mtime_ns
+    second = look(folder, tmp_path)
+    changed = [i for i in range(9) if first[i].key != second[i].key]
+    assert changed == [4] and [i for i in range(9) if second[i].new] == [4]
+
+
+def test_a_file_changed_just_now_is_not_remembered(folder, tmp_path):
+    path = folder / "walls" / "1.png"
+    os.utime(path)
+    with open_regular(path) as file:
+        assert content_keys.read_key(file) == (content_key(file), None)
+    settle(folder)
+    with open_regular(path) as file:
+        assert content_keys.read_key(file) == (content_key(file), content_keys.stamp_of(path))
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(folder, tmp_path, monkeypatch):
+    settle(folder)
+    path = folder / "walls" / "1.png"
+
+    def slow(file):
+        key = content_key(file)
+        overwritten(path)
+        return key
+
+    monkeypatch.setattr(content_keys, "content_key", slow)
+    with open_regular(path) as file:
+        assert content_keys.read_key(file)[1] is None
+
+
+def test_what_cannot_be_read_any_more_is_refused(folder, tmp_path):
+    settle(folder)
+    look(folder, tmp_path)
+    (folder / "walls" / "2.png").rename(tmp_path / "elsewhere")
+    (folder / "walls" / "2.png").symlink_to(tmp_path / "elsewhere")
+    found = look(folder, tmp_path)
+    assert [row.reason for row in found[2].findings.refused] == [Reason.UNREADABLE] and found[2].key is None
+    assert sum(one.key is not None for one in found) == 8 and not any(one.new for one in found)
+
+
+def test_what_is_forgotten_is_read_again(folder, tmp_path, asked):
+    settle(folder)
+    first = look(folder, tmp_path)
+    with Store(tmp_path, "another digest") as store:
+        store.forget(str(first[3].key))
+    second = look(folder, tmp_path)
+    assert [one.key for one in second] == [one.key for one in first]
+    assert asked[9:] == ["3.png"]
+
+
+def test_a_file_that_does_not_last_is_tried_again(folder, tmp_path, asked, monkeypatch):
+    """As if its process had ended twice."""
+    settle(folder)
+    death = extract.WorkerDied("walls/5.png", -11)
+    answer = extract._lost(death, folder, 1.0)
+    real = extract.OrderedMap
+
+    def crashing(*arguments, **more):
+        return (answer if i == 5 else one for i, one in enumerate(real(*arguments, **more)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "OrderedMap", crashing)
+        first = look(folder, tmp_path)
+    assert isinstance(answer, worker.Answer) and first[5].key == answer.key is not None
+    assert [row.reason for row in first[5].findings.refused] == [Reason.CRASHED]
+    assert "exit code -11" in first[5].findings.refused[0].detail
+    second = look(folder, tmp_path)
+    assert asked[9:] == ["5.png"]
+    assert [row.reason for row in second[5].findings.refused] == [Reason.NO_PERSON]
+
+
+def test_what_is_forgotten_meanwhile_ends_the_run_with_a_sentence(folder, tmp_path):
+    settle(folder)
+    keys_there = [one.key for one in look(folder, tmp_path)]
+    with Store(tmp_path, "d") as store:
+        again = extract.extracted(store, choose(folder), tmp_path, folder, scan(folder))
+        assert next(again).key == keys_there[0]
+        store.forget(keys_there[-1])
+        with pytest.raises(DataError, match=f"{keys_there[-1]} was forgotten while"):
+            list(again)

@@ -1,0 +1,292 @@
+"""The gate for users' files: every file becomes the right picture or a refusal with the right reason."""
+
+import contextlib
+import io
+import os
+import socket
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.common.errors import UserError
+from tasks.extract.decode import Refusal, content_key, decode, open_picture, open_regular, scan
+from tasks.extract.findings import Reason
+
+ORIENTATION = 0x0112
+# For each EXIF orientation, how a camera that was held that way lays an upright picture down in the file.
+LAID_DOWN = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.fixture(scope="module")
+def colours() -> np.ndarray:
+    """A smooth picture of 90 x 120 pixels that no rotation or reflection maps to itself."""
+    y, x = np.mgrid[0:90, 0:120]
+    return np.stack([x * 2, y * 2.5, 128 + 0.5 * x - y], axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> io.BytesIO:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    stream.seek(0)
+    return stream
+
+
+def refusal(content: bytes, min_side: int = 16) -> Reason:
+    with pytest.raises(Refusal) as caught:
+        decode(io.BytesIO(content), min_side)
+    assert caught.value.detail
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "error"),
+    [
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("TIFF", {}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("WEBP", {"quality": 95}, 8),
+        ("HEIF", {"quality": 95}, 8),
+        ("HEIF", {"quality": -1, "chroma": 444}, 3),
+        ("JPEG", {"quality": 95}, 4),
+        ("JPEG", {"quality": 95, "progressive": True}, 4),
+    ],
+)
+def test_each_format_gives_the_picture(colours, kind, options, error):
+    picture = decode(encoded(Image.fromarray(colours), kind, **options))
+    assert picture.dtype == np.uint8 and picture.shape == colours.shape
+    assert np.abs(picture.astype(int) - colours).max() <= error
+
+
+@pytest.mark.parametrize("orientation", LAID_DOWN)
+@pytest.mark.parametrize(("kind", "error"), [("PNG", 0), ("TIFF", 0), ("WEBP", 0), ("JPEG", 8)])
+def test_exif_orientation_is_undone(colours, kind, error, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(LAID_DOWN[orientation](colours)))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    picture = decode(encoded(stored, kind, exif=exif, **options))
+    assert picture.shape == colours.shape
+    assert np.abs(picture.astype(int) - colours).max() <= error
+
+
+def test_broken_exif_does_not_cost_the_picture(colours):
+    assert decode(encoded(Image.fromarray(colours), "JPEG", exif=b"Exif\0\0MM\0\x2ajunk")).shape == colours.shape
+
+
+def test_transparency_lies_over_white(colours):
+    alpha = np.zeros((90, 120, 1), np.uint8)
+    alpha[:, 60:] = 255
+    picture = decode(encoded(Image.fromarray(np.concatenate([colours, alpha], axis=-1)), "PNG"))
+    assert (picture[:, :60] == 255).all() and np.array_equal(picture[:, 60:], colours[:, 60:])
+
+
+def test_transparent_palette_entry_lies_over_white():
+    image = Image.fromarray(np.repeat([[0, 1]], 20, axis=0).repeat(10, axis=1).astype(np.uint8), "P")
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    picture = decode(encoded(image, "PNG", transparency=0))
+    assert (picture[:, :10] == 255).all() and (picture[:, 10:] == [200, 100, 50]).all()
+
+
+def test_sixteen_bits_become_eight():
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    picture = decode(encoded(Image.fromarray(ramp), "PNG"))
+    assert picture.shape == (64, 64, 3)
+    assert np.array_equal(picture[..., 1], ramp >> 8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_samples_without_a_nominal_range_span_black_to_white(dtype):
+    ramp = np.linspace(-5000, 90000, 64 * 64).reshape(64, 64).astype(dtype)
+    picture = decode(encoded(Image.fromarray(ramp), "TIFF"))
+    assert picture.min() == 0 and picture.max() == 255 and (np.diff(picture[:, 0, 0].astype(int)) >= 0).all()
+
+
+def test_cmyk_keeps_its_colours(colours):
+    picture = decode(encoded(Image.fromarray(colours).convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(picture.astype(int) - colours).mean() < 4
+
+
+def test_grey_and_two_level_pictures_become_rgb(colours):
+    grey = Image.fromarray(colours).convert("L")
+    for image in (grey, grey.convert("1")):
+        picture = decode(encoded(image, "PNG"))
+        assert np.array_equal(picture, np.asarray(image.convert("RGB")))
+
+
+def test_a_gif_gives_its_first_frame():
+    first, second = Image.new("RGB", (40, 40), (255, 0, 0)), Image.new("RGB", (40, 40), (0, 0, 255))
+    picture = decode(encoded(first, "GIF", save_all=True, append_images=[second], duration=50))
+    assert (picture == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "HEIF", "GIF", "BMP", "TIFF"])
+def test_a_truncated_picture_is_damaged(colours, kind):
+    content = encoded(Image.fromarray(colours), kind).getvalue()
+    assert refusal(content[: len(content) * 3 // 5]) == Reason.DAMAGED
+
+
+def test_what_is_no_picture(tmp_path):
+    assert refusal(b"") == Reason.DAMAGED
+    assert refusal(b"\0" * 1000) == Reason.NOT_A_PICTURE
+    assert refusal(b"not a picture, whatever its name says") == Reason.NOT_A_PICTURE
+    # PostScript is a language; Pillow would start Ghostscript for it.
+    assert refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n") == Reason.NOT_A_PICTURE
+
+
+def test_the_smaller_side_counts(colours):
+    content = encoded(Image.fromarray(colours), "PNG").getvalue()
+    assert decode(io.BytesIO(content), 90).shape == colours.shape
+    assert refusal(content, 91) == Reason.TOO_SMALL
+
+
+def png(width: int, height: int, idat: bytes) -> bytes:
+    """A grey PNG that claims a size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", idat) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [9_500, 50_000])
+def test_a_bomb_is_refused_before_it_is_decoded(side):
+    assert refusal(png(side, side, zlib.compress(bytes(10_000_000)))) == Reason.TOO_LARGE
+
+
+def test_random_damage_is_a_picture_or_a_refusal_and_nothing_else(colours, capfd):
+    """5,000 mutants: whatever a decoder raises on them is turned into a refusal, and nothing is printed."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(colours)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    seeds = [encoded(image, kind, exif=exif).getvalue() for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
+    seeds += [encoded(image.quantize(), kind).getvalue() for kind in ("GIF", "PNG", "BMP")]
+    seeds += [encoded(image, "TIFF", compression=c).getvalue() for c in ("tiff_lzw", "tiff_deflate", "jpeg")]
+    refused = kept = 0
+    for i in range(5000):
+        mutant = bytearray(seeds[i % len(seeds)])
+        if rng.random() < 0.3:
+            del mutant[rng.integers(len(mutant)) :]
+        reach = min(len(mutant), int(rng.choice([64, 400, 10**6])))
+        for place in rng.integers(0, reach, size=int(rng.choice([1, 5, 40])) if reach else 0):
+            mutant[place] = rng.integers(256)
+        try:
+            picture = decode(io.BytesIO(bytes(mutant)), 16)
+            assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+            kept += 1
+        except Refusal:
+            refused += 1
+    assert refused > 1000 and kept > 100
+    assert capfd.readouterr().err == ""
+
+
+def test_scan_orders_by_path_and_names_categories(tmp_path):
+    names = ["b/2.png", "b/deep/er/1.png", "a/z.jpg", "top.png", "a b/ü\n.png", "a/" + "n" * 251 + ".png"]
+    names += [".hidden/1.png", "a/.DS_Store", "SOURCE.txt", "labels.csv", "b/2.joints.json", "a/Thumbs.db"]
+    for name in names:
+        path = tmp_path / "part" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "part/labels.csv").write_text("file,category\n")
+    found = [(source.path, source.category) for source in scan(tmp_path / "part")]
+    assert found == [
+        ("a b/ü\n.png", "a b"),
+        ("a/" + "n" * 251 + ".png", "a"),
+        ("a/z.jpg", "a"),
+        ("b/2.png", "b"),
+        ("b/deep/er/1.png", "b"),
+        ("top.png", "part"),
+    ]
+
+
+def test_labels_name_the_categories_of_files(tmp_path):
+    for name in ("images/a.png", "images/b.png", "images/c.png", "d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "labels.csv").write_text(
+        "file,form,width\nimages/a.png,lunge,320\nimages/b.png, squat ,320\nd.png,,1\n"
+    )
+    own = tmp_path.name
+    assert [s.category for s in scan(tmp_path)] == [own, "lunge", "squat", "images"]
+    (tmp_path / "labels.csv").write_text("\ufefffile,width,category\nimages/a.png,320,lunge\n")
+    assert [s.category for s in scan(tmp_path)][1] == "lunge"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"name,category\n", b"file\n", b"file,category\n\xff\xfe,x\n", b'file,c\n"a' + b"b" * 200_000]
+)
+def test_labels_that_cannot_be_read_are_one_sentence(tmp_path, content):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"labels\.csv"):
+        scan(tmp_path)
+
+
+def test_a_missing_or_empty_folder_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        scan(tmp_path / "nowhere")
+    (tmp_path / "SOURCE.txt").touch()
+    with pytest.raises(UserError, match="holds no file"):
+        scan(tmp_path)
+
+
+def test_links_and_special_files_are_counted_and_refused(tmp_path, colours):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    Image.fromarray(colours).save(outside / "private.png")
+    part = tmp_path / "part"
+    part.mkdir()
+    Image.fromarray(colours).save(part / "good.png")
+    (part / "link.png").symlink_to(outside / "private.png")
+    (part / "folder").symlink_to(outside)
+    (part / "loop").symlink_to(part)
+    (part / "self.png").symlink_to(part / "self.png")
+    os.mkfifo(part / "pipe.png")
+    with contextlib.chdir(part), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("s.png")
+        sources = scan(part)
+        reasons = {}
+        for source in sources:
+            try:
+                reasons[source.path] = open_picture(part / source.path).shape
+            except Refusal as caught:
+                reasons[source.path] = caught.reason
+    assert reasons.pop("good.png") == colours.shape
+    assert set(reasons) == {"link.png", "folder", "loop", "self.png", "pipe.png", "s.png"}
+    assert set(reasons.values()) == {Reason.UNREADABLE}
+
+
+def test_a_name_that_is_no_text_is_refused_and_spelled(tmp_path):
+    raw = os.fsencode(tmp_path) + b"/\xff.png"
+    try:
+        os.close(os.open(raw, os.O_CREAT | os.O_WRONLY))
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    (source,) = scan(tmp_path)
+    assert source.name == "\\xff.png"
+    with pytest.raises(Refusal, match="not valid UTF-8"):
+        open_picture(tmp_path / source.path)
+
+
+def test_the_key_is_of_the_content_and_leaves_the_file_readable(tmp_path, colours):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(colours).save(tmp_path / name)
+    with open_regular(tmp_path / "a.png") as a, open_regular(tmp_path / "b.png") as b:
+        assert content_key(a) == content_key(b)
+        assert len(content_key(a)) == 16
+        assert np.array_equal(decode(a), colours)

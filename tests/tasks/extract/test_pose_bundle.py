@@ -1,0 +1,96 @@
+"""The pose bundle: pinned, reproducible, and left alone when it is in place."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tasks.common.errors import UserError
+from tasks.extract import pose_bundle
+from tasks.extract.pose_bundle import BUNDLE, NETWORKS, build, ensure, with_normalisation
+from tests.support.project import PROJECT
+
+ROOT = PROJECT
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Path:
+    ensure(ROOT / BUNDLE)
+    return ROOT / BUNDLE
+
+
+def normalisation(model: bytes) -> tuple[float, float]:
+    """Mean and std as the task reads them from a TFLite flatbuffer."""
+    from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata_schema
+    from mediapipe.tasks.metadata import schema_py_generated as schema
+
+    network = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
+    (entry,) = [e for e in network.metadata if e.name == b"TFLITE_METADATA"]
+    buffer = bytes(network.buffers[entry.buffer].data)
+    metadata = metadata_schema.ModelMetadataT.InitFromObj(metadata_schema.ModelMetadata.GetRootAs(buffer))
+    (unit,) = metadata.subgraphMetadata[0].inputTensorMetadata[0].processUnits
+    return float(unit.options.mean[0]), float(unit.options.std[0])
+
+
+def test_the_two_networks_carry_their_own_normalisation(bundle):
+    with zipfile.ZipFile(bundle) as archive:
+        read = [normalisation(archive.read(network.name)) for network in NETWORKS]
+    assert read == [(127.5, 127.5), (0.0, 255.0)]
+
+
+def test_contents_are_stored_at_aligned_offsets(bundle):
+    content = bundle.read_bytes()
+    with zipfile.ZipFile(bundle) as archive:
+        for entry in archive.infolist():
+            assert entry.compress_type == zipfile.ZIP_STORED
+            start = content.index(archive.read(entry))
+            assert start % 16 == 0
+
+
+def test_metadata_changes_nothing_else_in_a_network(bundle):
+    from mediapipe.tasks.metadata import schema_py_generated as schema
+
+    with zipfile.ZipFile(bundle) as archive:
+        model = archive.read(NETWORKS[1].name)
+    before = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
+    after = schema.ModelT.InitFromObj(schema.Model.GetRootAs(with_normalisation(model, 1.0, 2.0)))
+    assert [bytes(b.data) if b.data is not None else None for b in before.buffers] == [
+        bytes(b.data) if b.data is not None else None for b in after.buffers[:-1]
+    ]
+    assert [len(g.operators) for g in before.subgraphs] == [len(g.operators) for g in after.subgraphs]
+
+
+def test_a_bundle_in_place_is_left_alone_without_loading_mediapipe(bundle):
+    before = bundle.stat().st_mtime_ns
+    code = "import sys, tasks.extract.pose_bundle as b; b.main(); print('mediapipe' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "already there" in result.stdout and result.stdout.endswith("False\n")
+    assert bundle.stat().st_mtime_ns == before
+
+
+def test_another_network_in_the_wheel_is_refused(tmp_path):
+    wheel = tmp_path / "planted.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for network in NETWORKS:
+            archive.writestr(network.member, b"another network")
+    with pytest.raises(UserError, match=r"pose_detection\.tflite is not the expected one"):
+        build(wheel)
+
+
+def test_a_changed_pin_refuses_the_wheel_and_writes_nothing(tmp_path, monkeypatch):
+    wheel = tmp_path / "mediapipe.whl"
+    wheel.write_bytes(b"not the wheel")
+    monkeypatch.setattr(pose_bundle, "_fetch", lambda folder: wheel)
+    with pytest.raises(UserError, match=r"wheel of mediapipe==0\.10\.21 is not the expected one"):
+        ensure(tmp_path / "models/bundle.task")
+    assert not (tmp_path / "models").exists()
+
+
+def test_without_an_index_one_sentence_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(UserError, match=r"could not be downloaded by pip .*extract\.model"):
+        ensure(tmp_path / "bundle.task")

@@ -1,0 +1,191 @@
+"""A part in slices: whatever machine does which, together they are what one machine finds, to the byte."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from flows import dvc_graph, remote_extract
+from flows.remote_store import Shelf, fetch_slice
+from tasks.common import files
+from tasks.common.errors import DataError, UserError
+from tasks.config import params
+from tasks.extract import pose_bundle
+from tasks.extract import slices as extract_slice
+from tasks.extract.cache import PATH
+from tasks.extract.slices import FINDINGS, MARK, SLICES, absorb, name, together
+from tests.support.dvc_project import dvc
+from tests.tasks.extract.test_stage import ROOT, choose, draw, outputs, run
+
+WORLD = 3
+
+
+@pytest.fixture(scope="module")
+def heap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five figures, one of them twice, a text and labels."""
+    folder = tmp_path_factory.mktemp("raw") / "heap"
+    draw(folder, 5)
+    shutil.copy(next(folder.rglob("*.png")), folder / "zz.png")
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "labels.csv").write_text("file,category\nzz.png,copies\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def machines(heap: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Workspaces that have done one slice each."""
+    made = [tmp_path_factory.mktemp(f"machine{rank}") for rank in range(WORLD)]
+    for rank, root in enumerate(made):
+        extract_slice.run(choose(heap), root, "heap", str(rank), str(WORLD))
+    return made
+
+
+def slice_of(machines: list[Path], rank: int, place: Path) -> Path:
+    """A copy of a machine's slice, since `absorb` takes it away."""
+    copy = place / f"slice{rank}"
+    shutil.copytree(machines[rank] / SLICES / "heap" / name(rank, WORLD), copy)
+    return copy
+
+
+def test_slices_brought_together_are_what_one_machine_finds(heap: Path, machines: list[Path], tmp_path: Path) -> None:
+    one, many = tmp_path / "one", tmp_path / "many"
+    run(heap, one)
+    statistics = [absorb(choose(heap), many, slice_of(machines, rank, tmp_path)) for rank in (2, 0, 1)]
+    run(heap, many)
+    assert outputs(many) == outputs(one)
+    assert files.read_json(many / ".contrapposto/extract/heap.json")["extracted"] == 0
+    summary = files.read_json(one / "data/poses/heap/summary.json")
+    total = together(statistics)
+    assert total["files"] == summary["files"] == 7 and total["rejects"] == {"not_a_picture": 1}
+    assert total["persons"] == summary["persons"] + 1  # the copy lies in another slice than the original
+    by_two = together([together(statistics[:2]), together(statistics[2:])])
+    assert {key: by_two[key] for key in ("files", "persons", "rejects")} == {
+        key: total[key] for key in ("files", "persons", "rejects")
+    }
+
+
+def test_a_slice_that_nobody_did_is_extracted_here(heap: Path, machines: list[Path], tmp_path: Path) -> None:
+    absorb(choose(heap), tmp_path, slice_of(machines, 0, tmp_path))
+    run(heap, tmp_path)
+    made = files.read_json(tmp_path / ".contrapposto/extract/heap.json")
+    assert 0 < made["extracted"] < made["files"] - 1
+
+
+def test_what_was_found_with_other_parameters_is_left_aside(heap: Path, machines: list[Path], tmp_path: Path) -> None:
+    other = choose(heap, min_confidence=0.4)
+    absorb(other, tmp_path, slice_of(machines, 0, tmp_path))
+    with sqlite3.connect(tmp_path / PATH) as db:
+        assert not list(db.execute("select * from findings"))
+
+
+@pytest.mark.parametrize("how", ["text", "key", "kind", "arrays"])
+def test_findings_that_are_none_are_refused_whole(heap: Path, machines: list[Path], tmp_path: Path, how: str) -> None:
+    folder = slice_of(machines, 1, tmp_path)
+    if how == "text":
+        (folder / FINDINGS).write_text("no database, but long enough to be looked at " * 100)
+    else:
+        wrong = {"key": "'../../x'", "kind": "'sculpture'", "arrays": "x'00'"}[how]
+        with sqlite3.connect(folder / FINDINGS) as db:
+            db.execute(f"update findings set {how} = {wrong} where key = (select max(key) from findings)")
+    with pytest.raises(DataError, match=r"findings\.db holds no findings that can be read"):
+        absorb(choose(heap), tmp_path, folder)
+    with sqlite3.connect(tmp_path / PATH) as db:
+        assert not list(db.execute("select * from findings"))
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("wrong", [("heap", "3", "3"), ("heap", "-1", "3"), ("heap", "a", "3"), ("sky", "0", "1")])
+def test_a_slice_that_cannot_be_is_a_sentence(heap: Path, tmp_path: Path, wrong: tuple[str, str, str]) -> None:
+    with pytest.raises(UserError, match=r"RANK below WORLD|no part 'sky'"):
+        extract_slice.run(choose(heap), tmp_path, *wrong)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def tracked(request: pytest.FixtureRequest, heap: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace whose part is in its DVC remote and nowhere else."""
+    (workspace / "data/raw").mkdir(parents=True, exist_ok=True)
+    shutil.copytree(heap, workspace / "data/raw/heap")
+    if request.param == "s3":
+        server = ThreadedMotoServer(port=0)
+        server.start()
+        request.addfinalizer(server.stop)
+        host, port = server.get_host_and_port()
+        for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(variable, "testing")
+        address = f"http://{host}:{port}"
+        boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="poses")
+        dvc(workspace, "remote", "add", "--local", "--default", "store", "s3://poses/here")
+        dvc(workspace, "remote", "modify", "--local", "store", "endpointurl", address)
+    dvc(workspace, "add", "data/raw/heap")
+    dvc(workspace, "push", "data/raw/heap.dvc")
+    shutil.rmtree(workspace / "data/raw/heap")
+    shutil.rmtree(workspace / ".dvc/cache")
+    return workspace
+
+
+def test_files_come_from_the_remote_and_findings_go_there(tracked: Path, heap: Path, tmp_path: Path) -> None:
+    brought = []
+    for rank in range(WORLD):
+        fetch_slice(tracked, "data/raw/heap", rank, WORLD, tmp_path / str(rank))
+        brought += [
+            str(path.relative_to(tmp_path / str(rank))) for path in (tmp_path / str(rank)).rglob("*") if path.is_file()
+        ]
+        assert all((heap / name).read_bytes() == (tmp_path / str(rank) / name).read_bytes() for name in brought[-1:])
+    there = {str(path.relative_to(heap)) for path in heap.rglob("*") if path.is_file()}
+    assert sorted(brought) == sorted(path for path in there if not path.endswith((".json", ".csv")))
+    done = tmp_path / "done"
+    done.mkdir()
+    (done / MARK).write_text("{}")
+    (done / FINDINGS).write_bytes(bytes(range(256)) * 1000)
+    shelf = Shelf(tracked)
+    assert not shelf.has("heap/a/b/0-of-3", MARK)
+    shelf.put("heap/a/b/0-of-3", done, MARK)
+    assert Shelf(tracked).has("heap/a/b/0-of-3", MARK) and not shelf.has("heap/a/b/1-of-3", MARK)
+    shelf.get("heap/a/b/0-of-3", (FINDINGS, MARK), tmp_path / "back")
+    assert (tmp_path / "back" / FINDINGS).read_bytes() == (done / FINDINGS).read_bytes()
+
+
+def test_a_part_that_dvc_does_not_know_is_a_sentence(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no data/raw/sky, and DVC cannot bring it: `dvc add data/raw/sky`"):
+        fetch_slice(workspace, "data/raw/sky", 0, 1, tmp_path / "sky")
+
+
+def test_a_slice_that_failed_is_asked_for_again_and_the_others_are_not(
+    heap: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are stood in for by calls; the server between them has its own test (test_flows_slices)."""
+    about = params.load(workspace / "params.yaml").model_dump()
+    about["raw"] = {"folder": None, "parts": {"heap": str(heap)}}
+    about["extract"] |= {"model": str(ROOT / pose_bundle.BUNDLE), "slices": 2, "workers": 1}
+    (workspace / "params.yaml").write_text(json.dumps(about))
+    monkeypatch.chdir(workspace)
+    chosen, plan, asked = params.load(workspace / "params.yaml"), dvc_graph.order(workspace, ["extract@heap"]), []
+
+    def ask(wish: dict[str, Any]) -> int:
+        asked.append(wish["rank"])
+        if len(asked) != 2:  # the second one has no luck
+            assert remote_extract.extract_slice.fn(**wish).is_completed()
+        return wish["rank"]
+
+    def wait(runs: list[int]) -> None:
+        if len(asked) == 2:
+            raise UserError("1 of 2 slices failed")
+
+    monkeypatch.setattr(remote_extract, "_ask", ask)
+    monkeypatch.setattr(remote_extract, "_wait", wait)
+    with pytest.raises(UserError, match="1 of 2 slices failed"):
+        remote_extract.share_out(chosen, workspace, plan)
+    remote_extract.share_out(chosen, workspace, plan)
+    assert asked == [0, 1, 1]
+    assert not list((workspace / SLICES).rglob("*.*"))  # findings have one place, where `forget` finds them
+    run(heap, workspace)
+    assert files.read_json(workspace / ".contrapposto/extract/heap.json")["extracted"] == 0
+    refused = remote_extract.extract_slice.fn("heap", 0, 2, "0" * 16, "0" * 16)
+    assert refused.is_failed() and "would find other things" in refused.message

@@ -1,0 +1,341 @@
+"""The extract stage: no file is lost, the bytes depend on the pictures alone, and failures are one sentence."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from tasks.common.errors import DataError, UserError
+from tasks.config import params
+from tasks.config.params import Params
+from tasks.extract import pose_bundle
+from tasks.extract import stage as extract
+from tasks.extract.decode import scan
+from tasks.extract.findings import Reason
+from tasks.extract.poses_table import read_poses, read_rejects
+from tasks.synthetic import stage as mannequin
+from tests.support.project import PROJECT
+from tests.tasks.extract.test_video import write as write_video
+
+ROOT = PROJECT
+FIGURES = 6
+
+
+def choose(folder: Path, **extraction) -> Params:
+    """The parameters of the repository with another folder of pictures."""
+    values = params.load(ROOT / "params.yaml").model_dump()
+    values["raw"] = {"folder": None, "parts": {folder.name: str(folder)}}
+    values["extract"] |= {"model": str(ROOT / pose_bundle.BUNDLE), "workers": 1, **extraction}
+    return Params.model_validate(values)
+
+
+def run(folder: Path, root: Path, **extraction) -> None:
+    """Extract the folder as the only part, called like it."""
+    extract.run(choose(folder, **extraction), root, folder.name)
+
+
+def draw(folder: Path, count: int) -> None:
+    """Pictures of the figure in category folders, with the true joints."""
+    for index in range(count):
+        drawn = mannequin.picture(seed=0, index=index, size=192)
+        path = folder / str(drawn.truth["category"]) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn.image).save(path)
+        path.with_suffix(".joints.json").write_text(json.dumps(drawn.truth))
+
+
+def bomb() -> bytes:
+    """A PNG of a few hundred bytes that claims 50,000 x 50,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for chunk in (header, b"IDAT" + zlib.compress(bytes(100_000)), b"IEND"):
+        content += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return content
+
+
+@pytest.fixture(scope="module")
+def heap(tmp_path_factory) -> Path:
+    """A folder of figures with hostile files among them."""
+    pose_bundle.ensure(ROOT / pose_bundle.BUNDLE)
+    folder = tmp_path_factory.mktemp("raw") / "heap"
+    draw(folder, FIGURES)
+    figure = next(iter(sorted(folder.rglob("*.png"))))
+    bad = folder / "bad"
+    bad.mkdir()
+    (bad / "empty.jpg").touch()
+    (bad / "cut.png").write_bytes(figure.read_bytes()[:3000])
+    (bad / "text.jpg").write_text("no picture")
+    (bad / "bomb.png").write_bytes(bomb())
+    (bad / "loop").symlink_to(folder)
+    (bad / "dangling.png").symlink_to(bad / "gone.png")
+    Image.new("RGB", (300, 200), "grey").save(bad / "wall.png")
+    Image.new("RGB", (300, 20), "grey").save(bad / "strip.png")
+    shutil.copy(figure, folder / "zz copy of the first.png")
+    shutil.copy(figure, folder / "zzz copy of the first.png")
+    Image.open(figure).save(bad / "line\nbreak é.bmp")  # other bytes, so another picture
+    (bad / ("n" * 251 + ".jpg")).write_bytes((bad / "line\nbreak é.bmp").read_bytes()[:-1] + b"\x7f")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def extracted(heap, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("one")
+    run(heap, root)
+    return root
+
+
+def outputs(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "data/poses/heap").iterdir()}
+
+
+def test_every_file_is_a_row_or_a_reject_and_none_is_both(heap, extracted):
+    poses, rejects = read_poses(extracted / "data/poses/heap"), read_rejects(extracted / "data/poses/heap")
+    sources = [source.name for source in scan(heap)]
+    kept, refused = set(poses.source), [reject.source for reject in rejects]
+    assert sorted([*kept, *refused]) == sources
+    assert len(set(poses.key)) == len(poses)
+    assert list(poses.source) == sorted(poses.source) and refused == sorted(refused)
+    reasons = {reject.source: reject.reason for reject in rejects}
+    assert reasons == {
+        "bad/bomb.png": Reason.TOO_LARGE,
+        "bad/cut.png": Reason.DAMAGED,
+        "bad/dangling.png": Reason.UNREADABLE,
+        "bad/empty.jpg": Reason.DAMAGED,
+        "bad/loop": Reason.UNREADABLE,
+        "bad/strip.png": Reason.TOO_SMALL,
+        "bad/text.jpg": Reason.NOT_A_PICTURE,
+        "bad/wall.png": Reason.NO_PERSON,
+        "zz copy of the first.png": Reason.DUPLICATE,
+        "zzz copy of the first.png": Reason.DUPLICATE,
+    }
+    keys = {reject.source: reject.key for reject in rejects}
+    assert keys["bad/loop"] is None and keys["bad/wall.png"] is not None
+    assert keys["zz copy of the first.png"] in poses.key
+
+
+def test_the_summary_adds_up(extracted):
+    summary = json.loads(outputs(extracted)["summary.json"])
+    assert summary["files"] == summary["files_with_person"] + sum(summary["rejects"].values())
+    assert summary["persons"] == FIGURES + 2
+    assert summary["rejects"]["duplicate"] == 2
+
+
+def test_landmarks_lie_on_the_true_joints(extracted):
+    error = json.loads(outputs(extracted)["summary.json"])["joint_error"]
+    assert error["persons"] == FIGURES
+    assert error["torsos_median"] < 0.1 and error["within_0.5"] > 0.9
+    assert error["swapped"] < 0.3 and error["metres_mean"] < 0.25
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(heap, extracted, tmp_path):
+    run(heap, tmp_path, workers=2)
+    assert outputs(tmp_path) == outputs(extracted)
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(heap, extracted, tmp_path):
+    code = (
+        "from pathlib import Path; from tests.tasks.extract.test_stage import run;"
+        f"run(Path({str(heap)!r}), Path({str(tmp_path)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    progress = ""
+    while not re.search(r"\b[1-9]\d*/\d+ \[", progress):  # the first pictures are done
+        assert process.poll() is None
+        progress += process.stderr.read(1)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "data/poses/heap").exists()
+    run(heap, tmp_path)
+    assert outputs(tmp_path) == outputs(extracted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pictures", "times"), [(40, 20)])
+def test_killed_at_random_points_it_ends_with_the_same_bytes(tmp_path, pictures, times):
+    draw(tmp_path / "raw/heap", pictures)
+    write_video(
+        tmp_path / "raw/heap/clip.mp4", [mannequin.picture(seed=0, index=i // 10, size=192).image for i in range(60)]
+    )
+    code = (
+        "from pathlib import Path; from tests.tasks.extract.test_stage import run;"
+        f"run(Path({str(tmp_path / 'raw/heap')!r}), Path(__import__('sys').argv[1]), workers=2)"
+    )
+
+    def start(root: Path) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, str(root)]
+        return subprocess.Popen(command, cwd=PROJECT, start_new_session=True)
+
+    began = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    seconds = time.monotonic() - began
+    rng, kills, whole = random.Random(0), 0, 0
+    root = tmp_path / "killed0"
+    while kills < times:
+        process = start(root)
+        try:
+            process.wait(rng.uniform(0.2, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            (os.killpg if rng.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:  # it was done before: from the beginning again
+            assert outputs(root) == outputs(tmp_path / "whole")
+            whole += 1
+            root = tmp_path / f"killed{whole}"
+    assert start(root).wait() == 0
+    assert outputs(root) == outputs(tmp_path / "whole")
+
+
+def timing(root: Path, part: str = "heap") -> dict:
+    return json.loads((root / f".contrapposto/extract/{part}.json").read_text())
+
+
+def test_what_is_known_is_not_extracted_again(heap, extracted, tmp_path):
+    """Another part with the same pictures under other names, and one new one: one is extracted."""
+    shutil.copytree(extracted / ".contrapposto", tmp_path / ".contrapposto")
+    part = tmp_path / "raw/again"
+    shutil.copytree(heap / "bad", part / "renamed", symlinks=True)
+    drawn = mannequin.picture(seed=0, index=FIGURES, size=192)
+    Image.fromarray(drawn.image).save(part / "new.png")
+    run(part, tmp_path)
+    assert timing(tmp_path, "again")["extracted"] == 1
+    poses = read_poses(tmp_path / "data/poses/again")
+    old = read_poses(extracted / "data/poses/heap")
+    assert poses.source[0] == "new.png" and set(poses.category) == {"again", "renamed"}
+    for i, key in enumerate(poses.key[1:], start=1):
+        at = old.key.index(key)
+        assert np.array_equal(poses.landmarks[i], old.landmarks[at]) and poses.sharpness[i] == old.sharpness[at]
+    run(part, tmp_path, max_people=1)
+    assert timing(tmp_path, "again")["extracted"] > 1, "other parameters need other findings"
+
+
+def test_a_damaged_store_is_one_sentence(heap, tmp_path):
+    store = tmp_path / ".contrapposto/extract/findings.db"
+    store.parent.mkdir(parents=True)
+    store.write_bytes(b"no database" * 1000)
+    with pytest.raises(DataError, match=r"findings\.db is damaged .* delete it"):
+        run(heap, tmp_path)
+
+
+def test_exif_orientation_gives_the_landmarks_of_the_upright_picture(tmp_path):
+    image = mannequin.picture(seed=0, index=0, size=192).image[:, 16:-8]
+    (tmp_path / "raw").mkdir()
+    Image.fromarray(image).save(tmp_path / "raw/upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(image)).save(tmp_path / "raw/lying.png", exif=exif)
+    run(tmp_path / "raw", tmp_path)
+    poses = read_poses(tmp_path / "data/poses/raw")
+    assert len(poses) == 2
+    assert poses.size.tolist() == [[168, 192], [168, 192]]
+    assert np.array_equal(poses.landmarks[0], poses.landmarks[1])
+    assert np.array_equal(poses.fingerprint[0], poses.fingerprint[1])
+
+
+def test_a_part_with_nobody_is_an_empty_table_and_its_refusals(tmp_path):
+    folder = tmp_path / "walls"
+    folder.mkdir()
+    for grey in (60, 120, 180):
+        Image.new("RGB", (100, 100), (grey,) * 3).save(folder / f"{grey}.png")
+    (folder / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    run(folder, tmp_path)
+    assert len(read_poses(tmp_path / "data/poses/walls")) == 0
+    rejects = read_rejects(tmp_path / "data/poses/walls")
+    assert [reject.source for reject in rejects] == ["120.png", "180.png", "60.png", "cut.jpg"]
+
+
+def test_a_missing_model_is_one_sentence(heap, tmp_path):
+    with pytest.raises(UserError, match=r"gone\.task does not exist"):
+        run(heap, tmp_path, model=str(tmp_path / "gone.task"))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_no_picture(heap, extracted, tmp_path):
+    code = (
+        "from pathlib import Path; from tests.tasks.extract.test_stage import run\n"
+        f"run(Path({str(heap)!r}), Path({str(tmp_path)!r}), workers=2)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    parent = psutil.Process(process.pid)
+    assert process.stderr is not None
+    progress = ""
+    while not re.search(r"\b[1-9]\d*/\d+ \[", progress):  # both workers are about to work
+        assert process.poll() is None
+        progress += process.stderr.read(1)
+    own = parent.children()  # those that Python has for itself; on Linux workers are children of one of them
+    below = [process for process in parent.children(recursive=True) if process not in own]
+    workers = below or [process for process in own if "spawn_main" in " ".join(process.cmdline())]
+    assert len(workers) == 2
+    for worker in workers:
+        worker.kill()
+    assert process.communicate() and process.returncode == 0
+    assert outputs(tmp_path) == outputs(extracted)
+
+
+def test_what_workers_import_beforehand_is_there():
+    """Of a module that is not, Python would say nothing: each worker would only begin later."""
+    code = f"import sys, {extract.FORERUNNER}; assert 'tasks.extraction.landmarker' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_a_file_whose_decoder_crashes_is_named_and_the_others_are_kept(tmp_path):
+    """A worker that decodes this file gets the signal that a fault in native code ends with."""
+    draw(tmp_path / "raw/heap", 3)
+    Image.new("RGB", (9000, 9000)).save(tmp_path / "raw/heap/fatal.png")  # a second to decode
+    code = (
+        "from pathlib import Path; from tests.tasks.extract.test_stage import run\n"
+        f"run(Path({str(tmp_path / 'raw/heap')!r}), Path({str(tmp_path)!r}), workers=2)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT)
+    crashed = set()
+    while process.poll() is None:
+        for worker in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            try:
+                decodes = worker.memory_info().rss > 4e8 and any("fatal" in file.path for file in worker.open_files())
+                if worker.pid not in crashed and decodes:
+                    worker.send_signal(signal.SIGSEGV)
+                    crashed.add(worker.pid)
+            except psutil.Error:
+                continue
+    assert process.returncode == 0 and len(crashed) == 2
+    (reject,) = read_rejects(tmp_path / "data/poses/heap")
+    assert (reject.source, reject.reason) == ("fatal.png", Reason.CRASHED)
+    assert "exit code -11" in reject.detail
+    assert len(read_poses(tmp_path / "data/poses/heap")) == 3
+
+
+@pytest.mark.slow
+def test_a_file_that_takes_too_long_is_refused_and_tried_again_by_the_next_run(tmp_path):
+    draw(tmp_path / "raw/slow", 1)
+    run(tmp_path / "raw/slow", tmp_path, time_limit=1e-3)
+    assert [reject.reason for reject in read_rejects(tmp_path / "data/poses/slow")] == [Reason.TOO_SLOW]
+    run(tmp_path / "raw/slow", tmp_path)
+    assert len(read_poses(tmp_path / "data/poses/slow")) == 1
+
+
+@pytest.mark.skipif("CONTRAPPOSTO_PHOTOS" not in os.environ, reason="CONTRAPPOSTO_PHOTOS names no folder of photos")
+def test_real_photos(tmp_path):
+    photos = Path(os.environ["CONTRAPPOSTO_PHOTOS"])
+    run(photos / "people/tiny_coco/val2017", tmp_path, workers=0)
+    summary = json.loads((tmp_path / "data/poses/val2017/summary.json").read_text())
+    assert summary["files"] == 50
+    assert summary["persons"] >= 8
+    assert summary["rejects"] == {"no_person": 50 - summary["files_with_person"]}
+    run(photos / "drawings", tmp_path, workers=0)
+    summary = json.loads((tmp_path / "data/poses/drawings/summary.json").read_text())
+    assert summary["files"] == 150 and summary["persons"] == 0

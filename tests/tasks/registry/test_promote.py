@@ -1,0 +1,136 @@
+"""The gate and the contest with the champion: who may take its place, that the registry says so, and the way back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import paths
+from tasks.common import files
+from tasks.common.errors import DataError, UserError
+from tasks.config.params import load
+from tasks.registry import model_registry, promote, rollback
+from tasks.registry.tracking import Store
+from tasks.sample import stage as sample
+from tests.support.workspaces import write_params, write_shards, write_untrained
+
+CLEAN = {"poses": "CLEAN", "pictures": "CLEAN", "pose_reuse": "COPIES"}
+METRICS = {promote.DISTANCE: 0.3, f"{promote.DISTANCE}_low": 0.2, f"{promote.DISTANCE}_high": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "metrics", "objections", "promoted", "word"),
+    [
+        (CLEAN, METRICS, [], True, ""),
+        (CLEAN, METRICS, ["neither model is better."], False, "Neither"),
+        (CLEAN, {}, [], False, "could not be computed"),
+        (CLEAN | {"pictures": "COPIES"}, METRICS, [], False, "pictures model copies"),
+        (CLEAN | {"poses": "SPLIT-UNRELIABLE"}, METRICS, [], False, "split"),
+        (CLEAN | {"poses": "TOO-FEW"}, METRICS, [], False, "too few"),
+    ],
+)
+def test_the_gate(
+    verdicts: dict[str, str], metrics: dict[str, float], objections: list[str], promoted: bool, word: str
+) -> None:
+    decision = promote.decide(verdicts, metrics, objections)
+    assert decision.promote is promoted
+    assert word in " ".join(decision.reasons) and bool(decision.reasons) is not promoted
+
+
+class Registry:
+    """A workspace in which models of chosen quality are registered: none is trained, the worse ones are off-centre."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.params = root, load(write_params(root))
+        self.store = Store(self.params.tracking, root)
+        write_shards(root)
+        self.model("poses", 0.5)
+        self.model("pictures", 0.0)
+
+    def model(self, name: str, shift: float, images: int = 0) -> None:
+        """Save an untrained model, all of its samples moved by `shift`, and its samples; `images` is a mere label."""
+        write_untrained(self.root, self.params, name, shift, images)
+        sample.run(self.params, self.root, name)
+
+    def promote(self, verdicts: dict[str, str] = CLEAN) -> dict[str, Any]:
+        """Run the stage and return what it wrote."""
+        files.write_json(self.root / "reports/memorization/memorization.json", {"verdicts": verdicts})
+        files.write_json(self.root / "reports/fidelity/fidelity.json", {"metrics": METRICS})
+        promote.run(self.params, self.root)
+        return files.read_json(self.root / "reports/promote/promote.json")
+
+    def alias(self, alias: str, model: str = "poses") -> str | None:
+        """The number of the version with an alias."""
+        found = model_registry.version(self.store, model, alias)
+        return None if found is None else str(found.version)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry(tmp_path_factory.mktemp("registry"))
+
+
+def test_the_champion_is_beaten_on_the_same_data_and_can_come_back(made: Registry) -> None:
+    with pytest.raises(UserError, match="There is no champion of the poses model yet"):
+        model_registry.fetch(made.store, made.root, "poses", "champion")
+    first = made.promote()
+    assert first == {"promote": True, "reasons": []}  # nobody to beat
+    assert (made.alias("champion"), made.alias("previous")) == ("1", None)
+    with pytest.raises(UserError, match="no previous champion"):
+        rollback.run(made.params, made.root)
+
+    made.model("poses", 0.0)
+    copied = made.promote(CLEAN | {"poses": "COPIES"})
+    assert not copied["promote"] and copied["reasons"] == ["The poses model copies its training data."]
+    assert (made.alias("champion"), made.alias("challenger")) == ("1", "2")
+
+    better = made.promote()
+    assert better["promote"], better
+    assert (made.alias("champion"), made.alias("previous"), made.alias("challenger")) == ("2", "1", "2")
+    (whole,) = [bout for bout in better["contest"]["bouts"] if bout["category"] == "all"]
+    assert whole["high"] < 0 and whole["difference"] == pytest.approx(whole["challenger"] - whole["champion"])
+    assert better["contest"]["same"] == ["pictures"]
+    assert (made.root / "reports/promote/contest.png").is_file()
+
+    assert made.promote() == {"promote": True, "reasons": []}  # again: no rival of itself, no further version
+    assert (made.alias("champion"), made.alias("previous")) == ("2", "1")
+
+    made.model("poses", 0.3)
+    worse = made.promote()
+    assert not worse["promote"] and worse["reasons"][0].startswith("The poses model is worse than the champion beyond")
+    assert (made.alias("champion"), made.alias("challenger")) == ("2", "3")
+
+    made.model("poses", 0.0, images=1)  # another file that draws the same
+    as_good = made.promote()
+    assert not as_good["promote"] and "Neither model is better" in as_good["reasons"][0]
+
+    rollback.run(made.params, made.root)
+    assert (made.alias("champion"), made.alias("previous")) == ("1", "2")
+    versions = made.store.client.search_model_versions("name = 'contrapposto-poses'")
+    assert len(versions) == 4
+    champion = made.store.client.get_model_version("contrapposto-poses", "2")
+    assert "# Contrapposto, poses" in champion.description and "CLEAN" in champion.description
+
+
+def test_a_category_that_has_become_worse_is_named() -> None:
+    from tasks.registry.model_comparison import Bout, Contest
+
+    better = Bout("poses", "all", 0.1, 0.2, -0.1, -0.15, -0.05)
+    assert Contest([better], {}, ["pictures"]).objections(0.5) == []
+    a_little = Bout("poses", "run", 0.13, 0.1, 0.03, 0.01, 0.05)
+    assert Contest([better, a_little], {}, []).objections(0.5) == []
+    much = Bout("poses", "run", 0.3, 0.1, 0.2, 0.1, 0.3)
+    (objection,) = Contest([better, much], {}, []).objections(0.5)
+    assert "in the category run the poses model has become worse by more than 50%: from 0.1 to 0.3." == objection
+    pictures = Bout("pictures", "all", 0.3, 0.1, 0.2, 0.1, 0.3)
+    assert len(Contest([better, pictures], {}, []).objections(0.5)) == 1
+
+
+def test_a_damaged_registered_file_is_refused(made: Registry, tmp_path: Path) -> None:
+    found = model_registry.version(made.store, "poses", "challenger")
+    assert found is not None
+    for path in made.root.glob(f"mlruns/{found.run_id}/artifacts/model/{paths.FILE}"):
+        path.write_bytes(path.read_bytes()[:-4] + b"oops")
+    with pytest.raises(DataError, match="is damaged: its sha256 is another"):
+        model_registry.fetch(made.store, tmp_path, "poses", "challenger")
+    assert not list((tmp_path / ".contrapposto/models").glob("[!.]*[!p]"))

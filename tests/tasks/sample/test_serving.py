@@ -1,0 +1,160 @@
+"""Export and serving: what is asked for is what comes back, without a pickle, over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from flows import private_server
+from tasks import paths
+from tasks.common.errors import UserError
+from tasks.config.params import load
+from tasks.models import modality
+from tasks.registry import model_registry
+from tasks.registry.tracking import Store
+from tasks.sample import export
+from tasks.sample.requests import Artist, Request
+from tests.support.workspaces import write_params, write_shards, write_untrained
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with champions, exported."""
+    root = tmp_path_factory.mktemp("exported")
+    params = load(write_params(root))
+    write_shards(root)
+    store = Store(params.tracking, root)
+    with pytest.raises(UserError, match="no champion of the poses model yet"):
+        export.run(params, root)
+    numbers = {}
+    for model in paths.MODELS:
+        write_untrained(root, params, model)
+        folder = paths.folder(root, model)
+        numbers[model] = store.register(model, folder, paths.sha256(root, model), f"# a card of {model}")
+    model_registry.crown(store, numbers)
+    export.run(params, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def artist(exported: Path) -> Artist:
+    return Artist(*(paths.folder(exported, model) for model in paths.MODELS))
+
+
+def test_no_pickle_and_the_layout_of_a_model_repository(exported: Path) -> None:
+    files = [path for path in (exported / "exports").rglob("*") if path.is_file()]
+    allowed = {".py", ".safetensors", ".json", ".md", ".yaml", ".txt", ".html", ".css", ""}
+    assert {path.suffix for path in files} <= allowed
+    assert [path.name for path in files if path.suffix == ""] == ["MLmodel"]
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                pass
+        else:
+            path.read_text(encoding="utf-8")  # a pickle's first byte is none of UTF-8's
+    folder = exported / "exports/champion/huggingface/poses"
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert "# a card of poses" in (folder / "README.md").read_text()
+    assert json.loads((folder / "config.json").read_text())["categories"] == ["calm", "wild"]
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        assert any(key.startswith("weights.") for key in weights.keys())
+    assert modality.load(folder, torch.device("cpu")).categories == ["calm", "wild"]
+
+
+def test_a_sample_is_a_function_of_request_and_number(artist: Artist) -> None:
+    request = Request(category="calm", steps=4, seed=5)
+    several = artist.samples(request, torch.arange(3))
+    alone = artist.samples(request, torch.tensor([2]))
+    np.testing.assert_allclose(several.poses[2], alone.poses[0], atol=1e-5)
+    assert np.abs(several.poses[0] - several.poses[1]).max() > 0.01
+    other = artist.samples(request.model_copy(update={"seed": 6}), torch.tensor([2]))
+    assert np.abs(other.poses - alone.poses).max() > 0.01
+
+
+def test_given_joints_stand_and_a_whole_pose_is_kept(artist: Artist) -> None:
+    part = {"left_wrist": [0.5, -1.0, 0.0], "nose": [0.0, -1.5, -0.1]}
+    samples = artist.samples(Request(pose=part, steps=4), torch.arange(2))
+    np.testing.assert_allclose(samples.poses[:, 15], np.tile([0.5, -1.0, 0.0], (2, 1)), atol=1e-6)
+    assert np.abs(samples.poses[0, 16] - samples.poses[1, 16]).max() > 1e-3  # the rest is drawn
+    from tasks.common.skeleton import LANDMARKS
+
+    whole = {name: [i / 10, 1.0, 0.0] for i, name in enumerate(LANDMARKS)}
+    samples = artist.samples(Request(pose=whole, steps=4), torch.arange(2))
+    np.testing.assert_allclose(samples.poses[1, :, 0], np.arange(33) / 10, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"count": 0}, "greater than or equal to 1"),
+        ({"pose": {"tail": [0.0, 0.0, 0.0]}}, "no joint 'tail'"),
+        ({"pose": {"nose": [0.0, 0.0]}}, "three finite numbers"),
+        ({"sampler": "heun"}, "Extra inputs"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(wrong: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        Request.model_validate(wrong)
+
+
+def test_an_unknown_category_names_the_known_ones(artist: Artist) -> None:
+    with pytest.raises(ValueError, match="no category 'loud'; there are calm, wild"):
+        artist.answer(Request(category="loud"))
+
+
+def _post(address: str, body: Any) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@pytest.mark.slow
+def test_mlflow_serves_it_over_http(exported: Path, tmp_path: Path) -> None:
+    port = private_server.free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(exported / "exports/champion/mlflow")]
+    command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    address = f"http://127.0.0.1:{port}"
+    with open(tmp_path / "serve.log", "w") as log:
+        served = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{address}/health", timeout=2):
+                    break
+            except OSError:
+                time.sleep(0.3)
+        code, told = _post(address, {"inputs": [{"category": "calm", "count": 2, "steps": 4, "seed": 3}]})
+        assert code == 200, told
+        (samples,) = told["predictions"]
+        assert len(samples) == 2 and np.shape(samples[0]["landmarks"]) == (33, 3)
+        with Image.open(io.BytesIO(base64.b64decode(samples[0]["png"]))) as picture:
+            assert picture.format == "PNG" and picture.size == (16, 16)
+        again = _post(address, {"inputs": [{"category": "calm", "count": 2, "steps": 4, "seed": 3}]})[1]
+        assert again == told
+        code, told = _post(address, {"inputs": [{"category": "loud"}]})
+        assert code == 400 and "there are calm, wild" in json.dumps(told)
+    finally:
+        served.terminate()
+        served.wait(timeout=30)

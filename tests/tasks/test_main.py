@@ -1,0 +1,74 @@
+"""The one command of every stage: what is the user's to mend is a line and a code, and the rest is a trace."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks.__main__ import STAGES, main
+from tasks.common.errors import DataError
+from tasks.config.params import Params
+from tests.support.project import PROJECT
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    return tmp_path
+
+
+def test_unknown_stage_names_the_stages(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nope", "--root", str(root)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("contrapposto: There is no stage 'nope'; the stages are ")
+    assert error.count("\n") == 1 and "extract" in error and "__main__" not in error
+
+
+def test_missing_argument_and_missing_parameters_are_sentences(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--root", str(root)]) == 2
+    assert capsys.readouterr().err == "contrapposto: Stage train: missing a required argument: 'model'.\n"
+    assert main(["extract", "--root", str(root / "nowhere")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_data_errors_keep_their_code_and_bugs_their_trace(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(params: Params, root: Path, what: str) -> None:
+        if what == "data":
+            raise DataError("Nobody was found.")
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tasks.__main__.body", lambda stage: run)
+    assert main(["any", "data", "--root", str(root)]) == 3
+    assert capsys.readouterr().err == "contrapposto: Nobody was found.\n"
+    with pytest.raises(ZeroDivisionError):
+        main(["any", "bug", "--root", str(root)])
+
+
+def test_sigterm_runs_what_stands_in_finally(root: Path) -> None:
+    code = (
+        "import os, signal, sys, tasks.__main__ as command\n"
+        "def run(params, root):\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    finally: print('unwound', flush=True)\n"
+        "command.body = lambda stage: run; sys.exit(command.main(['any']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (143, "unwound\n")
+
+
+def test_the_command_itself_imports_nothing_heavy(root: Path) -> None:
+    code = "import sys, tasks.__main__; assert not {'torch', 'numpy', 'mlflow', 'prefect', 'dvc'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_every_stage_of_the_graph_has_a_body() -> None:
+    graph = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
+    commanded = {re.findall(r"python -m tasks (\w+)", str(stage))[0] for stage in graph.values()}
+    assert commanded == set(STAGES)
