@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from benchmarks.report import finish, table
+from tasks import paths
 from tasks.common.skeleton import normalise
 from tasks.config.params import Extract, Params, Raw, load
 from tasks.dataset.dedup import same_picture, same_scene
@@ -99,14 +100,14 @@ def plant(folder: Path, count: int, photos: Path | None) -> int:
 
 def pairs_found(root: Path, part: str) -> tuple[set[str], set[tuple[str, str]]]:
     """The files with somebody in them, and the pairs of files that extraction and the pair search found."""
-    found = read_poses(root / "data/poses" / part)
+    found = read_poses(root / paths.POSES / part)
     pairs = set()
     poses = normalise(found.world)
     for blocks in (same_picture(found.fingerprint), same_scene(found.fingerprint, poses)):
         for rows, others in blocks:
             pairs |= {(found.source[i], found.source[j]) for i, j in zip(rows.tolist(), others.tolist(), strict=True)}
     there = set(found.source)
-    for reject in read_rejects(root / "data/poses" / part):
+    for reject in read_rejects(root / paths.POSES / part):
         if reject.reason is Reason.DUPLICATE:  # "the same bytes as <source>"
             there.add(reject.source)
             pairs.add((reject.source, reject.detail.rpartition(" ")[2]))
@@ -153,7 +154,7 @@ def main() -> int:
     project = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        folder = root / "data/raw/planted"
+        folder = root / paths.RAW / "planted"
         originals = plant(folder, options.mannequins, options.photos)
         params = load(project / "params.yaml")
         model = str(project / params.extract.model)

@@ -31,6 +31,7 @@ import psutil
 
 from benchmarks.extraction_peers import Peers
 from benchmarks.report import finish
+from tasks import paths
 from tasks.common import machine
 from tasks.config import params
 from tasks.extract.decode import JOINTS_SUFFIX, scan
@@ -47,7 +48,7 @@ def _model() -> Path:
 def workspace(root: Path, raw: Path) -> None:
     """An empty workspace that reads its pictures from `raw`."""
     root.mkdir(parents=True, exist_ok=True)
-    path = root / "params.yaml"
+    path = root / paths.PARAMS
     shutil.copy(PROJECT / path.name, path)
     model = str(_model())
     params.set_values(path, {"raw.folder": None, "raw.parts": {"raw": str(raw.resolve())}, "extract.model": model})

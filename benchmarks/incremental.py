@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.extraction import PROJECT, stage
 from benchmarks.report import finish
+from tasks import paths
 from tasks.common import files, machine
 from tasks.config.params import set_values
 from tasks.extract.cache import Store
@@ -35,7 +36,7 @@ def workspace(root: Path, parts: dict[str, Path]) -> None:
     for name in ("tasks", "diffusion_core", "models"):
         (root / name).symlink_to(PROJECT / name)
     set_values(
-        root / "params.yaml", {"raw.folder": None, "raw.parts": {name: str(path) for name, path in parts.items()}}
+        root / paths.PARAMS, {"raw.folder": None, "raw.parts": {name: str(path) for name, path in parts.items()}}
     )
     _dvc(root, "init", "--no-scm", "--quiet")
 
@@ -53,7 +54,7 @@ def _dvc(root: Path, *arguments: str) -> float:
 def extract(root: Path, part: str) -> tuple[float, int]:
     """Run the stage for one part: seconds, and how many files were new to it."""
     seconds, _ = stage(root, part)
-    return seconds, files.read_json(root / f".contrapposto/extract/{part}.json")["extracted"]
+    return seconds, files.read_json(root / paths.EXTRACT_STATE / f"{part}.json")["extracted"]
 
 
 def _share(raw: Path, folder: Path, count: int) -> list[Path]:

@@ -24,6 +24,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks.report import finish, table
+from tasks import paths
 from tasks.common import files
 from tasks.common.skeleton import INDEX, LIMBS, MIRROR, torso_length
 from tasks.config import params
@@ -152,7 +153,7 @@ def main() -> int:
     chosen = _params(options.photos)
     with tempfile.TemporaryDirectory() as root:
         extract.run(chosen, Path(root), PART)
-        found = read_poses(Path(root) / "data/poses" / PART)
+        found = read_poses(Path(root) / paths.POSES / PART)
     people = read_annotations(options.photos)
     matched = pairs(found, people)
     rows: list[tuple[str, ...]] = [("set", "annotated", "found", "PCK@0.2", "PCK@0.5", "swapped", "stretched")]

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from flows import parts, private_server, services, workspace
+from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import load
 
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         if services.standing(params, root):
             code = _run(options.flow, parameters, services.prefect_environment(params, root), None)
         else:
-            private = private_server.start(root / workspace.STATE / "prefect")
+            private = private_server.start(root / paths.PREFECT)
             atexit.register(private.stop)  # runs after Prefect's own exit handlers, which send it the last events
             environment = private_server.settings(private.home) | {"PREFECT_API_URL": private.api_url}
             code = _run(options.flow, parameters, environment, private)
@@ -84,7 +85,7 @@ def _other(options: argparse.Namespace) -> int:
         if options.flow == "down":
             services.down(root)
             return 0
-        params = load(root / "params.yaml")
+        params = load(root / paths.PARAMS)
         if options.flow == "parts":
             for name, folder in parts.update(root, params).raw.parts.items():
                 print(f"{name}  {folder}")
@@ -125,13 +126,13 @@ def _show(root: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    summary = json.loads((root / "reports/summary/summary.json").read_bytes())
+    summary = json.loads((root / paths.SUMMARY / "summary.json").read_bytes())
     table = Table(show_header=False, box=None, pad_edge=False)
     for label, value in summary["rows"]:
         table.add_row(label, str(value))
     console = Console()
     console.print(table)
-    console.print(f"report  {root / 'reports/report.html'}", soft_wrap=True)
+    console.print(f"report  {root / paths.REPORT}", soft_wrap=True)
     console.print(f"MLflow  {root / 'mlflow.db'} (make ui)", soft_wrap=True)
 
 

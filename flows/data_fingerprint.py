@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows import parts
-from flows.workspace import STATE
+from tasks import paths
 from tasks.common import files
 from tasks.config.data import MANNEQUIN
 from tasks.config.params import Params
 
-SHARDS = "data/shards"
+SHARDS = paths.SHARDS.as_posix()
 Fingerprint = dict[str, str]
 
 
@@ -59,7 +59,7 @@ def _name(part: Path, root: Path) -> str:
 
 
 def _record(root: Path) -> Path:
-    return root / STATE / "seen.json"
+    return root / paths.SEEN_DATA
 
 
 def remember(root: Path, seen: Fingerprint) -> None:

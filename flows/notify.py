@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tasks import paths
 from tasks.common import files
 from tasks.config.params import Notify
 
@@ -20,7 +21,7 @@ SECONDS = 10.0  # for the webhook to answer
 
 def outcome(root: Path) -> tuple[str, str]:
     """What the stage `promote` decided last: `promoted` or `refused`, and a sentence."""
-    decision = files.read_json(root / "reports/promote/promote.json")
+    decision = files.read_json(root / paths.PROMOTE / "promote.json")
     if decision["promote"]:
         return "promoted", "The new models are the champion now."
     return "refused", " ".join(decision["reasons"])
@@ -31,7 +32,7 @@ def send(notify: Notify, event: str, sentence: str, root: Path, **ids: str | Non
     if notify.webhook is None:
         return
     message: dict[str, Any] = {"event": event, "sentence": sentence, "workspace": str(root), **ids}
-    message["report"] = str(root / "reports/report.html")
+    message["report"] = str(root / paths.REPORT)
     message["text"] = f"Contrapposto: {event}. {sentence}"  # the key that chat programs show
     request = urllib.request.Request(
         notify.webhook, json.dumps(message).encode(), {"Content-Type": "application/json"}, method="POST"

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tasks import paths
 from tasks.common.errors import DataError
 from tasks.config.data import MANNEQUIN
 from tasks.config.params import Params, Raw, load, set_values
-from tasks.extract.parts import POSES
 
 _NAME = re.compile(r"[^A-Za-z0-9_]+")  # what a part's name cannot have, nor begin with
 
@@ -74,11 +74,11 @@ def update(root: Path, params: Params, asked: str | None = None) -> Params:
         changed["raw.folder"] = wanted.folder
     if asked is not None and changed and asked != "mannequin":
         print("(RAW=mannequin brings back the built-in pictures)")
-    set_values(root / "params.yaml", changed)
-    for left in (root / POSES).glob("*/"):
+    set_values(root / paths.PARAMS, changed)
+    for left in (root / paths.POSES).glob("*/"):
         if left.name not in now:
             shutil.rmtree(left)
-    return load(root / "params.yaml")
+    return load(root / paths.PARAMS)
 
 
 def _only(root: Path, asked: str) -> Raw:

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from flows import data_fingerprint, dvc_graph
 from flows.remote_store import Shelf, fetch_slice
+from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.data import PartName
 from tasks.config.params import Params, load
@@ -59,7 +60,7 @@ def extract_slice(
     """
     root = Path.cwd()
     try:
-        params, shelf = load(root / "params.yaml"), Shelf(root)
+        params, shelf = load(root / paths.PARAMS), Shelf(root)
         if slices.digest(params, root) != digest:
             return Failed(
                 message="This worker would find other things than the machine that asks: its parameters, its code, its model "
@@ -70,7 +71,7 @@ def extract_slice(
             return Completed(name="Skipped", message="somebody has done it")
         arguments = [part, str(rank), str(world)]
         place = params.raw.parts.get(part)
-        done = root / slices.SLICES / part / slices.name(rank, world)
+        done = root / paths.SLICES / part / slices.name(rank, world)
         fetched = done.with_name(f"{done.name}-files")
         if place is not None and not (root / place).is_dir():
             fetch_slice(root, place, rank, world, fetched)
@@ -107,7 +108,7 @@ def share_out(params: Params, root: Path, plan: Sequence[dvc_graph.Stage]) -> No
     for part in parts:
         done = []
         for rank in range(world):
-            folder = root / slices.SLICES / part / slices.name(rank, world)
+            folder = root / paths.SLICES / part / slices.name(rank, world)
             shelf.get(asked[part, rank][0], (slices.FINDINGS, slices.MARK), folder)
             done.append(slices.absorb(params, root, folder))
         total = slices.together(done)

@@ -19,6 +19,7 @@ from prefect.states import Completed, Failed
 from flows import data_fingerprint, dvc_graph, notify, workspace
 from flows.param_changes import Changes
 from flows.remote_extract import share_out
+from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import Params, load, set_values
 from tasks.paths import MODELS
@@ -140,8 +141,8 @@ def _start_again(params: Params, root: Path, plan: Sequence[dvc_graph.Stage], ch
         for model in trained:
             if model_registry.version(store, model, model_registry.CHAMPION) is not None:
                 starts[f"{model}.start"] = model_registry.fetch(store, root, model, model_registry.CHAMPION).name
-    set_values(root / "params.yaml", starts)
-    return load(root / "params.yaml")
+    set_values(root / paths.PARAMS, starts)
+    return load(root / paths.PARAMS)
 
 
 def _stages(

@@ -25,7 +25,8 @@ from typing import NoReturn
 
 import psutil
 
-from flows import private_server, workspace
+from flows import private_server
+from tasks import paths
 from tasks.common import files, process_guard
 from tasks.common.errors import UserError
 from tasks.config.params import Params
@@ -65,7 +66,7 @@ class Status:
 
 
 def _home(root: Path) -> Path:
-    return root / workspace.STATE / "services"
+    return root / paths.SERVICES
 
 
 def api_url(params: Params) -> str:
@@ -75,7 +76,7 @@ def api_url(params: Params) -> str:
 
 def prefect_environment(params: Params, root: Path) -> dict[str, str]:
     """The environment of everything that talks to the standing Prefect server, and of the server itself."""
-    return private_server.settings(root.resolve() / workspace.STATE / "prefect") | {
+    return private_server.settings(root.resolve() / paths.PREFECT) | {
         "PREFECT_API_URL": api_url(params),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         # with the other storage a restart of the server ends every run whose deployment has a concurrency limit

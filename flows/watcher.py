@@ -14,6 +14,7 @@ from prefect.events import emit_event
 
 from flows import data_fingerprint, workspace
 from flows.data_fingerprint import Fingerprint
+from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import Params, load
 
@@ -55,7 +56,7 @@ def main() -> int:
     pause = 1.0
     while True:
         try:
-            params = load(root / "params.yaml")
+            params = load(root / paths.PARAMS)
             pause = max(params.retrain.watch_seconds, 1.0)
             folders = watch.look(params, root)
         except UserError as error:

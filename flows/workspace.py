@@ -14,10 +14,9 @@ from typing import IO
 
 from flows import parts
 from flows.param_changes import Changes, values
+from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import Params, load, set_values
-
-STATE = ".contrapposto"  # what is of this machine alone
 
 
 class Held(UserError):
@@ -31,7 +30,7 @@ def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) 
     parts that have come since (see `flows.parts`). All of it is written there. So are `changes`, all of them or none.
     Raises UserError if this is no workspace or its parameters are wrong, DataError if a folder is not there.
     """
-    path = root / "params.yaml"
+    path = root / paths.PARAMS
     params = load(path)
     if changes is not None and (written := values(changes)):
         print(f"params.yaml: {', '.join(f'{key} is now {value}' for key, value in written.items())}")
@@ -67,7 +66,7 @@ def _take(lock: IO[str], seconds: float) -> bool:
 
 
 def _open_lock(root: Path) -> IO[str]:
-    state = root / STATE
+    state = root / paths.STATE
     state.mkdir(exist_ok=True)
     return open(state / "pipeline.lock", "a+", encoding="utf-8")
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from tasks import paths
 from tasks.common.errors import FULL, UserError
 
 # What DVC runs: the stages of dvc.yaml.
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     from tasks.config.params import load  # here, since processes that a stage starts import this module too
 
     try:
-        params = load(options.root / "params.yaml")
+        params = load(options.root / paths.PARAMS)
         run = body(options.stage)
         try:
             inspect.signature(run).bind(params, options.root, *options.arguments)

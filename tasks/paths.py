@@ -1,4 +1,4 @@
-"""Where the trained models are, for those who need not load them."""
+"""Every path of a workspace, in one place. Constants are relative to the workspace: `root / paths.SHARDS`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,64 @@ import hashlib
 from pathlib import Path
 
 MODELS = ("poses", "pictures")
-FILE = "model.safetensors"
+
+PARAMS = Path("params.yaml")
+
+# What the stages read and write; DVC tracks these.
+RAW = Path("data/raw")  # one folder per part
+MANNEQUIN = RAW / "mannequin"  # the built-in pictures
+POSES = Path("data/poses")  # one folder per part
+DATASET = Path("data/dataset")
+SHARDS = Path("data/shards")
+ARTIFACTS = Path("artifacts")  # one folder per model
+SAMPLES = Path("samples")  # one folder per model
+REPORTS = Path("reports")
+DATASET_CARD = REPORTS / "dataset.html"
+MEMORIZATION = REPORTS / "memorization"
+MEMBERSHIP_INFERENCE = REPORTS / "membership_inference"
+POSE_ACCURACY = REPORTS / "pose_accuracy"
+FIDELITY = REPORTS / "fidelity"
+PROMOTE = REPORTS / "promote"
+SUMMARY = REPORTS / "summary"
+REPORT = REPORTS / "report.html"
+
+# What the commands write.
+COMPARE = REPORTS / "compare"
+EXPLAIN = REPORTS / "explain"
+VIDEO_DISTANCE = REPORTS / "video_distance"
+EXPORTS = Path("exports")  # one folder per alias
+GENERATED = Path("generated")
+
+# State and caches of this machine. Neither git nor DVC tracks them.
+STATE = Path(".contrapposto")
+EXTRACT_STATE = STATE / "extract"
+FINDINGS = EXTRACT_STATE / "findings.db"
+SLICES = STATE / "slices"
+FEATURES = STATE / "features"
+NETWORK_WEIGHTS = STATE / "weights"  # downloaded, one file per sha256
+REGISTERED_MODELS = STATE / "models"  # fetched from the registry, one folder per sha256
+TRAINING = STATE / "training"  # one folder per model and training
+DATASET_HISTORY = STATE / "datasets.json"
+SEEN_DATA = STATE / "seen.json"
+PREFECT = STATE / "prefect"
+SERVICES = STATE / "services"
+
+# Files inside those folders that several packages read.
+MODEL_FILE = "model.safetensors"
+SHARD_INDEX = "index.json"
+GRID = "grid.png"  # a picture of the samples
 
 
-def folder(root: Path, model: str) -> Path:
+def model_folder(root: Path, model: str) -> Path:
     """The folder of a trained model."""
-    return root / "artifacts" / model
+    return root / ARTIFACTS / model
 
 
-def sha256(root: Path, model: str) -> str:
-    """The digest by which a trained model is known everywhere."""
-    return hashlib.sha256((folder(root, model) / FILE).read_bytes()).hexdigest()
+def model_sha256(root: Path, model: str) -> str:
+    """The sha256 of a trained model's file, by which the model is known everywhere."""
+    return hashlib.sha256((model_folder(root, model) / MODEL_FILE).read_bytes()).hexdigest()
+
+
+def sample_folder(root: Path, model: str) -> Path:
+    """The folder of a model's samples."""
+    return root / SAMPLES / model

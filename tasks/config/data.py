@@ -8,10 +8,11 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from tasks import paths
 from tasks.config.section import Fraction, Positive, Section, Seed
 
-INBOX = "data/raw"  # where parts come in
-MANNEQUIN = "data/raw/mannequin"  # the folder of the built-in pictures: drawn, not delivered
+INBOX = paths.RAW.as_posix()  # where parts come in
+MANNEQUIN = paths.MANNEQUIN.as_posix()  # the folder of the built-in pictures: drawn, not delivered
 PartName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=100)
 ]  # what DVC takes in a stage's name

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks import paths
 from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.common.skeleton import normalise
@@ -72,7 +73,7 @@ def run(params: Params, root: Path) -> None:
         "distances": coverage.distances(persons),
         "warnings": coverage.warnings(persons),
     }
-    with files.new_folder(root / "data/dataset") as folder:
+    with files.new_folder(root / paths.DATASET) as folder:
         dataset_table.write(folder, persons, gated)
         files.write_json(folder / "summary.json", summary)
         files.write_json(folder / "clusters.json", _statistics(persons, clustering))
@@ -88,7 +89,7 @@ def _nobody(params: Params, root: Path) -> str:
     where = ", ".join(params.raw.parts.values())
     return (
         f"Nobody was found in the {looked['files']} files of {where} ({reasons}); each refusal with its reason is in "
-        f"{root / parts.POSES}."
+        f"{root / paths.POSES}."
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from tasks import paths
 from tasks.common import machine
 from tasks.common.errors import DataError
 from tasks.common.images import encode_png
@@ -44,7 +45,7 @@ def run(params: Params, root: Path) -> None:
     opened once. The bytes do not depend on the number of processes. Raises DataError if a file has gone or changed since
     it was extracted, or if a process dies on one.
     """
-    persons = dataset_table.read(root / "data/dataset")
+    persons = dataset_table.read(root / paths.DATASET)
     opened = [file for split in SPLITS for file in _files(persons, persons.of(split))]
     about = {
         "categories": sorted(set(persons.category)),
@@ -56,7 +57,7 @@ def run(params: Params, root: Path) -> None:
     bar = tqdm(total=len(persons), desc="shard", unit="person", mininterval=1)
     with bar, _cut(cutter, opened) as cut:
         shards.write(
-            root / "data/shards",
+            root / paths.SHARDS,
             {split: _samples(persons, persons.of(split), cut, bar) for split in SPLITS},
             params.shard.samples_per_shard,
             about,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks import paths
 from tasks.dataset.shards import ShardDataset
 
 SAMPLES = "samples"  # of a folder of samples: those that every headline number is about
@@ -58,7 +59,7 @@ class Split:
 
 def load_splits(root: Path) -> tuple[Split, Split]:
     """The training split and the held-out data (val and test) of root/data/shards."""
-    folder = root / "data/shards"
+    folder = root / paths.SHARDS
     train = Split(ShardDataset(folder, "train"))
     return train, Split(*(ShardDataset(folder, name) for name in ("val", "test")))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks import paths
 from tasks.common.files import new_folder, write_json
 from tasks.common.skeleton import LIMB_BONES
 from tasks.config.params import Params
@@ -100,8 +101,10 @@ def run(params: Params, root: Path) -> None:
     Raises DataError if shards or samples are missing, UserError if weights that are given cannot be used.
     """
     train, heldout = load_splits(root)
-    poses = ShardDataset(root / "samples/poses", SAMPLES)
-    pictures, comparison = (Split(ShardDataset(root / "samples/pictures", name)) for name in (SAMPLES, COMPARISON))
+    poses = ShardDataset(paths.sample_folder(root, "poses"), SAMPLES)
+    pictures, comparison = (
+        Split(ShardDataset(paths.sample_folder(root, "pictures"), name)) for name in (SAMPLES, COMPARISON)
+    )
     found = Findings()
     bones: list[dict[str, Any]] = []
     for name, count in (
@@ -132,5 +135,5 @@ def run(params: Params, root: Path) -> None:
             "heldout": len(heldout),
         },
     }
-    with new_folder(root / "reports/fidelity") as folder:
+    with new_folder(root / paths.FIDELITY) as folder:
         write_json(folder / "fidelity.json", report)

@@ -28,7 +28,7 @@ def of_model(root: Path, name: str) -> list[LevelGap]:
 
     Empty if a set has fewer than two examples. Raises DataError if the model or the shards are missing.
     """
-    model = modality.load(root / "artifacts" / name, modality.device())
+    model = modality.load(paths.model_folder(root, name), modality.device())
     seen = modality.usable(root, "train", model.config)
     unseen = [modality.usable(root, split, model.config) for split in ("val", "test")]
     table = []
@@ -80,7 +80,7 @@ def run(params: Params, root: Path) -> None:
         for name, rows in found.items()
     }
     metrics = {f"{name}.loss_gap_auc.sigma_{row.sigma:g}": row.auc for name, rows in found.items() for row in rows}
-    with new_folder(root / "reports/membership_inference") as folder:
+    with new_folder(root / paths.MEMBERSHIP_INFERENCE) as folder:
         compared = {name: rows for name, rows in found.items() if rows}
         if compared:
             draw(compared, folder / "loss_gap.png")

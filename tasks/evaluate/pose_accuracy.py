@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from tasks import paths
 from tasks.common import machine, skeleton
 from tasks.common.errors import UserError
 from tasks.common.evenly_spaced import evenly
@@ -111,10 +112,10 @@ def run(params: Params, root: Path) -> None:
 
     Raises DataError if samples or shards are missing, UserError if the landmarker's model is.
     """
-    samples, comparison = (ShardDataset(root / "samples/pictures", name) for name in (SAMPLES, COMPARISON))
+    samples, comparison = (ShardDataset(paths.sample_folder(root, "pictures"), name) for name in (SAMPLES, COMPARISON))
     numbers: dict[str, float] = {}
     kept, poses = np.zeros(0, str), np.zeros((0, 33, 3), np.float32)
-    with new_folder(root / "reports/pose_accuracy") as folder:
+    with new_folder(root / paths.POSE_ACCURACY) as folder:
         if len(samples):
             size = samples.picture(0).shape[0]
             sets = {

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from tasks import paths
 from tasks.common.errors import DataError, UserError
 from tasks.common.files import new_folder, write_json
 from tasks.config.params import Params
@@ -31,7 +32,7 @@ from tasks.extract.findings import Kind
 from tasks.extract.poses_table import POSES, read_poses
 from tasks.metrics import trajectories, video_networks
 from tasks.metrics.distance import frechet_estimate, kid
-from tasks.metrics.feature_cache import CACHE, cached
+from tasks.metrics.feature_cache import cached
 from tasks.metrics.findings import Findings
 from tasks.metrics.precision_recall import Manifold
 
@@ -81,16 +82,16 @@ def _clips(path: Path) -> Iterator[np.ndarray]:
             raise DataError(f"{path} cannot be read: {refusal}.") from refusal
 
 
-def from_videos(paths: Sequence[Path], network: video_networks.ClipNetwork, root: Path) -> ClipFeatures:
+def from_videos(videos: Sequence[Path], network: video_networks.ClipNetwork, root: Path) -> ClipFeatures:
     """Features of all clips of some videos, kept on disk video by video."""
     features, source = [], []
-    for path in tqdm(paths, desc="videos", unit="video", mininterval=2):
+    for path in tqdm(videos, desc="videos", unit="video", mininterval=2):
 
         def blocks(path: Path = path) -> Iterator[np.ndarray]:
             return (clip[None] for clip in _clips(path))
 
         if next(blocks(), None) is not None:  # long enough for a clip
-            found = cached(root / CACHE, blocks, network.about, network, path.name)["features"]
+            found = cached(root / paths.FEATURES, blocks, network.about, network, path.name)["features"]
             features.append(found)
             source += [str(path)] * len(found)
     return ClipFeatures(np.concatenate(features) if features else np.zeros((0, 1), np.float32), source)
@@ -134,18 +135,18 @@ def run(params: Params, root: Path, generated: str, real: str) -> None:
     if kinds == {True}:
         first, second = (from_poses(folder) for folder in folders)
     else:
-        paths = [_videos(folder) if folder.is_dir() else [] for folder in folders]
-        for name, some in zip((generated, real), paths, strict=True):
+        videos = [_videos(folder) if folder.is_dir() else [] for folder in folders]
+        for name, some in zip((generated, real), videos, strict=True):
             if not some:
                 raise UserError(f"{name} holds no videos and no {POSES}, or the other folder holds the other kind.")
         if params.fidelity.video is None:
             raise UserError("fidelity.video is not given: a distance between videos needs the weights of I3D or C3D.")
         network = video_networks.load(params.fidelity.video, root)
-        first, second = (from_videos(some, network, root) for some in paths)
+        first, second = (from_videos(some, network, root) for some in videos)
     found = compare(first, second)
     sizes = {"generated": len(first.source), "real": len(second.source)}
     report = {"metrics": found.metrics, "absent": found.absent, "clips": sizes, "folders": [generated, real]}
-    with new_folder(root / "reports/video_distance") as folder:
+    with new_folder(root / paths.VIDEO_DISTANCE) as folder:
         write_json(folder / "video_distance.json", report)
     for name, value in sorted(found.metrics.items()):
         print(f"{name}: {value:.4g}")

@@ -21,11 +21,11 @@ from types import TracebackType
 
 import numpy as np
 
+from tasks import paths
 from tasks.common.code_digest import code_digest
 from tasks.common.errors import DataError
 from tasks.extract.findings import Finding, Findings, Kind, Reason, Refused, Settings
 
-PATH = Path(".contrapposto/extract/findings.db")
 _PATIENCE_S = 60.0  # for which another process is waited for
 _COMMIT_S = 1.0  # so much work is lost at most when the process is killed
 
@@ -98,7 +98,7 @@ class Store:
     """
 
     def __init__(self, root: Path, digest: str) -> None:
-        path = root / PATH
+        path = root / paths.FINDINGS
         path.parent.mkdir(parents=True, exist_ok=True)
         self.digest = digest
         self._waiting: list[tuple[str, str, str, str, bytes]] = []

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from tasks import paths
 from tasks.common import files
 from tasks.config.params import Raw
 from tasks.extract import poses_table
 from tasks.extract.poses_table import Poses, Reject
 
-POSES = "data/poses"
 _COUNTS = ("files", "frames", "files_with_person", "persons")
 
 
@@ -39,7 +39,7 @@ class Places:
 
 def folders(root: Path, raw: Raw) -> dict[str, Path]:
     """What extraction left of each part, by name, in the order of their names."""
-    return {part: root / POSES / part for part in sorted(raw.parts)}
+    return {part: root / paths.POSES / part for part in sorted(raw.parts)}
 
 
 def read_poses(root: Path, raw: Raw) -> Poses:

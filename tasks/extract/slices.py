@@ -19,19 +19,19 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from tasks import paths
 from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.common.pool import prepare
 from tasks.config.params import Params
 from tasks.extract import parts
-from tasks.extract.cache import PATH, Store, findings_digest
+from tasks.extract.cache import Store, findings_digest
 from tasks.extract.decode import scan
 from tasks.extract.pose_bundle import check
 from tasks.extract.stage import FORERUNNER, extracted, part_folder, settings, shown
 
-SLICES = Path(".contrapposto/slices")
 MARK = "slice.json"
-FINDINGS = PATH.name
+FINDINGS = paths.FINDINGS.name
 _COUNTS = ("files", "extracted", "persons", "seconds")
 
 
@@ -75,7 +75,7 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
             refused.update(row.reason.value for row in there.refused)
             if there.lasting:
                 kept.add(key)
-        output = stack.enter_context(files.new_folder(root / SLICES / part / name(int(rank), int(world))))
+        output = stack.enter_context(files.new_folder(root / paths.SLICES / part / name(int(rank), int(world))))
         store.export(output / FINDINGS, kept)
         statistics = {
             "digest": depends, "files": len(sources), "extracted": made, "seconds": time.monotonic() - began,

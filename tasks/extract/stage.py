@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from tasks import paths
 from tasks.common import files, machine
 from tasks.common.errors import DataError, UserError
 from tasks.common.pool import OrderedMap, WorkerDied, prepare
@@ -61,7 +62,7 @@ def run(params: Params, root: Path, part: str) -> None:
     began = time.monotonic()
     with (
         Store(root, findings_digest(settings(params), model)) as store,
-        files.new_folder(root / "data/poses" / part) as output,
+        files.new_folder(root / paths.POSES / part) as output,
         closing(extracted(store, params, root, folder, sources)) as found,
     ):
         counts, rejects, made = _write_tables(output, shown(found, len(sources)))
@@ -75,7 +76,7 @@ def run(params: Params, root: Path, part: str) -> None:
         files.write_json(output / "summary.json", summary)
         files.write_json(output / "provenance.json", provenance(folder))
     timing = {"seconds": seconds, "workers": workers, "files": len(sources), "extracted": made}
-    files.write_json(root / ".contrapposto/extract" / f"{part}.json", timing)
+    files.write_json(root / paths.EXTRACT_STATE / f"{part}.json", timing)
     print(
         f"{part}: {summary['persons']} persons in {len(sources)} files, {sum(rejects.values())} refused"
         + (f" ({_spell(rejects)})" if rejects else "")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-CACHE = ".contrapposto/features"  # in the workspace
 Arrays = dict[str, np.ndarray]
 Blocks = Callable[[], Iterator[np.ndarray]]  # the items, some at a time, from the beginning at every call
 

@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tasks import paths
 from tasks.config.params import Fidelity
 from tasks.dataset.splits import Split
 from tasks.metrics import torch_fidelity_networks as networks
 from tasks.metrics.distance import frechet_estimate, frechet_of, kid
-from tasks.metrics.feature_cache import CACHE, Arrays, cached, extract
+from tasks.metrics.feature_cache import Arrays, cached, extract
 from tasks.metrics.findings import Findings
 from tasks.metrics.invariances import edges, pixels
 
@@ -104,7 +105,9 @@ def compare_pictures(found: Findings, given: Fidelity, root: Path, sets: Picture
             continue
         network = networks.load(name, weights, root)
         arrays = sets.features(
-            lambda blocks, what, n=network: cached(root / CACHE, blocks, n.about, n, f"{n.about['network']}, {what}")  # type: ignore
+            lambda blocks, what, n=network: cached(
+                root / paths.FEATURES, blocks, n.about, n, f"{n.about['network']}, {what}"
+            )  # type: ignore
         )
         _compare(found, names, {what: some["features"] for what, some in arrays.items()})
         if "logits" in arrays["generated"]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import Weights
 
@@ -50,7 +51,7 @@ def _download(url: str, target: Path) -> None:
 def locate(weights: Weights, root: Path) -> Path:
     """The file with these weights, downloaded once if `source` is a URL. Raises UserError unless its sha256 is the given."""
     is_url = "://" in weights.source
-    path = root / ".contrapposto/weights" / weights.sha256 if is_url else root / weights.source
+    path = root / paths.NETWORK_WEIGHTS / weights.sha256 if is_url else root / weights.source
     if is_url and not path.is_file():
         _download(weights.source, path)
     if not path.is_file():

@@ -64,7 +64,7 @@ def fit_codec(x0: Tensor, per_coordinate: bool) -> Affine:
 
 def usable(root: Path, split: str, config: Poses | Pictures) -> ShardDataset:
     """The samples of a split of root/data/shards that a model can use: for pictures, those that have one."""
-    dataset = ShardDataset(root / "data/shards", split)
+    dataset = ShardDataset(root / paths.SHARDS, split)
     return dataset.pictured() if isinstance(config, Pictures) else dataset
 
 
@@ -145,13 +145,13 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
     }
     tensors = {f"weights.{name}": value for name, value in weights.items()}
     codec = {"codec.mean": model.codec.mean, "codec.scale": model.codec.scale}
-    checkpoint.save(folder / paths.FILE, tensors | codec, about)
+    checkpoint.save(folder / paths.MODEL_FILE, tensors | codec, about)
 
 
 def load(folder: Path, device: torch.device) -> Model:
     """The trained model in a folder, in evaluation mode; DataError if the file is missing, damaged or of another
     version."""
-    tensors, meta = checkpoint.load(folder / paths.FILE)
+    tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
     kinds: dict[str, Callable[..., Poses | Pictures]] = {"poses": Poses, "pictures": Pictures}
     config = kinds[meta["model"]](**meta["config"])
     codec = Affine(tensors["codec.mean"], tensors["codec.scale"])
@@ -159,7 +159,9 @@ def load(folder: Path, device: torch.device) -> Model:
     weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
     missing, unexpected = model.denoiser.load_state_dict(weights, strict=False)  # buffers are not in the file
     if unexpected or set(missing) & {name for name, _ in model.denoiser.named_parameters()}:
-        raise DataError(f"{folder / paths.FILE} was written by another version: its weights do not fit the network.")
+        raise DataError(
+            f"{folder / paths.MODEL_FILE} was written by another version: its weights do not fit the network."
+        )
     model.denoiser.to(device).eval().requires_grad_(False)
     return Model(model.name, config, model.categories, model.denoiser, model.recipe, codec, model.margin, meta)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks import paths
 from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.config.params import Params
@@ -119,11 +120,11 @@ def run(params: Params, root: Path, *runs: str) -> None:
     for cells in (heading, *table):
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
     lines = ["| " + " | ".join(cells) + " |" for cells in (heading, ["---"] * len(heading), *table)]
-    with files.new_folder(root / "reports/compare") as folder:
+    with files.new_folder(root / paths.COMPARE) as folder:
         (folder / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         files.write_json(
             folder / "compare.json", [{"run": e.run_id, "name": e.name, "metrics": e.numbers} for e in entries]
         )
         if drawn := panels(entries):
             interval_plot.draw(folder / "compare.png", drawn)
-    print(f"written to {root / 'reports/compare'}")
+    print(f"written to {root / paths.COMPARE}")

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import Params
 from tasks.dataset import opt_outs
 from tasks.extract import poses_table
-from tasks.extract.cache import PATH, Store
+from tasks.extract.cache import Store
 from tasks.extract.poses_table import Poses
 from tasks.registry import lineage
 
@@ -27,7 +28,7 @@ def run(params: Params, root: Path, *keys: str) -> None:
     """Write tombstones for the rows that `keys` name; raises UserError if one of them names no row of any part."""
     if not keys:
         raise UserError("forget needs the key of at least one person.")
-    parts = {folder.name: poses_table.read_poses(folder) for folder in sorted((root / "data/poses").glob("*/"))}
+    parts = {folder.name: poses_table.read_poses(folder) for folder in sorted((root / paths.POSES).glob("*/"))}
     known = opt_outs.read(root)
     buried = {one.key: one for one in known}
     new: dict[str, opt_outs.Tombstone] = {}
@@ -62,7 +63,7 @@ def _rows(found: Poses, key: str) -> list[int]:
 
 def _drop_findings(root: Path, contents: set[str]) -> None:
     """What extraction keeps of these files for another run; the rows themselves go when `curate` runs."""
-    if (root / PATH).is_file():
+    if (root / paths.FINDINGS).is_file():
         with Store(root, digest="") as store:
             for content in sorted(contents):
                 store.forget(content)

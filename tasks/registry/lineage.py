@@ -51,12 +51,12 @@ def trainings_on(params: Params, root: Path, keys: set[str]) -> tuple[list[Train
 
     Looks into `artifacts/` and, where there is an MLflow store, at every training and the model versions made of it.
     """
-    digests = {paths.sha256(root, name): name for name in MODELS if (paths.folder(root, name)).is_dir()}
+    digests = {paths.model_sha256(root, name): name for name in MODELS if (paths.model_folder(root, name)).is_dir()}
     trainings = list(_recorded(params, root, digests))
     recorded = {training.sha256 for training in trainings}
     for sha256, name in digests.items():
         if sha256 not in recorded:
-            path = paths.folder(root, name) / FILE
+            path = paths.model_folder(root, name) / FILE
             seen = files.read_json(path) if path.is_file() else None
             trainings.append(_Training(f"{name}, in artifacts/{name}, trained elsewhere", sha256, seen))
     rows = [len(keys.intersection(one.seen["keys"])) if one.seen else 0 for one in trainings]

@@ -105,10 +105,10 @@ def run(params: Params, root: Path, store: Store) -> Contest | None:
     held_out = load_splits(root)[1]
     for model in MODELS:
         folder = model_registry.fetch(store, root, model, model_registry.CHAMPION)
-        if folder.name == paths.sha256(root, model):
+        if folder.name == paths.model_sha256(root, model):
             contest.same.append(model)
             continue
-        samples = ShardDataset(root / "samples" / model, SAMPLES)
+        samples = ShardDataset(paths.sample_folder(root, model), SAMPLES)
         categories = [str(meta["category"]) for meta in samples.metas()]
         ours, theirs, real, known = _features(params, model, folder, samples, held_out)
         _compare(contest, model, (ours, theirs), categories, real, known)

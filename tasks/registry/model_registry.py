@@ -74,12 +74,12 @@ def fetch(store: Store, root: Path, model: str, alias: str) -> Path:
     if found is None:
         raise UserError(f"There is no {alias} of the {model} model yet: run `make train-poses` first.")
     sha256 = found.tags["sha256"]
-    folder = root / ".contrapposto/models" / sha256
+    folder = root / paths.REGISTERED_MODELS / sha256
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:  # its own: two processes may fetch at once
             kept = Path(store.client.download_artifacts(found.run_id, "model", temporary))
-            if hashlib.sha256((kept / paths.FILE).read_bytes()).hexdigest() != sha256:
+            if hashlib.sha256((kept / paths.MODEL_FILE).read_bytes()).hexdigest() != sha256:
                 raise DataError(f"The {model} model that MLflow keeps as {alias} is damaged: its sha256 is another.")
             try:
                 kept.rename(folder)
@@ -125,10 +125,10 @@ def card_of(folder: Path, verdict: str, metrics: Mapping[str, float], reasons: S
 
     `metrics`: flat metrics of the stage `fidelity`; `reasons`: why it was not promoted, empty if it was.
     """
-    _, meta = checkpoint.load(folder / paths.FILE)
+    _, meta = checkpoint.load(folder / paths.MODEL_FILE)
     model = meta["model"]
     facts = {
-        "weights": f"{paths.FILE}, sha256 {hashlib.sha256((folder / paths.FILE).read_bytes()).hexdigest()}",
+        "weights": f"{paths.MODEL_FILE}, sha256 {hashlib.sha256((folder / paths.MODEL_FILE).read_bytes()).hexdigest()}",
         "trained on": f"{meta['images']} images seen" if "images" in meta else "",
         "memorization test": verdict,
         "promoted": "yes" if not reasons else "no. " + " ".join(reasons),

@@ -53,20 +53,20 @@ def decide(verdicts: Mapping[str, str], metrics: Mapping[str, float], objections
 
 def run(params: Params, root: Path) -> None:
     """Compare with the champion, decide and register; the challenger is never its own rival."""
-    verdicts = files.read_json(root / "reports/memorization/memorization.json")["verdicts"]
-    metrics = files.read_json(root / "reports/fidelity/fidelity.json")["metrics"]
+    verdicts = files.read_json(root / paths.MEMORIZATION / "memorization.json")["verdicts"]
+    metrics = files.read_json(root / paths.FIDELITY / "fidelity.json")["metrics"]
     store = Store(params.tracking, root)
     compared = model_comparison.run(params, root, store)
     objections = compared.objections(params.retrain.worse_category) if compared else []
     decision = decide(verdicts, metrics, objections)
     numbers = {}
     for model in MODELS:
-        folder = paths.folder(root, model)
+        folder = paths.model_folder(root, model)
         card = model_registry.card_of(folder, verdicts.get(model, "absent"), metrics, decision.reasons)
-        numbers[model] = store.register(model, folder, paths.sha256(root, model), card)
+        numbers[model] = store.register(model, folder, paths.model_sha256(root, model), card)
     if decision.promote:
         model_registry.crown(store, numbers)
-    with files.new_folder(root / "reports/promote") as folder:
+    with files.new_folder(root / paths.PROMOTE) as folder:
         outcome = {"promote": decision.promote, "reasons": decision.reasons}
         if compared is not None:
             outcome["contest"] = compared.as_dict()

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import Params, Tracking, load
 from tasks.registry.tracking_client import Client
@@ -242,12 +243,14 @@ def finish_pipeline(params: Params, root: Path, run_id: str, status: str, stages
         run.tag(**{out: md5 for out, md5 in lock_hashes(lock).items() if (root / out.removeprefix("dvc.")).exists()})
         run.artifact(lock)
     if status == "FINISHED":
-        summary = json.loads((root / "reports/summary/summary.json").read_bytes())
+        summary = json.loads((root / paths.SUMMARY / "summary.json").read_bytes())
         run.log([(name, value, 0) for name, value in summary["metrics"].items()])
-        for page in sorted(root.glob("reports/*.html")):  # the report, and the card of the dataset
+        for page in sorted((root / paths.REPORTS).glob("*.html")):  # the report, and the card of the dataset
             run.artifact(page)
         run.tag(**_findings(root))
-        for picture in sorted([*root.glob("reports/*/*.png"), *root.glob("samples/*/grid.png")]):
+        for picture in sorted(
+            [*(root / paths.REPORTS).glob("*/*.png"), *(root / paths.SAMPLES).glob(f"*/{paths.GRID}")]
+        ):
             run.artifact(picture, f"pictures/{picture.parent.name}")
     run.finish(status)
 
@@ -255,13 +258,13 @@ def finish_pipeline(params: Params, root: Path, run_id: str, status: str, stages
 def _findings(root: Path) -> dict[str, str]:
     """What a reader of the list of runs asks first: which data, the verdicts, and whether the models were promoted."""
     tags = {}
-    index, memorization = root / "data/shards/index.json", root / "reports/memorization/memorization.json"
+    index, memorization = root / paths.SHARDS / paths.SHARD_INDEX, root / paths.MEMORIZATION / "memorization.json"
     if index.is_file():
         tags["contrapposto.dataset_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
     if memorization.is_file():
         verdicts = json.loads(memorization.read_bytes())["verdicts"]
         tags |= {f"contrapposto.verdict.{what}": verdict for what, verdict in verdicts.items()}
-    promoted = root / "reports/promote/promote.json"
+    promoted = root / paths.PROMOTE / "promote.json"
     if promoted.is_file():
         decision = json.loads(promoted.read_bytes())
         tags["contrapposto.promoted"] = "yes" if decision["promote"] else "no: " + " ".join(decision["reasons"])
@@ -301,7 +304,7 @@ def server_command(tracking: Tracking, root: Path, port: int) -> list[str]:
 def ui(root: Path) -> int:
     """Serve the store's page on 127.0.0.1 until interrupted."""
     try:
-        return subprocess.call(server_command(load(root / "params.yaml").tracking, root, 5000))
+        return subprocess.call(server_command(load(root / paths.PARAMS).tracking, root, 5000))
     except KeyboardInterrupt:
         return 0
 

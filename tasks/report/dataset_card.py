@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tasks import paths
 from tasks.common import files
 from tasks.common.images import encode_png
 from tasks.config.data import MANNEQUIN
@@ -30,9 +31,9 @@ from tasks.report.dataset_card_plots import Shown
 def run(params: Params, root: Path) -> None:
     """Write the page from data/poses, data/dataset and data/shards; the pictures themselves are read for examples."""
     found, rejects = parts.read_poses(root, params.raw), parts.read_rejects(root, params.raw)
-    persons = dataset_table.read(root / "data/dataset")
-    gated = dataset_table.read_gated(root / "data/dataset")
-    summary, statistics = (files.read_json(root / f"data/dataset/{name}.json") for name in ("summary", "clusters"))
+    persons = dataset_table.read(root / paths.DATASET)
+    gated = dataset_table.read_gated(root / paths.DATASET)
+    summary, statistics = (files.read_json(root / paths.DATASET / f"{name}.json") for name in ("summary", "clusters"))
     axis, centroids = (np.array(statistics[key], np.float32) for key in ("axis", "centroids"))
     clustering = Clusters(axis, centroids, {})
     shown = Shown(parts.Places(root, params.raw), found, params.curate.margin)
@@ -66,10 +67,10 @@ def run(params: Params, root: Path) -> None:
         silhouettes=statistics["silhouettes"],
         chosen=len(clustering.centroids),
         drift=None if before is None else _drift(dataset_history.drift(before, statistics, persons)),
-        shards=files.read_json(root / "data/shards/index.json")["shards"],
+        shards=files.read_json(root / paths.SHARDS / paths.SHARD_INDEX)["shards"],
         version=dataset_history.digest(root),
     )
-    files.write_bytes(root / "reports/dataset.html", html.encode())
+    files.write_bytes(root / paths.DATASET_CARD, html.encode())
 
 
 def _png(picture: np.ndarray) -> str:

@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from tasks import paths
 from tasks.common import files
 from tasks.dataset import coverage
 from tasks.dataset.clusters import Clusters
 from tasks.dataset.dataset_table import PERSONS, Persons
 
-PATH = Path(".contrapposto/datasets.json")
 _KEPT = 20  # versions
 
 
 def digest(root: Path) -> str:
     """What the version in data/dataset is known by: its first 16 hexadecimal digits of sha256."""
-    return hashlib.sha256((root / "data/dataset" / PERSONS).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((root / paths.DATASET / PERSONS).read_bytes()).hexdigest()[:16]
 
 
 def previous(root: Path, statistics: dict[str, Any]) -> dict[str, Any] | None:
     """The statistics of the version before the one in data/dataset, or None; the present one is remembered."""
-    path, now = root / PATH, digest(root)
+    path, now = root / paths.DATASET_HISTORY, digest(root)
     past: list[dict[str, Any]] = files.read_json(path) if path.is_file() else []
     names = [version["digest"] for version in past]
     if now in names:

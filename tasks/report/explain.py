@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tasks import paths
 from tasks.common.errors import UserError
 from tasks.common.files import read_json
 from tasks.config.params import Params
@@ -34,15 +35,15 @@ OF_POSES = ("poses", "pose_reuse")
 def _find(root: Path, key: str) -> tuple[tuple[str, ...], ShardDataset, int]:
     """The questions that were asked about this sample, the samples it is one of, and its place among them."""
     for (model, split), questions in QUESTIONS.items():
-        samples = ShardDataset(root / "samples" / model, split)
+        samples = ShardDataset(paths.sample_folder(root, model), split)
         if key in samples.keys:
             return questions, samples, samples.keys.index(key)
-    raise UserError(f"There is no sample {key!r} in {root / 'samples'} that the copy test has judged.")
+    raise UserError(f"There is no sample {key!r} in {root / paths.SAMPLES} that the copy test has judged.")
 
 
 def _row(root: Path, question: str, key: str) -> dict[str, Any] | None:
     """The copy test's finding about one sample; None if it had too little data, or sees nobody in the picture."""
-    report = root / "reports/memorization"
+    report = root / paths.MEMORIZATION
     if not report.is_dir():
         raise UserError(f"{report} does not exist: run the memorization stage first.")
     path = report / f"{question}_samples.json"
@@ -101,7 +102,7 @@ def _pictures(picture: np.ndarray, nearest: Callable[[int], np.ndarray], row: di
 def run(params: Params, root: Path, key: str) -> None:
     """Explain the sample `key`; raises UserError if there is no such sample or no finding about it."""
     questions, samples, i = _find(root, key)
-    train = ShardDataset(root / "data/shards", "train")
+    train = ShardDataset(root / paths.SHARDS, "train")
     place = {name: number for number, name in enumerate(train.keys)}
     about = samples.meta(i)
     asked = f", asked to show the pose of {about['condition']}" if "condition" in about else ""
@@ -125,6 +126,6 @@ def run(params: Params, root: Path, key: str) -> None:
         captions += [f"nearest, p = {row['p']:.2g}", f"second, d1/d2 = {row['ratio']:.3g}"]
     if not tiles:
         raise UserError(f"The copy test had too little data to judge {key!r}.")
-    path = root / "reports/explain" / f"{key}.png"
+    path = root / paths.EXPLAIN / f"{key}.png"
     drawing.save_png(path, drawing.sheet(tiles, 5, captions))
     print(path)

@@ -49,16 +49,16 @@ class Found:
 
 def gather(params: Params, root: Path) -> Found:
     """Read what the stages left."""
-    losses = {m: files.read_json(paths.folder(root, m) / "training.json")["loss"][-1][1] for m in MODELS}
+    losses = {m: files.read_json(paths.model_folder(root, m) / "training.json")["loss"][-1][1] for m in MODELS}
     return Found(
         extraction=parts.summary(root, params.raw),
-        curation=files.read_json(root / "data/dataset/summary.json"),
+        curation=files.read_json(root / paths.DATASET / "summary.json"),
         losses=losses,
-        memorization=files.read_json(root / "reports/memorization/memorization.json"),
-        loss_gap=files.read_json(root / "reports/membership_inference/loss_gap.json"),
-        adherence=files.read_json(root / "reports/pose_accuracy/adherence.json"),
-        fidelity=files.read_json(root / "reports/fidelity/fidelity.json"),
-        promotion=files.read_json(root / "reports/promote/promote.json"),
+        memorization=files.read_json(root / paths.MEMORIZATION / "memorization.json"),
+        loss_gap=files.read_json(root / paths.MEMBERSHIP_INFERENCE / "loss_gap.json"),
+        adherence=files.read_json(root / paths.POSE_ACCURACY / "adherence.json"),
+        fidelity=files.read_json(root / paths.FIDELITY / "fidelity.json"),
+        promotion=files.read_json(root / paths.PROMOTE / "promote.json"),
     )
 
 
@@ -212,11 +212,11 @@ def _funnel(found: Found) -> list[list[Any]]:
 
 def _lineage(root: Path) -> list[list[str]]:
     rows = []
-    for shard in files.read_json(root / "data/shards/index.json")["shards"]:
+    for shard in files.read_json(root / paths.SHARDS / paths.SHARD_INDEX)["shards"]:
         rows.append([f"shard {shard['name']}", f"sha256 {shard['sha256']}"])
     for model in MODELS:
-        rows.append([f"model {model}", f"sha256 {paths.sha256(root, model)}"])
-        samples = root / "samples" / model / "index.json"
+        rows.append([f"model {model}", f"sha256 {paths.model_sha256(root, model)}"])
+        samples = paths.sample_folder(root, model) / "index.json"
         for shard in files.read_json(samples)["shards"]:
             rows.append([f"samples of {model}, {shard['name']}", f"sha256 {shard['sha256']}"])
     return rows

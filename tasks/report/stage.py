@@ -34,37 +34,39 @@ TILE = 128  # pixels
 def run(params: Params, root: Path) -> None:
     """Gather what the other stages found, draw it, and write the page, the table and their pictures."""
     found = report_text.gather(params, root)
-    with files.new_folder(root / "reports/summary") as folder:
+    with files.new_folder(root / paths.SUMMARY) as folder:
         pictures = {
             "kept": _kept(params, root, folder),
             "rejected": _rejected(params, root, folder),
             "curves": [figure for model in MODELS for figure in _curves(root, folder, model)],
             "samples": [
-                _figure(root / "samples/poses/grid.png", "New poses, with the category that was asked for."),
                 _figure(
-                    root / "samples/pictures/grid.png",
+                    paths.sample_folder(root, "poses") / paths.GRID, "New poses, with the category that was asked for."
+                ),
+                _figure(
+                    paths.sample_folder(root, "pictures") / paths.GRID,
                     "New pictures: each row shows one new pose and what the model makes of it, with different noise.",
                 ),
             ],
             "neighbours": _neighbours(root),
             "loss_gap": _figures(
-                root / "reports/membership_inference",
+                root / paths.MEMBERSHIP_INFERENCE,
                 "How well training and held-out examples are told apart by their loss, per noise level.",
             ),
             "contest": _figures(
-                root / "reports/promote",
+                root / paths.PROMOTE,
                 "Challenger minus champion: the difference of their distances to held-out data, in all and for each "
                 "category, with 95 % intervals. Left of the line the challenger is nearer.",
             ),
             "adherence": _figures(
-                root / "reports/pose_accuracy",
+                root / paths.POSE_ACCURACY,
                 "Generated pictures, the pose that was asked for and the one that is read in them.",
             ),
         }
         page = Environment(loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined)
         html = page.get_template("report.html").render(**report_text.sections(params, root, found), **pictures)
         files.write_json(folder / "summary.json", report_text.summary(found))
-    files.write_bytes(root / "reports/report.html", html.encode())
+    files.write_bytes(root / paths.REPORT, html.encode())
 
 
 def _figure(path: Path, caption: str) -> dict[str, str]:
@@ -83,9 +85,9 @@ def _drawn(path: Path, picture: np.ndarray, caption: str) -> dict[str, str]:
 def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     """Kept persons: the picture as it came with the landmarks found on it, and the crop that the models see."""
     found = parts.read_poses(root, params.raw)
-    persons = dataset_table.read(root / "data/dataset")
+    persons = dataset_table.read(root / paths.DATASET)
     row = {key: i for i, key in enumerate(found.key)}
-    train = ShardDataset(root / "data/shards", "train").pictured()
+    train = ShardDataset(root / paths.SHARDS, "train").pictured()
     tiles, captions = [], []
     for i in evenly(len(persons), SHOWN):
         if persons.pictured[i]:
@@ -109,7 +111,7 @@ def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
 def _rejected(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     """A contact sheet for each reason; files that no decoder opens are grey tiles."""
     found, rejects = parts.read_poses(root, params.raw), parts.read_rejects(root, params.raw)
-    gated = dataset_table.read_gated(root / "data/dataset")
+    gated = dataset_table.read_gated(root / paths.DATASET)
     shown = Shown(parts.Places(root, params.raw), found, params.curate.margin)
     kinds = dict(zip(found.source, found.source_kind, strict=True))
     counts = Counter(str(row.reason) for row in rejects) + Counter(str(row.reason) for row in gated)
@@ -121,7 +123,7 @@ def _rejected(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
 
 
 def _curves(root: Path, folder: Path, model: str) -> list[dict[str, str]]:
-    training = files.read_json(paths.folder(root, model) / "training.json")
+    training = files.read_json(paths.model_folder(root, model) / "training.json")
     images, loss = zip(*training["loss"], strict=True)
     drawing.curves(folder / f"loss-{model}.png", {"training loss": (images, loss)}, "images seen", "loss", "y")
     training_watch(training, folder / f"watch-{model}.png")
@@ -142,7 +144,7 @@ def _neighbours(root: Path) -> list[dict[str, str]]:
         "ratios": "how near samples come to training examples (nearest over second nearest), beside held-out data.",
     }
     figures = []
-    for path in sorted((root / "reports/memorization").glob("*.png")):
+    for path in sorted((root / paths.MEMORIZATION).glob("*.png")):
         what, _, kind = path.stem.rpartition("_")
         figures.append(_figure(path, f"{what.replace('_', ' ')}: {captions.get(kind, kind)}"))
     return figures

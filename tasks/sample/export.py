@@ -25,9 +25,9 @@ SERVED_WITH = ("mlflow", "numpy", "pillow", "pydantic", "ruamel.yaml", "safetens
 
 def repository(folder: Path, source: Path, description: str) -> None:
     """Write the model in `source` to `folder` in the layout of a model repository; `description` is its card."""
-    _, meta = checkpoint.load(source / paths.FILE)
+    _, meta = checkpoint.load(source / paths.MODEL_FILE)
     folder.mkdir(parents=True)
-    shutil.copyfile(source / paths.FILE, folder / paths.FILE)
+    shutil.copyfile(source / paths.MODEL_FILE, folder / paths.MODEL_FILE)
     files.write_json(folder / CONFIG, {"library_name": "contrapposto", **meta})
     head = "---\nlibrary_name: contrapposto\npipeline_tag: unconditional-image-generation\ntags: [diffusion, pose]\n---\n\n"
     (folder / README).write_text(head + description + USE.format(model=meta["model"]), encoding="utf-8")
@@ -50,11 +50,13 @@ def run(params: Params, root: Path, alias: str = model_registry.CHAMPION) -> Non
     """Export the models with this alias. Raises UserError if there is none, DataError if a file is damaged."""
     store = Store(params.tracking, root)
     sources = {model: model_registry.fetch(store, root, model, alias) for model in MODELS}
-    with files.new_folder(root / "exports" / alias) as folder:
+    with files.new_folder(root / paths.EXPORTS / alias) as folder:
         for model, source in sources.items():
             found = model_registry.version(store, model, alias)
             repository(folder / "huggingface" / model, source, found.description if found else "")
         requirements = [f"{package}=={importlib.metadata.version(package)}" for package in SERVED_WITH]
         tracking.save_served(folder / "mlflow", sources, requirements)
-    print(f"exported to {root / 'exports' / alias}")
-    print(f"serve it:  mlflow models serve -m {root / 'exports' / alias / 'mlflow'} --env-manager local --port 5001")
+    print(f"exported to {root / paths.EXPORTS / alias}")
+    print(
+        f"serve it:  mlflow models serve -m {root / paths.EXPORTS / alias / 'mlflow'} --env-manager local --port 5001"
+    )

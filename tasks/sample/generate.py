@@ -145,9 +145,9 @@ def run(params: Params, root: Path) -> None:
     )
     found = sample(artist, wish, read)
     origin = {"categories": artist.poses.categories, "models": [folder.name for folder in folders]}
-    write(root / SPLIT, found, wish, artist.pictures.margin, origin)
+    write(root / paths.GENERATED, found, wish, artist.pictures.margin, origin)
     rate = f"acceptance {found.acceptance:.1%}, by chance {found.by_chance:.1%}"
-    print(f"{len(found.kept)} samples in {root / SPLIT}, of {found.drawn} drawn: {rate}")
+    print(f"{len(found.kept)} samples in {root / paths.GENERATED}, of {found.drawn} drawn: {rate}")
 
 
 def write(folder: Path, found: Found, wish: Generate, margin: float, about: dict[str, Any]) -> None:

@@ -53,14 +53,14 @@ class Conditions:
 def run(params: Params, root: Path, model: str) -> None:
     """Draw the samples of one model. Raises DataError if a sample is not finite or what it is asked for is missing."""
     choice: Sample = getattr(params.sample, model)
-    trained = modality.load(paths.folder(root, model), modality.device())
+    trained = modality.load(paths.model_folder(root, model), modality.device())
     train, heldout = load_splits(root)
     if model == "pictures":  # not those who are known from motion capture only
         train, heldout = train.pictured(), heldout.pictured()
     held_out = heldout if len(heldout) else train  # a very small dataset holds nobody out
     rows = _resampled(len(held_out), choice.count, choice.seed)
     if model == "pictures":
-        new = Split(ShardDataset(root / "samples/poses", SAMPLES))
+        new = Split(ShardDataset(paths.sample_folder(root, "poses"), SAMPLES))
         fixed = [i for i in evenly(len(new), GRID) for _ in range(GRID)]
         asked = {
             SAMPLES: Conditions.of(held_out, rows),
@@ -82,7 +82,7 @@ def run(params: Params, root: Path, model: str) -> None:
         samples = {SAMPLES: list(_pose_samples(choice, categories, poses))}
         tiles, columns = [drawing.draw_pose(pose) for pose in poses[: GRID * GRID]], GRID
         captions = categories[: GRID * GRID]
-    folder = root / "samples" / model
+    folder = paths.sample_folder(root, model)
     origin = {"model": model, "model_digest": trained.meta["digest"], "categories": trained.categories}
     shards.write(folder, samples, choice.count, origin)
     drawing.save_png(folder / "grid.png", drawing.sheet(tiles, columns, captions))

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from tasks import paths
 from tasks.common import files, machine
 from tasks.common.errors import DataError
 from tasks.common.pool import OrderedMap, WorkerDied
@@ -47,7 +48,7 @@ def run(params: Params, root: Path) -> None:
     """
     wanted = params.mannequin
     cores = machine.cores()
-    with files.new_folder(root / "data/raw/mannequin") as folder:
+    with files.new_folder(root / paths.MANNEQUIN) as folder:
         draw_all(folder, wanted.seed, wanted.size, wanted.count, workers=cores)
 
 

@@ -237,7 +237,7 @@ class Session:
             "stopped": self.history.stopped,
             "kept": kept,
         }
-        with files.new_folder(paths.folder(self.root, self.model.name)) as folder:
+        with files.new_folder(paths.model_folder(self.root, self.model.name)) as folder:
             modality.save(folder, self.model, weights, {"digest": self.folder.digest, "images": nimg})
             files.write_json(folder / "training.json", told)
             files.write_json(folder / lineage.FILE, self.seen)
@@ -246,8 +246,8 @@ class Session:
                 (folder / "snapshots" / path.name).write_bytes(path.read_bytes())
         print(f"{self.model.name}: {self.history.stopped} {kept}")
         record.tag(**{
-            "contrapposto.model_sha256": paths.sha256(self.root, self.model.name),
+            "contrapposto.model_sha256": paths.model_sha256(self.root, self.model.name),
             "contrapposto.stopped": str(self.history.stopped), "contrapposto.kept": kept,
         })  # fmt: skip
-        for path in sorted(paths.folder(self.root, self.model.name).iterdir()):
+        for path in sorted(paths.model_folder(self.root, self.model.name).iterdir()):
             record.artifact(path, "model")

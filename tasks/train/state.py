@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
 from tasks.train import run_fingerprint
@@ -35,7 +36,7 @@ class Folder:
         self.digest = run_fingerprint.digest(here)
         self.model = model
         self.kept = kept
-        self.path = root / ".contrapposto/training" / model / self.digest
+        self.path = root / paths.TRAINING / model / self.digest
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""

@@ -22,8 +22,8 @@ def weights(root: Path, sha256: str, model: Model) -> dict[str, Tensor]:
     The file is looked for in `.contrapposto/models/<sha256>/` and `artifacts/`. Raises UserError, naming what differs, if
     it is another kind of network, DataError if there is no such file.
     """
-    kept = root / ".contrapposto/models" / sha256 / paths.FILE
-    path = next((p for p in (kept, paths.folder(root, model.name) / paths.FILE) if _is(p, sha256)), None)
+    kept = root / paths.REGISTERED_MODELS / sha256 / paths.MODEL_FILE
+    path = next((p for p in (kept, paths.model_folder(root, model.name) / paths.MODEL_FILE) if _is(p, sha256)), None)
     if path is None:
         raise DataError(f"There is no model {sha256} to begin with: {kept} does not exist or is another file.")
     tensors, meta = checkpoint.load(path)

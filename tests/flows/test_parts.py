@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows import parts
+from tasks import paths
 from tasks.common.errors import DataError
 from tasks.config.data import MANNEQUIN
 from tasks.config.params import Params, load
@@ -35,11 +36,11 @@ def test_names_stay_when_another_part_goes_and_what_was_extracted_of_it_goes_too
 ) -> None:
     now = parts.update(tmp_path, params)
     for name in now.raw.parts:
-        (tmp_path / parts.POSES / name).mkdir(parents=True)
+        (tmp_path / paths.POSES / name).mkdir(parents=True)
     (tmp_path / "data/raw/Bob s films").rmdir()
     now = parts.update(tmp_path, now)
     assert list(now.raw.parts) == ["mannequin", "Bob-s-films-2", "t"]
-    assert sorted(path.name for path in (tmp_path / parts.POSES).iterdir()) == sorted(now.raw.parts)
+    assert sorted(path.name for path in (tmp_path / paths.POSES).iterdir()) == sorted(now.raw.parts)
 
 
 def test_the_built_in_pictures_are_a_part_only_where_they_are_named(tmp_path: Path, params: Params) -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from flows.private_server import Server, settings
+from tasks import paths
 from tasks.common import files, process_guard
-from tasks.extract.cache import PATH
-from tasks.extract.slices import SLICES
 from tests.flows.test_plugin import make_pool
 from tests.support.dvc_project import dvc
 from tests.support.project import PROJECT
@@ -81,7 +80,7 @@ def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tm
     assert files.read_json(home / ".contrapposto/extract/heap.json")["extracted"] == 0
     done = [_found(clone) for clone in clones]
     assert sum(done) == 24 and max(done) < 24, done
-    assert not any(list((clone / SLICES).rglob("*.*")) for clone in clones)
+    assert not any(list((clone / paths.SLICES).rglob("*.*")) for clone in clones)
     assert not any((clone / "data/raw/heap").exists() for clone in clones)
     _curate(prefect_server, alone, 0)
     assert _shards(home) == _shards(alone) and len(_shards(home)) > 1
@@ -89,9 +88,9 @@ def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tm
 
 def _found(root: Path) -> int:
     """Files that a workspace has findings of."""
-    if not (root / PATH).exists():
+    if not (root / paths.FINDINGS).exists():
         return 0
-    with sqlite3.connect(root / PATH) as db:
+    with sqlite3.connect(root / paths.FINDINGS) as db:
         return int(db.execute("select count(*) from findings").fetchone()[0])
 
 

@@ -86,8 +86,8 @@ def trained(tmp_path: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPa
 
 def _keep(root: Path) -> str:
     """Put the present model aside; returns its digest."""
-    sha256 = paths.sha256(root, "poses")
-    shutil.copytree(paths.folder(root, "poses"), root / "kept" / sha256)
+    sha256 = paths.model_sha256(root, "poses")
+    shutil.copytree(paths.model_folder(root, "poses"), root / "kept" / sha256)
     return sha256
 
 

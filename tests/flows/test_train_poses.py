@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import StateType
 from flows import dvc_graph
 from flows import workspace as workspaces
 from flows.private_server import Server
+from tasks import paths
 from tasks.common.errors import DataError, UserError
 from tasks.config.params import Raw, load, set_value
 from tests.support.dvc_project import STAGES, ran, set_command
@@ -252,7 +253,7 @@ def test_two_pipelines_in_one_workspace_are_refused(workspace: Path) -> None:
 
 def _with_database(root: Path, server: Server) -> None:
     """Give the workspace's private server a database that need not be migrated first (5 s)."""
-    home = root / workspaces.STATE / "prefect"
+    home = root / paths.PREFECT
     home.mkdir(parents=True)
     with sqlite3.connect(server.home / "prefect.db") as made, sqlite3.connect(home / "prefect.db") as mine:
         made.backup(mine)

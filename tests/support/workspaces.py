@@ -106,4 +106,4 @@ def write_untrained(root: Path, params: Params, name: str, shift: float = 0.0, i
     codec = modality.fit_codec(examples.x0 + shift, per_coordinate=name == "poses")
     model = modality.build(name, config, categories, codec, 0.08)
     weights = dict(model.denoiser.state_dict())
-    modality.save(paths.folder(root, name), model, weights, {"digest": "0", "images": images})
+    modality.save(paths.model_folder(root, name), model, weights, {"digest": "0", "images": images})

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tasks import paths
 from tasks.common.errors import DataError
 from tasks.common.files import new_folder, write_json
 from tasks.config.params import Params
@@ -62,7 +63,7 @@ def shown_poses(root: Path) -> tuple[list[str], np.ndarray]:
 
     Raises DataError if the stage `adherence` has not read them.
     """
-    path = root / "reports/pose_accuracy/read.npz"
+    path = root / paths.POSE_ACCURACY / "read.npz"
     if not path.is_file():
         raise DataError(f"{path} does not exist: the adherence stage writes it.")
     with np.load(path, allow_pickle=False) as read:
@@ -122,8 +123,8 @@ def run(params: Params, root: Path) -> None:
     """
     train, heldout = load_splits(root)
     seen, unseen = train.pictured(), heldout.pictured()
-    poses = ShardDataset(root / "samples/poses", SAMPLES)
-    pictures, comparison = (ShardDataset(root / "samples/pictures", name) for name in (SAMPLES, COMPARISON))
+    poses = ShardDataset(paths.sample_folder(root, "poses"), SAMPLES)
+    pictures, comparison = (ShardDataset(paths.sample_folder(root, "pictures"), name) for name in (SAMPLES, COMPARISON))
     # At the samples' own size if that is smaller: detail that a sample cannot have must not count as a difference.
     side = min(SIDE, pictures.picture(0).shape[0]) if len(pictures) else SIDE
 
@@ -150,7 +151,7 @@ def run(params: Params, root: Path) -> None:
         questions.append(
             Question("train_conditions", COMPARED, comparison.keys, drawn, seen, picture_reference, planted_pictures)
         )
-    with new_folder(root / "reports/memorization") as folder:
+    with new_folder(root / paths.MEMORIZATION) as folder:
         models = {question.name: _answer(question, params, folder) for question in questions}
         metrics = {f"{name}.{key}": value for name, entry in models.items() for key, value in entry["metrics"].items()}
         verdicts = {name: entry["verdict"] for name, entry in models.items()}

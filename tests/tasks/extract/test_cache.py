@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.extract.cache import PATH, Store, encoded, findings_digest
+from tasks import paths
+from tasks.extract.cache import Store, encoded, findings_digest
 from tasks.extract.findings import Finding, Findings, Kind, Reason, Refused, Settings
 
 SETTINGS = Settings(min_confidence=0.5, min_side=64, max_people=4, video_rate=4.0, pose_change=0.15)
@@ -70,10 +71,10 @@ def test_nothing_of_what_is_forgotten_is_left_in_the_file(tmp_path):
     with Store(tmp_path, "d") as store:
         store.put("0", encoded(some(0)))
         store.put("1", encoded(some(1)))
-    assert all(trace in (tmp_path / PATH).read_bytes() for trace in traces)
+    assert all(trace in (tmp_path / paths.FINDINGS).read_bytes() for trace in traces)
     with Store(tmp_path, "d") as store:
         store.forget("0")
-    files = [path.read_bytes() for path in (tmp_path / PATH).parent.iterdir()]
+    files = [path.read_bytes() for path in (tmp_path / paths.FINDINGS).parent.iterdir()]
     assert not any(trace in content for trace in traces for content in files)
 
 

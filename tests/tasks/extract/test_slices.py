@@ -14,13 +14,13 @@ from moto.server import ThreadedMotoServer
 
 from flows import dvc_graph, remote_extract
 from flows.remote_store import Shelf, fetch_slice
+from tasks import paths
 from tasks.common import files
 from tasks.common.errors import DataError, UserError
 from tasks.config import params
 from tasks.extract import pose_bundle
 from tasks.extract import slices as extract_slice
-from tasks.extract.cache import PATH
-from tasks.extract.slices import FINDINGS, MARK, SLICES, absorb, name, together
+from tasks.extract.slices import FINDINGS, MARK, absorb, name, together
 from tests.support.dvc_project import dvc
 from tests.tasks.extract.test_stage import ROOT, choose, draw, outputs, run
 
@@ -50,7 +50,7 @@ def machines(heap: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 def slice_of(machines: list[Path], rank: int, place: Path) -> Path:
     """A copy of a machine's slice, since `absorb` takes it away."""
     copy = place / f"slice{rank}"
-    shutil.copytree(machines[rank] / SLICES / "heap" / name(rank, WORLD), copy)
+    shutil.copytree(machines[rank] / paths.SLICES / "heap" / name(rank, WORLD), copy)
     return copy
 
 
@@ -81,7 +81,7 @@ def test_a_slice_that_nobody_did_is_extracted_here(heap: Path, machines: list[Pa
 def test_what_was_found_with_other_parameters_is_left_aside(heap: Path, machines: list[Path], tmp_path: Path) -> None:
     other = choose(heap, min_confidence=0.4)
     absorb(other, tmp_path, slice_of(machines, 0, tmp_path))
-    with sqlite3.connect(tmp_path / PATH) as db:
+    with sqlite3.connect(tmp_path / paths.FINDINGS) as db:
         assert not list(db.execute("select * from findings"))
 
 
@@ -96,7 +96,7 @@ def test_findings_that_are_none_are_refused_whole(heap: Path, machines: list[Pat
             db.execute(f"update findings set {how} = {wrong} where key = (select max(key) from findings)")
     with pytest.raises(DataError, match=r"findings\.db holds no findings that can be read"):
         absorb(choose(heap), tmp_path, folder)
-    with sqlite3.connect(tmp_path / PATH) as db:
+    with sqlite3.connect(tmp_path / paths.FINDINGS) as db:
         assert not list(db.execute("select * from findings"))
     assert folder.exists()
 
@@ -184,7 +184,7 @@ def test_a_slice_that_failed_is_asked_for_again_and_the_others_are_not(
         remote_extract.share_out(chosen, workspace, plan)
     remote_extract.share_out(chosen, workspace, plan)
     assert asked == [0, 1, 1]
-    assert not list((workspace / SLICES).rglob("*.*"))  # findings have one place, where `forget` finds them
+    assert not list((workspace / paths.SLICES).rglob("*.*"))  # findings have one place, where `forget` finds them
     run(heap, workspace)
     assert files.read_json(workspace / ".contrapposto/extract/heap.json")["extracted"] == 0
     refused = remote_extract.extract_slice.fn("heap", 0, 2, "0" * 16, "0" * 16)

@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.functional import normalize, resize
 
+from tasks import paths
 from tasks.common.errors import UserError
 from tasks.common.files import read_json
 from tasks.config.params import Params, Weights
 from tasks.config.params import load as load_params
 from tasks.evaluate import fidelity
 from tasks.metrics.dinov2 import Dinov2
-from tasks.metrics.feature_cache import CACHE
 from tasks.metrics.picture_metrics import inception_score
 from tasks.metrics.torch_fidelity_networks import load
 from tests.support.evaluation_workspace import make
@@ -109,12 +109,12 @@ def test_the_stage_measures_in_the_networks_that_are_given(tmp_path: Path, monke
     )
     assert "needs at least 48 samples on each side" in found["absent"]["pictures.clip_frechet_distance"]
     assert "fidelity.dinov2 is not given" in found["absent"]["pictures.dinov2_frechet_distance"]
-    kept = sorted(path.name for path in (tmp_path / CACHE).iterdir())
+    kept = sorted(path.name for path in (tmp_path / paths.FEATURES).iterdir())
     assert len(kept) == 3
     monkeypatch.setattr("torch_fidelity.feature_extractor_clip.FeatureExtractorCLIP.forward", None)
     fidelity.run(ours, tmp_path)  # nothing is computed again
     assert read_json(tmp_path / "reports/fidelity/fidelity.json") == found
-    assert sorted(path.name for path in (tmp_path / CACHE).iterdir()) == kept
+    assert sorted(path.name for path in (tmp_path / paths.FEATURES).iterdir()) == kept
 
 
 def test_wrong_weights_leave_the_last_report_alone(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tasks.dataset.shards import ShardDataset
 from tasks.extract.findings import Kind
 from tasks.extract.perceptual_hash import fingerprint
 from tasks.extract.poses_table import Pose, read_poses
-from tasks.paths import FILE as MODEL
+from tasks.paths import MODEL_FILE as MODEL
 from tasks.registry import forget, lineage, tracking
 from tests.support.curation_workspace import PART, SIZE, motion, person, picture, write
 from tests.support.workspaces import write_params

@@ -129,7 +129,7 @@ def test_a_category_that_has_become_worse_is_named() -> None:
 def test_a_damaged_registered_file_is_refused(made: Registry, tmp_path: Path) -> None:
     found = model_registry.version(made.store, "poses", "challenger")
     assert found is not None
-    for path in made.root.glob(f"mlruns/{found.run_id}/artifacts/model/{paths.FILE}"):
+    for path in made.root.glob(f"mlruns/{found.run_id}/artifacts/model/{paths.MODEL_FILE}"):
         path.write_bytes(path.read_bytes()[:-4] + b"oops")
     with pytest.raises(DataError, match="is damaged: its sha256 is another"):
         model_registry.fetch(made.store, tmp_path, "poses", "challenger")

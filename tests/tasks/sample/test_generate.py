@@ -55,9 +55,9 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     numbers = {}
     for model in paths.MODELS:
         write_untrained(root, params, model)
-        numbers[model] = store.register(model, paths.folder(root, model), paths.sha256(root, model), "")
+        numbers[model] = store.register(model, paths.model_folder(root, model), paths.model_sha256(root, model), "")
     model_registry.crown(store, numbers)
-    return Registered(root, Artist(*(paths.folder(root, model) for model in paths.MODELS)))
+    return Registered(root, Artist(*(paths.model_folder(root, model) for model in paths.MODELS)))
 
 
 class Judge:

@@ -44,8 +44,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = {}
     for model in paths.MODELS:
         write_untrained(root, params, model)
-        folder = paths.folder(root, model)
-        numbers[model] = store.register(model, folder, paths.sha256(root, model), f"# a card of {model}")
+        folder = paths.model_folder(root, model)
+        numbers[model] = store.register(model, folder, paths.model_sha256(root, model), f"# a card of {model}")
     model_registry.crown(store, numbers)
     export.run(params, root)
     return root
@@ -53,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artist(exported: Path) -> Artist:
-    return Artist(*(paths.folder(exported, model) for model in paths.MODELS))
+    return Artist(*(paths.model_folder(exported, model) for model in paths.MODELS))
 
 
 def test_no_pickle_and_the_layout_of_a_model_repository(exported: Path) -> None:

@@ -97,9 +97,9 @@ def test_a_model_survives_its_file(root: Path) -> None:
 
 
 def test_weights_of_another_version_are_refused(root: Path, tmp_path: Path) -> None:
-    tensors, meta = checkpoint.load(root / "artifacts/poses" / paths.FILE)
+    tensors, meta = checkpoint.load(root / "artifacts/poses" / paths.MODEL_FILE)
     name = next(name for name in tensors if name.startswith("weights.") and name.endswith(".weight"))
     tensors[name + "_g"] = tensors.pop(name)
-    checkpoint.save(tmp_path / paths.FILE, tensors, meta)
+    checkpoint.save(tmp_path / paths.MODEL_FILE, tensors, meta)
     with pytest.raises(DataError, match="was written by another version: its weights do not fit the network"):
         modality.load(tmp_path, torch.device("cpu"))

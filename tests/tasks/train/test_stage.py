@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path: Path) ->
 
 
 def test_a_model_can_begin_with_anothers_weights(uninterrupted: Path, tmp_path: Path) -> None:
-    champion = paths.sha256(uninterrupted, "poses")
+    champion = paths.model_sha256(uninterrupted, "poses")
     root = _workspace(tmp_path / "warm", poses__start=champion, poses__images=64)
     kept = root / ".contrapposto/models" / champion
     kept.mkdir(parents=True)
