@@ -8,11 +8,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 Seed = int | tuple[int, ...]
+
+
+class Stream(IntEnum):
+    """What a random draw of a training run is for: folded into the run's seed, so that different purposes get unrelated draws.
+
+    The numbers decide every result, so never change or reuse one.
+    """
+
+    ORDER = 0  # which example is shown
+    LEVEL = 1  # noise level of an example
+    NOISE = 2
+    CONDITION_DROPOUT = 3
+    DROPOUT = 4  # torch's global generator: dropout masks, self-conditioning
+    EVALUATION = 5  # noise of `monitoring.evaluate`
+    VARIANCE = 6  # noise with which the variance of x0 is measured
+    TRANSFORM = 7  # augmentation and changes of conditions, see `TransformStream`
+    WATCH = 9  # losses and samples looked at while training
+
+
+class TransformStream(IntEnum):
+    """What a draw inside `Stream.TRANSFORM` is for."""
+
+    AUGMENTATION = 0
+    CONDITION_LEVEL = 1  # how noisy a condition is made
+    CONDITION_NOISE = 2
+    SINGLE_CONDITION_DROPOUT = 3
+
 
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 _MIX1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9

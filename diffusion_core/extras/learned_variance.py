@@ -20,8 +20,6 @@ from diffusion_core.sampling.transition import split
 from diffusion_core.schedules import Level, Path, spread
 from diffusion_core.targets import to_x0
 
-_MEASURED = 6  # folded into the seed, as the constants of `train` are
-
 
 class WithVariance(Preconditioned):
     """A denoiser whose net returns twice as many channels (dim 1): the target, and the share of the largest variance.
@@ -82,7 +80,7 @@ def measured(denoiser: Denoiser, walk: Walk, x0: Tensor, cond: Cond | None = Non
     mean squared error (arXiv 2206.07309, theorem 3.3). For use on that walk alone.
     """
     ids = torch.arange(len(x0), device=x0.device)
-    noise = rng.normal(x0.shape[1:], rng.fold(seed, _MEASURED), ids).to(x0)
+    noise = rng.normal(x0.shape[1:], rng.fold(seed, rng.Stream.VARIANCE), ids).to(x0)
     table = {}
     for level, _ in pairwise(walk):
         with torch.no_grad():

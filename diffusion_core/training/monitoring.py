@@ -12,16 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion_core import rng
 from diffusion_core.conditioning import Cond, rows
 from diffusion_core.denoiser import Denoiser
+from diffusion_core.rng import Stream
 from diffusion_core.schedules import Level
 from diffusion_core.training import lr_schedule, parallel
 
 if TYPE_CHECKING:
     from diffusion_core.training.trainer import Trainer
 
-_EVALUATION = 5  # what a draw is for, as in `train`
 
-
-@torch.no_grad()
 def evaluate(
     denoiser: Denoiser,
     x0: Tensor,
@@ -32,19 +30,30 @@ def evaluate(
 ) -> Tensor:
     """Mean squared error of x0 over the examples `[N, *S]` at each of the levels `[L]`: `[L]` float64.
 
-    Example i meets the same noise at every level and every call, so that differences over training, and between training and
-    held-out data, are the model's.
+    The noise depends on `seed` and the example's index only, see `denoising_losses`.
     """
-    total = torch.zeros(len(levels.a), dtype=torch.float64)
+    return denoising_losses(denoiser, x0, cond, levels, rng.fold(seed, Stream.EVALUATION), batch).mean(1)
+
+
+@torch.no_grad()
+def denoising_losses(
+    denoiser: Denoiser, x0: Tensor, cond: Cond, levels: Level, noise_seed: rng.Seed, batch: int = 256
+) -> Tensor:
+    """Mean squared error of x0 of each example `[N, *S]` at each of the levels `[L]`: `[L, N]` float64 on the CPU.
+
+    Example i of any set gets the same noise at every level and in every call with this seed. Differences over training, and
+    between training and held-out data, are therefore due to the model and the examples.
+    """
+    losses = torch.zeros(len(levels.a), len(x0), dtype=torch.float64)
     for start in range(0, len(x0), batch):
         part = slice(start, min(start + batch, len(x0)))
         ids = torch.arange(part.start, part.stop, device=x0.device)
-        noise = rng.normal(x0.shape[1:], rng.fold(seed, _EVALUATION), ids).to(x0)
-        for i in range(len(total)):
+        noise = rng.normal(x0.shape[1:], noise_seed, ids).to(x0)
+        for i in range(len(losses)):
             level = Level(levels.a[i], levels.s[i])
-            guess = denoiser(level.corrupt(x0[part], noise), level, rows(cond, part))
-            total[i] += (guess - x0[part]).double().square().flatten(1).mean(1).sum().cpu()
-    return total / len(x0)
+            error = denoiser(level.corrupt(x0[part], noise), level, rows(cond, part)) - x0[part]
+            losses[i, part] = error.square().flatten(1).mean(1).double().cpu()
+    return losses
 
 
 class NoiseScale(NamedTuple):

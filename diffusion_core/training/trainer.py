@@ -24,6 +24,7 @@ from diffusion_core import rng
 from diffusion_core.conditioning import Cond, drop, to
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.recipe import Recipe
+from diffusion_core.rng import Stream
 from diffusion_core.schedules import Level
 from diffusion_core.training import compute as computing
 from diffusion_core.training import data_order, joint_objective, lr_schedule, parallel
@@ -36,9 +37,6 @@ Data = Callable[[Tensor], tuple[Tensor, Cond]]  # indices [B] -> examples [B, *S
 
 # Augmentation: (examples, conditions, seed, image numbers [B]) -> the same, changed as a function of seed and image number.
 Transform = Callable[[Tensor, Cond, int, Tensor], tuple[Tensor, Cond]]
-
-# What a draw is for, folded into the seed so that the draws are unrelated. 5 is `watch`'s, 6 is `variance`'s.
-_ORDER, _LEVEL, _NOISE, _CONDITION, _DROPOUT, _, _, _TRANSFORM = range(8)
 
 
 class Step(NamedTuple):
@@ -169,7 +167,7 @@ class Trainer:
 
     def gradient(self, nimg: int, batch: int) -> _Seen:
         """Add to every parameter's gradient that of the mean loss over images nimg ... nimg + batch - 1 of the run."""
-        u = self.recipe.draw(rng.fold(self.config.seed, _LEVEL), nimg, batch)
+        u = self.recipe.draw(rng.fold(self.config.seed, Stream.LEVEL), nimg, batch)
         share = batch // self.world
         parts = list(
             zip(self._micro_batches(nimg, batch), u[self.rank * share :][:share].split(self._most(share)), strict=True)
@@ -189,18 +187,20 @@ class Trainer:
         x0, cond = self.data(examples)
         self.waited += time.perf_counter() - before
         if self.transform is not None:
-            x0, cond = self.transform(x0, cond, rng.fold(config.seed, _TRANSFORM), ids)
+            x0, cond = self.transform(x0, cond, rng.fold(config.seed, Stream.TRANSFORM), ids)
         x0 = x0.to(self.device, non_blocking=True)
         if x0.ndim == 4 and self.channels_last:
             x0 = x0.contiguous(memory_format=torch.channels_last)
-        cond = to(drop(cond, config.condition_dropout, rng.fold(config.seed, _CONDITION), ids), self.device)
+        cond = to(
+            drop(cond, config.condition_dropout, rng.fold(config.seed, Stream.CONDITION_DROPOUT), ids), self.device
+        )
         u = u.to(self.device)
         u, scale = self.recipe.importance(u) if self.recipe.importance else (u, torch.ones_like(u))
-        noise = self.recipe.noise(x0.shape[1:], rng.fold(config.seed, _NOISE), ids.to(self.device))
+        noise = self.recipe.noise(x0.shape[1:], rng.fold(config.seed, Stream.NOISE), ids.to(self.device))
         noise = noise.to(x0) if x0.is_floating_point() else noise
 
         with torch.random.fork_rng(_cuda(self.device)):
-            torch.manual_seed(rng.fold(config.seed, _DROPOUT, int(ids[0])))
+            torch.manual_seed(rng.fold(config.seed, Stream.DROPOUT, int(ids[0])))
             with computing.autocast(self.compute, self.device):
                 losses, a, s, nothing = self.objective(x0, u, noise, cond)
             weighted = losses * scale.to(losses)
@@ -212,7 +212,7 @@ class Trainer:
     def try_microbatch(self, size: int) -> None:
         """Forward and backward pass of `size` images at once, as a step has them, to see whether they fit."""
         ids = torch.arange(self.nimg, self.nimg + size)
-        self._micro_gradient(ids, self.recipe.draw(rng.fold(self.config.seed, _LEVEL), self.nimg, size), size)
+        self._micro_gradient(ids, self.recipe.draw(rng.fold(self.config.seed, Stream.LEVEL), self.nimg, size), size)
 
     def _micro_batches(self, nimg: int, batch: int) -> tuple[Tensor, ...]:
         """The numbers of the images that this rank sees of a batch, those at a time that are in memory at once."""
@@ -224,7 +224,7 @@ class Trainer:
         return min(share, self.compute.microbatch or share)
 
     def _examples(self, ids: Tensor) -> Tensor:
-        return data_order.indices(rng.fold(self.config.seed, _ORDER), int(ids[0]), len(ids), self.n)
+        return data_order.indices(rng.fold(self.config.seed, Stream.ORDER), int(ids[0]), len(ids), self.n)
 
     def averaged(self, name: str = "ema") -> Preconditioned:
         """A copy of the denoiser with averaged weights, in evaluation mode. Where weights are split all ranks must call it."""

@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from tasks import paths
 from tasks.common.files import new_folder, write_json
 from tasks.config.params import Params
-from tasks.metrics.loss_gap import ALARM, LevelGap, gaps, losses, sentence
+from tasks.metrics.loss_gap import ALARM, SIGMAS, LevelGap, gaps, losses, sentence
 from tasks.models import modality
 
-SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # in the network's units, where data have standard deviation 0.5
 MOST = 256  # examples of each set
 
 

@@ -17,12 +17,13 @@ from scipy.special import ndtri
 from scipy.stats import mannwhitneyu, rankdata
 from torch import Tensor
 
-from diffusion_core import rng
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.schedules import sigma_level
+from diffusion_core.training.monitoring import denoising_losses
 
-BATCH = 256
+# Noise levels at which a model is judged, in the network's units (data have standard deviation 0.5).
+SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 ERROR = 0.05  # of the intervals of all noise levels together
 ALARM = 0.55  # an AUC whose whole interval lies above is a model that knows its training set
 
@@ -82,7 +83,6 @@ def gaps(sigmas: Sequence[float], train: np.ndarray, heldout: np.ndarray) -> lis
     ]
 
 
-@torch.no_grad()
 def losses(
     denoiser: Denoiser, x0: Tensor, cond: Cond, sigmas: Sequence[float], seed: int = 0, draws: int = 4
 ) -> np.ndarray:
@@ -90,19 +90,12 @@ def losses(
 
     Example i of any set gets the same `draws` draws of noise, so that two sets differ by their examples only.
     """
-    out = np.zeros((len(sigmas), len(x0)))
-    for start in range(0, len(x0), BATCH):
-        rows = slice(start, start + BATCH)
-        here = x0[rows]
-        some = {key: value[rows] for key, value in cond.items()}
-        ids = torch.arange(start, start + len(here), device=x0.device)
-        for draw in range(draws):
-            noise = rng.normal(x0.shape[1:], (seed, draw), ids).to(here)
-            for row, sigma in enumerate(sigmas):
-                level = sigma_level(torch.tensor(sigma, dtype=torch.float64))
-                error = denoiser(level.corrupt(here, noise), level, some) - here
-                out[row, rows] += (error.square().flatten(1).mean(1).double() / sigma**2).cpu().numpy() / draws
-    return out
+    levels = sigma_level(torch.tensor(sigmas, dtype=torch.float64))
+    variances = np.array([[sigma**2] for sigma in sigmas])
+    mean = np.zeros((len(sigmas), len(x0)))
+    for draw in range(draws):
+        mean += denoising_losses(denoiser, x0, cond, levels, (seed, draw)).numpy() / variances / draws
+    return mean
 
 
 def sentence(rows: Sequence[LevelGap]) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from diffusion_core import rng
 from diffusion_core.codecs import Affine
 from diffusion_core.conditioning import AUGMENT, KEEP, Cond, drop, keys
+from diffusion_core.rng import TransformStream
 from diffusion_core.schedules import sigma_level
 from diffusion_core.training import augmentation
 from diffusion_core.training.trainer import Transform
@@ -93,17 +94,23 @@ def transform(config: Poses | Pictures, codec: Affine) -> Transform | None:
 
     def changed(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:
         if config.augment:
-            chosen = augmentation.parameters(rng.fold(seed, 0), ids, config.augment, flip=not config.mirror).to(x0)
+            chosen = augmentation.parameters(
+                rng.fold(seed, TransformStream.AUGMENTATION), ids, config.augment, flip=not config.mirror
+            ).to(x0)
             if isinstance(config, Pictures):
                 x0, cond = _moved(x0, cond, chosen)
             else:
                 moved, cond = augmentation.poses(codec.decode(x0), cond, chosen, MIRROR)
                 x0 = codec.encode(moved).to(x0)
         if config.condition_noise:
-            sigma = config.condition_noise * rng.uniform((), rng.fold(seed, 1), ids)
+            sigma = config.condition_noise * rng.uniform((), rng.fold(seed, TransformStream.CONDITION_LEVEL), ids)
             for i, key in enumerate(key for key in keys(cond) if key.endswith(":pose")):
-                cond = augmentation.noise_condition(cond, key, sigma_level(sigma), rng.fold(seed, 2, i), ids)
-        return x0, drop(cond, 0.0, rng.fold(seed, 3), ids, each=config.condition_dropout_each)
+                cond = augmentation.noise_condition(
+                    cond, key, sigma_level(sigma), rng.fold(seed, TransformStream.CONDITION_NOISE, i), ids
+                )
+        return x0, drop(
+            cond, 0.0, rng.fold(seed, TransformStream.SINGLE_CONDITION_DROPOUT), ids, each=config.condition_dropout_each
+        )
 
     return changed
 

@@ -27,8 +27,7 @@ from tasks.models import modality
 from tasks.models.modality import Examples, Model
 from tasks.plots import drawing
 
-# Where the denoising loss is watched, in the network's units (data have standard deviation 0.5).
-SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+SIGMAS = loss_gap.SIGMAS[1:]  # noise levels watched while training: all but the smallest
 WATCHED = 128  # examples of each split
 SHOWN = 16  # samples in the picture
 STEPS = 12  # of sampling, while watching

@@ -132,7 +132,7 @@ def _train(
     parts = {split: Examples(codec.encode(part.x0), part.cond) for split, part in parts.items()}
     if trainer.rank == 0:
         _announce(trainer, model, source.some, len(train))
-    watch = Watch(model, parts, rng.fold(config.seed, 9), config.distance_samples)
+    watch = Watch(model, parts, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples)
     folder = Folder(root, name, here, config.checkpoints_kept)
     session = Session(params, root, model, trainer, folder, watch, keys, lineage.trained_on(train, config.start))
     session.resume(checkpoint)
