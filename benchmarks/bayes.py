@@ -50,7 +50,9 @@ def main() -> int:
         seconds = time.process_time() - start
         model = trainer.averaged()
         excess = (evaluate(model, test, {}, levels, batch=COUNT) / best - 1).tolist()
-        samples = generate(model, recipe.walk(100 if name == "DDPM" else 18), recipe.step, (2,), 0, torch.arange(COUNT))
+        samples = generate(
+            model, recipe.timesteps(100 if name == "DDPM" else 18), recipe.step, (2,), 0, torch.arange(COUNT)
+        )
         distance = mixture.sliced_w2(samples, test)
         figures[name] = {
             "excess": dict(zip(map(str, SIGMAS), excess, strict=True)),

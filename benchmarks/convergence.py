@@ -14,13 +14,13 @@ from diffusion_core import rng, schedules
 from diffusion_core.extras import closed_form
 from diffusion_core.sampling import timesteps
 from diffusion_core.sampling.loop import Step, sample
-from diffusion_core.sampling.solvers import FLOW, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
+from diffusion_core.sampling.solvers import FLOW_ODE, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
 
 SOLVERS: dict[str, Step] = {
     "DDIM": ddim(),
     "ancestral": ddim(1.0),
     "Heun": heun(),
-    "flow Heun": heun(FLOW),
+    "flow Heun": heun(FLOW_ODE),
     "DPM++ 2M": dpmpp_2m(),
     "DPM++ 2M SDE": dpmpp_2m(1.0),
     "DPM++ 3M": dpmpp_3m(),

@@ -80,7 +80,7 @@ def draw(denoiser: Denoiser, recipe: Recipe, cond: Callable[[int], Cond], count:
     """Samples by 18 Heun steps, `[count, 64]` on the CPU."""
     ids = torch.arange(count, device=device)
     here = {key: value.to(device) for key, value in cond(count).items()}
-    return generate(denoiser, recipe.walk(18), recipe.step, (64,), 1, ids, here).cpu()
+    return generate(denoiser, recipe.timesteps(18), recipe.step, (64,), 1, ids, here).cpu()
 
 
 def shifts(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:

@@ -23,8 +23,8 @@ from diffusion_core.denoiser import Denoiser, Preconditioned
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.sampling import timesteps
 from diffusion_core.sampling.loop import Step, generate
-from diffusion_core.sampling.solvers import ddim, dpmpp_2m, dpmpp_3m, heun, lms, redraw, unipc
-from diffusion_core.sampling.timesteps import Walk
+from diffusion_core.sampling.solvers import consistency_step, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
+from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.training.distillation import Consistency, direct
 
 SOLVERS: dict[str, tuple[Step, int]] = {  # and evaluations a step
@@ -55,7 +55,7 @@ class Result(NamedTuple):
 
 
 def distance(
-    subject: Subject, model: Denoiser, steps: Walk, step: Step, count: int, repeats: int
+    subject: Subject, model: Denoiser, steps: Timesteps, step: Step, count: int, repeats: int
 ) -> tuple[float, float]:
     """Mean and standard error of the distance over repeats, which differ by their seed."""
     found = []
@@ -66,20 +66,20 @@ def distance(
     return float(values.mean()), float(values.std() / repeats**0.5) if repeats > 1 else 0.0
 
 
-def distil_directly(subject: Subject, teacher: Preconditioned, steps: int) -> tuple[Preconditioned, Walk]:
+def distil_directly(subject: Subject, teacher: Preconditioned, steps: int) -> tuple[Preconditioned, Timesteps]:
     """A model that samples in FEW steps of DDIM, and its walk."""
-    fine = subject.recipe.walk(FEW * SUBSTEPS)
+    fine = subject.recipe.timesteps(FEW * SUBSTEPS)
     few = fine[::SUBSTEPS]
-    recipe = subject.recipe.replace(loss=direct(teacher, fine, SUBSTEPS), density=losses.among(few[:-1]))
+    recipe = subject.recipe.replace(loss=direct(teacher, fine, SUBSTEPS), density=losses.one_of(few[:-1]))
     return train(subject, recipe, _as(subject, teacher), steps, rate=1e-3), few
 
 
-def distil_consistently(subject: Subject, teacher: Preconditioned, steps: int) -> tuple[Preconditioned, Walk]:
+def distil_consistently(subject: Subject, teacher: Preconditioned, steps: int) -> tuple[Preconditioned, Timesteps]:
     """A consistency model, and the walk on which it samples with fresh noise in FEW steps."""
-    fine = subject.recipe.walk(24)
+    fine = subject.recipe.timesteps(24)
     net = _as(subject, teacher)
     recipe = subject.recipe.replace(
-        loss=Consistency(teacher, subject.recipe.denoiser(net), fine), density=losses.among(fine[:-2])
+        loss=Consistency(teacher, subject.recipe.denoiser(net), fine), density=losses.one_of(fine[:-2])
     )
     return train(subject, recipe, net, steps, rate=1e-3), timesteps.karras(FEW, 4 * LOW, HIGH)
 
@@ -94,18 +94,18 @@ def compare(subject: Subject, two_sets: float, count: int, repeats: int, steps: 
     """Train the model, a consistency and a directly distilled one (this many steps each), and run every solver."""
     torch.manual_seed(0)
     teacher = train(subject, subject.recipe, subject.net(), steps[0])
-    ddpm, error = distance(subject, teacher, presets.ddpm().walk(1000), ddim(1.0), count, repeats)
+    ddpm, error = distance(subject, teacher, presets.ddpm().timesteps(1000), ddim(1.0), count, repeats)
     print(f"{subject.name}, 1000-step DDPM: {ddpm}", file=sys.stderr, flush=True)
     found: dict[str, dict[int, float]] = {}
     for name, (step, cost) in SOLVERS.items():
         found[name] = {}
         for n in EVALUATIONS:
             # Heun's last step costs one evaluation: n evaluations are n / 2 steps, and one left over.
-            levels = subject.recipe.walk(n // cost if cost == 1 else (n + 1) // 2)
+            levels = subject.recipe.timesteps(n // cost if cost == 1 else (n + 1) // 2)
             found[name][n], _ = distance(subject, teacher, levels, step, count, repeats)
         print(f"{subject.name}, {name}: {found[name]}", file=sys.stderr, flush=True)
-    students: dict[str, tuple[Preconditioned, Walk, Step]] = {
-        "consistency": (*distil_consistently(subject, teacher, steps[1]), redraw),
+    students: dict[str, tuple[Preconditioned, Timesteps, Step]] = {
+        "consistency": (*distil_consistently(subject, teacher, steps[1]), consistency_step),
         "direct": (*distil_directly(subject, teacher, steps[2]), ddim()),
     }
     for name, (student, few, step) in students.items():

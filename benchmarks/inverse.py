@@ -68,10 +68,12 @@ METHODS: dict[str, Method] = {
     "replacement / POCS / ILVR": lambda d, a, y: run(d, WALK, constrain=inverse.project(a, y)),
     "RePaint, 10 times": lambda d, a, y: run(d, timesteps.repaint(WALK, 10), constrain=inverse.project(a, y)),
     "CCDF": from_guess,
-    "DPS": lambda d, a, y: run(inverse.descend(d, lambda x: x @ a.T, y), WALK),
-    "MCG": lambda d, a, y: run(inverse.descend(d, lambda x: x @ a.T, y), WALK, constrain=inverse.project(a, y)),
+    "DPS": lambda d, a, y: run(inverse.dps(d, lambda x: x @ a.T, y), WALK),
+    "MCG": lambda d, a, y: run(inverse.dps(d, lambda x: x @ a.T, y), WALK, constrain=inverse.project(a, y)),
     "PiGDM": lambda d, a, y: run(inverse.pigdm(d, a, y, NOISE), WALK),
-    "isotropic posterior": lambda d, a, y: run(inverse.posterior(d, a, y, NOISE, inverse.normal_prior(1.0)), WALK),
+    "isotropic posterior": lambda d, a, y: run(
+        inverse.gaussian_posterior(d, a, y, NOISE, inverse.normal_prior(1.0)), WALK
+    ),
     "moment matching": lambda d, a, y: run(inverse.moment_matching(d, a, y, NOISE), WALK),
 }
 

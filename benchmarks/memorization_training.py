@@ -63,7 +63,7 @@ def _check(trainer: Trainer, codec: Affine, compared: Reference, distant: np.nda
     encoded = [codec.encode(torch.from_numpy(joints(some))) for some in (train[:500], unseen)]
     rows = gaps(SIGMAS, *(losses(denoiser, x0, {}, SIGMAS) for x0 in encoded))
     recipe = trainer.recipe
-    z = generate(denoiser, recipe.walk(18), recipe.step, (99,), 0, torch.arange(SAMPLES), {}, batch=SAMPLES)
+    z = generate(denoiser, recipe.timesteps(18), recipe.step, (99,), 0, torch.arange(SAMPLES), {}, batch=SAMPLES)
     poses = codec.decode(z).numpy().reshape(-1, 33, 3)
     scored = score_samples("poses", poses, compared)
     certificate = certify("poses", scored, compared, planted_poses, np.random.default_rng(0))

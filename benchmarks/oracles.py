@@ -1,4 +1,4 @@
-"""Trajectories of other libraries on the exact mixture denoiser, each with the walk that it took, for `benchmarks.parity`.
+"""Trajectories of other libraries on the exact mixture denoiser, each with the timesteps that it took, for `benchmarks.parity`.
 
 The model has no weights and is not linear, so that a wrong coefficient shows; every library gets the estimate in the form it
 wants. Stochastic samplers share one list of noises.
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from diffusion_core import schedules as level
 from diffusion_core.extras import closed_form
-from diffusion_core.sampling import timesteps as walk
+from diffusion_core.sampling import timesteps
 from diffusion_core.sampling.loop import Step
-from diffusion_core.sampling.solvers import FLOW, SIGMA, ddim, dpmpp_2m, heun, unipc
+from diffusion_core.sampling.solvers import FLOW_ODE, SIGMA_ODE, ddim, dpmpp_2m, heun, unipc
 from diffusion_core.schedules import Level, sigma_level
 
 D, B = 4, 64
@@ -46,7 +46,7 @@ class Trajectory(NamedTuple):
     name: str
     start: Tensor
     end: Tensor
-    walk: list[Level]
+    timesteps: list[Level]
     step: Step
     noise: list[Tensor]
     tolerance: float
@@ -75,7 +75,7 @@ def azula_runs() -> Iterator[Trajectory]:
     samplers = {
         "DDIM": (azula.sample.DDIMSampler, ddim()),
         "Euler": (azula.sample.EulerSampler, ddim()),
-        "Heun": (azula.sample.HeunSampler, heun(SIGMA)),
+        "Heun": (azula.sample.HeunSampler, heun(SIGMA_ODE)),
     }
     for schedule_name, schedule in schedules.items():
         for sampler_name, (sampler, step) in samplers.items():
@@ -117,7 +117,7 @@ def _chains() -> Iterator[Trajectory]:
                 x = _ddpm_step(scheduler, eps, t, x, noises[i + 1])
             else:
                 x = scheduler.step(eps, t, x).prev_sample
-        yield Trajectory(f"diffusers {name}", start, x, [*steps, walk.clean()], step, noises[1:], tolerance)
+        yield Trajectory(f"diffusers {name}", start, x, [*steps, timesteps.clean()], step, noises[1:], tolerance)
 
 
 def _ddpm_step(scheduler: Any, eps: Tensor, t: Tensor, x: Tensor, noise: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def _flows() -> Iterator[Trajectory]:
     denoise = model()
     for name, scheduler, step, evaluations in (
         ("FlowMatch Euler", diffusers.FlowMatchEulerDiscreteScheduler(), ddim(), 1),
-        ("FlowMatch Heun", diffusers.FlowMatchHeunDiscreteScheduler(), heun(FLOW), 2),
+        ("FlowMatch Heun", diffusers.FlowMatchHeunDiscreteScheduler(), heun(FLOW_ODE), 2),
     ):
         scheduler.set_timesteps(20)
         sigmas = scheduler.sigmas.double()

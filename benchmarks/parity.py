@@ -51,7 +51,7 @@ def trajectories() -> Found:
     denoise = oracles.model()
     out = {}
     for run in (*oracles.azula_runs(), *oracles.diffusers_runs()):
-        ours = sample(denoise, run.start, run.walk, run.step, iter(run.noise))
+        ours = sample(denoise, run.start, run.timesteps, run.step, iter(run.noise))
         out[run.name] = (_apart(ours, run.end), run.tolerance)
     return out
 
@@ -84,11 +84,11 @@ def _golden_ends() -> Found:
     out = {}
     for library, steps in (("k_diffusion", K_DIFFUSION_STEPS), ("smalldiffusion", SMALLDIFFUSION_STEPS)):
         stored = _stored(library)
-        walk = [sigma_level(sigma) for sigma in stored["sigmas"]]
+        levels = [sigma_level(sigma) for sigma in stored["sigmas"]]
         # rounding is relative to the largest sigma, 40 and 157
         tolerance = 1e-12 if library == "k_diffusion" else 5e-12
         for name, step in steps.items():
-            ours = sample(denoise, stored["start"], walk, step, iter(stored["noises"]))
+            ours = sample(denoise, stored["start"], levels, step, iter(stored["noises"]))
             out[f"{library.replace('_', '-')} {name}"] = (_apart(ours, stored[name]), tolerance)
     return out
 

@@ -91,7 +91,7 @@ def ours(x0: Tensor, seconds: float, seed: int, device: torch.device) -> tuple[S
 
     def sample(n: int) -> Tensor:
         ids = torch.arange(n, device=device)
-        z = generate(denoiser, recipe.walk(18), recipe.step, (3, SIZE, SIZE), seed, ids, {}, batch=100)
+        z = generate(denoiser, recipe.timesteps(18), recipe.step, (3, SIZE, SIZE), seed, ids, {}, batch=100)
         return (z.cpu() * scale + mean).clamp(-1, 1)
 
     return sample, count(net), trainer.nimg

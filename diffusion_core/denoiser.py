@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core.conditioning import Cond
-from diffusion_core.schedules import Level, spread
+from diffusion_core.schedules import Level, expand_like
 from diffusion_core.targets import Target, to_x0
 
 Denoiser = Callable[[Tensor, Level, Cond], Tensor]  # x [B, *S], level, conditions -> x0_hat [B, *S]
@@ -61,7 +61,7 @@ class Preconditioned(nn.Module):
         c_in = 1 / torch.hypot(level.a * self.sd, level.s)
         c_noise = self.c_noise(level).to(device=x.device, dtype=dtype).expand(len(x))
         typed = {k: v.to(dtype) if v.is_floating_point() else v for k, v in (cond or {}).items()}
-        return self.net((spread(c_in, x) * x).to(dtype), c_noise, typed).to(x.dtype)
+        return self.net((expand_like(c_in, x) * x).to(dtype), c_noise, typed).to(x.dtype)
 
     def forward(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
         """x0_hat, same shape and type as x."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_core.conditioning import Cond, without
 from diffusion_core.denoiser import Denoiser
-from diffusion_core.schedules import Level, spread
+from diffusion_core.schedules import Level, expand_like
 
 Strength = float | Callable[[Level], float]
 
@@ -85,7 +85,7 @@ def rescale(guided: Denoiser, plain: Denoiser, share: float = 0.7) -> Denoiser:
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
         strong = guided(x, level, cond)
         ratio = plain(x, level, cond).flatten(1).std(1) / strong.flatten(1).std(1)
-        return strong * spread(1 + share * (ratio - 1), x)
+        return strong * expand_like(1 + share * (ratio - 1), x)
 
     return denoise
 
@@ -103,13 +103,15 @@ def dynamic_threshold(denoiser: Denoiser, quantile: float = 0.995, limit: float 
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
         x0 = denoiser(x, level, cond)
-        size = spread(x0.abs().flatten(1).quantile(quantile, 1).clamp(min=limit), x)
+        size = expand_like(x0.abs().flatten(1).quantile(quantile, 1).clamp(min=limit), x)
         return x0.clamp(-size, size) * (limit / size)
 
     return denoise
 
 
-def push(denoiser: Denoiser, log_p: Callable[[Tensor, Level], Tensor], strength: Strength = 1.0) -> Denoiser:
+def classifier_guidance(
+    denoiser: Denoiser, log_p: Callable[[Tensor, Level], Tensor], strength: Strength = 1.0
+) -> Denoiser:
     """x0 + w (s^2 / a) grad log p(y | x): classifier guidance, log_p `[B]` from a noise-aware classifier.
 
     By Tweedie's formula with w = 1 it is the exact conditional denoiser if the classifier is exact. Dhariwal & Nichol 2021
@@ -121,7 +123,7 @@ def push(denoiser: Denoiser, log_p: Callable[[Tensor, Level], Tensor], strength:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             (slope,) = torch.autograd.grad(log_p(leaf, level).sum(), leaf)
-        return denoiser(x, level, cond) + spread(w * level.s**2 / level.a, x) * slope
+        return denoiser(x, level, cond) + expand_like(w * level.s**2 / level.a, x) * slope
 
     return denoise
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.sampling.loop import Constrain
-from diffusion_core.schedules import Level, spread
+from diffusion_core.schedules import Level, expand_like
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -54,7 +54,9 @@ def matrix(operator: Operator, shape: tuple[int, ...], dtype: torch.dtype = torc
 # Guides
 
 
-def posterior(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float, prior: Callable[[Level], float]) -> Denoiser:
+def gaussian_posterior(
+    denoiser: Denoiser, a: Tensor, y: Tensor, noise: float, prior: Callable[[Level], float]
+) -> Denoiser:
     """D + C A^T (noise^2 I + A C A^T)^-1 (y - A D) with C = prior(level) I, for the matrix `a` `[m, d]` and y `[B, m]`.
 
     The mean of x0 given x and y as if x0 given x were normal with covariance C. PiGDM (Song et al. 2023, ICLR) has
@@ -90,13 +92,13 @@ def pigdm(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float, sd: float = 1.
             miss = y - x0.flatten(1) @ a.T.to(x)
             pull = (torch.linalg.solve(cov, a).to(x).T @ miss.detach().T).T  # A^T cov^-1 (y - A D)
             (slope,) = torch.autograd.grad((x0.flatten(1) * pull).sum(), leaf)
-        return x0.detach() + spread(level.s**2 / level.a, x) * slope
+        return x0.detach() + expand_like(level.s**2 / level.a, x) * slope
 
     return denoise
 
 
 def moment_matching(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float) -> Denoiser:
-    """As `posterior` with the true covariance of x0 given x, C = (s^2 / a) dD/dx by automatic differentiation.
+    """As `gaussian_posterior` with the true covariance of x0 given x, C = (s^2 / a) dD/dx by automatic differentiation.
 
     Exact for Gaussian data. One backward pass a measured number. Rozet et al. 2024 (arXiv 2405.13712), section 4, solved
     directly instead of by conjugate gradients.
@@ -108,7 +110,7 @@ def moment_matching(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float) -> D
             x0 = denoiser(leaf, level, cond)
             seen = x0.flatten(1) @ a.T.to(x)
             rows = [torch.autograd.grad(seen[:, i].sum(), leaf, retain_graph=True)[0].flatten(1) for i in range(len(a))]
-        cov_a = spread(level.s**2 / level.a, x) * torch.stack(rows, 1)  # A C, [B, m, d]
+        cov_a = expand_like(level.s**2 / level.a, x) * torch.stack(rows, 1)  # A C, [B, m, d]
         seen_cov = cov_a @ a.T.to(x) + noise**2 * torch.eye(len(a)).to(x)
         weight = torch.linalg.solve(seen_cov, (y - seen.detach())[..., None])
         return (x0.detach().flatten(1) + (cov_a.mT @ weight)[..., 0]).view_as(x)
@@ -116,7 +118,7 @@ def moment_matching(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float) -> D
     return denoise
 
 
-def descend(denoiser: Denoiser, operator: Operator, y: Tensor, strength: float = 1.0) -> Denoiser:
+def dps(denoiser: Denoiser, operator: Operator, y: Tensor, strength: float = 1.0) -> Denoiser:
     """D - strength * grad_x ||y - A D(x)||: diffusion posterior sampling, reconstruction guidance.
 
     Chung et al. 2022 (arXiv 2209.14687), algorithm 1, in its normalised form: a gradient's length is that of a residual of 1.
@@ -142,8 +144,8 @@ def project(a: Tensor, y: Tensor) -> Constrain:
 
     Score SDE's replacement when A picks entries (Song et al. 2021, arXiv 2011.13456, appendix I.2), a projection onto a convex
     set else (POCS), ILVR when A averages (Choi et al. 2021, arXiv 2108.02938). Manifold-constrained gradients (Chung et al.
-    2022, arXiv 2206.00941) are `descend` with it, CCDF (arXiv 2112.05146) is `walk.truncate` with it. Biased: x0 hears of y
-    late; `walk.repaint` lessens that.
+    2022, arXiv 2206.00941) are `dps` with it, CCDF (arXiv 2112.05146) is `timesteps.truncate` with it. Biased: x0 hears of y
+    late; `timesteps.repaint` lessens that.
     """
     inverse = torch.linalg.pinv(a)
 

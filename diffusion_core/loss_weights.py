@@ -10,7 +10,7 @@ from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser, log_sigma
 from diffusion_core.losses import Weight
 from diffusion_core.nets.layers import Fourier, zeroed
-from diffusion_core.schedules import Level, Path
+from diffusion_core.schedules import Level, NoiseSchedule
 
 
 def min_snr(gamma: float = 5.0) -> Weight:
@@ -33,16 +33,16 @@ def debiased() -> Weight:
     return lambda level: level.snr.sqrt()
 
 
-def elbo(path: Path) -> Weight:
-    """-dSNR/dt / 2, for a density uniform in t on the path: the loss is then the bound on -log p, in nats a dimension.
+def elbo(schedule: NoiseSchedule) -> Weight:
+    """-dSNR/dt / 2, for a density uniform in t on the schedule: the loss is then the bound on -log p, in nats a dimension.
 
     Kingma et al. 2021 (arXiv 2107.00630), eq. 18, but for its two end terms. Differentiable where the path is learned.
     """
 
     def weight(level: Level) -> Tensor:
         with torch.enable_grad():
-            t = path.invert(level.logsnr).detach().requires_grad_()
-            (slope,) = torch.autograd.grad(path(t).snr.sum(), t, create_graph=True)
+            t = schedule.invert(level.logsnr).detach().requires_grad_()
+            (slope,) = torch.autograd.grad(schedule(t).snr.sum(), t, create_graph=True)
         return -slope / 2 if slope.requires_grad and torch.is_grad_enabled() else -slope.detach() / 2
 
     return weight

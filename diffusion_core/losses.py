@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffusion_core import rng
 from diffusion_core.conditioning import KEEP, Cond, without
-from diffusion_core.schedules import Level, Path, sigma_level
+from diffusion_core.schedules import Level, NoiseSchedule, sigma_level
 from diffusion_core.targets import Target, unit_weight
 
 Draw = Callable[[int, int, int], Tensor]  # (seed, first image number, batch over all ranks) -> u [batch]
@@ -37,14 +37,14 @@ def stratified(seed: int, nimg: int, batch: int) -> Tensor:
     return (first + torch.arange(batch, dtype=torch.float64) / batch).remainder(1).clamp(2.0**-54, 1 - 2.0**-53)
 
 
-def uniform(path: Path, low: float = 0.0, high: float = 1.0) -> Density:
-    """t uniform in (low, high) on the path."""
-    return lambda u: path(low + (high - low) * u)
+def uniform(schedule: NoiseSchedule, low: float = 0.0, high: float = 1.0) -> Density:
+    """t uniform in (low, high) on the schedule."""
+    return lambda u: schedule(low + (high - low) * u)
 
 
-def discrete(path: Path, n: int) -> Density:
+def discrete(schedule: NoiseSchedule, n: int) -> Density:
     """t uniform on the integers 0 ... n - 1."""
-    return lambda u: path((u * n).floor().clamp(max=n - 1))
+    return lambda u: schedule((u * n).floor().clamp(max=n - 1))
 
 
 def lognormal(mean: float, std: float) -> Density:
@@ -52,9 +52,9 @@ def lognormal(mean: float, std: float) -> Density:
     return lambda u: sigma_level(torch.exp(mean + std * torch.special.ndtri(u)))
 
 
-def logitnormal(path: Path, mean: float = 0.0, std: float = 1.0) -> Density:
+def logitnormal(schedule: NoiseSchedule, mean: float = 0.0, std: float = 1.0) -> Density:
     """logit t normal. Esser et al. 2024 (arXiv 2403.03206), section 3.1."""
-    return lambda u: path(torch.sigmoid(mean + std * torch.special.ndtri(u)))
+    return lambda u: schedule(torch.sigmoid(mean + std * torch.special.ndtri(u)))
 
 
 def geometric(low: float, high: float) -> Density:
@@ -62,7 +62,7 @@ def geometric(low: float, high: float) -> Density:
     return lambda u: sigma_level(torch.exp(math.log(low) + math.log(high / low) * u))
 
 
-def among(levels: Sequence[Level]) -> Density:
+def one_of(levels: Sequence[Level]) -> Density:
     """One of the levels, each as likely."""
     table = Level(torch.stack([here.a for here in levels]), torch.stack([here.s for here in levels]))
     return lambda u: table.rows((u * len(levels)).long().clamp(max=len(levels) - 1))
@@ -86,7 +86,7 @@ def loss(
     return weight(level).to(x0) * (x0_hat - x0).square().flatten(1).mean(1)
 
 
-def coupled(
+def paired_loss(
     denoiser: Callable[[Tensor, Level, Cond], Tensor],
     x0: Tensor,
     level: Level,

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from diffusion_core import loss_weights, losses, schedules
 from diffusion_core.denoiser import angle
-from diffusion_core.extras.learned_variance import WithVariance, hybrid
+from diffusion_core.extras.learned_variance import LearnedVariance, hybrid_loss
 from diffusion_core.extras.vdm import LearnedSchedule, VariationalLoss
 from diffusion_core.losses import unit
 from diffusion_core.recipe import Recipe
 from diffusion_core.sampling import solvers, timesteps
-from diffusion_core.sampling.langevin import alternate, langevin, signal_to_noise, stay
-from diffusion_core.schedules import Path
+from diffusion_core.sampling.langevin import keep_x, langevin, predictor_corrector, signal_to_noise
+from diffusion_core.schedules import NoiseSchedule
 from diffusion_core.targets import EPS, FLOW, V
 from diffusion_core.targets import edm as edm_target
 
 
 def ddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
     """Ho et al. 2020 (arXiv 2006.11239): linear betas, the noise, L_simple; all `total` ancestral steps or fewer."""
-    path = schedules.betas(schedules.linear_betas(total))
+    schedule = schedules.betas(schedules.linear_betas(total))
     return Recipe(
         target=EPS,
-        density=losses.discrete(path, total),
+        density=losses.discrete(schedule, total),
         weight=unit(EPS),
-        walk=lambda n: timesteps.trailing(path, n, total),
+        timesteps=lambda n: timesteps.trailing(schedule, n, total),
         step=solvers.ddim(eta=1),
         sd=sd,
         draw=losses.iid,
@@ -35,16 +35,16 @@ def iddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
     Sample with `denoiser.posterior`; add `importance=Importance()` for their sampling of steps. Short walks leave out the last
     steps of the chain, where the cosine schedule has next to no signal and the noise tells nothing about x0.
     """
-    path = schedules.betas(schedules.cosine_betas(total))
+    schedule = schedules.betas(schedules.cosine_betas(total))
     return ddpm(sd, total).replace(
-        density=losses.discrete(path, total),
-        walk=lambda n: timesteps.leading(path, n, total),
-        form=WithVariance,
-        loss=hybrid(path, total),
+        density=losses.discrete(schedule, total),
+        timesteps=lambda n: timesteps.leading(schedule, n, total),
+        form=LearnedVariance,
+        loss=hybrid_loss(schedule, total),
     )
 
 
-def ncsn(sd: float = 1.0, low: float = 0.01, high: float = 20.0, levels: int = 20, dwell: int = 20) -> Recipe:
+def ncsn(sd: float = 1.0, low: float = 0.01, high: float = 20.0, levels: int = 20, langevin_steps: int = 20) -> Recipe:
     """Song & Ermon 2019 (arXiv 1907.05600): denoising score matching weighted by sigma^2, annealed Langevin dynamics.
 
     The score is -eps / sigma and the net predicts eps, as in their second version (arXiv 2006.09011). The walk has `levels`
@@ -53,25 +53,25 @@ def ncsn(sd: float = 1.0, low: float = 0.01, high: float = 20.0, levels: int = 2
     ladder = timesteps.geometric(levels, low, high)
     return Recipe(
         target=EPS,
-        density=losses.among(ladder),
+        density=losses.one_of(ladder),
         weight=unit(EPS),
-        walk=lambda _: [*timesteps.dwell(ladder, dwell), timesteps.clean()],
-        step=alternate(stay, langevin(0.2)),
+        timesteps=lambda _: [*timesteps.repeat_levels(ladder, langevin_steps), timesteps.clean()],
+        step=predictor_corrector(keep_x, langevin(0.2)),
         sd=sd,
     )
 
 
-def score_sde(path: Path, sd: float = 1.0, low: float = 1e-3, high: float = 1.0) -> Recipe:
-    """Song et al. 2021 (arXiv 2011.13456) on a path: t uniform, the noise, predictor-corrector sampling.
+def score_sde(schedule: NoiseSchedule, sd: float = 1.0, low: float = 1e-3, high: float = 1.0) -> Recipe:
+    """Song et al. 2021 (arXiv 2011.13456) on a schedule: t uniform, the noise, predictor-corrector sampling.
 
     Paths `level.vp()`, `level.sub_vp()`; the variance-exploding SDE is `score_ve`, the probability-flow ODE `ode.solve`.
     """
     return Recipe(
         target=EPS,
-        density=losses.uniform(path, low, high),
+        density=losses.uniform(schedule, low, high),
         weight=unit(EPS),
-        walk=lambda n: [*timesteps.dwell(timesteps.uniform(path, n, high, low), 1), timesteps.clean()],
-        step=alternate(solvers.ddim(eta=1), langevin(signal_to_noise())),
+        timesteps=lambda n: [*timesteps.repeat_levels(timesteps.uniform(schedule, n, high, low), 1), timesteps.clean()],
+        step=predictor_corrector(solvers.ddim(eta=1), langevin(signal_to_noise())),
         sd=sd,
     )
 
@@ -80,20 +80,20 @@ def score_ve(sd: float = 1.0, low: float = 0.01, high: float = 50.0) -> Recipe:
     """The variance-exploding SDE: log sigma uniform. Song et al. 2021 (arXiv 2011.13456)."""
     return score_sde(schedules.ve(), sd).replace(
         density=losses.geometric(low, high),
-        walk=lambda n: [*timesteps.dwell(timesteps.geometric(n, low, high), 1), timesteps.clean()],
+        timesteps=lambda n: [*timesteps.repeat_levels(timesteps.geometric(n, low, high), 1), timesteps.clean()],
     )
 
 
-def vdm(schedule: LearnedSchedule, sd: float = 1.0) -> Recipe:
+def vdm(learned: LearnedSchedule, sd: float = 1.0) -> Recipe:
     """Kingma et al. 2021 (arXiv 2107.00630): a learned schedule, the variational bound, ancestral sampling."""
     return Recipe(
         target=EPS,
-        density=schedule,
-        weight=loss_weights.elbo(schedule.path),
-        walk=lambda n: [*timesteps.frozen(timesteps.uniform(schedule.path, n)), timesteps.clean()],
+        density=learned,
+        weight=loss_weights.elbo(learned.schedule),
+        timesteps=lambda n: [*timesteps.detached(timesteps.uniform(learned.schedule, n)), timesteps.clean()],
         step=solvers.ddim(eta=1),
         sd=sd,
-        loss=VariationalLoss(schedule),
+        loss=VariationalLoss(learned),
     )
 
 
@@ -104,7 +104,7 @@ def edm(sd: float = 0.5, mean: float = -1.2, std: float = 1.2, low: float = 0.00
         target=target,
         density=losses.lognormal(mean, std),
         weight=unit(target),
-        walk=lambda n: timesteps.karras(n, low, high),
+        timesteps=lambda n: timesteps.karras(n, low, high),
         step=solvers.heun(),
         sd=sd,
     )
@@ -116,14 +116,14 @@ def edm2(sd: float = 0.5, mean: float = -0.4, std: float = 1.0) -> Recipe:
 
 
 def rectified_flow(sd: float = 1.0) -> Recipe:
-    """Liu et al. 2023 (arXiv 2209.03003): the straight path, uniform t, the velocity. Reflow: `loss=objective.coupled`."""
-    path = schedules.linear()
+    """Liu et al. 2023 (arXiv 2209.03003): the straight schedule, uniform t, the velocity. Reflow: `loss=losses.paired_loss`."""
+    schedule = schedules.linear()
     return Recipe(
         target=FLOW,
-        density=losses.uniform(path, 1e-4),
+        density=losses.uniform(schedule, 1e-4),
         weight=unit(FLOW),
-        walk=lambda n: timesteps.uniform(path, n),
-        step=solvers.heun(solvers.FLOW),
+        timesteps=lambda n: timesteps.uniform(schedule, n),
+        step=solvers.heun(solvers.FLOW_ODE),
         sd=sd,
     )
 
@@ -132,18 +132,18 @@ def sd3(sd: float = 1.0, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
     """Esser et al. 2024 (arXiv 2403.03206): rectified flow with logit-normal t and sampling times shifted to more noise."""
     return rectified_flow(sd).replace(
         density=losses.logitnormal(schedules.linear(), mean, std),
-        walk=lambda n: timesteps.uniform(schedules.shift(schedules.linear(), 1 / shift), n),
+        timesteps=lambda n: timesteps.uniform(schedules.shift(schedules.linear(), 1 / shift), n),
     )
 
 
 def simple_diffusion(sd: float = 1.0, size: int = 64) -> Recipe:
     """Hoogeboom et al. 2023 (arXiv 2301.11093): the cosine path shifted by 64 / size, v, uniform t."""
-    path = schedules.shift(schedules.trig(), 64 / size)
+    schedule = schedules.shift(schedules.trig(), 64 / size)
     return Recipe(
         target=V,
-        density=losses.uniform(path, 1e-3, 1 - 1e-3),
+        density=losses.uniform(schedule, 1e-3, 1 - 1e-3),
         weight=unit(V),
-        walk=lambda n: [*timesteps.uniform(path, n, 1 - 1e-3, 1e-3), timesteps.clean()],
+        timesteps=lambda n: [*timesteps.uniform(schedule, n, 1 - 1e-3, 1e-3), timesteps.clean()],
         step=solvers.ddim(eta=1),
         sd=sd,
     )
@@ -152,5 +152,5 @@ def simple_diffusion(sd: float = 1.0, size: int = 64) -> Recipe:
 def trigflow(sd: float = 0.5, mean: float = -1.0, std: float = 1.4) -> Recipe:
     """Lu & Song 2024 (arXiv 2410.11081): EDM in angle coordinates; the net is told the angle, and steps are even in it."""
     return edm(sd, mean, std).replace(
-        c_noise=angle, walk=lambda n: timesteps.uniform(schedules.trig(), n), step=solvers.ddim()
+        c_noise=angle, timesteps=lambda n: timesteps.uniform(schedules.trig(), n), step=solvers.ddim()
     )

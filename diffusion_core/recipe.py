@@ -12,7 +12,7 @@ from diffusion_core import denoiser, losses, rng
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.importance_sampling import Importance
 from diffusion_core.sampling.loop import Step
-from diffusion_core.sampling.timesteps import Walk
+from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.schedules import Level
 from diffusion_core.targets import Target
 
@@ -24,7 +24,7 @@ class Recipe:
     target: Target  # what the net predicts
     density: losses.Density  # which levels are trained
     weight: losses.Weight  # what an error costs there
-    walk: Callable[[int], Walk]  # number of steps -> levels visited in sampling
+    timesteps: Callable[[int], Timesteps]  # number of steps -> levels visited in sampling
     step: Step  # how sampling goes from one to the next
     sd: float = 1.0  # standard deviation of the data, for scaling the net's input
     c_noise: Callable[[Level], Tensor] = denoiser.log_sigma  # how the net is told the level

@@ -47,7 +47,7 @@ class Level(NamedTuple):
 
     def like(self, x: Tensor) -> Level:
         """The level in x's type and device, `[B]` reshaped to `[B, 1, ..., 1]` so that it multiplies x `[B, *S]`."""
-        return Level(spread(self.a, x), spread(self.s, x))
+        return Level(expand_like(self.a, x), expand_like(self.s, x))
 
     def rows(self, rows: slice | Tensor) -> Level:
         """Some rows of a `[B]` level, by a slice or by indices on any device; a `[]` level is every row's."""
@@ -66,7 +66,7 @@ class Level(NamedTuple):
         return bool(self.s * other.a > other.s * self.a)
 
 
-def spread(v: Tensor, x: Tensor) -> Tensor:
+def expand_like(v: Tensor, x: Tensor) -> Tensor:
     """A number `[]` or one a row `[B]` in x's type and device, shaped `[B, 1, ..., 1]` to multiply x `[B, *S]`."""
     v = v.to(x)
     return v if v.ndim == 0 else v.reshape(-1, *[1] * (x.ndim - 1))
@@ -83,8 +83,8 @@ def logsnr_level(logsnr: Tensor) -> Level:
 
 
 @dataclass(frozen=True)
-class Path:
-    """A curve of levels: `path(t)` is the level at t, `path.invert(logsnr)` the t with that log-SNR.
+class NoiseSchedule:
+    """A curve of levels: `schedule(t)` is the level at t, `schedule.invert(logsnr)` the t with that log-SNR.
 
     Larger t is noisier. t runs over [0, 1] unless the preset says otherwise.
     """
@@ -96,12 +96,12 @@ class Path:
         return self.at(t)
 
 
-def ve() -> Path:
+def ve() -> NoiseSchedule:
     """Variance exploding: (1, sigma) with t = sigma in (0, inf). Song et al. 2021 (arXiv 2011.13456); Karras et al. 2022."""
-    return Path(sigma_level, lambda g: torch.exp(-g / 2))
+    return NoiseSchedule(sigma_level, lambda g: torch.exp(-g / 2))
 
 
-def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
+def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
     """Variance preserving with linear beta(t): a^2 = exp(-B), B = t^2 (beta_max - beta_min) / 2 + t beta_min.
 
     Song et al. 2021 (arXiv 2011.13456), eq. 33.
@@ -111,10 +111,10 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
         integral = _vp_integral(t, beta_min, beta_max)
         return Level(torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral)))
 
-    return Path(at, lambda g: _vp_time(softplus(-g), beta_min, beta_max))
+    return NoiseSchedule(at, lambda g: _vp_time(softplus(-g), beta_min, beta_max))
 
 
-def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
+def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
     """Sub-VP: a as in `vp`, s = 1 - a^2. Song et al. 2021 (arXiv 2011.13456), eq. 29."""
 
     def at(t: Tensor) -> Level:
@@ -127,7 +127,7 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
         a = 2 / (sigma + torch.sqrt(sigma**2 + 4))
         return _vp_time(-2 * a.log(), beta_min, beta_max)
 
-    return Path(at, invert)
+    return NoiseSchedule(at, invert)
 
 
 def _vp_integral(t: Tensor, beta_min: float, beta_max: float) -> Tensor:
@@ -138,7 +138,7 @@ def _vp_time(integral: Tensor, beta_min: float, beta_max: float) -> Tensor:
     return 2 * integral / (beta_min + torch.sqrt(beta_min**2 + 2 * (beta_max - beta_min) * integral))
 
 
-def betas(steps: Sequence[float] | Tensor) -> Path:
+def betas(steps: Sequence[float] | Tensor) -> NoiseSchedule:
     """The discrete variance-preserving chain a_t^2 = prod (1 - beta), t = 0 ... N - 1; between integers log-SNR is linear.
 
     Ho et al. 2020 (arXiv 2006.11239), eq. 4.
@@ -157,7 +157,7 @@ def betas(steps: Sequence[float] | Tensor) -> Path:
         low = torch.searchsorted(-here, -g.double().contiguous()).sub(1).clamp(0, len(table) - 2)
         return low + (g.double() - here[low]) / (here[low + 1] - here[low])
 
-    return Path(at, invert)
+    return NoiseSchedule(at, invert)
 
 
 def linear_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
@@ -172,33 +172,33 @@ def cosine_betas(n: int = 4000, offset: float = 0.008, largest: float = 0.999) -
     return (1 - keep[1:] / keep[:-1]).clamp(max=largest)
 
 
-def trig() -> Path:
+def trig() -> NoiseSchedule:
     """(cos, sin) of pi t / 2: v-diffusion's cosine path (arXiv 2202.00512) and TrigFlow (arXiv 2410.11081)."""
-    return Path(
+    return NoiseSchedule(
         lambda t: Level(torch.cos(t * math.pi / 2), torch.sin(t * math.pi / 2)),
         lambda g: torch.atan(torch.exp(-g / 2)) * (2 / math.pi),
     )
 
 
-def linear() -> Path:
+def linear() -> NoiseSchedule:
     """(1 - t, t): rectified flow (arXiv 2209.03003) and the conditional optimal-transport path (arXiv 2210.02747)."""
-    return Path(lambda t: Level(1 - t, t), lambda g: torch.sigmoid(-g / 2))
+    return NoiseSchedule(lambda t: Level(1 - t, t), lambda g: torch.sigmoid(-g / 2))
 
 
-def logsnr(highest: float = 13.3, lowest: float = -5.0) -> Path:
+def logsnr(highest: float = 13.3, lowest: float = -5.0) -> NoiseSchedule:
     """Variance preserving with log-SNR linear in t. Kingma et al. 2021 (arXiv 2107.00630), their fixed schedule."""
-    return Path(
+    return NoiseSchedule(
         lambda t: logsnr_level(highest + (lowest - highest) * t),
         lambda g: (g - highest) / (lowest - highest),
     )
 
 
-def shift(path: Path, ratio: float) -> Path:
+def shift(schedule: NoiseSchedule, ratio: float) -> NoiseSchedule:
     """The same curve walked so that at every t the log-SNR is 2 log(ratio) higher; ratio < 1 gives more noise.
 
     Hoogeboom et al. 2023 (arXiv 2301.11093), ratio = 64 / side; on `linear` it is the time shift of arXiv 2403.03206, eq. 23.
     """
-    return Path(
-        lambda t: path(path.invert(path(t).logsnr + 2 * math.log(ratio))),
-        lambda g: path.invert(g - 2 * math.log(ratio)),
+    return NoiseSchedule(
+        lambda t: schedule(schedule.invert(schedule(t).logsnr + 2 * math.log(ratio))),
+        lambda g: schedule.invert(g - 2 * math.log(ratio)),
     )

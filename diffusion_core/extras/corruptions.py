@@ -19,12 +19,12 @@ from diffusion_core.denoiser import Denoiser
 from diffusion_core.losses import Weight
 from diffusion_core.sampling.loop import Estimate, Step
 from diffusion_core.sampling.solvers import Denoise
-from diffusion_core.schedules import Level, spread
+from diffusion_core.schedules import Level, expand_like
 
 Degrade = Callable[[Tensor, Tensor], Tensor]  # (x0 [B, *S], t [] or [B]) -> [B, *S]; the identity at t = 0
 
 
-def time(level: Level) -> Tensor:
+def process_time(level: Level) -> Tensor:
     """The process time of a level, 0 clean and 1 all corrupted."""
     return level.angle * (2 / math.pi)
 
@@ -38,7 +38,7 @@ class Direct(nn.Module):
 
     def forward(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
         dtype = next(self.net.parameters()).dtype
-        t = time(level).to(device=x.device, dtype=dtype).expand(len(x))
+        t = process_time(level).to(device=x.device, dtype=dtype).expand(len(x))
         if not x.is_floating_point():
             return self.net(x, t, cond or {})
         return self.net(x.to(dtype), t, cond or {}).to(x.dtype)
@@ -51,7 +51,7 @@ def cold_loss(degrade: Degrade) -> Callable[..., Tensor]:
     """Mean absolute error of the restoration. Bansal et al. 2022 (arXiv 2208.09392), eq. 1."""
 
     def loss(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
-        return (denoiser(degrade(x0, time(level).to(x0)), level, cond) - x0).abs().flatten(1).mean(1)
+        return (denoiser(degrade(x0, process_time(level).to(x0)), level, cond) - x0).abs().flatten(1).mean(1)
 
     return loss
 
@@ -62,17 +62,17 @@ def cold(degrade: Degrade) -> Step:
     def step(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
         here = history[-1]
         x0 = here.x0
-        return here.x - degrade(x0, time(here.level).to(x0)) + degrade(x0, time(to).to(x0))
+        return here.x - degrade(x0, process_time(here.level).to(x0)) + degrade(x0, process_time(to).to(x0))
 
     return step
 
 
-def blurring(widest: float) -> Degrade:
+def blur_degradation(widest: float) -> Degrade:
     """Gaussian blur of pictures `[B, C, H, W]` by t * widest pixels (standard deviation), a factor in the cosine basis."""
 
     def degrade(x0: Tensor, t: Tensor) -> Tensor:
         rows, columns = cosine_basis(x0.shape[-2]).to(x0), cosine_basis(x0.shape[-1]).to(x0)
-        width = spread(t * widest, x0)
+        width = expand_like(t * widest, x0)
         squares = [(math.pi * torch.arange(n).to(x0) / n) ** 2 for n in x0.shape[-2:]]
         keep = torch.exp(-(width**2) / 2 * (squares[0][:, None] + squares[1]))
         return rows.T @ ((rows @ x0 @ columns.T) * keep) @ columns
@@ -88,17 +88,17 @@ def cosine_basis(n: int) -> Tensor:
     return basis
 
 
-def fading(mask: Tensor) -> Degrade:
+def mask_degradation(mask: Tensor) -> Degrade:
     """The values where mask `[*S]` is 1 fade to 0 with t."""
-    return lambda x0, t: x0 * (1 - spread(t, x0) * mask.to(x0))
+    return lambda x0, t: x0 * (1 - expand_like(t, x0) * mask.to(x0))
 
 
-def coarsening(factor: int) -> Degrade:
+def downsample_degradation(factor: int) -> Degrade:
     """Pictures blended with t into their averages over squares of factor x factor pixels."""
 
     def degrade(x0: Tensor, t: Tensor) -> Tensor:
         low = torch.nn.functional.avg_pool2d(x0, factor)
-        return torch.lerp(x0, low.repeat_interleave(factor, -1).repeat_interleave(factor, -2), spread(t, x0))
+        return torch.lerp(x0, low.repeat_interleave(factor, -1).repeat_interleave(factor, -2), expand_like(t, x0))
 
     return degrade
 
@@ -118,7 +118,7 @@ def masked_loss(mask: int) -> Callable[..., Tensor]:
     """
 
     def loss(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
-        hidden = torch.special.ndtr(noise) < masked_share(time(level))[:, None].to(noise)
+        hidden = torch.special.ndtr(noise) < masked_share(process_time(level))[:, None].to(noise)
         logits = denoiser(torch.where(hidden, mask, x0), level, cond)
         each = cross_entropy(logits.transpose(1, 2), x0, reduction="none")
         return (each * hidden).sum(1) / hidden.sum(1).clamp(min=1)
@@ -138,9 +138,9 @@ def unmask(mask: int, temperature: float = 1.0) -> Step:
         hidden = x == mask
         drawn = torch.where(hidden, (logits + _gumbel(next(noise))).argmax(-1), x)
         sure = torch.log_softmax(logits, -1).gather(-1, drawn[..., None])[..., 0]
-        sure = sure + temperature * float(time(history[-1].level)) * _gumbel(next(noise))[..., 0]
+        sure = sure + temperature * float(process_time(history[-1].level)) * _gumbel(next(noise))[..., 0]
         sure = sure.masked_fill(~hidden, torch.inf)
-        wanted = torch.floor(masked_share(time(to)) * x.shape[1]).to(x.device)
+        wanted = torch.floor(masked_share(process_time(to)) * x.shape[1]).to(x.device)
         again = torch.minimum(wanted, hidden.sum(1) - 1).clamp(min=0)  # at least one more is shown
         rank = sure.argsort(1).argsort(1)
         return torch.where(rank < again[:, None], mask, drawn)

@@ -15,13 +15,13 @@ from diffusion_core import rng
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser, Posterior, Preconditioned, UncertainDenoiser
 from diffusion_core.losses import Weight
-from diffusion_core.sampling.timesteps import Walk
+from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.sampling.transition import split
-from diffusion_core.schedules import Level, Path, spread
+from diffusion_core.schedules import Level, NoiseSchedule, expand_like
 from diffusion_core.targets import to_x0
 
 
-class WithVariance(Preconditioned):
+class LearnedVariance(Preconditioned):
     """A denoiser whose net returns twice as many channels (dim 1): the target, and the share of the largest variance.
 
     The largest variance of x0 given x is that of Gaussian data of standard deviation sd. Improved DDPM's two ends (arXiv
@@ -32,40 +32,40 @@ class WithVariance(Preconditioned):
         """Mean and variance of x0 given x, `[B, *S]` each."""
         y, share = self.predict(x, level, cond).chunk(2, 1)
         largest = (level.s * self.sd) ** 2 / ((level.a * self.sd) ** 2 + level.s**2)
-        return Posterior(to_x0(y, x, level, self.target), spread(largest, x) * torch.sigmoid(share))
+        return Posterior(to_x0(y, x, level, self.target), expand_like(largest, x) * torch.sigmoid(share))
 
     def forward(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
         return self.posterior(x, level, cond).mean
 
 
-def hybrid(path: Path, total: int, strength: float = 1e-3) -> Callable[..., Tensor]:
+def hybrid_loss(schedule: NoiseSchedule, total: int, strength: float = 1e-3) -> Callable[..., Tensor]:
     """L_simple + strength * L_vlb on the `total` integers of a discrete path; the bound teaches the variance alone.
 
-    For a `WithVariance` denoiser. Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 16.
+    For a `LearnedVariance` denoiser. Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 16.
     """
 
-    def loss(denoiser: WithVariance, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
+    def loss(denoiser: LearnedVariance, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
         x = level.corrupt(x0, noise)
         guess = denoiser.posterior(x, level, cond)
-        t = path.invert(level.logsnr).round()
-        before = path((t - 1).clamp(min=0))
+        t = schedule.invert(level.logsnr).round()
+        before = schedule((t - 1).clamp(min=0))
         first = t == 0  # whose step ends at clean data
         to = Level(torch.where(first, 1.0, before.a), torch.where(first, 0.0, before.s))
-        bound = step_nll(x0, Posterior(guess.mean.detach(), guess.var), level, to)
+        bound = transition_kl(x0, Posterior(guess.mean.detach(), guess.var), level, to)
         plain = weight(level).to(x0) * (guess.mean - x0).square().flatten(1).mean(1)
         return plain + strength * total * bound
 
     return loss
 
 
-def step_nll(x0: Tensor, guess: Posterior, level: Level, to: Level) -> Tensor:
+def transition_kl(x0: Tensor, guess: Posterior, level: Level, to: Level) -> Tensor:
     """KL from the true to the guessed ancestral step level -> to, a mean over dimensions, `[B]` nats.
 
     Where `to` is clean the true step is a point and the result is its negative log density.
     """
     stays, fresh = split(level, to, 1.0)
-    pull = spread(to.a - stays / level.s * level.a, x0)
-    true_var = spread(fresh**2, x0)
+    pull = expand_like(to.a - stays / level.s * level.a, x0)
+    true_var = expand_like(fresh**2, x0)
     var = true_var + pull**2 * guess.var + 1e-12
     square = (pull * (x0 - guess.mean)) ** 2
     kl = 0.5 * (torch.log(var / true_var.clamp(min=1e-30)) + (true_var + square) / var - 1)
@@ -73,7 +73,9 @@ def step_nll(x0: Tensor, guess: Posterior, level: Level, to: Level) -> Tensor:
     return torch.where(true_var > 0, kl, point).flatten(1).mean(1)
 
 
-def measured(denoiser: Denoiser, walk: Walk, x0: Tensor, cond: Cond | None = None, seed: int = 0) -> UncertainDenoiser:
+def analytic_variance(
+    denoiser: Denoiser, timesteps: Timesteps, x0: Tensor, cond: Cond | None = None, seed: int = 0
+) -> UncertainDenoiser:
     """The denoiser with the mean variance of x0 at each of the walk's levels, measured on examples x0 `[N, *S]`.
 
     Analytic-DPM (Bao et al. 2022, arXiv 2201.06503) with the optimal variance for a mean that need not be perfect, which is the
@@ -82,7 +84,7 @@ def measured(denoiser: Denoiser, walk: Walk, x0: Tensor, cond: Cond | None = Non
     ids = torch.arange(len(x0), device=x0.device)
     noise = rng.normal(x0.shape[1:], rng.fold(seed, rng.Stream.VARIANCE), ids).to(x0)
     table = {}
-    for level, _ in pairwise(walk):
+    for level, _ in pairwise(timesteps):
         with torch.no_grad():
             table[float(level.angle)] = (denoiser(level.corrupt(x0, noise), level, cond or {}) - x0).square().mean()
 

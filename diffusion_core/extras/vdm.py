@@ -16,13 +16,13 @@ from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.loss_weights import elbo
 from diffusion_core.losses import Weight
-from diffusion_core.schedules import Level, Path, logsnr_level
+from diffusion_core.schedules import Level, NoiseSchedule, logsnr_level
 
 
 class LearnedSchedule(nn.Module):
     """A density whose log-SNR falls from `highest` to `lowest` along a learned monotone function of u.
 
-    A sum of a line and of sigmoids with positive weights. `schedule.path` is its path.
+    A sum of a line and of sigmoids with positive weights. `schedule` is the noise schedule.
     """
 
     def __init__(self, highest: float = 13.3, lowest: float = -5.0, width: int = 32) -> None:
@@ -33,10 +33,10 @@ class LearnedSchedule(nn.Module):
         self.shares = nn.Parameter(torch.full((width + 1,), -3.0))
         with torch.no_grad():
             self.shares[0] = 1.0
-        self.path = Path(lambda t: logsnr_level(self.logsnr(t)), self.invert)
+        self.schedule = NoiseSchedule(lambda t: logsnr_level(self.logsnr(t)), self.invert)
 
     def forward(self, u: Tensor) -> Level:
-        level = self.path(u)
+        level = self.schedule(u)
         return Level(level.a.detach(), level.s.detach())  # the schedule learns by `VariationalLoss` alone
 
     def logsnr(self, t: Tensor) -> Tensor:
@@ -90,14 +90,14 @@ class VariationalLoss(nn.Module):
 
 @torch.no_grad()
 def bits_per_dim(
-    denoiser: Denoiser, x0: Tensor, path: Path, seed: int = 0, cond: Cond | None = None, draws: int = 8
+    denoiser: Denoiser, x0: Tensor, schedule: NoiseSchedule, seed: int = 0, cond: Cond | None = None, draws: int = 8
 ) -> Tensor:
     """The variational upper bound on -log2 p(x0) / d, `[B]`, for continuous data x0 `[B, *S]` and t in (0, 1) on the path.
 
     Prior, diffusion and reconstruction terms (eq. 11 and 17); the last decodes the least noisy x / a with variance sigma^2.
     The diffusion term is a mean over `draws` stratified levels an example.
     """
-    ends = path(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
     (a1, s1), sigma0 = (v[1] for v in ends), ends.sigma[0]
     flat = x0.flatten(1).double()
     prior = 0.5 * (s1**2 + (a1 * flat) ** 2 - 1 - torch.log(s1**2)).mean(1)
@@ -106,8 +106,8 @@ def bits_per_dim(
     total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     offset = rng.uniform((), (seed, 0), ids)
     for draw in range(draws):
-        level = path(((offset + draw) / draws).clamp(1e-9, 1 - 1e-9))
+        level = schedule(((offset + draw) / draws).clamp(1e-9, 1 - 1e-9))
         noise = rng.normal(x0.shape[1:], (seed, 1, draw), ids).to(x0)
         error = (denoiser(level.corrupt(x0, noise), level, cond or {}) - x0).double().square().flatten(1).mean(1)
-        total += elbo(path)(level) * error / draws
+        total += elbo(schedule)(level) * error / draws
     return (prior + reconstruction + total) / math.log(2)

@@ -36,8 +36,8 @@ def signal_to_noise(snr: float = 0.16) -> float:
     return 4 * snr**2
 
 
-def alternate(between: Step, at: Step) -> Step:
-    """`at` where the walk dwells on a level, `between` where it moves: a predictor-corrector on a `walk.dwell`."""
+def predictor_corrector(between: Step, at: Step) -> Step:
+    """`at` where the walk dwells on a level, `between` where it moves: a predictor-corrector on a `timesteps.repeat_levels`."""
 
     def step(history: list[Estimate], to: Level, denoise: Denoise, noise: Iterator[Tensor]) -> Tensor:
         here = history[-1].level
@@ -46,6 +46,6 @@ def alternate(between: Step, at: Step) -> Step:
     return step
 
 
-def stay(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
+def keep_x(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
     """To a less noisy level without moving: annealed Langevin lets the dwelling there do the work. At the end, x0."""
     return history[-1].x0 if to.s == 0 else history[-1].x

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion_core import rng
 from diffusion_core.conditioning import Cond, rows
 from diffusion_core.denoiser import Denoiser, Posterior, UncertainDenoiser
-from diffusion_core.sampling.timesteps import Walk
+from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.sampling.transition import renoise
 from diffusion_core.schedules import Level
 
@@ -37,7 +37,7 @@ _MEMORY = 4  # visits that any solver looks back on
 def sample(
     denoiser: Denoiser | UncertainDenoiser,
     x: Tensor,
-    walk: Walk,
+    timesteps: Timesteps,
     step: Step,
     noise: Iterator[Tensor],
     cond: Cond | None = None,
@@ -58,7 +58,7 @@ def sample(
         return estimate(x, level)[0]
 
     history: list[Estimate] = []
-    for done, (here, to) in enumerate(pairwise(walk), 1):
+    for done, (here, to) in enumerate(pairwise(timesteps), 1):
         if to.noisier(here):
             x = renoise(x, here, to, next(noise))
             history.clear()
@@ -68,14 +68,14 @@ def sample(
         if constrain is not None:
             x = constrain(x, to, noise)
         if progress is not None:
-            progress(done, len(walk) - 1)
+            progress(done, len(timesteps) - 1)
     return x
 
 
 @torch.no_grad()
 def generate(
     denoiser: Denoiser | UncertainDenoiser,
-    walk: Walk,
+    timesteps: Timesteps,
     step: Step,
     shape: Sequence[int],
     seed: rng.Seed,
@@ -97,12 +97,12 @@ def generate(
     for part, start in enumerate(parts):
         here = slice(start, start + batch)
         draws = rng.stream(shape, seed, ids[here], torch.float64, noise)
-        x = walk[0].s.to(ids.device) * next(draws)
+        x = timesteps[0].s.to(ids.device) * next(draws)
 
         def report(done: int, total: int, part: int = part) -> None:
             if progress is not None:
                 progress(part * total + done, len(parts) * total)
 
         part_cond = rows(cond, here) if cond else None
-        out.append(sample(denoiser, x, walk, step, draws, part_cond, constrain, report).float())
+        out.append(sample(denoiser, x, timesteps, step, draws, part_cond, constrain, report).float())
     return torch.cat(out)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core.sampling.loop import Estimate, Step
-from diffusion_core.sampling.transition import move, noise_of
+from diffusion_core.sampling.transition import noise_of, transition
 from diffusion_core.schedules import Level
 
 Denoise = Callable[[Tensor, Level], Tensor]
@@ -24,17 +24,17 @@ def ddim(eta: float = 0.0) -> Step:
 
     def step(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
         here = history[-1]
-        return move(here.x, here.x0, here.level, to, eta, next(noise) if eta else None, here.var)
+        return transition(here.x, here.x0, here.level, to, eta, next(noise) if eta else None, here.var)
 
     return step
 
 
-def redraw(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
+def consistency_step(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
     """The estimate with wholly fresh noise: consistency sampling. Song et al. 2023 (arXiv 2303.01469), algorithm 1."""
     return to.corrupt(history[-1].x0, next(noise).to(history[-1].x0))
 
 
-class Chart(NamedTuple):
+class OdeForm(NamedTuple):
     """A gauge in which noisy data is a straight line: x / scale has the slope `direction` in `coordinate`.
 
     In every chart Euler's step is DDIM; they differ in what a second-order method averages.
@@ -54,45 +54,45 @@ class Chart(NamedTuple):
         return (scale / self.scale(level)).to(x) * x + (scale * distance).to(x) * slope
 
 
-SIGMA = Chart(lambda l: l.a, lambda l: l.s / l.a, lambda x0, eps: eps)  # noqa: E741
-FLOW = Chart(lambda l: l.a + l.s, lambda l: l.s / (l.a + l.s), lambda x0, eps: eps - x0)  # noqa: E741
+SIGMA_ODE = OdeForm(lambda l: l.a, lambda l: l.s / l.a, lambda x0, eps: eps)  # noqa: E741
+FLOW_ODE = OdeForm(lambda l: l.a + l.s, lambda l: l.s / (l.a + l.s), lambda x0, eps: eps - x0)  # noqa: E741
 
 
-def heun(chart: Chart = SIGMA) -> Step:
-    """Heun's second-order step, two evaluations; Euler's at the last step to a clean level and where the chart is infinite.
+def heun(ode: OdeForm = SIGMA_ODE) -> Step:
+    """Heun's second-order step, two evaluations; Euler's at the last step to a clean level and where `ode` is infinite.
 
-    Karras et al. 2022 (arXiv 2206.00364), algorithm 1, is the sigma chart; flows use theirs, which is finite at a = 0.
+    Karras et al. 2022 (arXiv 2206.00364), algorithm 1, uses `SIGMA_ODE`; flows use `FLOW_ODE`, which is finite at a = 0.
     """
 
     def step(history: list[Estimate], to: Level, denoise: Denoise, _: Iterator[Tensor]) -> Tensor:
         level, x, x0 = history[-1][:3]
-        euler = move(x, x0, level, to)
-        if to.s == 0 or chart.scale(level) == 0:
+        euler = transition(x, x0, level, to)
+        if to.s == 0 or ode.scale(level) == 0:
             return euler
-        mean = (chart.slope(x, x0, level) + chart.slope(euler, denoise(euler, to), to)) / 2
-        return chart.straight(x, mean, level, to)
+        mean = (ode.slope(x, x0, level) + ode.slope(euler, denoise(euler, to), to)) / 2
+        return ode.straight(x, mean, level, to)
 
     return step
 
 
-def lms(order: int = 4, chart: Chart = SIGMA) -> Step:
+def lms(order: int = 4, ode: OdeForm = SIGMA_ODE) -> Step:
     """Linear multistep (Adams-Bashforth on the walk's own uneven levels), `order` at most 4, one evaluation a step.
 
-    Liu et al. 2022 (arXiv 2202.09778) and k-diffusion's `sample_lms`, which is the sigma chart.
+    Liu et al. 2022 (arXiv 2202.09778) and k-diffusion's `sample_lms`, which uses `SIGMA_ODE`.
     """
 
     def step(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
         level, x, x0 = history[-1][:3]
-        if chart.scale(level) == 0:
-            return move(x, x0, level, to)
-        past = [visit for visit in history[-order:] if chart.scale(visit.level) > 0]
-        here, there = chart.coordinate(level), chart.coordinate(to)
-        nodes = torch.stack([(chart.coordinate(visit.level) - here) / (there - here) for visit in past])
+        if ode.scale(level) == 0:
+            return transition(x, x0, level, to)
+        past = [visit for visit in history[-order:] if ode.scale(visit.level) > 0]
+        here, there = ode.coordinate(level), ode.coordinate(to)
+        nodes = torch.stack([(ode.coordinate(visit.level) - here) / (there - here) for visit in past])
         powers = torch.arange(len(past), dtype=nodes.dtype)
         # The weights that integrate every power of the coordinate over the step: sum_j w_j node_j^k = 1 / (k + 1).
         weights = torch.linalg.solve(nodes[None] ** powers[:, None], 1 / (powers + 1))
-        slopes = (chart.slope(visit.x, visit.x0, visit.level) for visit in past)
-        return chart.straight(x, _combine(weights, slopes), level, to)
+        slopes = (ode.slope(visit.x, visit.x0, visit.level) for visit in past)
+        return ode.straight(x, _combine(weights, slopes), level, to)
 
     return step
 
@@ -110,7 +110,7 @@ def dpmpp_2m(eta: float = 0.0) -> Step:
             before = history[-2]
             ahead = _gap(here.level, to) / _gap(before.level, here.level)
             x0 = x0 + (ahead / 2).to(x0) * (x0 - before.x0)
-        return move(here.x, x0, here.level, to, eta, next(noise) if eta else None)
+        return transition(here.x, x0, here.level, to, eta, next(noise) if eta else None)
 
     return step
 
@@ -139,7 +139,7 @@ def dpmpp_3m(eta: float = 0.0) -> Step:
                 slope = slope + first.to(x0) * bend
                 x0 = x0 - ((phi2 / h_eta - 0.5) / phi1).to(x0) * bend
             x0 = x0 + (phi2 / phi1).to(x0) * slope
-        return move(here.x, x0, here.level, to, eta, next(noise) if eta else None)
+        return transition(here.x, x0, here.level, to, eta, next(noise) if eta else None)
 
     return step
 
@@ -155,10 +155,10 @@ def unipc(order: int = 2) -> Step:
         if len(usable) > 1:
             before, here = usable[-2:]
             corrected = _unified(usable[-order - 1 : -2], before, here.level, here.x0)
-            history[-1] = here._replace(x=move(before.x, corrected, before.level, here.level))
+            history[-1] = here._replace(x=transition(before.x, corrected, before.level, here.level))
         here = history[-1]
         past = usable[-order:-1] if to.s > 0 else []
-        return move(here.x, _unified(past, here, to, None), here.level, to)
+        return transition(here.x, _unified(past, here, to, None), here.level, to)
 
     return step
 

@@ -11,20 +11,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion_core.schedules import Level, Path, sigma_level
+from diffusion_core.schedules import Level, NoiseSchedule, sigma_level
 
-Walk = Sequence[Level]
+Timesteps = Sequence[Level]
 
 
-def levels(path: Path, times: Tensor) -> list[Level]:
+def levels(schedule: NoiseSchedule, times: Tensor) -> list[Level]:
     """The path's levels at times `[n]`."""
-    a, s = path(times.double())
+    a, s = schedule(times.double())
     return [Level(*pair) for pair in zip(a, s, strict=True)]
 
 
-def frozen(walk: Walk) -> list[Level]:
-    """The walk's numbers without their history of gradients, as from a learned path."""
-    return [Level(here.a.detach(), here.s.detach()) for here in walk]
+def detached(timesteps: Timesteps) -> list[Level]:
+    """The walk's numbers without their history of gradients, as from a learned schedule."""
+    return [Level(here.a.detach(), here.s.detach()) for here in timesteps]
 
 
 def clean() -> Level:
@@ -44,38 +44,38 @@ def geometric(n: int, low: float, high: float) -> list[Level]:
     return [sigma_level(s) for s in torch.logspace(0, 1, n, base=low / high, dtype=torch.float64) * high]
 
 
-def uniform(path: Path, n: int, high: float = 1.0, low: float = 0.0) -> list[Level]:
+def uniform(schedule: NoiseSchedule, n: int, high: float = 1.0, low: float = 0.0) -> list[Level]:
     """n steps evenly spaced in t from high to low."""
-    return levels(path, torch.linspace(high, low, n + 1, dtype=torch.float64))
+    return levels(schedule, torch.linspace(high, low, n + 1, dtype=torch.float64))
 
 
-def trailing(path: Path, n: int, total: int) -> list[Level]:
+def trailing(schedule: NoiseSchedule, n: int, total: int) -> list[Level]:
     """n of a discrete path's `total` levels, counted from the noisiest, then clean. Lin et al. 2023 (arXiv 2305.08891)."""
     times = torch.arange(n, 0, -1, dtype=torch.float64).mul(total / n).round().sub(1)
-    return [*levels(path, times), clean()]
+    return [*levels(schedule, times), clean()]
 
 
-def leading(path: Path, n: int, total: int) -> list[Level]:
+def leading(schedule: NoiseSchedule, n: int, total: int) -> list[Level]:
     """n of a discrete path's `total` levels, counted from the cleanest, then clean, as DDIM was published."""
-    return [*levels(path, torch.arange(n - 1, -1, -1, dtype=torch.float64) * (total // n)), clean()]
+    return [*levels(schedule, torch.arange(n - 1, -1, -1, dtype=torch.float64) * (total // n)), clean()]
 
 
-def truncate(walk: Walk, level: Level) -> list[Level]:
+def truncate(timesteps: Timesteps, level: Level) -> list[Level]:
     """The walk from `level` on: started late, with x from elsewhere.
 
     TDPM (arXiv 2202.09671), ES-DDPM (arXiv 2205.12524), CCDF (arXiv 2112.05146), SDEdit (arXiv 2108.01073).
     """
-    return [level, *(here for here in walk if level.noisier(here))]
+    return [level, *(here for here in timesteps if level.noisier(here))]
 
 
-def churn(walk: Walk, amount: float, low: float = 0.0, high: float = float("inf")) -> list[Level]:
+def churn(timesteps: Timesteps, amount: float, low: float = 0.0, high: float = float("inf")) -> list[Level]:
     """Before each step, sigma raised by min(amount / n, sqrt(2) - 1) of itself where low <= sigma <= high.
 
     Karras et al. 2022 (arXiv 2206.00364), algorithm 2.
     """
-    gamma = min(amount / (len(walk) - 1), 2**0.5 - 1)
-    out = list(walk[:1])
-    for here in walk[1:]:
+    gamma = min(amount / (len(timesteps) - 1), 2**0.5 - 1)
+    out = list(timesteps[:1])
+    for here in timesteps[1:]:
         last = out[-1]
         if gamma > 0 and low <= last.sigma <= high:
             out.append(Level(last.a, last.s * (1 + gamma)))
@@ -83,27 +83,27 @@ def churn(walk: Walk, amount: float, low: float = 0.0, high: float = float("inf"
     return out
 
 
-def restart(walk: Walk, low: float, high: float, times: int) -> list[Level]:
+def restart(timesteps: Timesteps, low: float, high: float, times: int) -> list[Level]:
     """The part of the walk between sigma = low and high walked again `times` times, each time from high with fresh noise.
 
     Xu et al. 2023 (arXiv 2306.14878), algorithm 1.
     """
-    inside = [here for here in walk if low <= here.sigma <= high]
+    inside = [here for here in timesteps if low <= here.sigma <= high]
     if not inside:
         raise ValueError(f"the walk has no level with sigma between {low} and {high}")
-    after = [here for here in walk if here.sigma < low]
-    before = [here for here in walk if not here.sigma < low]
+    after = [here for here in timesteps if here.sigma < low]
+    before = [here for here in timesteps if not here.sigma < low]
     return [*before, *inside * times, *after]
 
 
-def repaint(walk: Walk, times: int) -> list[Level]:
+def repaint(timesteps: Timesteps, times: int) -> list[Level]:
     """Every step but the last taken `times` times, noise added back in between. Lugmayr et al. 2022 (arXiv 2201.09865)."""
-    out = list(walk[:1])
-    for last, here in pairwise(walk[:-1]):
+    out = list(timesteps[:1])
+    for last, here in pairwise(timesteps[:-1]):
         out += [here, *[last, here] * (times - 1)]
-    return [*out, walk[-1]]
+    return [*out, timesteps[-1]]
 
 
-def dwell(walk: Walk, times: int) -> list[Level]:
+def repeat_levels(timesteps: Timesteps, times: int) -> list[Level]:
     """Every noisy level visited `times` more times, for Langevin steps there. Song & Ermon 2019 (arXiv 1907.05600)."""
-    return [here for level in walk for here in [level] * (1 + (times if level.s > 0 else 0))]
+    return [here for level in timesteps for here in [level] * (1 + (times if level.s > 0 else 0))]

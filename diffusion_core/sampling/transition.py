@@ -1,14 +1,14 @@
-"""The two elementary moves between levels, given a clean estimate: down with `move`, up with `renoise`."""
+"""The two elementary moves between levels, given a clean estimate: down with `transition`, up with `renoise`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from diffusion_core.schedules import Level, spread
+from diffusion_core.schedules import Level, expand_like
 
 
-def move(
+def transition(
     x: Tensor,
     x0: Tensor,
     level: Level,
@@ -29,7 +29,7 @@ def move(
     moved = keep * x + pull * x0
     if noise is None:
         return moved
-    fresh = spread(fresh, x)
+    fresh = expand_like(fresh, x)
     return moved + (fresh if var is None else torch.sqrt(fresh**2 + pull**2 * var)) * noise
 
 

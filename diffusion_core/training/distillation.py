@@ -15,51 +15,51 @@ from torch import Tensor
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned
 from diffusion_core.losses import Weight
-from diffusion_core.sampling.timesteps import Walk
-from diffusion_core.sampling.transition import move
-from diffusion_core.schedules import Level, spread
+from diffusion_core.sampling.timesteps import Timesteps
+from diffusion_core.sampling.transition import transition
+from diffusion_core.schedules import Level, expand_like
 
 Loss = Callable[..., Tensor]
 
 
 def implied(x: Tensor, after: Tensor, level: Level, to: Level) -> Tensor:
-    """The clean example with which one `move` from x at `level` ends in `after` at `to`: the move's inverse."""
+    """The clean example with which one `transition` from x at `level` ends in `after` at `to`: the move's inverse."""
     keep, pull = Level(to.s / level.s, to.a - to.s / level.s * level.a).like(x)
     return (after - keep * x) / pull
 
 
-def progressive(teacher: Denoiser, walk: Walk) -> Loss:
+def progressive(teacher: Denoiser, timesteps: Timesteps) -> Loss:
     """One step of the student = two DDIM steps of the teacher, on a walk of the teacher's levels (an even number of steps).
 
     The level drawn in training is replaced by the student's starting level with the same rank. The student samples with `ddim`
-    on `walk[::2]`. Salimans & Ho 2022 (arXiv 2202.00512), algorithm 2. Raises ValueError if the steps are odd.
+    on `timesteps[::2]`. Salimans & Ho 2022 (arXiv 2202.00512), algorithm 2. Raises ValueError if the steps are odd.
     """
-    if len(walk) % 2 == 0:
-        raise ValueError(f"the teacher's walk must have an even number of steps, got {len(walk) - 1}")
-    starts, middles, ends = _table(walk[:-1:2]), _table(walk[1::2]), _table(walk[2::2])
+    if len(timesteps) % 2 == 0:
+        raise ValueError(f"the teacher's walk must have an even number of steps, got {len(timesteps) - 1}")
+    starts, middles, ends = _table(timesteps[:-1:2]), _table(timesteps[1::2]), _table(timesteps[2::2])
 
     def loss(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
         rank = _nearest(starts, level, x0)
         here, middle, end = (_at(table, rank) for table in (starts, middles, ends))
         x = here.corrupt(x0, noise)
         with torch.no_grad():
-            half = move(x, teacher(x, here, cond), here, middle)
-            target = implied(x, move(half, teacher(half, middle, cond), middle, end), here, end)
+            half = transition(x, teacher(x, here, cond), here, middle)
+            target = implied(x, transition(half, teacher(half, middle, cond), middle, end), here, end)
         return weight(here).to(x0) * (denoiser(x, here, cond) - target).square().flatten(1).mean(1)
 
     return loss
 
 
-def direct(teacher: Denoiser, walk: Walk, times: int) -> Loss:
+def direct(teacher: Denoiser, timesteps: Timesteps, times: int) -> Loss:
     """One step of the student = `times` Heun steps of the teacher, on a walk of the teacher's levels: one round, however many.
 
-    The student samples with `ddim` on `walk[::times]`. From noise to data in one step it is the knowledge distillation of
+    The student samples with `ddim` on `timesteps[::times]`. From noise to data in one step it is the knowledge distillation of
     Luhman & Luhman 2021 (arXiv 2101.02388). Costs 2 `times` evaluations of the teacher an image. Raises ValueError if the
     walk's steps are no multiple of `times`.
     """
-    if (len(walk) - 1) % times:
-        raise ValueError(f"{len(walk) - 1} steps of the teacher do not divide into steps of {times}")
-    tables = [_table([walk[i + j] for i in range(0, len(walk) - 1, times)]) for j in range(times + 1)]
+    if (len(timesteps) - 1) % times:
+        raise ValueError(f"{len(timesteps) - 1} steps of the teacher do not divide into steps of {times}")
+    tables = [_table([timesteps[i + j] for i in range(0, len(timesteps) - 1, times)]) for j in range(times + 1)]
 
     def loss(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
         rank = _nearest(tables[0], level, x0)
@@ -78,16 +78,16 @@ class Consistency(torch.nn.Module):
     """Consistency distillation: at each level the student answers what its slow copy answers one teacher step later.
 
     At the walk's last noisy level the answer is x / a itself, which an EDM-preconditioned student says anyway. It samples with
-    `step.redraw` in one step or more. The slow copy is an exponential average with this decay a step. Song et al. 2023 (arXiv
-    2303.01469), algorithm 2, with Heun steps.
+    `solvers.consistency_step` in one step or more. The slow copy is an exponential average with this decay a step. Song et al.
+    2023 (arXiv 2303.01469), algorithm 2, with Heun steps.
     """
 
-    def __init__(self, teacher: Denoiser, student: Preconditioned, walk: Walk, decay: float = 0.95) -> None:
+    def __init__(self, teacher: Denoiser, student: Preconditioned, timesteps: Timesteps, decay: float = 0.95) -> None:
         super().__init__()
         self._teacher = (teacher,)  # in a tuple, as it is not ours to train or to save
         self.slow = copy.deepcopy(student).requires_grad_(False)
         self.decay = decay
-        noisy = [level for level in walk if level.s > 0]
+        noisy = [level for level in timesteps if level.s > 0]
         self.starts, self.ends = _table(noisy[:-1]), _table(noisy[1:])
 
     def forward(
@@ -100,25 +100,25 @@ class Consistency(torch.nn.Module):
             here, after = _at(self.starts, rank), _at(self.ends, rank)
             x = here.corrupt(x0, noise)
             x_after = _heun(self._teacher[0], x, here, after, cond)
-            last = spread(rank == len(self.ends.a) - 1, x).bool()
-            target = torch.where(last, x_after / spread(after.a, x), self.slow(x_after, after, cond))
+            last = expand_like(rank == len(self.ends.a) - 1, x).bool()
+            target = torch.where(last, x_after / expand_like(after.a, x), self.slow(x_after, after, cond))
         return weight(here).to(x0) * (denoiser(x, here, cond) - target).square().flatten(1).mean(1)
 
 
 def _heun(teacher: Denoiser, x: Tensor, here: Level, after: Level, cond: Cond) -> Tensor:
     """A Heun step in the sigma chart, a row each its own; Euler's where it ends clean."""
     x0 = teacher(x, here, cond)
-    guess = move(x, x0, here, after)
+    guess = transition(x, x0, here, after)
     ends = after.s == 0
     safe = Level(after.a, torch.where(ends, here.s, after.s))  # any noisy level, where the result is not used
     x0_after = teacher(guess, safe, cond)
     a, s = here.like(x)
     b, r = safe.like(x)
     mean = ((x - a * x0) / s + (guess - b * x0_after) / r) / 2
-    return torch.where(spread(ends, x).bool(), guess, b * (x / a + (r / b - s / a) * mean))
+    return torch.where(expand_like(ends, x).bool(), guess, b * (x / a + (r / b - s / a) * mean))
 
 
-def _table(levels: Walk) -> Level:
+def _table(levels: Timesteps) -> Level:
     return Level(torch.stack([level.a for level in levels]), torch.stack([level.s for level in levels]))
 
 

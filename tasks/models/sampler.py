@@ -51,7 +51,7 @@ def draw(
 
         z = generate(
             denoiser,
-            model.recipe.walk(steps),
+            model.recipe.timesteps(steps),
             model.recipe.step,
             model.shape,
             seed,

@@ -65,7 +65,7 @@ class Watch:
         _, cond = _to(source, denoiser)
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
         z = generate(
-            denoiser, self.model.recipe.walk(STEPS), self.model.recipe.step, self.model.shape, self.seed, ids,
+            denoiser, self.model.recipe.timesteps(STEPS), self.model.recipe.step, self.model.shape, self.seed, ids,
             rows(cond, ids % len(source)),
         )  # fmt: skip
         return self.model.codec.decode(z).cpu()

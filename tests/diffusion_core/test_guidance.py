@@ -64,7 +64,7 @@ def test_classifier_guidance_with_the_exact_classifier_is_the_conditional_denois
         return closed_form.mixture_shares(x, at, share, means, sds)[:, 2].log()
 
     x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    pushed = guidance.push(closed_form.mixture(share, means, sds), log_p)(x, here, {})
+    pushed = guidance.classifier_guidance(closed_form.mixture(share, means, sds), log_p)(x, here, {})
     alone = closed_form.mixture(torch.ones(1).double(), means[2:3], sds[2:3])(x, here, {})
     torch.testing.assert_close(pushed, alone)
 

@@ -52,7 +52,9 @@ def test_pigdm_is_exact_where_its_assumption_holds_and_not_else():
         right = closed_form.gaussian(gain @ y, prior - gain @ a @ prior)(x, here, {})
         for method in (
             inverse.pigdm(closed_form.gaussian(zero, prior), a, y.expand(5, 3), NOISE, 0.7),
-            inverse.posterior(closed_form.gaussian(zero, prior), a, y.expand(5, 3), NOISE, inverse.normal_prior(0.7)),
+            inverse.gaussian_posterior(
+                closed_form.gaussian(zero, prior), a, y.expand(5, 3), NOISE, inverse.normal_prior(0.7)
+            ),
         ):
             error = float((method(x, here, {}) - right).abs().max())
             assert (error < 1e-11) if near else (error > 1e-2), error
@@ -78,7 +80,7 @@ def test_descending_reduces_the_residual():
     def seen(v):
         return v @ a.T
 
-    guided = inverse.descend(plain, seen, y.expand(5, 3), 0.1)
+    guided = inverse.dps(plain, seen, y.expand(5, 3), 0.1)
     before, after = ((seen(d(x, here, {})) - y).norm(dim=1) for d in (plain, guided))
     assert (after < before).all()
 
@@ -122,7 +124,11 @@ def test_cold_steps_with_added_noise_are_ddim():
 
 @pytest.mark.parametrize(
     "degrade",
-    [corruptions.blurring(3.0), corruptions.fading(torch.tensor([[0.0, 1.0] * 4] * 8)), corruptions.coarsening(4)],
+    [
+        corruptions.blur_degradation(3.0),
+        corruptions.mask_degradation(torch.tensor([[0.0, 1.0] * 4] * 8)),
+        corruptions.downsample_degradation(4),
+    ],
     ids=["blur", "mask", "downsample"],
 )
 def test_cold_diffusion_with_a_perfect_restorer_restores(degrade):
@@ -153,12 +159,12 @@ def test_cold_diffusion_learns_to_restore_in_the_same_loop():
     """Four pictures whose left halves tell them apart: once the right halves have faded, they come back."""
     left = (2 * torch.eye(4) - 1)[:, None, :, None].expand(4, 1, 4, 2)
     pictures = torch.cat([left, left.flip(0)], 3)
-    degrade = corruptions.fading(torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 4))
+    degrade = corruptions.mask_degradation(torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 4))
     path = schedules.trig()
     recipe = Recipe(
         target=None, weight=None,
         density=lambda u: path(u), loss=corruptions.cold_loss(degrade), form=lambda net, *_: corruptions.Direct(net),
-        walk=lambda n: timesteps.uniform(path, n), step=corruptions.cold(degrade),
+        timesteps=lambda n: timesteps.uniform(path, n), step=corruptions.cold(degrade),
     )  # fmt: skip
     torch.manual_seed(0)
     trainer = Trainer(
@@ -169,13 +175,13 @@ def test_cold_diffusion_learns_to_restore_in_the_same_loop():
         trainer.step()
     faded = degrade(pictures, torch.tensor(1.0))
     with torch.no_grad():
-        restored = sample(trainer.denoiser.eval(), faded, recipe.walk(5), recipe.step, iter(()))
+        restored = sample(trainer.denoiser.eval(), faded, recipe.timesteps(5), recipe.step, iter(()))
     assert (faded - pictures).abs().mean() > 0.2
     assert (restored - pictures).abs().max() < 0.1
 
 
 def test_blurring_removes_the_fine_before_the_coarse():
-    degrade = corruptions.blurring(3.0)
+    degrade = corruptions.blur_degradation(3.0)
     basis = corruptions.cosine_basis(16)
     torch.testing.assert_close(basis @ basis.T, torch.eye(16, dtype=torch.float64))
     keep = [float(degrade((basis[0][:, None] * basis[k])[None, None], torch.tensor(0.3)).norm()) for k in (0, 1, 4, 12)]
@@ -206,7 +212,7 @@ def test_masked_diffusion_learns_words_in_the_same_loops():
     recipe = Recipe(
         target=None, weight=None,  # no linear target, no weight
         density=lambda u: path(u), loss=corruptions.masked_loss(3), form=lambda net, *_: corruptions.Direct(net),
-        walk=lambda n: timesteps.uniform(path, n), step=corruptions.unmask(3),
+        timesteps=lambda n: timesteps.uniform(path, n), step=corruptions.unmask(3),
     )  # fmt: skip
     torch.manual_seed(0)
     trainer = Trainer(
@@ -220,7 +226,7 @@ def test_masked_diffusion_learns_words_in_the_same_loops():
     visits = []
     with torch.no_grad():
         out = sample(
-            trainer.denoiser.eval(), torch.full((n, 4), 3), recipe.walk(4), recipe.step, noise,
+            trainer.denoiser.eval(), torch.full((n, 4), 3), recipe.timesteps(4), recipe.step, noise,
             constrain=lambda x, here, noise: visits.append(x) or x,
         )  # fmt: skip
     match = (out[:, None] == words).all(-1)

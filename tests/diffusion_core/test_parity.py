@@ -12,14 +12,14 @@ from diffusion_core.sampling.loop import sample
 @pytest.mark.parametrize("runs", [oracles.azula_runs, oracles._sigmas, oracles._flows])
 def test_trajectories_of_other_libraries_are_reproduced(runs):
     for run in runs():
-        ours = sample(oracles.model(), run.start, run.walk, run.step, iter(run.noise))
+        ours = sample(oracles.model(), run.start, run.timesteps, run.step, iter(run.noise))
         assert float((ours - run.end).abs().max()) <= run.tolerance, run.name
 
 
 @pytest.mark.slow
 def test_discrete_chains_are_reproduced():
     for run in oracles._chains():
-        ours = sample(oracles.model(), run.start, run.walk, run.step, iter(run.noise))
+        ours = sample(oracles.model(), run.start, run.timesteps, run.step, iter(run.noise))
         assert float((ours - run.end).abs().max()) <= run.tolerance, run.name
 
 

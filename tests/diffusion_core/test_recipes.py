@@ -11,8 +11,8 @@ from diffusion_core.extras.vdm import LearnedSchedule, bits_per_dim
 from diffusion_core.importance_sampling import Importance
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.sampling.loop import generate, sample
-from diffusion_core.sampling.solvers import FLOW, ddim, heun, redraw
-from diffusion_core.sampling.transition import move
+from diffusion_core.sampling.solvers import FLOW_ODE, consistency_step, ddim, heun
+from diffusion_core.sampling.transition import transition
 from diffusion_core.schedules import Level, sigma_level
 from diffusion_core.training.distillation import Consistency, direct, implied, progressive
 from diffusion_core.training.trainer import TrainConfig, Trainer, evaluate
@@ -67,7 +67,7 @@ def test_recipe_learns_the_mixture_and_samples_it(name):
         assert float(excess.min()) > -0.02 and float(excess[1:].max()) < 0.15, excess
     samples = generate(
         model.posterior if name == "iddpm" else model,
-        recipe.walk(24), recipe.step, (2,), 0, torch.arange(1000), noise=recipe.noise,
+        recipe.timesteps(24), recipe.step, (2,), 0, torch.arange(1000), noise=recipe.noise,
     )  # fmt: skip
     distance = mixture.sliced_w2(samples, mixture.draw(5, torch.arange(1000)))
     assert distance < 0.12, distance  # two sets of data are at about 0.04, a normal as wide as the data at 0.16
@@ -148,54 +148,58 @@ def test_reflow_straightens():
     teacher = train(recipe, 300).averaged()
     ids = torch.arange(4000)
     start = rng.normal((2,), 8, ids)
-    ends = sample(teacher, start.double(), recipe.walk(16), heun(FLOW), iter(())).float().detach()
-    pairs = recipe.replace(loss=objective.coupled)
+    ends = sample(teacher, start.double(), recipe.timesteps(16), heun(FLOW_ODE), iter(())).float().detach()
+    pairs = recipe.replace(loss=objective.paired_loss)
     student = train(pairs, 300, data=lambda i: (ends[i % 4000], {"pair:noise": start[i % 4000]})).averaged()
     goal = mixture.draw(5, torch.arange(2000))
     one = [
-        mixture.sliced_w2(generate(m, recipe.walk(1), ddim(), (2,), 3, torch.arange(2000)), goal)
+        mixture.sliced_w2(generate(m, recipe.timesteps(1), ddim(), (2,), 3, torch.arange(2000)), goal)
         for m in (teacher, student)
     ]
     assert one[1] < 0.4 * one[0]
 
 
 def test_two_steps_of_the_teacher_are_one_of_the_exact_student():
-    """`implied` inverts `move`, so the progressive target reproduces the teacher's two steps to rounding."""
-    walk = presets.edm(0.5).walk(8)
+    """`implied` inverts `transition`, so the progressive target reproduces the teacher's two steps to rounding."""
+    levels = presets.edm(0.5).timesteps(8)
     x = rng.normal((2,), 0, torch.arange(30)).double() * 80
     oracle = mixture.denoiser()
-    for here, middle, end in zip(walk[:-2:2], walk[1:-1:2], walk[2::2], strict=True):
-        half = move(x, oracle(x, here, {}), here, middle)
-        two = move(half, oracle(half, middle, {}), middle, end)
-        torch.testing.assert_close(move(x, implied(x, two, here, end), here, end), two, rtol=1e-12, atol=1e-12)
+    for here, middle, end in zip(levels[:-2:2], levels[1:-1:2], levels[2::2], strict=True):
+        half = transition(x, oracle(x, here, {}), here, middle)
+        two = transition(half, oracle(half, middle, {}), middle, end)
+        torch.testing.assert_close(transition(x, implied(x, two, here, end), here, end), two, rtol=1e-12, atol=1e-12)
         x = two
 
 
 def test_progressive_distillation_halves_the_steps():
     recipe = presets.edm(mixture.SD)
-    walk = recipe.walk(8)
-    student_recipe = recipe.replace(loss=progressive(mixture.denoiser(), walk), density=objective.among(walk[:-1:2]))
+    levels = recipe.timesteps(8)
+    student_recipe = recipe.replace(
+        loss=progressive(mixture.denoiser(), levels), density=objective.one_of(levels[:-1:2])
+    )
     student = train(student_recipe, 400).averaged()
     start = 80 * rng.normal((2,), 3, torch.arange(2000)).double()
     with torch.no_grad():
-        goal = sample(mixture.denoiser(), start, walk, ddim(), iter(()))
-        ours = sample(student, start, walk[::2], ddim(), iter(()))
-        skipped = sample(mixture.denoiser(), start, walk[::2], ddim(), iter(()))
+        goal = sample(mixture.denoiser(), start, levels, ddim(), iter(()))
+        ours = sample(student, start, levels[::2], ddim(), iter(()))
+        skipped = sample(mixture.denoiser(), start, levels[::2], ddim(), iter(()))
     assert (ours - goal).norm(dim=1).mean() < 0.4 * (skipped - goal).norm(dim=1).mean()
     with pytest.raises(ValueError, match="even number"):
-        progressive(mixture.denoiser(), recipe.walk(7))
+        progressive(mixture.denoiser(), recipe.timesteps(7))
 
 
 def test_consistency_distillation_samples_in_two_evaluations():
     recipe = presets.edm(mixture.SD)
-    walk = recipe.walk(18)
+    levels = recipe.timesteps(18)
     net = MLP(2, width=96, depth=2)
-    loss = Consistency(mixture.denoiser(), recipe.denoiser(net), walk)
-    student_recipe = recipe.replace(loss=loss, density=objective.among(walk[:-2]), weight=objective.unit(recipe.target))
+    loss = Consistency(mixture.denoiser(), recipe.denoiser(net), levels)
+    student_recipe = recipe.replace(
+        loss=loss, density=objective.one_of(levels[:-2]), weight=objective.unit(recipe.target)
+    )
     student = train(student_recipe, 600, net=net).averaged()
     goal = mixture.draw(5, torch.arange(2000))
-    two = [walk[0], walk[9], walk[-1]]
-    ours = generate(student, two, redraw, (2,), 3, torch.arange(2000))
+    two = [levels[0], levels[9], levels[-1]]
+    ours = generate(student, two, consistency_step, (2,), 3, torch.arange(2000))
     plain = generate(mixture.denoiser(), two, ddim(), (2,), 3, torch.arange(2000))
     assert mixture.sliced_w2(ours, goal) < 0.5 * mixture.sliced_w2(plain, goal)
 
@@ -203,34 +207,34 @@ def test_consistency_distillation_samples_in_two_evaluations():
 def test_direct_distillation_needs_one_round():
     """Four steps of the student against sixteen of its teacher, and against the teacher's own four."""
     recipe = presets.edm(mixture.SD, low=0.01, high=20.0)
-    walk = recipe.walk(16)
-    few = walk[::4]
-    student_recipe = recipe.replace(loss=direct(mixture.denoiser(), walk, 4), density=objective.among(few[:-1]))
+    levels = recipe.timesteps(16)
+    few = levels[::4]
+    student_recipe = recipe.replace(loss=direct(mixture.denoiser(), levels, 4), density=objective.one_of(few[:-1]))
     student = train(student_recipe, 300).averaged()
     start = 20 * rng.normal((2,), 3, torch.arange(2000)).double()
     with torch.no_grad():
-        goal = sample(mixture.denoiser(), start, walk, heun(), iter(()))
+        goal = sample(mixture.denoiser(), start, levels, heun(), iter(()))
         ours = sample(student, start, few, ddim(), iter(()))
         skipped = sample(mixture.denoiser(), start, few, ddim(), iter(()))
     assert (ours - goal).norm(dim=1).mean() < 0.5 * (skipped - goal).norm(dim=1).mean()
     with pytest.raises(ValueError, match="do not divide"):
-        direct(mixture.denoiser(), recipe.walk(15), 4)
+        direct(mixture.denoiser(), recipe.timesteps(15), 4)
 
 
 def test_the_direct_target_is_where_the_teacher_s_steps_end():
     """A student that answers the loss's target makes its four Heun steps, the last of them to clean, in one."""
-    walk = presets.edm(0.5).walk(8)
+    levels = presets.edm(0.5).timesteps(8)
     x0, noise = mixture.draw(3, torch.arange(50)).double(), rng.normal((2,), 0, torch.arange(50)).double()
     for rank in (0, 1):
-        here = Level(*(part.expand(50) for part in walk[4 * rank]))
+        here = Level(*(part.expand(50) for part in levels[4 * rank]))
         seen = []
 
         def student(x, level, cond, seen=seen):
             seen.append(x)
             return torch.zeros_like(x)
 
-        loss = direct(mixture.denoiser(), walk, 4)(student, x0, here, noise, lambda at: torch.ones(50), {})
-        steps = walk[4 * rank : 4 * rank + 5]
+        loss = direct(mixture.denoiser(), levels, 4)(student, x0, here, noise, lambda at: torch.ones(50), {})
+        steps = levels[4 * rank : 4 * rank + 5]
         goal = sample(mixture.denoiser(), seen[0], steps, heun(), iter(()))
         target = implied(seen[0], goal, steps[0], steps[-1])
         torch.testing.assert_close(loss, target.square().mean(1), rtol=1e-9, atol=1e-9)

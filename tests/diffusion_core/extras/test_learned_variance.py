@@ -7,7 +7,7 @@ import torch
 
 from diffusion_core import rng, schedules
 from diffusion_core.extras import closed_form
-from diffusion_core.extras.learned_variance import measured
+from diffusion_core.extras.learned_variance import analytic_variance
 from diffusion_core.sampling import timestep_search, timesteps
 from diffusion_core.sampling.loop import sample
 from diffusion_core.sampling.ode import log_likelihood, solve
@@ -28,7 +28,7 @@ def test_with_the_true_variance_ancestral_sampling_is_exact_for_gaussian_data():
     def final(denoiser):
         return float(sample(denoiser, start, steps, ddim(1.0), noise).std())
 
-    assert final(measured(oracle, steps, data)) == pytest.approx(sd, rel=0.01)
+    assert final(analytic_variance(oracle, steps, data)) == pytest.approx(sd, rel=0.01)
     assert final(oracle) < 0.9 * sd
 
 
@@ -39,7 +39,7 @@ def test_measured_variance_is_that_of_the_posterior():
     data = data + 0.3 * rng.normal((3,), 1, ids)
     steps = timesteps.karras(5, 0.2, 3.0)
     oracle = closed_form.mixture(share, means, 0.3)
-    guess = measured(oracle, steps, data)
+    guess = analytic_variance(oracle, steps, data)
     for here in steps[:-1]:
         x = here.corrupt(data, rng.normal((3,), 2, ids).double())
         error = (oracle(x, here, {}) - data).square().mean()
@@ -76,9 +76,9 @@ def test_shortest_way_is_the_cheapest_of_all():
         return sum(float(cost[i, j]) for i, j in pairwise(way))
 
     best = min(((0, *inner, 7) for inner in combinations(range(1, 7), 3)), key=price)
-    assert timestep_search.shortest(cost, 4) == list(best)
+    assert timestep_search.shortest_path(cost, 4) == list(best)
     with pytest.raises(ValueError, match="no way"):
-        timestep_search.shortest(cost, 8)
+        timestep_search.shortest_path(cost, 8)
 
 
 def test_the_bound_prefers_the_searched_walk():
@@ -86,8 +86,8 @@ def test_the_bound_prefers_the_searched_walk():
     share, means, _ = toy()
     grid = timesteps.geometric(60, 0.01, 30.0)
     errors = [float(exact_error(share, means, here)) for here in grid]
-    cost = timestep_search.bound_cost(grid, errors)
-    way = timestep_search.shortest(cost, 8)
+    cost = timestep_search.elbo_cost(grid, errors)
+    way = timestep_search.shortest_path(cost, 8)
     even = torch.linspace(0, 59, 9).round().long().tolist()
 
     def price(indices):
@@ -114,7 +114,7 @@ def test_learned_levels_beat_the_ones_they_started_from():
         return (sample(oracle, x, steps, ddim(), iter(())) - fine).square().mean()
 
     start = timesteps.karras(5, 0.02, 20.0)
-    found = timestep_search.learned(start, loss, iterations=40, rate=0.05)
+    found = timestep_search.learn_timesteps(start, loss, iterations=40, rate=0.05)
     assert len(found) == len(start) and all(a.noisier(b) for a, b in pairwise(found))
     assert float(found[0].sigma) == pytest.approx(20) and float(found[-2].sigma) == pytest.approx(0.02)
     assert float(loss(found)) < 0.8 * float(loss(start))

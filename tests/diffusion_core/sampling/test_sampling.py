@@ -10,21 +10,21 @@ from diffusion_core import guidance, rng, schedules
 from diffusion_core.extras import closed_form
 from diffusion_core.sampling import timesteps
 from diffusion_core.sampling.loop import generate, sample
-from diffusion_core.sampling.solvers import FLOW, SIGMA, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
-from diffusion_core.sampling.transition import move, renoise, split
+from diffusion_core.sampling.solvers import FLOW_ODE, SIGMA_ODE, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
+from diffusion_core.sampling.transition import renoise, split, transition
 
 STEPS = {
     "ddim": ddim(),
     "ancestral": ddim(1.0),
     "eta": ddim(0.4),
     "heun": heun(),
-    "flow heun": heun(FLOW),
+    "flow heun": heun(FLOW_ODE),
     "dpmpp_2m": dpmpp_2m(),
     "dpmpp_2m_sde": dpmpp_2m(1.0),
     "dpmpp_3m": dpmpp_3m(),
     "dpmpp_3m_sde": dpmpp_3m(1.0),
     "lms": lms(),
-    "flow lms": lms(3, FLOW),
+    "flow lms": lms(3, FLOW_ODE),
     "unipc": unipc(),
     "unipc3": unipc(3),
 }
@@ -95,7 +95,7 @@ def test_move_and_renoise_undo_each_other_in_distribution():
     n = torch.eye(4, dtype=torch.float64)[1:]
     x0 = torch.eye(4, dtype=torch.float64)[:1]
     x = high.corrupt(x0, n[:1])
-    down = move(x, x0, high, low, 1.0, n[1:2])
+    down = transition(x, x0, high, low, 1.0, n[1:2])
     up = renoise(down, low, high, n[2:])
     assert float(up[0, 0]) == pytest.approx(float(high.a))
     assert float(up[0, 1:].norm()) == pytest.approx(float(high.s))
@@ -146,7 +146,7 @@ def test_flow_heun_is_second_order_on_the_linear_path():
 
     def error(n):
         steps = timesteps.uniform(schedules.linear(), n, high=0.999, low=0.01)
-        got = sample(closed_form.gaussian(mean, cov), x, steps, heun(FLOW), iter(()))
+        got = sample(closed_form.gaussian(mean, cov), x, steps, heun(FLOW_ODE), iter(()))
         want = exact_flow(x, mean, values, basis, steps[0], steps[-1])
         return float((got / steps[-1].a - want).norm(dim=1).mean())
 
@@ -158,12 +158,10 @@ def test_euler_is_ddim_in_both_charts():
     x0 = torch.randn(3, 2, dtype=torch.float64)
     here, there = timesteps.uniform(schedules.trig(), 4)[1:3]
     eps = (x - here.a * x0) / here.s
-    for chart in (SIGMA, FLOW):
-        slope = chart.direction(x0, eps)
-        moved = chart.scale(there) * (
-            x / chart.scale(here) + (chart.coordinate(there) - chart.coordinate(here)) * slope
-        )
-        torch.testing.assert_close(moved, move(x, x0, here, there))
+    for ode in (SIGMA_ODE, FLOW_ODE):
+        slope = ode.direction(x0, eps)
+        moved = ode.scale(there) * (x / ode.scale(here) + (ode.coordinate(there) - ode.coordinate(here)) * slope)
+        torch.testing.assert_close(moved, transition(x, x0, here, there))
 
 
 def test_samples_do_not_depend_on_their_batch():

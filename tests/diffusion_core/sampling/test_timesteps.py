@@ -11,7 +11,7 @@ from benchmarks import mixture
 from diffusion_core import guidance, losses, rng
 from diffusion_core.extras import closed_form
 from diffusion_core.sampling import timesteps
-from diffusion_core.sampling.langevin import alternate, langevin, signal_to_noise
+from diffusion_core.sampling.langevin import langevin, predictor_corrector, signal_to_noise
 from diffusion_core.sampling.loop import generate, sample
 from diffusion_core.sampling.solvers import ddim, heun
 from diffusion_core.schedules import sigma_level
@@ -99,11 +99,11 @@ def test_a_corrector_mends_what_few_ancestral_steps_spoil():
     steps = timesteps.karras(4, 0.5, 5.0)[:-1]
     noise = rng.stream((1,), 1, torch.arange(20_000), torch.float64)
     start = steps[0].corrupt(sd * next(noise), next(noise))
-    both = alternate(ddim(1.0), langevin(signal_to_noise()))
+    both = predictor_corrector(ddim(1.0), langevin(signal_to_noise()))
     wanted = math.sqrt(sd**2 + 0.25)
     plain, corrected = (
         float(sample(normal_data(sd), start, walked, step, noise).std()) - wanted
-        for walked, step in ((steps, ddim(1.0)), (timesteps.dwell(steps, 60), both))
+        for walked, step in ((steps, ddim(1.0)), (timesteps.repeat_levels(steps, 60), both))
     )
     assert plain < -0.1 and abs(corrected) < 0.4 * abs(plain), (plain, corrected)
 
@@ -132,7 +132,9 @@ def test_a_noise_aware_classifier_guides_to_its_class():
         optimizer.step()
 
     wanted = 3
-    pushed = guidance.push(mixture.denoiser(), lambda x, here: torch.log_softmax(logits(x, here), 1)[:, wanted].to(x))
+    pushed = guidance.classifier_guidance(
+        mixture.denoiser(), lambda x, here: torch.log_softmax(logits(x, here), 1)[:, wanted].to(x)
+    )
     samples = generate(pushed, timesteps.karras(20, 0.01, 20.0), ddim(), (2,), 0, torch.arange(400))
     near = torch.cdist(samples, mixture.MEANS).argmin(1) == wanted
     assert float(near.float().mean()) > 0.8  # without guidance 15 %
