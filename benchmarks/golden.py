@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks import oracles
 from diffusion_core.schedules import sigma_level
+from tasks.common import files
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden"
 SD = 0.5  # sigma_data of k-diffusion's losses
@@ -139,10 +140,8 @@ def losses() -> dict[str, Tensor]:
 
 def write(name: str, arrays: Mapping[str, Tensor]) -> None:
     """One file of the folder."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    temporary = FOLDER / f"{name}.tmp.npz"
-    np.savez_compressed(temporary, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
-    temporary.replace(FOLDER / f"{name}.npz")
+    with files.new_file(FOLDER / f"{name}.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""Writing so that nothing is lost: an output appears under its name only when it is complete."""
+"""Atomic writes: a file or folder appears under its name only when it is complete.
+
+Unfinished work has a name that ends in `.tmp`, which git and DVC ignore.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +14,42 @@ from pathlib import Path
 from typing import Any
 
 
+def _temporary(path: Path, suffix: str = "") -> Path:
+    return path.with_name(f"{path.name}{suffix}.tmp")
+
+
+@contextmanager
+def new_file(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary path to write a file to. On leaving without an error the file replaces `path`; otherwise it is removed.
+
+    The folder of `path` is made. With `durable` the file is on disk before it gets its name, and the name is on disk when
+    this returns, so that a power failure leaves the old file or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        if durable:
+            _sync(temporary)
+        temporary.replace(path)
+        if durable:
+            _sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill; on leaving without an error it takes the place of `path`, otherwise it is removed."""
-    temporary = path.with_name(path.name + ".tmp")
+    """An empty folder to fill. On leaving without an error it replaces `path`; otherwise it is removed.
+
+    The old folder is renamed, then the new one, then the old one is deleted. A process that is killed between the two
+    renames leaves no `path`, but the whole old folder under its temporary name; the next call puts it back.
+    """
+    temporary, old = _temporary(path), _temporary(path, ".old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -21,20 +57,29 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # it may be what has filled the disk
         raise
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.replace(path)
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file by way of a temporary name; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    """Write a file atomically; its folder is made."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people and programs: sorted keys, indented; NaN raises ValueError."""
+    """Write JSON atomically: sorted keys, indented. Raises ValueError for NaN."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_bytes(path, text.encode() + b"\n")
 

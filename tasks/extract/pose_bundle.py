@@ -21,6 +21,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.common import files
 from tasks.common.errors import UserError
 
 BUNDLE = Path("models/pose_landmarker_full.task")
@@ -76,10 +77,7 @@ def ensure(path: Path) -> bool:
         _check_digest("The wheel of " + REQUIREMENT, wheel.read_bytes(), WHEEL_SHA256)
         bundle = build(wheel)
     _check_digest("The pose bundle built here", bundle, BUNDLE_SHA256)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(bundle)
-    temporary.replace(path)
+    files.write_bytes(path, bundle)
     return True
 
 

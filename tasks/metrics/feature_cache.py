@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from tasks.common import files
+
 Arrays = dict[str, np.ndarray]
 Blocks = Callable[[], Iterator[np.ndarray]]  # the items, some at a time, from the beginning at every call
 
@@ -44,9 +46,7 @@ def cached(
     path = folder / f"{digest(blocks, about)}.npz"
     if not path.is_file():
         arrays = extract(blocks, compute, name)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, allow_pickle=False, **arrays)
-        temporary.replace(path)
+        with files.new_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
     with np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tasks import paths
+from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.config.params import Weights
 
@@ -33,19 +34,19 @@ def _sha256(path: Path) -> str:
 
 def _download(url: str, target: Path) -> None:
     """The bytes behind a URL, under a temporary name until all are there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
     try:
-        with urllib.request.urlopen(url, timeout=30) as reply, temporary.open("wb") as file:
+        with (
+            urllib.request.urlopen(url, timeout=30) as reply,
+            files.new_file(target) as temporary,
+            temporary.open("wb") as file,
+        ):
             size = int(reply.headers.get("Content-Length") or 0) or None
             with tqdm(total=size, desc=f"download {url}", unit="B", unit_scale=True, mininterval=2) as bar:
                 while chunk := reply.read(CHUNK):
                     file.write(chunk)
                     bar.update(len(chunk))
     except (urllib.error.URLError, OSError, ValueError) as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{url} could not be downloaded: {error}.") from error
-    temporary.replace(target)
 
 
 def locate(weights: Weights, root: Path) -> Path:

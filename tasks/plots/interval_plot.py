@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.common import files
+
 COLOURS = ("#1f5a96", "#c45a11", "#3c7d3c", "#7d3c7d", "#555555", "#a08000")
 
 
@@ -52,7 +54,5 @@ def draw(
     if len(names) > 1:
         handles = [figure.axes[0].plot([], [], "o-", color=COLOURS[i % len(COLOURS)])[0] for i in range(len(names))]
         figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3), frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".png.tmp")
-    figure.savefig(temporary, format="png", metadata={"Software": None})
-    temporary.replace(path)
+    with files.new_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -166,14 +166,6 @@ def write(folder: Path, found: Found, wish: Generate, margin: float, about: dict
         }
         for one, meta in zip(kept, metas, strict=True)
     ]
-    temporary = folder.with_name(folder.name + ".new")  # `shards.write` puts its folder in place itself
-    shards.write(temporary, {SPLIT: zip(keys, members, strict=True)}, 1000, about)
-    for key, parts in zip(keys, members, strict=True):
-        files.write_bytes(temporary / f"images/{key}.png", parts["png"])
-    size = kept[0].picture.shape[0]
-    keypoints = places(np.stack([one.pose for one in kept]), margin) * size
-    document = coco.document([f"{key}.png" for key in keys], keypoints, size, metas)
-    files.write_json(temporary / "coco.json", document)
     counts = {
         "asked": wish.count,
         "drawn": found.drawn,
@@ -182,7 +174,6 @@ def write(folder: Path, found: Found, wish: Generate, margin: float, about: dict
         "acceptance_by_chance": found.by_chance,
         "categories": dict(Counter(one.category for one in kept)),
     }
-    files.write_json(temporary / "generated.json", counts)
     tiles = [
         np.concatenate(
             [drawing.draw_pose(one.pose), drawing.enlarge(one.picture, 96), drawing.draw_pose(one.read)], axis=1
@@ -190,8 +181,17 @@ def write(folder: Path, found: Found, wish: Generate, margin: float, about: dict
         for one in kept[:SHOWN]
     ]
     captions = [f"{one.category}: {one.pck:.0%} of the joints" for one in kept[:SHOWN]]
-    drawing.save_png(temporary / "grid.png", drawing.sheet(tiles, 4, captions))
-    with files.new_folder(folder) as final:
-        for path in temporary.iterdir():
-            path.rename(final / path.name)
-        temporary.rmdir()
+    with files.new_folder(folder) as temporary:
+        written = temporary / "shards"
+        shards.write(written, {SPLIT: zip(keys, members, strict=True)}, 1000, about)
+        for path in written.iterdir():
+            path.rename(temporary / path.name)
+        written.rmdir()
+        for key, sample_members in zip(keys, members, strict=True):
+            files.write_bytes(temporary / f"images/{key}.png", sample_members["png"])
+        size = kept[0].picture.shape[0]
+        keypoints = places(np.stack([one.pose for one in kept]), margin) * size
+        document = coco.document([f"{key}.png" for key in keys], keypoints, size, metas)
+        files.write_json(temporary / "coco.json", document)
+        files.write_json(temporary / "generated.json", counts)
+        drawing.save_png(temporary / paths.GRID, drawing.sheet(tiles, 4, captions))

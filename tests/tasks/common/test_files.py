@@ -1,0 +1,107 @@
+"""Atomic writes: a kill at any moment leaves the old content or the new."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.common import files
+from tests.support.project import PROJECT
+
+# Replaces the folder and dies before the n-th change of the file system that follows the writing.
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from tasks.common import files
+
+folder, left = Path(sys.argv[1]), int(sys.argv[2])
+armed = False
+
+def count(event, arguments):
+    global left
+    if armed and event in ("os.rename", "shutil.rmtree", "os.remove", "os.rmdir"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+with files.new_folder(folder) as new:
+    for name in "ab":
+        (new / name).write_text("new")
+    armed = True
+"""
+
+
+def _content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(folder.iterdir())}
+
+
+OLD, NEW = {"a": "old", "b": "old"}, {"a": "new", "b": "new"}
+
+
+def _fill(folder: Path, text: str) -> None:
+    with files.new_folder(folder) as new:
+        for name in "ab":
+            (new / name).write_text(text)
+
+
+def _killed(folder: Path, step: int) -> bool:
+    command = [sys.executable, "-c", CHILD, str(folder), str(step)]
+    code = subprocess.run(command, cwd=PROJECT, timeout=60).returncode
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def test_a_folder_survives_a_kill_between_any_two_steps(tmp_path: Path) -> None:
+    kills = 0
+    for step in range(1, 20):
+        folder = tmp_path / str(step) / "folder"
+        _fill(folder, "old")
+        killed = _killed(folder, step)
+        if folder.exists():
+            assert _content(folder) in (OLD, NEW)
+        with pytest.raises(RuntimeError, match="unrelated"), files.new_folder(folder):
+            raise RuntimeError("unrelated")
+        assert _content(folder) in (OLD, NEW)  # recovered, although the second attempt failed too
+        _fill(folder, "new")
+        assert _content(folder) == NEW
+        assert [path.name for path in folder.parent.iterdir()] == ["folder"]  # nothing else is left behind
+        kills += killed
+        if not killed:
+            break
+    assert kills >= 3
+
+
+def test_an_error_while_filling_keeps_the_old_folder(tmp_path: Path) -> None:
+    _fill(tmp_path / "folder", "old")
+    with pytest.raises(KeyboardInterrupt), files.new_folder(tmp_path / "folder") as new:
+        (new / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert _content(tmp_path / "folder") == OLD
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_an_error_while_writing_keeps_the_old_file(durable: bool, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    files.write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), files.new_file(path, durable) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert [(other.name, other.read_bytes()) for other in path.parent.iterdir()] == [("file", b"old")]
+    with files.new_file(path, durable) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert [(other.name, other.read_bytes()) for other in path.parent.iterdir()] == [("file", b"new")]
+
+
+def test_json_is_the_same_bytes_for_the_same_value(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a", {"b": 1, "a": "é"})
+    files.write_json(tmp_path / "b", {"a": "é", "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert files.read_json(tmp_path / "a") == {"a": "é", "b": 1}
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "a", float("nan"))
+    assert files.read_json(tmp_path / "a") == {"a": "é", "b": 1}
