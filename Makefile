@@ -18,7 +18,7 @@ help:
 	@echo "make trial [SHORT=1]        all of that once, from the first training to a served answer, in a copy"
 	@echo "make test | test-all        the tests | with the slow ones"
 	@echo "make ui                     compare runs in MLflow on http://127.0.0.1:5000"
-	@echo "make lint                   ruff and mypy"
+	@echo "make lint                   ruff, mypy and codespell"
 	@echo "make clean                  remove everything that a run made (not the installation)"
 
 setup: $(BIN)/.installed models/pose_landmarker_full.task
@@ -51,6 +51,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 ui: setup
 	$(BIN)/python -m tasks.registry.tracking ui

@@ -43,7 +43,7 @@ def run(params: Params, root: Path) -> None:
         share = dataset_card_plots.pose_map(Path(folder) / "map.png", persons, clustering)
         poses = (Path(folder) / "map.png").read_bytes()
     before = dataset_history.previous(root, statistics)
-    page = Environment(loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined)
+    page = Environment(loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined)
     html = page.get_template("dataset.html").render(
         name=", ".join(sorted(params.raw.parts)),
         summary=summary,

@@ -63,7 +63,7 @@ def run(params: Params, root: Path) -> None:
                 "Generated pictures, the pose that was asked for and the one that is read in them.",
             ),
         }
-        page = Environment(loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined)
+        page = Environment(loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined)
         html = page.get_template("report.html").render(**report_text.sections(params, root, found), **pictures)
         files.write_json(folder / "summary.json", report_text.summary(found))
     files.write_bytes(root / paths.REPORT, html.encode())

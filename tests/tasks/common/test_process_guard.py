@@ -61,8 +61,8 @@ def test_what_a_command_leaves_behind_is_stopped_and_its_exit_code_kept(tmp_path
 
 def test_an_owner_killed_with_sigkill_takes_everything_along(tmp_path: Path) -> None:
     code = (
-        "import os, subprocess, sys; from pathlib import Path; from flows import leash\n"
-        f"keeper = leash.start([sys.executable, '-c', {STUBBORN!r}], Path('.'), dict(os.environ), subprocess.PIPE, 1)\n"
+        "import os, subprocess, sys; from pathlib import Path; from tasks.common import process_guard\n"
+        f"keeper = process_guard.start([sys.executable, '-c', {STUBBORN!r}], Path('.'), dict(os.environ), subprocess.PIPE, 1)\n"
         "print(keeper.pid, keeper.stdout.readline(), flush=True); keeper.wait()"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

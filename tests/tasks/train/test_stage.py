@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path: Path) ->
     """A real one: a file system of a few pages where that is allowed, the limit of file sizes elsewhere."""
     code = (
         "import pathlib, resource, signal, sys, torch\n"
-        "from tasks import checkpoint\n"
+        "from tasks.common import checkpoint\n"
         "path = pathlib.Path(sys.argv[1])\n"
         "checkpoint.save(path / 'checkpoint-1.safetensors', {'a': torch.ones(1000)}, {'n': 1})\n"
         "if sys.argv[2] == 'limit':\n"
