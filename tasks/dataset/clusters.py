@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from tasks.common.evenly_spaced import evenly
 from tasks.common.skeleton import embed, face_forward, mirror
+from tasks.common.subset import evenly_spaced
 
 MOST = 16  # clusters that are tried
 LEAST_MEMBERS = 10  # on average, in a cluster
@@ -61,7 +61,7 @@ def fit(poses: np.ndarray) -> Clusters:
     cluster first. One cluster where there are fewer than 2 * LEAST_MEMBERS poses."""
     axis = left_right_axis(poses)
     x = points(poses, axis)
-    compared = x[evenly(len(x), _COMPARED)]
+    compared = x[evenly_spaced(len(x), _COMPARED)]
     square = np.square(compared).sum(axis=1)
     distance = np.sqrt(np.maximum(square[:, None] + square - 2 * compared @ compared.T, 0))
     tried: dict[int, np.ndarray] = {}

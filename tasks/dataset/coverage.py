@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.evenly_spaced import evenly
 from tasks.common.skeleton import embed, mirror
+from tasks.common.subset import evenly_spaced
 from tasks.dataset.dataset_table import Persons
 
 SMALL_CATEGORY = 30  # training persons; below, a category is hardly more than a list of examples
@@ -32,7 +32,7 @@ def distances(persons: Persons) -> dict[str, dict[str, float]]:
     names = {"train": train, "held_out": [i for i, split in enumerate(persons.split) if split != "train"]}
     out = {}
     for name, rows in names.items():
-        asked = [rows[at] for at in evenly(len(rows), _ASKED)]
+        asked = [rows[at] for at in evenly_spaced(len(rows), _ASKED)]
         nearest = _nearest(persons.pose[asked], groups[asked], known, groups[train])
         nearest = nearest[np.isfinite(nearest)]
         if len(nearest):

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from tasks import paths
 from tasks.common import machine, skeleton
 from tasks.common.errors import UserError
-from tasks.common.evenly_spaced import evenly
 from tasks.common.files import new_folder, write_json
 from tasks.common.pool import OrderedMap, WorkerDied
+from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, SAMPLES, Split, load_splits
@@ -124,7 +124,7 @@ def run(params: Params, root: Path) -> None:
                 "floor": load_splits(root)[1].pictured(),
             }
             sets = {name: some for name, some in sets.items() if len(some)}
-            rows = {name: evenly(len(some), MOST) for name, some in sets.items()}
+            rows = {name: evenly_spaced(len(some), MOST) for name, some in sets.items()}
             pictures = {name: some.bytes(size)[rows[name]] for name, some in sets.items()}
             asked = {name: some.poses()[rows[name]] for name, some in sets.items()}
             workers = params.extract.workers or machine.cores()

@@ -28,8 +28,8 @@ from diffusion_core.sampling.solvers import unipc
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError
-from tasks.common.evenly_spaced import evenly
 from tasks.common.skeleton import mirror
+from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Pictures, Poses
 from tasks.dataset.shards import ShardDataset
 from tasks.models.build import network
@@ -50,7 +50,7 @@ class Examples:
 
     def some(self, count: int) -> Examples:
         """At most `count` of them, from all over the split."""
-        rows = torch.tensor(evenly(len(self), count), dtype=torch.int64)
+        rows = torch.tensor(evenly_spaced(len(self), count), dtype=torch.int64)
         return Examples(self.x0[rows], {key: value[rows] for key, value in self.cond.items()})
 
 

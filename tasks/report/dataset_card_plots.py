@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.evenly_spaced import evenly
 from tasks.common.skeleton import normalise
+from tasks.common.subset import evenly_spaced
 from tasks.dataset import clusters
 from tasks.dataset.clusters import Clusters
 from tasks.dataset.crop import crop, square
@@ -65,7 +65,7 @@ def cluster_sheet(persons: Persons, clustering: Clusters, shown: Shown) -> np.nd
         members = members[np.argsort(np.linalg.norm(x[members] - centroid, axis=1), kind="stable")]
         tiles.append(drawing.draw_pose(persons.pose[members[0]], TILE))
         captions.append(f"{clusters.name(number)}: {len(members)}")
-        some = [members[at] for at in evenly(len(members), _SHOWN)]
+        some = [members[at] for at in evenly_spaced(len(members), _SHOWN)]
         tiles += [shown.person(persons.key[i]) for i in some]
         captions += [persons.category[i] for i in some]
         blank = _SHOWN - len(some)
@@ -81,7 +81,7 @@ def gated_sheets(gated: list[Gated], shown: Shown) -> dict[str, np.ndarray]:
         by_reason[row.reason].append(row)
     sheets: dict[str, np.ndarray] = {}
     for reason in Gate:
-        rows = [by_reason[reason][at] for at in evenly(len(by_reason[reason]), _SHOWN)]
+        rows = [by_reason[reason][at] for at in evenly_spaced(len(by_reason[reason]), _SHOWN)]
         if rows and reason is not Gate.FORGOTTEN:  # nobody shows who asked not to be shown
             tiles = [shown.person(row.key) for row in rows]
             sheets[str(reason)] = drawing.sheet(tiles, _SHOWN, [row.detail.partition(",")[0] for row in rows])
@@ -96,7 +96,7 @@ def reject_sheets(rejects: list[Reject], kinds: dict[str, str], shown: Shown) ->
     sheets = {}
     for reason, all_rows in sorted(by_reason.items()):
         tiles, captions = [], []
-        for row in [all_rows[at] for at in evenly(len(all_rows), _SHOWN)]:
+        for row in [all_rows[at] for at in evenly_spaced(len(all_rows), _SHOWN)]:
             kind = kinds.get(row.source, Kind.PICTURE if row.frame is None else Kind.VIDEO)
             whole = None if kind == Kind.MOCAP else shown.picture((row.source, kind, row.frame or 0))
             tiles.append(np.full((TILE, TILE, 3), 235, np.uint8) if whole is None else drawing.fit(whole, TILE))
@@ -119,7 +119,7 @@ def group_sheet(persons: Persons, gated: list[Gated], shown: Shown) -> np.ndarra
     ]
     tiles, captions = [], []
     for name in largest:
-        some = [members[name][at] for at in evenly(len(members[name]), _SHOWN)]
+        some = [members[name][at] for at in evenly_spaced(len(members[name]), _SHOWN)]
         blank = _SHOWN - len(some)
         tiles += [shown.person(key) for key in some] + [np.full((TILE, TILE, 3), 255, np.uint8)] * blank
         captions += [left_out.get(key, "kept") for key in some] + [""] * blank
@@ -144,7 +144,7 @@ def pose_map(path: Path, persons: Persons, clustering: Clusters) -> float:
     plot = figure.add_subplot()
     counts = Counter(persons.category)
     named = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_NAMED]]
-    some = set(evenly(len(x), _DOTS))
+    some = set(evenly_spaced(len(x), _DOTS))
     marks = "osD^vP"
     for n, name in enumerate([*named, None]):
         rows = [i for i in some if persons.category[i] == name or (name is None and persons.category[i] not in named)]

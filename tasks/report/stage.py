@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tasks import paths
 from tasks.common import files
-from tasks.common.evenly_spaced import evenly
+from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params
 from tasks.dataset import dataset_table
 from tasks.dataset.shards import ShardDataset
@@ -89,7 +89,7 @@ def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     row = {key: i for i, key in enumerate(found.key)}
     train = ShardDataset(root / paths.SHARDS, "train").pictured()
     tiles, captions = [], []
-    for i in evenly(len(persons), SHOWN):
+    for i in evenly_spaced(len(persons), SHOWN):
         if persons.pictured[i]:
             place = persons.source[i], persons.source_kind[i], int(persons.frame[i])
             picture = next(pictures(parts.Places(root, params.raw), [place]))
@@ -101,7 +101,7 @@ def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
         captions.append(persons.category[i])
     sheet = drawing.sheet(tiles, 8, captions)
     kept = [_drawn(folder / "kept.png", sheet, "Some of those kept, with the landmarks that were read.")]
-    crops = [train.picture(i) for i in evenly(len(train), SHOWN)]
+    crops = [train.picture(i) for i in evenly_spaced(len(train), SHOWN)]
     if crops:
         caption = "Some of the square crops in the training shards."
         kept.append(_drawn(folder / "crops.png", drawing.sheet(crops, 12), caption))

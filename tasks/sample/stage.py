@@ -23,8 +23,8 @@ from torch import Tensor
 
 from diffusion_core import rng
 from tasks import paths
-from tasks.common.evenly_spaced import evenly
 from tasks.common.images import encode_png
+from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Sample
 from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset
@@ -61,7 +61,7 @@ def run(params: Params, root: Path, model: str) -> None:
     rows = _resampled(len(held_out), choice.count, choice.seed)
     if model == "pictures":
         new = Split(ShardDataset(paths.sample_folder(root, "poses"), SAMPLES))
-        fixed = [i for i in evenly(len(new), GRID) for _ in range(GRID)]
+        fixed = [i for i in evenly_spaced(len(new), GRID) for _ in range(GRID)]
         asked = {
             SAMPLES: Conditions.of(held_out, rows),
             COMPARISON: Conditions.of(train, _resampled(len(train), params.sample.train_conditions, choice.seed)),

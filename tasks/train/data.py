@@ -19,7 +19,7 @@ from diffusion_core.codecs import Affine
 from diffusion_core.conditioning import Cond
 from diffusion_core.training.trainer import Data
 from tasks.common.errors import DataError
-from tasks.common.evenly_spaced import evenly
+from tasks.common.subset import evenly_spaced
 from tasks.config.params import Pictures, Poses
 from tasks.dataset.shards import ShardDataset
 from tasks.models import modality
@@ -83,8 +83,8 @@ def in_memory(reader: Reader, keys: list[str], per_coordinate: bool, pin: bool) 
 
 def from_shards(reader: Reader, keys: list[str], per_coordinate: bool) -> Source:
     """Examples that are read when they are asked for, until `read_ahead` takes over; the codec is made from FITTED of them."""
-    some = reader.read(torch.tensor(evenly(len(reader), FITTED), dtype=torch.int64))
-    _check(some, [keys[i] for i in evenly(len(reader), FITTED)])
+    some = reader.read(torch.tensor(evenly_spaced(len(reader), FITTED), dtype=torch.int64))
+    _check(some, [keys[i] for i in evenly_spaced(len(reader), FITTED)])
     codec = modality.fit_codec(some.x0, per_coordinate)
     told = json.dumps([reader.dataset.digests(), reader.dataset.keys, reader.dataset.about], sort_keys=True)
 

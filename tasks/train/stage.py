@@ -25,7 +25,7 @@ from diffusion_core.training.compute import Compute
 from diffusion_core.training.ema import Decay, halflife, power
 from diffusion_core.training.trainer import TrainConfig, Trainer
 from tasks.common.errors import DataError, UserError
-from tasks.common.evenly_spaced import evenly
+from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Pictures, Poses
 from tasks.models import conditioning, modality
 from tasks.models.modality import Examples, Model
@@ -127,7 +127,9 @@ def _train(
         trainer.warm_start(start.weights(root, config.start, model))
     if config.microbatch == "largest":
         trainer.compute = replace(trainer.compute, microbatch=microbatch_size.largest_microbatch(trainer))
-    watched = {split: part.take(evenly(len(part), WATCHED)) for split, part in (("train", train), ("val", held_out))}
+    watched = {
+        split: part.take(evenly_spaced(len(part), WATCHED)) for split, part in (("train", train), ("val", held_out))
+    }
     parts = {split: modality.examples(part, config, categories, False) for split, part in watched.items() if len(part)}
     parts = {split: Examples(codec.encode(part.x0), part.cond) for split, part in parts.items()}
     if trainer.rank == 0:
