@@ -98,29 +98,32 @@ def write(
 
 
 class ShardDataset:
-    """Random access to one split of a shard folder.
+    """Random access to the samples of one or several splits of a shard folder, the only reader of shards.
 
-    `keys`: the sample keys in stored order. Raises DataError if the folder has no such split, a key is there twice, or a
-    tar is not as long as its index says; `verify()` reads all bytes and compares their sha256.
+    `keys`: the sample keys in stored order, split after split. Raises DataError if the folder has no such split, a key
+    occurs twice, or a tar has another length than its index says. `verify()` reads all bytes and compares their sha256.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, *splits: str) -> None:
         self.folder = folder
         path = folder / "index.json"
         if not path.is_file():
             raise DataError(f"{folder} has no index.json: it is not a shard folder.")
         index = json.loads(path.read_bytes())
-        if split not in index["samples"]:
-            raise DataError(f"{folder} has no split {split!r}; it has {', '.join(index['samples'])}.")
+        for split in splits:
+            if split not in index["samples"]:
+                raise DataError(f"{folder} has no split {split!r}; it has {', '.join(index['samples'])}.")
         self.about: dict[str, Any] = index["about"]
         self.shards: list[dict[str, Any]] = index["shards"]
-        self._rows: list[tuple[str, int, dict[str, tuple[int, int]]]] = index["samples"][split]
+        self._rows: list[tuple[str, int, dict[str, tuple[int, int]]]] = [
+            row for split in splits for row in index["samples"][split]
+        ]
         self.keys: list[str] = [row[0] for row in self._rows]
         self._files: dict[int, int] = {}
         repeated = [key for key, count in Counter(self.keys).items() if count > 1]
         if repeated:
             raise DataError(
-                f"{folder}: {len(repeated)} keys of {split} are there more than once, the first is {repeated[0]!r}."
+                f"{folder}: {len(repeated)} keys of {', '.join(splits)} occur more than once, the first is {repeated[0]!r}."
             )
         for number in {row[1] for row in self._rows}:
             shard = self.shards[number]
@@ -132,16 +135,16 @@ class ShardDataset:
         return len(self._rows)
 
     def digests(self) -> dict[str, str]:
-        """The sha256 of the shards that hold samples of this split, by name."""
+        """The sha256 of the shards that hold samples of these splits, by name."""
         shards = [self.shards[number] for number in sorted({row[1] for row in self._rows})]
         return {shard["name"]: shard["sha256"] for shard in shards}
 
     def pictured(self) -> ShardDataset:
-        """The same split without the samples that have no picture (motion captures)."""
+        """The samples that have a picture (motion captures have none)."""
         return self.take([i for i, row in enumerate(self._rows) if "png" in row[2]])
 
     def take(self, rows: Iterable[int]) -> ShardDataset:
-        """The samples of these numbers, in this order."""
+        """The samples with these numbers, in this order."""
         other = copy.copy(self)
         other._rows = [self._rows[i] for i in rows]
         other.keys = [row[0] for row in other._rows]
@@ -155,9 +158,10 @@ class ShardDataset:
     def verify(self) -> None:
         """Compare every shard's sha256 with the index; raises DataError naming the first that differs."""
         for shard in self.shards:
-            data = (self.folder / shard["name"]).read_bytes()
-            if hashlib.sha256(data).hexdigest() != shard["sha256"]:
-                raise DataError(f"{self.folder / shard['name']} is damaged: its sha256 is not the one in the index.")
+            path, expected = self.folder / shard["name"], shard["sha256"]
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if digest != expected:
+                raise DataError(f"{path} is damaged: sha256 mismatch: expected {expected}, got {digest}.")
 
     def read(self, i: int, extension: str) -> bytes:
         """The bytes of one member of sample `i`; KeyError if the sample has no such member."""
@@ -169,13 +173,14 @@ class ShardDataset:
 
     def meta(self, i: int) -> dict[str, Any]:
         """The JSON of sample `i`."""
-        return json.loads(self.read(i, "json"))
+        value: dict[str, Any] = json.loads(self.read(i, "json"))
+        return value
 
     def metas(self) -> list[dict[str, Any]]:
         """The JSON of all samples."""
         return [self.meta(i) for i in range(len(self))]
 
-    def pose(self) -> np.ndarray:
+    def poses(self) -> np.ndarray:
         """All poses, float32 `[n, 33, 3]`: hip-centred, torso-scaled world landmarks. DataError if one has another shape."""
         poses = np.zeros((len(self), 33, 3), np.float32)
         for i, key in enumerate(self.keys):
@@ -193,7 +198,16 @@ class ShardDataset:
                 rgb = rgb.resize((size, size), Image.Resampling.BOX)
             return np.asarray(rgb)
 
-    def pictures(self, size: int) -> np.ndarray:
+    def picture_blocks(self, size: int, count: int | None = None, rows: int = 1024) -> Iterator[np.ndarray]:
+        """The first `count` pictures (default: all), at most `rows` at a time: uint8 `[r, size, size, 3]`."""
+        total = len(self) if count is None else min(count, len(self))
+        for start in range(0, total, rows):
+            yield np.stack([self.picture(i, size) for i in range(start, min(start + rows, total))])
+
+    def pictures_uint8(self, size: int) -> np.ndarray:
         """All pictures, uint8 `[n, size, size, 3]`."""
-        pictures = [self.picture(i, size) for i in range(len(self))]
-        return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+        return np.concatenate([np.zeros((0, size, size, 3), np.uint8), *self.picture_blocks(size)])
+
+    def pictures_float(self, size: int) -> np.ndarray:
+        """All pictures, float32 `[n, size, size, 3]` in [0, 1]."""
+        return self.pictures_uint8(size).astype(np.float32) / 255

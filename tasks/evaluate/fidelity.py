@@ -17,7 +17,7 @@ from tasks.common.files import new_folder, write_json
 from tasks.common.skeleton import LIMB_BONES
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
-from tasks.dataset.splits import COMPARISON, SAMPLES, Split, load_splits
+from tasks.dataset.splits import COMPARISON, SAMPLES, load_splits
 from tasks.metrics import torch_fidelity_bridge as bridge
 from tasks.metrics.anatomy import bone_lengths, bone_name, sides_mixed
 from tasks.metrics.distance import frechet_estimate, frechet_needs, kid
@@ -102,9 +102,7 @@ def run(params: Params, root: Path) -> None:
     """
     train, heldout = load_splits(root)
     poses = ShardDataset(paths.sample_folder(root, "poses"), SAMPLES)
-    pictures, comparison = (
-        Split(ShardDataset(paths.sample_folder(root, "pictures"), name)) for name in (SAMPLES, COMPARISON)
-    )
+    pictures, comparison = (ShardDataset(paths.sample_folder(root, "pictures"), name) for name in (SAMPLES, COMPARISON))
     found = Findings()
     bones: list[dict[str, Any]] = []
     for name, count in (
@@ -115,8 +113,8 @@ def run(params: Params, root: Path) -> None:
         if not count:
             found.absent["poses"] = f"there are no {name}."
     if "poses" not in found.absent:
-        _pose_findings(found, poses.pose(), train.poses(), heldout.poses())
-        bones = _anatomy_findings(found, poses.pose(), train.poses())
+        _pose_findings(found, poses.poses(), train.poses(), heldout.poses())
+        bones = _anatomy_findings(found, poses.poses(), train.poses())
     unseen, seen = heldout.pictured(), train.pictured()
     if len(pictures) and len(unseen) and len(seen):
         sets = PictureSets(pictures, comparison, unseen, seen, params.pictures.size)

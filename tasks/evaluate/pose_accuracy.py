@@ -26,7 +26,7 @@ from tasks.common.pool import OrderedMap, WorkerDied
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
-from tasks.dataset.splits import COMPARISON, SAMPLES, Split, load_splits
+from tasks.dataset.splits import COMPARISON, SAMPLES, load_splits
 from tasks.plots import drawing
 
 READ_AT = 512  # pixels to which a picture with its border is enlarged
@@ -119,13 +119,13 @@ def run(params: Params, root: Path) -> None:
         if len(samples):
             size = samples.picture(0).shape[0]
             sets = {
-                "pictures": Split(samples),
-                "train_conditions": Split(comparison),
+                "pictures": samples,
+                "train_conditions": comparison,
                 "floor": load_splits(root)[1].pictured(),
             }
             sets = {name: some for name, some in sets.items() if len(some)}
             rows = {name: evenly_spaced(len(some), MOST) for name, some in sets.items()}
-            pictures = {name: some.bytes(size)[rows[name]] for name, some in sets.items()}
+            pictures = {name: some.pictures_uint8(size)[rows[name]] for name, some in sets.items()}
             asked = {name: some.poses()[rows[name]] for name, some in sets.items()}
             workers = params.extract.workers or machine.cores()
             model = root / params.extract.model

@@ -16,7 +16,7 @@ import numpy as np
 
 from tasks import paths
 from tasks.config.params import Fidelity
-from tasks.dataset.splits import Split
+from tasks.dataset.shards import ShardDataset
 from tasks.metrics import torch_fidelity_networks as networks
 from tasks.metrics.distance import frechet_estimate, frechet_of, kid
 from tasks.metrics.feature_cache import Arrays, cached, extract
@@ -28,17 +28,17 @@ from tasks.metrics.invariances import edges, pixels
 class PictureSets:
     """The pictures that are compared, all at `size` pixels; `comparison` may be empty."""
 
-    generated: Split
-    comparison: Split  # generated, too, with conditions of the training set
-    heldout: Split
-    train: Split
+    generated: ShardDataset
+    comparison: ShardDataset  # generated, too, with conditions of the training set
+    heldout: ShardDataset
+    train: ShardDataset
     size: int
 
     def features(self, compute: Callable[[Callable[..., object], str], Arrays]) -> dict[str, Arrays]:
         """`compute(blocks, name)` of every set that has pictures; of the training set as many as were generated."""
         count = len(self.generated)
         found = {
-            name: compute(partial(split.blocks, self.size, most), name)
+            name: compute(partial(split.picture_blocks, self.size, most), name)
             for name, split, most in (
                 ("generated", self.generated, None),
                 ("floor", self.train, count),

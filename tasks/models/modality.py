@@ -74,7 +74,7 @@ def as_pictures(values: Tensor) -> np.ndarray:
 
 
 def _pictures(dataset: ShardDataset, size: int) -> Tensor:
-    return torch.from_numpy(dataset.pictures(size)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(dataset.pictures_uint8(size)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def examples(dataset: ShardDataset, config: Poses | Pictures, categories: list[str], mirrored: bool) -> Examples:
@@ -82,7 +82,7 @@ def examples(dataset: ShardDataset, config: Poses | Pictures, categories: list[s
 
     A mirrored person's left is its right: landmarks change sign and names, the picture is flipped.
     """
-    poses, names = dataset.pose(), [meta["category"] for meta in dataset.metas()]
+    poses, names = dataset.poses(), [meta["category"] for meta in dataset.metas()]
     margin = dataset.about["margin"]
     cond, flipped_cond = (conditions(config, categories, margin, names, p) for p in (poses, mirror(poses)))
     if isinstance(config, Pictures):

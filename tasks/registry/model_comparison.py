@@ -19,7 +19,7 @@ from PIL import Image
 from tasks import paths
 from tasks.config.params import Params, Sample
 from tasks.dataset.shards import ShardDataset
-from tasks.dataset.splits import SAMPLES, Split, load_splits
+from tasks.dataset.splits import SAMPLES, load_splits
 from tasks.metrics.distance import kid
 from tasks.metrics.estimate import Estimate, TooFewSamples
 from tasks.metrics.invariances import joints, pixels
@@ -116,29 +116,32 @@ def run(params: Params, root: Path, store: Store) -> Contest | None:
 
 
 def _features(
-    params: Params, name: str, folder: Path, samples: ShardDataset, held_out: Split
+    params: Params, name: str, folder: Path, samples: ShardDataset, held_out: ShardDataset
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Features of the challenger's samples, of the champion's and of held-out data, and the latter's categories."""
     champion = modality.load(folder, modality.device())
     choice: Sample = getattr(params.sample, name)
     metas = samples.metas()
-    asked = samples.pose() if name == "pictures" else None
+    asked = samples.poses() if name == "pictures" else None
     cond = champion.conditions([str(meta["category"]) for meta in metas], asked)
     ids = torch.tensor([int(meta["number"]) for meta in metas])
     drawn = sampler.draw(
         champion, cond, choice.steps, choice.guidance, choice.seed, ids, choice.batch, label=f"the champion's {name}"
     )
     if name == "poses":
-        return joints(samples.pose()), joints(drawn.numpy()), joints(held_out.poses()), _categories(held_out)
+        return joints(samples.poses()), joints(drawn.numpy()), joints(held_out.poses()), _categories(held_out)
     pictured = held_out.pictured()
     size = min(samples.picture(0).shape[0], drawn.shape[-1])  # of two sizes the smaller: both can be made as small
     theirs = np.stack([_shrunk(picture, size) for picture in modality.as_pictures(drawn)])
-    sets = [pixels(some.astype(np.float32) / 255) for some in (samples.pictures(size), theirs, pictured.bytes(size))]
+    sets = [
+        pixels(some)
+        for some in (samples.pictures_float(size), theirs.astype(np.float32) / 255, pictured.pictures_float(size))
+    ]
     return sets[0], sets[1], sets[2], _categories(pictured)
 
 
-def _categories(split: Split) -> list[str]:
-    return [str(meta["category"]) for meta in split.metas]
+def _categories(split: ShardDataset) -> list[str]:
+    return [str(meta["category"]) for meta in split.metas()]
 
 
 def _shrunk(picture: np.ndarray, size: int) -> np.ndarray:

@@ -68,12 +68,12 @@ def _source(train: ShardDataset, key: str) -> np.ndarray:
     pictured = train.pictured()
     if key in pictured.keys:
         return drawing.enlarge(pictured.picture(pictured.keys.index(key)), TILE)
-    return drawing.draw_pose(train.pose()[train.keys.index(key)], TILE)
+    return drawing.draw_pose(train.poses()[train.keys.index(key)], TILE)
 
 
 def _pose(root: Path, samples: ShardDataset, key: str, question: str) -> np.ndarray:
     """The pose that the question is about: the sample's own, or the one that was read in the picture. `[1, 33, 3]`."""
-    keys, poses = shown_poses(root) if question == "pose_reuse" else (samples.keys, samples.pose())
+    keys, poses = shown_poses(root) if question == "pose_reuse" else (samples.keys, samples.poses())
     return poses[keys.index(key)][None]
 
 
@@ -117,7 +117,7 @@ def run(params: Params, root: Path, key: str) -> None:
         print(_text(question, row, {name: train.meta(place[name]) for name in pair}))
         near = place[row["nearest"]]
         if question in OF_POSES:
-            tiles += _poses(_pose(root, samples, key, question), train.pose()[near][None], row)
+            tiles += _poses(_pose(root, samples, key, question), train.poses()[near][None], row)
         else:
             tiles += _pictures(samples.picture(i), partial(train.picture, near), row)
         tiles += [_source(train, name) for name in pair]

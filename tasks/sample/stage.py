@@ -28,7 +28,7 @@ from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Sample
 from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset
-from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, Split, load_splits
+from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, load_splits
 from tasks.models import modality, sampler
 from tasks.models.modality import Model
 from tasks.plots import drawing
@@ -45,9 +45,9 @@ class Conditions:
     key: list[str]
 
     @classmethod
-    def of(cls, source: Split, rows: list[int]) -> Conditions:
+    def of(cls, source: ShardDataset, rows: list[int]) -> Conditions:
         """The conditions of some items of a split."""
-        return cls([source.metas[i]["category"] for i in rows], source.poses()[rows], [source.keys[i] for i in rows])
+        return cls([source.meta(i)["category"] for i in rows], source.poses()[rows], [source.keys[i] for i in rows])
 
 
 def run(params: Params, root: Path, model: str) -> None:
@@ -60,7 +60,7 @@ def run(params: Params, root: Path, model: str) -> None:
     held_out = heldout if len(heldout) else train  # a very small dataset holds nobody out
     rows = _resampled(len(held_out), choice.count, choice.seed)
     if model == "pictures":
-        new = Split(ShardDataset(paths.sample_folder(root, "poses"), SAMPLES))
+        new = ShardDataset(paths.sample_folder(root, "poses"), SAMPLES)
         fixed = [i for i in evenly_spaced(len(new), GRID) for _ in range(GRID)]
         asked = {
             SAMPLES: Conditions.of(held_out, rows),
@@ -77,7 +77,7 @@ def run(params: Params, root: Path, model: str) -> None:
             split: list(_picture_samples(choice, asked[split], pictures, split)) for split, pictures in drawn.items()
         }
     else:
-        categories = [held_out.metas[i]["category"] for i in rows]
+        categories = [held_out.meta(i)["category"] for i in rows]
         poses = _draw(trained, choice, categories, None, SAMPLES).numpy()
         samples = {SAMPLES: list(_pose_samples(choice, categories, poses))}
         tiles, columns = [drawing.draw_pose(pose) for pose in poses[: GRID * GRID]], GRID

@@ -20,7 +20,7 @@ from tasks.common.errors import DataError
 from tasks.common.files import new_folder, write_json
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
-from tasks.dataset.splits import COMPARISON, SAMPLES, Split, group_numbers, load_splits
+from tasks.dataset.splits import COMPARISON, SAMPLES, group_numbers, load_splits
 from tasks.evaluate.memorization import memorization_plots as figures
 from tasks.evaluate.memorization.certificate import Certificate, Planter, certify, score_samples
 from tasks.evaluate.memorization.copy_score import TooFewItems
@@ -35,7 +35,7 @@ REUSED = "poses in pictures"
 COMPARED = "pictures of training conditions"
 
 
-def _rows(certificate: Certificate, keys: list[str], train: Split) -> list[dict[str, Any]]:
+def _rows(certificate: Certificate, keys: list[str], train: ShardDataset) -> list[dict[str, Any]]:
     """All samples, most suspicious first: p-value, ratio, distances, view, and keys of their nearest training items."""
     rows = []
     for i in np.argsort(certificate.sample_p, kind="stable"):
@@ -79,7 +79,7 @@ class Question(NamedTuple):
     what: str
     keys: list[str]
     samples: np.ndarray
-    train: Split  # the items of the reference's training set
+    train: ShardDataset  # the items of the reference's training set
     reference: Callable[[], Reference]  # may raise TooFewItems
     plant: Planter
 
@@ -136,13 +136,15 @@ def run(params: Params, root: Path) -> None:
     @cache
     def picture_reference() -> Reference:
         groups = group_numbers(seen, unseen)
-        return reference(PICTURE_BANKS, Items(seen.pictures(side), groups[0]), Items(unseen.pictures(side), groups[1]))
+        return reference(
+            PICTURE_BANKS, Items(seen.pictures_float(side), groups[0]), Items(unseen.pictures_float(side), groups[1])
+        )
 
     def shown(dataset: ShardDataset) -> np.ndarray:
-        return dataset.pictures(side).astype(np.float32) / 255
+        return dataset.pictures_float(side)
 
     questions = [
-        Question("poses", "poses", poses.keys, poses.pose(), train, pose_reference, planted_poses),
+        Question("poses", "poses", poses.keys, poses.poses(), train, pose_reference, planted_poses),
         Question("pictures", "pictures", pictures.keys, shown(pictures), seen, picture_reference, planted_pictures),
         Question("pose_reuse", REUSED, *shown_poses(root), train, pose_reference, planted_poses),
     ]

@@ -152,9 +152,9 @@ def test_motion_capture_reaches_the_shards_as_poses_without_pictures(tmp_path):
     parts = [ShardDataset(tmp_path / "data/shards", split) for split in dataset_table.SPLITS]
     assert sum(map(len, parts)) == 28 and sum(len(part.pictured()) for part in parts) == 20
     for part in parts:
-        assert part.pose().shape == (len(part), 33, 3)
+        assert part.poses().shape == (len(part), 33, 3)
         seen = part.pictured()
-        assert seen.pictures(16).shape == (len(seen), 16, 16, 3)
+        assert seen.pictures_uint8(16).shape == (len(seen), 16, 16, 3)
         assert all(seen.meta(i)["category"] != "walk" for i in range(len(seen)))
 
 

@@ -59,7 +59,7 @@ def test_read_by_index_equals_stream(tmp_path: Path) -> None:
         for extension in ("png", "pose.npy", "json"):
             assert sample[extension] == dataset.read(i, extension) == _samples(7)[i][1][extension]
     expected = np.stack([np.load(io.BytesIO(members["pose.npy"])) for _, members in _samples(7)])
-    assert np.array_equal(dataset.pose(), expected)
+    assert np.array_equal(dataset.poses(), expected)
     assert dataset.meta(4)["i"] == 4
     assert len(ShardDataset(tmp_path / "s", "test")) == 0
 
@@ -69,7 +69,7 @@ def test_pictures_are_reduced_by_area(tmp_path: Path) -> None:
     dataset = ShardDataset(tmp_path / "s", "train")
     whole = dataset.picture(0).astype(float)
     reduced = whole.reshape(8, 2, 8, 2, 3).mean(axis=(1, 3))
-    assert np.abs(dataset.pictures(8)[0] - reduced).max() <= 1  # Pillow rounds once a direction
+    assert np.abs(dataset.pictures_uint8(8)[0] - reduced).max() <= 1  # Pillow rounds once a direction
 
 
 def test_index_says_what_is_on_disk(tmp_path: Path) -> None:

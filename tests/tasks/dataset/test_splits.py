@@ -12,9 +12,9 @@ from tests.support.workspaces import write_shards
 def test_blocks_are_the_pictures_in_order_whatever_their_size(tmp_path: Path, count: int | None, rows: int) -> None:
     write_shards(tmp_path, 3, 20, 10)
     _, heldout = load_splits(tmp_path)  # two splits of 20 and 10
-    blocks = list(heldout.blocks(16, count, rows))
+    blocks = list(heldout.picture_blocks(16, count, rows))
     assert all(0 < len(block) <= rows for block in blocks)
-    expected = heldout.bytes(16)[:count]
+    expected = heldout.pictures_uint8(16)[:count]
     assert sum(len(block) for block in blocks) == len(expected)
     if len(expected):
         np.testing.assert_array_equal(np.concatenate(blocks), expected)

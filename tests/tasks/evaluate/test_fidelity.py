@@ -41,8 +41,8 @@ def test_fresh_poses_are_near_held_out_ones_and_noise_is_not(tmp_path: Path, par
     assert metrics["poses.sides_mixed"] == metrics["poses.sides_mixed_train"] == 0
     assert all(row["within"] for row in found["bones"])
     # torch-fidelity's number and ours, on what is in the folders.
-    generated = joints(ShardDataset(tmp_path / "samples/poses", "samples").pose())
-    heldout = np.concatenate([ShardDataset(tmp_path / "data/shards", s).pose() for s in ("val", "test")])
+    generated = joints(ShardDataset(tmp_path / "samples/poses", "samples").poses())
+    heldout = np.concatenate([ShardDataset(tmp_path / "data/shards", s).poses() for s in ("val", "test")])
     assert metrics["poses.frechet_pose_distance"] == pytest.approx(frechet_of(generated, joints(heldout)), rel=1e-6)
     assert "fidelity.inception is not given" in found["absent"]["pictures.fid"]
     assert {"pictures.pixel_kernel_distance", "pictures.edge_kernel_distance_floor"} <= metrics.keys()

@@ -111,7 +111,7 @@ def test_what_is_written_is_read_by_others(registered: Registered, tmp_path: Pat
     stored = ShardDataset(folder, "generated")
     stored.verify()
     assert len(stored) == 4
-    np.testing.assert_array_equal(stored.pose()[1], kept[1].pose)
+    np.testing.assert_array_equal(stored.poses()[1], kept[1].pose)
     document = json.loads((folder / "coco.json").read_text())
     assert [len(document[part]) for part in ("images", "annotations", "categories")] == [4, 4, 1]
     first = document["annotations"][0]

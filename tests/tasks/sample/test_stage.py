@@ -12,7 +12,7 @@ from tasks.common import checkpoint
 from tasks.common.errors import DataError
 from tasks.config.params import load
 from tasks.dataset.shards import ShardDataset
-from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, Split, load_splits
+from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, load_splits
 from tasks.models import modality
 from tasks.sample import stage as sample
 from tests.support.workspaces import write_params, write_shards
@@ -54,39 +54,39 @@ def _run(root: Path, name: str, **changes: object) -> ShardDataset:
 
 def test_batch_and_count_do_not_change_a_sample(root: Path) -> None:
     first = _run(root, "poses")
-    reference, categories = first.pose(), [meta["category"] for meta in first.metas()]
+    reference, categories = first.poses(), [meta["category"] for meta in first.metas()]
     assert len(np.unique(reference[:, 0, 0])) == 24
     for change in ({"batch": 5}, {"count": 31, "batch": 31}):
         again = _run(root, "poses", **change)
-        assert np.allclose(again.pose()[:24], reference, atol=1e-4)
+        assert np.allclose(again.poses()[:24], reference, atol=1e-4)
         assert [meta["category"] for meta in again.metas()][:24] == categories
-    assert not np.allclose(_run(root, "poses", seed=1).pose(), reference, atol=1e-2)
+    assert not np.allclose(_run(root, "poses", seed=1).poses(), reference, atol=1e-2)
     _run(root, "poses")
 
 
 def test_pictures_are_asked_for_held_out_poses_and_compared_with_trained_ones(root: Path) -> None:
     train, heldout = load_splits(root)
-    new = Split(ShardDataset(root / "samples/poses", SAMPLES))
+    new = ShardDataset(root / "samples/poses", SAMPLES)
     _run(root, "pictures")
     sets = {name: ShardDataset(root / "samples/pictures", name) for name in (SAMPLES, COMPARISON, NEW_POSES)}
     assert {name: len(some) for name, some in sets.items()} == {SAMPLES: 24, COMPARISON: 8, NEW_POSES: 64}
     for name, source in ((SAMPLES, heldout), (COMPARISON, train), (NEW_POSES, new)):
         rows = {key: i for i, key in enumerate(source.keys)}
         asked = [rows[meta["condition"]] for meta in sets[name].metas()]
-        assert np.array_equal(sets[name].pose(), source.poses()[asked])
-        assert [meta["category"] for meta in sets[name].metas()] == [source.metas[i]["category"] for i in asked]
+        assert np.array_equal(sets[name].poses(), source.poses()[asked])
+        assert [meta["category"] for meta in sets[name].metas()] == [source.meta(i)["category"] for i in asked]
     assert len({meta["condition"] for meta in sets[SAMPLES].metas()}) > 12
     fixed = [meta["condition"] for meta in sets[NEW_POSES].metas()]
     assert len(set(fixed)) == 8 and fixed[:8] == fixed[:1] * 8
-    assert len(np.unique(sets[NEW_POSES].pictures(16)[:8], axis=0)) == 8
-    assert sets[SAMPLES].pictures(16).std(axis=0).mean() > 1
+    assert len(np.unique(sets[NEW_POSES].pictures_uint8(16)[:8], axis=0)) == 8
+    assert sets[SAMPLES].pictures_uint8(16).std(axis=0).mean() > 1
     assert (root / "samples/pictures/grid.png").is_file()
 
 
 def test_guidance_changes_samples_and_one_is_no_guidance(root: Path) -> None:
-    plain = _run(root, "poses").pose()
-    assert np.array_equal(_run(root, "poses", guidance=1.0).pose(), plain)
-    assert not np.allclose(_run(root, "poses", guidance=3.0).pose(), plain, atol=1e-3)
+    plain = _run(root, "poses").poses()
+    assert np.array_equal(_run(root, "poses", guidance=1.0).poses(), plain)
+    assert not np.allclose(_run(root, "poses", guidance=3.0).poses(), plain, atol=1e-3)
     _run(root, "poses")
 
 

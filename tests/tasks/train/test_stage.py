@@ -208,7 +208,7 @@ def test_reading_from_the_shards_ahead_changes_nothing(uninterrupted: Path, tmp_
 def test_a_sample_that_is_not_a_number_is_named(tmp_path: Path) -> None:
     root = _workspace(tmp_path / "planted")
     data = ShardDataset(root / "data/shards", "train")
-    broken = data.pose()
+    broken = data.poses()
     broken[7, 4, 1] = np.nan
     key, number, members = data._rows[7]
     offset, size = members["pose.npy"]

@@ -119,7 +119,7 @@ def test_bad_samples_are_an_error_not_a_verdict(tmp_path: Path, params: Params) 
     index = json.loads(path.read_text())
     index["samples"]["samples"].append(index["samples"]["samples"][2])
     path.write_text(json.dumps(index))
-    with pytest.raises(DataError, match=r"1 keys of samples are there more than once, the first is 'p2'\.$"):
+    with pytest.raises(DataError, match=r"1 keys of samples occur more than once, the first is 'p2'\.$"):
         memorization.run(params, tmp_path)
     assert not (tmp_path / "reports").exists() or not list((tmp_path / "reports").rglob("*.json"))
 
