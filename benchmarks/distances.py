@@ -20,9 +20,10 @@ import torch
 from tqdm import trange
 
 from benchmarks.report import best_seconds, finish
-from tasks.metrics.distance import frechet, frechet_estimate, frechet_of, kid
 from tasks.metrics.estimate import TooFewSamples
 from tasks.metrics.feature_cache import digest
+from tasks.metrics.frechet import frechet, frechet_estimate, frechet_of
+from tasks.metrics.kid import kid
 from tasks.metrics.moments import Moments
 from tasks.metrics.precision_recall import precision_recall_density_coverage
 

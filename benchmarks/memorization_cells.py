@@ -14,9 +14,9 @@ from benchmarks.synthetic_law import Law, with_copies
 from benchmarks.synthetic_pictures import copies, figures
 from tasks.evaluate.memorization.certificate import Certificate, certify, score_samples
 from tasks.evaluate.memorization.copy_test import Verdict
+from tasks.evaluate.memorization.invariances import PICTURE_BANKS, Bank, View, identity
 from tasks.evaluate.memorization.positive_control import planted_pictures
 from tasks.evaluate.memorization.reference import Items, reference
-from tasks.metrics.invariances import PICTURE_BANKS, Bank, View, identity
 
 VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x, identity)
 Numbers = dict[str, float]

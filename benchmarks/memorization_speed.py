@@ -12,9 +12,10 @@ import numpy as np
 from benchmarks.report import best_seconds, finish, table
 from benchmarks.synthetic_pictures import figures
 from tasks.evaluate.memorization.certificate import certify, score_samples
+from tasks.evaluate.memorization.invariances import PICTURE_BANKS, Bank, View, identity
 from tasks.evaluate.memorization.positive_control import planted_pictures
 from tasks.evaluate.memorization.reference import Items, reference
-from tasks.metrics.invariances import PICTURE_BANKS, Bank, View, identity, pixels
+from tasks.metrics.features import pixels
 
 PIXELS = Bank("pixels as they are", (View("as is", identity),), pixels, identity)
 

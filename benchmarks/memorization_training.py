@@ -33,11 +33,12 @@ from tasks.common import files, machine
 from tasks.common.skeleton import normalise
 from tasks.evaluate.memorization.certificate import certify, score_samples
 from tasks.evaluate.memorization.copy_test import Verdict
+from tasks.evaluate.memorization.invariances import POSE_BANKS
 from tasks.evaluate.memorization.positive_control import planted_poses
 from tasks.evaluate.memorization.reference import Items, Reference, reference
-from tasks.metrics.distance import frechet_of
-from tasks.metrics.invariances import POSE_BANKS, joints
-from tasks.metrics.loss_gap import gaps, losses
+from tasks.metrics.features import joints
+from tasks.metrics.frechet import frechet_of
+from tasks.metrics.membership_inference import gaps, losses
 from tasks.synthetic.stage import scene
 
 SIZES = (100, 400, 2000)

@@ -29,8 +29,9 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from benchmarks.report import finish, table
-from tasks.metrics.distance import frechet_estimate, kid
-from tasks.metrics.invariances import pixels
+from tasks.metrics.features import pixels
+from tasks.metrics.frechet import frechet_estimate
+from tasks.metrics.kid import kid
 
 SIZE, TRAIN, HELD_OUT = 32, 1200, 400
 GOAL = 0.8  # of the better peer's distance

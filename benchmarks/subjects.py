@@ -19,7 +19,7 @@ from diffusion_core.nets.mlp import MLP
 from diffusion_core.recipe import Recipe
 from diffusion_core.training.trainer import TrainConfig, Trainer
 from tasks.common.skeleton import mirror, normalise
-from tasks.metrics.distance import frechet_of
+from tasks.metrics.frechet import frechet_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOW, HIGH = 0.02, 20.0  # sigmas of the walks, for data of standard deviation 0.5 that has nothing finer than 0.03

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from tasks.metrics.invariances import SIDE
+from tasks.evaluate.memorization.invariances import SIDE
 
 DRAWN = 64  # pixels
 LIMBS = ((0, 1), (1, 2), (2, 3), (1, 4), (4, 5), (0, 6), (6, 7), (0, 8), (8, 9), (1, 10))

@@ -32,6 +32,6 @@ def test_stages_after_training_say_why_there_is_no_number(val: int, test: int, t
     absent = files.read_json(tmp_path / "reports/fidelity/fidelity.json")["absent"]
     reason = absent.get("poses.frechet_pose_distance") or absent["poses"]
     assert "198" in reason if val + test else "held-out" in reason
-    gaps = files.read_json(tmp_path / "reports/membership_inference/loss_gap.json")["models"]
+    gaps = files.read_json(tmp_path / "reports/membership_inference/membership_inference.json")["models"]
     assert all(not gap["alarm"] for gap in gaps.values())
     assert files.read_json(tmp_path / "reports/promote/promote.json")["promote"] is False

@@ -151,11 +151,11 @@ class Trial:
         if state["type"] != "COMPLETED":
             raise SystemExit("the retraining did not complete")
         outcome = files.read_json(self.root / "reports/promote/promote.json")
-        for bout in outcome.get("contest", {}).get("bouts", []):
-            if bout["category"] == "all":
+        for row in outcome.get("model_comparison", {}).get("comparisons", []):
+            if row["category"] == "all":
                 self.say(
-                    f"{bout['model']}: challenger {bout['challenger']:.4g}, champion {bout['champion']:.4g}, difference "
-                    f"{bout['difference']:.4g} [{bout['low']:.4g}, {bout['high']:.4g}]"
+                    f"{row['model']}: challenger {row['challenger']:.4g}, champion {row['champion']:.4g}, difference "
+                    f"{row['difference']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
                 )
         self.say(f"promoted: {outcome['promote']} {' '.join(outcome['reasons'])}")
         # so few pictures as the short form has allow no verdict, and without one nobody becomes champion

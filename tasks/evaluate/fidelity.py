@@ -14,16 +14,17 @@ import numpy as np
 
 from tasks import paths
 from tasks.common.files import new_folder, write_json
-from tasks.common.skeleton import LIMB_BONES
+from tasks.common.skeleton import LIMB_BONES, face_forward
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, SAMPLES, load_splits
 from tasks.metrics import torch_fidelity_bridge as bridge
 from tasks.metrics.anatomy import bone_lengths, bone_name, sides_mixed
-from tasks.metrics.distance import frechet_estimate, frechet_needs, kid
 from tasks.metrics.estimate import Estimate, TooFewSamples, check_features
+from tasks.metrics.features import joints
 from tasks.metrics.findings import Findings
-from tasks.metrics.invariances import face_forward, joints
+from tasks.metrics.frechet import frechet_estimate, frechet_needs
+from tasks.metrics.kid import kid
 from tasks.metrics.picture_metrics import PictureSets, compare_pictures
 
 BONE_TOLERANCE = 0.15  # of the training data's mean length

@@ -1,6 +1,6 @@
-"""Stage `loss_gap`: does a model denoise its training examples better than held-out ones? Writes reports/membership_inference/.
+"""Stage `membership_inference`: does a model denoise its training examples better than held-out ones?
 
-What the gap is, and when it is alarming, is in tasks/metrics/loss_gap.py.
+Writes reports/membership_inference/. tasks/metrics/membership_inference.py defines the gap and when it is alarming.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tasks import paths
 from tasks.common.files import new_folder, write_json
 from tasks.config.params import Params
-from tasks.metrics.loss_gap import ALARM, SIGMAS, LevelGap, gaps, losses, sentence
+from tasks.metrics.membership_inference import ALARM, SIGMAS, LevelGap, gaps, losses, sentence
 from tasks.models import modality
 
 MOST = 256  # examples of each set
@@ -68,7 +68,10 @@ def draw(found: dict[str, list[LevelGap]], path: Path) -> None:
 
 
 def run(params: Params, root: Path) -> None:
-    """Loss gaps of both models; writes loss_gap.json (per model: alarm, sentence, levels; flat metrics) and a figure."""
+    """Compute the loss gaps of both models and write membership_inference.json and a figure.
+
+    The JSON holds, per model, `alarm`, `sentence` and `levels`, and the flat `metrics` of both.
+    """
     found = {name: of_model(root, name) for name in paths.MODELS}
     entries: dict[str, Any] = {
         name: {
@@ -82,5 +85,5 @@ def run(params: Params, root: Path) -> None:
     with new_folder(root / paths.MEMBERSHIP_INFERENCE) as folder:
         compared = {name: rows for name, rows in found.items() if rows}
         if compared:
-            draw(compared, folder / "loss_gap.png")
-        write_json(folder / "loss_gap.json", {"models": entries, "metrics": metrics})
+            draw(compared, folder / "membership_inference.png")
+        write_json(folder / "membership_inference.json", {"models": entries, "metrics": metrics})

@@ -1,4 +1,4 @@
-"""Stage `adherence`: do generated pictures show the poses that were asked for? Writes reports/pose_accuracy/.
+"""Stage `pose_accuracy`: do generated pictures show the poses that were asked for? Writes reports/pose_accuracy/.
 
 MediaPipe reads the pose in every generated picture again, and it is compared with the pose that the picture was
 conditioned on. The landmarker errs by itself, more so in small pictures: the same reading of real held-out pictures, made
@@ -108,7 +108,7 @@ def _figure(pictures: np.ndarray, asked: np.ndarray, read: np.ndarray, path: Pat
 
 
 def run(params: Params, root: Path) -> None:
-    """Read the generated pictures again; writes adherence.json (flat metrics) and a figure.
+    """Read the generated pictures again; writes pose_accuracy.json (flat metrics) and a figure.
 
     Raises DataError if samples or shards are missing, UserError if the landmarker's model is.
     """
@@ -135,7 +135,7 @@ def run(params: Params, root: Path) -> None:
             seen = dict(zip(sets, np.split(read, ends), strict=True))
             for name in sets:
                 numbers |= metrics(name, seen[name], asked[name])
-            _figure(pictures["pictures"], asked["pictures"], seen["pictures"], folder / "adherence.png")
+            _figure(pictures["pictures"], asked["pictures"], seen["pictures"], folder / "pose_accuracy.png")
             kept, poses = np.array(samples.keys)[rows["pictures"]], seen["pictures"]
         np.savez(folder / "read.npz", key=kept, pose=poses)
-        write_json(folder / "adherence.json", {"metrics": numbers})
+        write_json(folder / "pose_accuracy.json", {"metrics": numbers})

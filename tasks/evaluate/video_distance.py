@@ -31,9 +31,10 @@ from tasks.extract.decode import Refusal
 from tasks.extract.findings import Kind
 from tasks.extract.poses_table import POSES, read_poses
 from tasks.metrics import trajectories, video_networks
-from tasks.metrics.distance import frechet_estimate, kid
 from tasks.metrics.feature_cache import cached
 from tasks.metrics.findings import Findings
+from tasks.metrics.frechet import frechet_estimate
+from tasks.metrics.kid import kid
 from tasks.metrics.precision_recall import Manifold
 
 RATE = trajectories.FRAMES / trajectories.SECONDS  # frames a second of the clips that a network sees

@@ -18,10 +18,11 @@ from tasks import paths
 from tasks.config.params import Fidelity
 from tasks.dataset.shards import ShardDataset
 from tasks.metrics import torch_fidelity_networks as networks
-from tasks.metrics.distance import frechet_estimate, frechet_of, kid
 from tasks.metrics.feature_cache import Arrays, cached, extract
+from tasks.metrics.features import edges, pixels
 from tasks.metrics.findings import Findings
-from tasks.metrics.invariances import edges, pixels
+from tasks.metrics.frechet import frechet_estimate, frechet_of
+from tasks.metrics.kid import kid
 
 
 @dataclass(frozen=True)

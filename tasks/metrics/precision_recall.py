@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.metrics.distance import BLOCK
 from tasks.metrics.estimate import TooFewSamples, check_features
 from tasks.metrics.neighbours import lengths, rounding, search, squared_distances
+
+BLOCK = 2048  # rows and columns of the distance matrix held at once
 
 
 class Manifold(NamedTuple):

@@ -12,6 +12,8 @@ import numpy as np
 
 from tasks.metrics.estimate import TooFewSamples
 
+SourceNames = tuple[Sequence[str], Sequence[str]]  # the name of the source of each vector, for both sets
+
 NEEDED = 20  # sources a side below which the spread between them, and so an interval, means nothing
 
 

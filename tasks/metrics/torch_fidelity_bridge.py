@@ -66,7 +66,7 @@ def _register_pose_extractor() -> None:
 def frechet_pose_distance(poses: np.ndarray, reference: np.ndarray) -> float:
     """torch-fidelity's Frechet distance between poses `[n, 33, 3]` and `[m, 33, 3]`, features: the 99 coordinates.
 
-    The plug-in value in squared torso lengths, biased upwards by about 1/n (tasks/metrics/distance.py corrects it).
+    The plug-in value in squared torso lengths, biased upwards by about 1/n (tasks/metrics/frechet.py corrects it).
     """
     from torch_fidelity import calculate_metrics
 

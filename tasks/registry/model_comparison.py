@@ -20,10 +20,10 @@ from tasks import paths
 from tasks.config.params import Params, Sample
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import SAMPLES, load_splits
-from tasks.metrics.distance import kid
 from tasks.metrics.estimate import Estimate, TooFewSamples
-from tasks.metrics.invariances import joints, pixels
-from tasks.metrics.relative import relative_kernel_distance
+from tasks.metrics.features import joints, pixels
+from tasks.metrics.kid import kid
+from tasks.metrics.relative_kid import relative_kernel_distance
 from tasks.models import modality, sampler
 from tasks.paths import MODELS
 from tasks.plots.interval_plot import Row
@@ -34,7 +34,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Bout:
+class CategoryComparison:
     """One comparison: kernel distances of both to held-out data, and their difference (below 0: the challenger is nearer).
 
     `category`: "all", or the one that samples and held-out data were narrowed to.
@@ -50,10 +50,10 @@ class Bout:
 
 
 @dataclass(frozen=True)
-class Contest:
+class ModelComparison:
     """All comparisons, and why some could not be made. `same`: models that are the champion's, byte for byte."""
 
-    bouts: list[Bout]
+    comparisons: list[CategoryComparison]
     absent: dict[str, str]
     same: list[str]
 
@@ -67,52 +67,58 @@ class Contest:
         It may if the pose or the picture model is better beyond the interval and the other not worse beyond it, and in no
         category the distance has grown, beyond the interval, by more than the share `worse_category` of the champion's.
         """
-        whole = [bout for bout in self.bouts if bout.category == ALL]
+        whole = [comparison for comparison in self.comparisons if comparison.category == ALL]
         reasons = [
-            f"the {bout.model} model is worse than the champion beyond the interval: its distance to held-out data is "
-            f"{bout.challenger:.3g}, the champion's {bout.champion:.3g}."
-            for bout in whole
-            if bout.low > 0
+            f"the {comparison.model} model is worse than the champion beyond the interval: its distance to held-out data is "
+            f"{comparison.challenger:.3g}, the champion's {comparison.champion:.3g}."
+            for comparison in whole
+            if comparison.low > 0
         ]
-        if not any(bout.high < 0 for bout in whole):
+        if not any(comparison.high < 0 for comparison in whole):
             missing = "".join(f" {reason}" for reason in self.absent.values())
             reasons.append(f"neither model is better than the champion beyond the interval.{missing}")
-        for bout in self.bouts:
-            if bout.category != ALL and bout.low > worse_category * max(bout.champion, 0.0):
+        for comparison in self.comparisons:
+            if comparison.category != ALL and comparison.low > worse_category * max(comparison.champion, 0.0):
                 reasons.append(
-                    f"in the category {bout.category} the {bout.model} model has become worse by more than "
-                    f"{worse_category:.0%}: from {bout.champion:.3g} to {bout.challenger:.3g}."
+                    f"in the category {comparison.category} the {comparison.model} model has become worse by more than "
+                    f"{worse_category:.0%}: from {comparison.champion:.3g} to {comparison.challenger:.3g}."
                 )
         return reasons
 
     def figure_rows(self, model: str) -> list[Row]:
         """The differences of one model for `interval_figure`."""
         return [
-            Row(bout.category, bout.difference, bout.low, bout.high, series=bout.category != ALL)
-            for bout in self.bouts
-            if bout.model == model
+            Row(
+                comparison.category,
+                comparison.difference,
+                comparison.low,
+                comparison.high,
+                series=comparison.category != ALL,
+            )
+            for comparison in self.comparisons
+            if comparison.model == model
         ]
 
 
-def run(params: Params, root: Path, store: Store) -> Contest | None:
+def run(params: Params, root: Path, store: Store) -> ModelComparison | None:
     """Compare the models in `artifacts/` with the champions; None if there is no other champion.
 
     Raises DataError if samples or shards are missing or the champion's file is damaged.
     """
     if any(model_registry.version(store, model, model_registry.CHAMPION) is None for model in MODELS):
         return None
-    contest = Contest([], {}, [])
+    result = ModelComparison([], {}, [])
     held_out = load_splits(root)[1]
     for model in MODELS:
         folder = model_registry.fetch(store, root, model, model_registry.CHAMPION)
         if folder.name == paths.model_sha256(root, model):
-            contest.same.append(model)
+            result.same.append(model)
             continue
         samples = ShardDataset(paths.sample_folder(root, model), SAMPLES)
         categories = [str(meta["category"]) for meta in samples.metas()]
         ours, theirs, real, known = _features(params, model, folder, samples, held_out)
-        _compare(contest, model, (ours, theirs), categories, real, known)
-    return None if len(contest.same) == len(MODELS) else contest
+        _compare(result, model, (ours, theirs), categories, real, known)
+    return None if len(result.same) == len(MODELS) else result
 
 
 def _features(
@@ -149,7 +155,7 @@ def _shrunk(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def _compare(
-    contest: Contest,
+    result: ModelComparison,
     model: str,
     drawn: tuple[np.ndarray, np.ndarray],
     categories: Sequence[str],
@@ -165,7 +171,9 @@ def _compare(
             found: Estimate = relative_kernel_distance(ours, theirs, reference)
         except TooFewSamples as error:
             if category == ALL:
-                contest.absent[model] = f"The {model} model: {error}"
+                result.absent[model] = f"The {model} model: {error}"
             continue
         challenger, champion = (kid(features, reference).value for features in (ours, theirs))
-        contest.bouts.append(Bout(model, category, challenger, champion, found.value, found.low, found.high))
+        result.comparisons.append(
+            CategoryComparison(model, category, challenger, champion, found.value, found.low, found.high)
+        )

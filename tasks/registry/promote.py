@@ -36,7 +36,7 @@ class Decision:
 
 def decide(verdicts: Mapping[str, str], metrics: Mapping[str, float], objections: Sequence[str]) -> Decision:
     """The gate. Closed on any verdict but CLEAN for a model, on a Frechet pose distance that is absent, and on the
-    objections of the contest with the champion (see `Contest.objections`; none where there is no champion).
+    objections from the comparison with the champion (see `ModelComparison.objections`; none where there is no champion).
 
     `verdicts`: model -> verdict. `metrics`: flat metrics.
     """
@@ -69,12 +69,12 @@ def run(params: Params, root: Path) -> None:
     with files.new_folder(root / paths.PROMOTE) as folder:
         outcome = {"promote": decision.promote, "reasons": decision.reasons}
         if compared is not None:
-            outcome["contest"] = compared.as_dict()
+            outcome["model_comparison"] = compared.as_dict()
             panels = [
                 (f"{model}: challenger minus champion, kernel distance to held-out data", rows)
                 for model in MODELS
                 if (rows := compared.figure_rows(model))
             ]
             if panels:
-                interval_plot.draw(folder / "contest.png", panels, zero=True)
+                interval_plot.draw(folder / "model_comparison.png", panels, zero=True)
         files.write_json(folder / "promote.json", outcome)

@@ -19,8 +19,8 @@ from tasks.common.files import read_json
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, SAMPLES
+from tasks.evaluate.memorization.invariances import PICTURE_BANKS, POSE_BANKS, SIDE, Bank, View
 from tasks.evaluate.memorization.stage import shown_poses
-from tasks.metrics.invariances import PICTURE_BANKS, POSE_BANKS, SIDE, Bank, View
 from tasks.plots import drawing
 
 TILE = 192  # pixels

@@ -41,8 +41,8 @@ class Found:
     curation: dict[str, Any]
     losses: dict[str, float]  # model -> last training loss
     memorization: dict[str, Any]
-    loss_gap: dict[str, Any]
-    adherence: dict[str, Any]
+    membership_inference: dict[str, Any]
+    pose_accuracy: dict[str, Any]
     fidelity: dict[str, Any]
     promotion: dict[str, Any]
 
@@ -55,8 +55,8 @@ def gather(params: Params, root: Path) -> Found:
         curation=files.read_json(root / paths.DATASET / "summary.json"),
         losses=losses,
         memorization=files.read_json(root / paths.MEMORIZATION / "memorization.json"),
-        loss_gap=files.read_json(root / paths.MEMBERSHIP_INFERENCE / "loss_gap.json"),
-        adherence=files.read_json(root / paths.POSE_ACCURACY / "adherence.json"),
+        membership_inference=files.read_json(root / paths.MEMBERSHIP_INFERENCE / "membership_inference.json"),
+        pose_accuracy=files.read_json(root / paths.POSE_ACCURACY / "pose_accuracy.json"),
         fidelity=files.read_json(root / paths.FIDELITY / "fidelity.json"),
         promotion=files.read_json(root / paths.PROMOTE / "promote.json"),
     )
@@ -106,8 +106,8 @@ def summary(found: Found) -> dict[str, Any]:
             for key, value in errors.items()
         },
         **{f"training.{model}.loss": loss for model, loss in found.losses.items()},
-        **{f"memorization.{key}": value for key, value in found.loss_gap["metrics"].items()},
-        **{f"adherence.{key}": value for key, value in found.adherence["metrics"].items()},
+        **{f"memorization.{key}": value for key, value in found.membership_inference["metrics"].items()},
+        **{f"pose_accuracy.{key}": value for key, value in found.pose_accuracy["metrics"].items()},
         **{f"fidelity.{key}": value for key, value in found.fidelity["metrics"].items()},
         **{f"memorization.{key}": value for key, value in found.memorization["metrics"].items()},
     }
@@ -150,10 +150,10 @@ def sections(params: Params, root: Path, found: Found) -> dict[str, Any]:
             for name, words in QUESTIONS.items() if name in verdicts
         ],
         "on_demand": _on_demand(found.memorization["metrics"]),
-        "gaps": [[model, entry["sentence"]] for model, entry in found.loss_gap["models"].items()],
+        "gaps": [[model, entry["sentence"]] for model, entry in found.membership_inference["models"].items()],
         "metrics": [
             [f"{stage}{key}", number(value)]
-            for stage, entry in (("", found.fidelity), ("adherence.", found.adherence))
+            for stage, entry in (("", found.fidelity), ("pose_accuracy.", found.pose_accuracy))
             for key, value in sorted(entry["metrics"].items())
         ],
         "absent": sorted(found.fidelity["absent"].items()),

@@ -49,16 +49,16 @@ def run(params: Params, root: Path) -> None:
                 ),
             ],
             "neighbours": _neighbours(root),
-            "loss_gap": _figures(
+            "membership_inference": _figures(
                 root / paths.MEMBERSHIP_INFERENCE,
                 "How well training and held-out examples are told apart by their loss, per noise level.",
             ),
-            "contest": _figures(
+            "model_comparison": _figures(
                 root / paths.PROMOTE,
                 "Challenger minus champion: the difference of their distances to held-out data, in all and for each "
                 "category, with 95 % intervals. Left of the line the challenger is nearer.",
             ),
-            "adherence": _figures(
+            "pose_accuracy": _figures(
                 root / paths.POSE_ACCURACY,
                 "Generated pictures, the pose that was asked for and the one that is read in them.",
             ),

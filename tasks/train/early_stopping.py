@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from tasks.config.optimisation import Stop
-from tasks.metrics.loss_gap import LevelGap
+from tasks.metrics.membership_inference import LevelGap
 from tasks.models.modality import DATA_SD
 
 Keep = Literal["validation_loss", "distance", "last"]

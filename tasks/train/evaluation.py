@@ -20,14 +20,14 @@ from diffusion_core.denoiser import Preconditioned
 from diffusion_core.sampling.loop import generate
 from diffusion_core.training import compute, monitoring
 from diffusion_core.training.trainer import Trainer
-from tasks.metrics import loss_gap
-from tasks.metrics.distance import KID_NEEDS, kid
-from tasks.metrics.invariances import joints, pixels
+from tasks.metrics import membership_inference
+from tasks.metrics.features import joints, pixels
+from tasks.metrics.kid import KID_NEEDS, kid
 from tasks.models import modality
 from tasks.models.modality import Examples, Model
 from tasks.plots import drawing
 
-SIGMAS = loss_gap.SIGMAS[1:]  # noise levels watched while training: all but the smallest
+SIGMAS = membership_inference.SIGMAS[1:]  # noise levels watched while training: all but the smallest
 WATCHED = 128  # examples of each split
 SHOWN = 16  # samples in the picture
 STEPS = 12  # of sampling, while watching
@@ -49,10 +49,10 @@ class Watch:
         losses = {}
         for split, part in self.parts.items():
             x0, cond = _to(part, denoiser)
-            losses[split] = loss_gap.losses(denoiser, x0, cond, SIGMAS, self.seed, draws=1)
+            losses[split] = membership_inference.losses(denoiser, x0, cond, SIGMAS, self.seed, draws=1)
             row[split] = (losses[split].mean(1) * np.square(SIGMAS)).tolist()
         if "val" in losses and min(loss.shape[1] for loss in losses.values()) >= 2:
-            row["gaps"] = [asdict(gap) for gap in loss_gap.gaps(SIGMAS, losses["train"], losses["val"])]
+            row["gaps"] = [asdict(gap) for gap in membership_inference.gaps(SIGMAS, losses["train"], losses["val"])]
         held_out = len(self.parts.get("val", ()))
         if self.samples and min(self.samples, held_out) >= KID_NEEDS:
             drawn, real = self.draw(denoiser, self.samples), self.model.codec.decode(self.parts["val"].x0)

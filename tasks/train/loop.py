@@ -21,8 +21,8 @@ from tasks import paths
 from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.config.params import Params
-from tasks.metrics import loss_gap
-from tasks.metrics.loss_gap import LevelGap
+from tasks.metrics import membership_inference
+from tasks.metrics.membership_inference import LevelGap
 from tasks.models import modality
 from tasks.models.modality import Model
 from tasks.registry import lineage, tracking
@@ -182,7 +182,7 @@ class Session:
         gaps = [LevelGap(**gap) for gap in row.get("gaps", [])]
         earlier = (gap for other in self.history.levels[:-1] for gap in other.get("gaps", []))
         if any(gap.alarming for gap in gaps) and not any(LevelGap(**gap).alarming for gap in earlier):
-            tqdm.write(f"{self.model.name}, image {row['images']:,}: {loss_gap.sentence(gaps)}")
+            tqdm.write(f"{self.model.name}, image {row['images']:,}: {membership_inference.sentence(gaps)}")
             if self.record is not None:
                 self.record.tag(**{"contrapposto.loss_gap_from_image": str(row["images"])})
 

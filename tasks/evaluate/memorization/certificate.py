@@ -20,8 +20,8 @@ from tasks.evaluate.memorization.copy_test import (
     proportion_interval,
     split_exchangeability,
 )
+from tasks.evaluate.memorization.invariances import Bank
 from tasks.evaluate.memorization.reference import Items, Null, Reference, check_items
-from tasks.metrics.invariances import Bank
 
 # Planted copies: (training items, how many, random generator) -> items
 Planter = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.common.errors import DataError
-from tasks.metrics.invariances import Bank
+from tasks.evaluate.memorization.invariances import Bank
 from tasks.metrics.neighbours import Neighbours, search
 
 SMALLEST = 1e-9  # a ratio below is as good as 0 and is set to this, so that its logarithm exists

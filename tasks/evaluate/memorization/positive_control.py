@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tasks.common import skeleton
-from tasks.metrics.invariances import flip
+from tasks.evaluate.memorization.invariances import flip
 
 PIXEL_NOISE = 4 / 255  # standard deviation, of pictures in [0, 1]
 POSE_NOISE = 0.005  # standard deviation, in torso lengths

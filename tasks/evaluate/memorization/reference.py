@@ -13,8 +13,8 @@ import numpy as np
 from tasks.common.errors import DataError
 from tasks.evaluate.memorization.copy_score import Scores, TooFewItems, null_scores
 from tasks.evaluate.memorization.copy_test import Leak, Tail, fit_tail, leak
+from tasks.evaluate.memorization.invariances import Bank
 from tasks.metrics.estimate import check_features
-from tasks.metrics.invariances import Bank
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The pose model is tested in pose space, the picture model in pixels and edges, with conditions of held-out persons. Two
 more answers are no verdict on a model. `train_conditions`: pictures that were asked for with conditions of the training
 set, since a model copies most readily what it is asked for (Gu et al. 2023). `pose_reuse`: the poses that people in the
-pictures are seen in (read by the stage `adherence`); the same pose is not yet the same picture.
+pictures are seen in (read by the stage `pose_accuracy`); the same pose is not yet the same picture.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tasks.evaluate.memorization import memorization_plots as figures
 from tasks.evaluate.memorization.certificate import Certificate, Planter, certify, score_samples
 from tasks.evaluate.memorization.copy_score import TooFewItems
 from tasks.evaluate.memorization.copy_test import Enough, Verdict
+from tasks.evaluate.memorization.invariances import PICTURE_BANKS, POSE_BANKS, SIDE
 from tasks.evaluate.memorization.positive_control import planted_pictures, planted_poses
 from tasks.evaluate.memorization.reference import Items, Reference, reference
-from tasks.metrics.invariances import PICTURE_BANKS, POSE_BANKS, SIDE
 
 LISTED = 50  # samples in memorization.json; all are in <name>_samples.json
 SHOWN = 6  # rows of the closest-pairs figure
@@ -61,11 +61,11 @@ def _rows(certificate: Certificate, keys: list[str], train: ShardDataset) -> lis
 def shown_poses(root: Path) -> tuple[list[str], np.ndarray]:
     """Keys of the pictures in which somebody is seen, and the poses float32 `[n, 33, 3]` that were read in them.
 
-    Raises DataError if the stage `adherence` has not read them.
+    Raises DataError if the stage `pose_accuracy` has not read them.
     """
     path = root / paths.POSE_ACCURACY / "read.npz"
     if not path.is_file():
-        raise DataError(f"{path} does not exist: the adherence stage writes it.")
+        raise DataError(f"{path} does not exist: the pose_accuracy stage writes it.")
     with np.load(path, allow_pickle=False) as read:
         key, pose = read["key"], read["pose"]
     there = np.isfinite(pose).all(axis=(1, 2))

@@ -11,8 +11,8 @@ from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset
 from tasks.evaluate import fidelity
 from tasks.metrics.anatomy import bone_lengths, sides_mixed
-from tasks.metrics.distance import frechet_of
-from tasks.metrics.invariances import joints
+from tasks.metrics.features import joints
+from tasks.metrics.frechet import frechet_of
 from tests.support.evaluation_workspace import make, poses, standing
 from tests.support.project import PROJECT
 

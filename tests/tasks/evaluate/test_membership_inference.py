@@ -12,7 +12,7 @@ from tasks.common.files import read_json
 from tasks.config.params import load
 from tasks.dataset.shards import ShardDataset
 from tasks.evaluate import membership_inference
-from tasks.metrics.loss_gap import SIGMAS, auc, gaps, losses, sentence
+from tasks.metrics.membership_inference import SIGMAS, auc, gaps, losses, sentence
 from tasks.models import modality
 from tests.support.evaluation_workspace import make
 from tests.support.workspaces import write_params
@@ -86,9 +86,9 @@ def test_the_stage_says_that_an_untrained_model_knows_nothing(tmp_path: Path) ->
         folder.mkdir(parents=True)
         modality.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "0"})
     membership_inference.run(params, tmp_path)
-    found = read_json(tmp_path / "reports/membership_inference/loss_gap.json")
+    found = read_json(tmp_path / "reports/membership_inference/membership_inference.json")
     for entry in found["models"].values():
         assert not entry["alarm"]
         assert entry["sentence"].startswith("The model does not know its training examples")
         assert len(entry["levels"]) == len(SIGMAS)
-    assert (tmp_path / "reports/membership_inference/loss_gap.png").is_file()
+    assert (tmp_path / "reports/membership_inference/membership_inference.png").is_file()

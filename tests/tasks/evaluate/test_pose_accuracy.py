@@ -57,10 +57,10 @@ def test_the_stage_compares_with_the_floor(tmp_path: Path) -> None:
     wrong = np.roll(poses, 1, axis=0)  # these pictures do not show what was asked for
     shards.write(tmp_path / "samples/pictures", {"samples": rows(first, "s", wrong), "train_conditions": []}, 10, {})
     pose_accuracy.run(params, tmp_path)
-    found = read_json(tmp_path / "reports/pose_accuracy/adherence.json")["metrics"]
+    found = read_json(tmp_path / "reports/pose_accuracy/pose_accuracy.json")["metrics"]
     assert found["floor.joint_error"] < 0.3
     assert found["pictures.joint_error"] > 2 * found["floor.joint_error"]
-    assert (tmp_path / "reports/pose_accuracy/adherence.png").stat().st_size > 1000
+    assert (tmp_path / "reports/pose_accuracy/pose_accuracy.png").stat().st_size > 1000
     with np.load(tmp_path / "reports/pose_accuracy/read.npz", allow_pickle=False) as read:
         assert read["key"].tolist() == ["s0", "s1", "s2"]
         assert pose_accuracy.joint_errors(read["pose"], poses[:3]).mean() < 0.3

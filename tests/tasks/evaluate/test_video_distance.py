@@ -14,7 +14,7 @@ from tasks.evaluate.video_distance import ClipFeatures, compare
 from tasks.extract.findings import Kind
 from tasks.extract.perceptual_hash import LENGTH
 from tasks.extract.poses_table import Pose, Writer
-from tasks.metrics.distance import frechet_estimate
+from tasks.metrics.frechet import frechet_estimate
 from tasks.metrics.trajectories import FEATURES
 from tasks.metrics.video_networks import I3d
 from tests.support.project import PROJECT

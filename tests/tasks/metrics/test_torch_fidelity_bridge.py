@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from tasks.metrics import torch_fidelity_bridge as bridge
-from tasks.metrics.distance import frechet_of, kid
-from tasks.metrics.invariances import joints
+from tasks.metrics.features import joints
+from tasks.metrics.frechet import frechet_of
+from tasks.metrics.kid import kid
 from tasks.metrics.precision_recall import precision_recall_density_coverage
 from tests.support.evaluation_workspace import poses
 

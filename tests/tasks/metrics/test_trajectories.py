@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tasks.common.skeleton import LIMBS
-from tasks.metrics.distance import frechet_estimate, frechet_of
+from tasks.metrics.frechet import frechet_estimate, frechet_of
 from tasks.metrics.trajectories import FEATURES, FRAMES, MODES, SECONDS, clips, features
 
 TIMES = np.linspace(0, SECONDS, FRAMES)

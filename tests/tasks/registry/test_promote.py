@@ -87,10 +87,12 @@ def test_the_champion_is_beaten_on_the_same_data_and_can_come_back(made: Registr
     better = made.promote()
     assert better["promote"], better
     assert (made.alias("champion"), made.alias("previous"), made.alias("challenger")) == ("2", "1", "2")
-    (whole,) = [bout for bout in better["contest"]["bouts"] if bout["category"] == "all"]
+    (whole,) = [
+        comparison for comparison in better["model_comparison"]["comparisons"] if comparison["category"] == "all"
+    ]
     assert whole["high"] < 0 and whole["difference"] == pytest.approx(whole["challenger"] - whole["champion"])
-    assert better["contest"]["same"] == ["pictures"]
-    assert (made.root / "reports/promote/contest.png").is_file()
+    assert better["model_comparison"]["same"] == ["pictures"]
+    assert (made.root / "reports/promote/model_comparison.png").is_file()
 
     assert made.promote() == {"promote": True, "reasons": []}  # again: no rival of itself, no further version
     assert (made.alias("champion"), made.alias("previous")) == ("2", "1")

@@ -4,8 +4,8 @@ import numpy as np
 
 from benchmarks.synthetic_law import Law, with_copies
 from tasks.evaluate.memorization.certificate import certify, score_samples
+from tasks.evaluate.memorization.invariances import Bank, View, identity
 from tasks.evaluate.memorization.reference import Items, reference
-from tasks.metrics.invariances import Bank, View, identity
 from tasks.report import report_text
 
 VECTORS = Bank("law vectors", (View("as is", identity),), lambda x: x, identity)

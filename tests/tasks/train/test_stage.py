@@ -131,7 +131,7 @@ def test_checkpoints_are_rotated_and_the_best_weights_become_the_model(uninterru
 def test_what_is_watched_reaches_mlflow(uninterrupted: Path) -> None:
     steps = _metric_steps(uninterrupted)
     watches = [256 * (i + 1) for i in range(8)]
-    levels = [f"{what}.sigma_{sigma}" for what in ("membership_inference", "loss_gap_auc") for sigma in SIGMAS]
+    levels = [f"{what}.sigma_{sigma}" for what in ("loss_gap", "loss_gap_auc") for sigma in SIGMAS]
     speed = [f"speed.{name}" for name in ("images_per_second", "flops_utilisation", "loader_wait")]
     for name in [*levels, *speed, "denoising_loss.train.sigma_0.1", "denoising_loss.val.sigma_0.1", "gradient.noise"]:
         assert steps[name] == watches, name

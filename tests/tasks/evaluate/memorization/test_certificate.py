@@ -5,8 +5,8 @@ from benchmarks.synthetic_law import Law, with_copies
 from tasks.common.errors import DataError
 from tasks.evaluate.memorization.certificate import Certificate, Planter, certify, score_samples
 from tasks.evaluate.memorization.copy_test import Verdict
+from tasks.evaluate.memorization.invariances import Bank, View, identity
 from tasks.evaluate.memorization.reference import Items, Reference, reference
-from tasks.metrics.invariances import Bank, View, identity
 
 LAW = Law(latent=12, width=64)
 VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x, identity)

@@ -3,7 +3,7 @@ import pytest
 
 from tasks.common.errors import DataError
 from tasks.evaluate.memorization.copy_score import null_scores, score
-from tasks.metrics.invariances import POSES, Bank, View, identity
+from tasks.evaluate.memorization.invariances import POSES, Bank, View, identity
 
 PLAIN = Bank("plain", (View("as is", identity),), lambda x: x.astype(np.float32), identity)
 BOTH_SIGNS = Bank(

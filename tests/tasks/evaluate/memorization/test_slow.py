@@ -48,7 +48,7 @@ def test_a_model_trained_long_on_thirty_people_is_caught(tmp_path: Path) -> None
     assert found["metrics"]["poses.originals_hit_in_train"] > 10
     assert found["verdicts"]["pictures"] == "TOO-FEW"  # trained for a moment only: nothing is learned, nor copied
     membership_inference.run(params, tmp_path)
-    gap = read_json(tmp_path / "reports/membership_inference/loss_gap.json")["models"]["poses"]
+    gap = read_json(tmp_path / "reports/membership_inference/membership_inference.json")["models"]["poses"]
     assert gap["alarm"], gap["sentence"]
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from tasks.common import skeleton
 from tasks.common.skeleton import face_forward
-from tasks.metrics.invariances import EDGES, GEOMETRIC, POSES, TURNED_POSES, edges, flip, shift, zoom_out
+from tasks.evaluate.memorization.invariances import EDGES, GEOMETRIC, POSES, TURNED_POSES, flip, shift, zoom_out
+from tasks.metrics.features import edges
 
 
 def pictures(n: int, side: int = 32, seed: int = 0) -> np.ndarray:

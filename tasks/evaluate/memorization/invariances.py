@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from tasks.common import skeleton
 from tasks.common.skeleton import face_forward
+from tasks.metrics.features import edges, joints, pixels
 
 SIDE = 32  # pixels of the pictures that are compared
 
@@ -83,28 +84,6 @@ def _with_mirror(views: tuple[View, ...], mirror: Callable[[np.ndarray], np.ndar
         View(f"mirror, {v.name}" if v.name != "as is" else "mirror", partial(_then, mirror, v.apply)) for v in views
     )
     return (*views, *mirrored)
-
-
-def pixels(pictures: np.ndarray) -> np.ndarray:
-    """Pixel features float32 `[n, h * w * 3]` of pictures float32 `[n, h, w, 3]` in [0, 1]."""
-    return np.ascontiguousarray(pictures, dtype=np.float32).reshape(len(pictures), -1)
-
-
-def edges(pictures: np.ndarray) -> np.ndarray:
-    """Edge features float32 `[n, h * w]`: gradient length of luminance (ITU-R BT.601), scaled to unit norm.
-
-    Blind to brightness, contrast and most of colour. A picture without any edge has features 0.
-    """
-    luminance = pictures.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    down, right = np.gradient(luminance, axis=(1, 2))
-    strength = np.hypot(down, right).reshape(len(pictures), -1)
-    norm = np.linalg.norm(strength, axis=1, keepdims=True)
-    return np.divide(strength, norm, out=np.zeros_like(strength), where=norm > 1e-6)
-
-
-def joints(poses: np.ndarray) -> np.ndarray:
-    """Pose features float32 `[n, 99]` of poses `[n, 33, 3]`: hip-centred, torso-scaled world landmarks."""
-    return np.ascontiguousarray(poses, dtype=np.float32).reshape(len(poses), -1)
 
 
 def _turned_joints(poses: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.metrics.distance import kid
 from tasks.metrics.estimate import TooFewSamples
-from tasks.metrics.relative import relative_kernel_distance
+from tasks.metrics.kid import kid
+from tasks.metrics.relative_kid import relative_kernel_distance
 
 
 def test_it_is_the_difference_of_the_two_distances() -> None:

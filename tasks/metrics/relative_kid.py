@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtri
 
-from tasks.metrics.distance import KID_NEEDS, kernel_row_sums
 from tasks.metrics.estimate import Estimate, TooFewSamples, check_features
+from tasks.metrics.kid import KID_NEEDS, kernel_row_sums
 
 
 class _Sums:
