@@ -44,7 +44,7 @@ def mixture_subject(count: int) -> Subject:
     return Subject(
         name="mixture",
         label="sliced Wasserstein distance to the law",
-        recipe=presets.edm(mixture.SD, low=LOW, high=HIGH),
+        recipe=presets.edm(mixture.SD, sigma_min=LOW, sigma_max=HIGH),
         net=lambda: MLP(2, width=128, depth=3).to(DEVICE),
         d=2,
         data=lambda index: mixture.draw(1, index),
@@ -64,7 +64,7 @@ def poses_subject(poses: np.ndarray) -> Subject:
     return Subject(
         name="poses",
         label="Frechet pose distance to held-out poses",
-        recipe=presets.edm(0.5, low=LOW, high=HIGH),
+        recipe=presets.edm(0.5, sigma_min=LOW, sigma_max=HIGH),
         net=lambda: MLP(99, width=256, depth=4).to(DEVICE),
         d=99,
         data=lambda index: encoded[index],

@@ -23,7 +23,7 @@ MASK = "mask:x"
 AUGMENT = "vec:augment"
 
 
-def kept(cond: Cond, key: str) -> Tensor | None:
+def keep_mask(cond: Cond, key: str) -> Tensor | None:
     """Rows that have the condition, `[B]` of booleans; None if all have it. The key must be in cond."""
     return cond.get(KEEP + key)
 
@@ -48,7 +48,7 @@ def drop(cond: Cond, p: float, seed: rng.Seed, ids: Tensor, each: float = 0.0) -
     masks = {}
     for i, key in enumerate(names):
         keep = together if alone is None else together & alone[:, i]
-        before = kept(cond, key)
+        before = keep_mask(cond, key)
         here = keep.to(cond[key].device)
         masks[KEEP + key] = here if before is None else before & here
     return {**cond, **masks}

@@ -44,13 +44,15 @@ def iddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
     )
 
 
-def ncsn(sd: float = 1.0, low: float = 0.01, high: float = 20.0, levels: int = 20, langevin_steps: int = 20) -> Recipe:
+def ncsn(
+    sd: float = 1.0, sigma_min: float = 0.01, sigma_max: float = 20.0, levels: int = 20, langevin_steps: int = 20
+) -> Recipe:
     """Song & Ermon 2019 (arXiv 1907.05600): denoising score matching weighted by sigma^2, annealed Langevin dynamics.
 
     The score is -eps / sigma and the net predicts eps, as in their second version (arXiv 2006.09011). The walk has `levels`
     noise levels whatever the number of steps asked for.
     """
-    ladder = timesteps.geometric(levels, low, high)
+    ladder = timesteps.geometric(levels, sigma_min, sigma_max)
     return Recipe(
         target=EPS,
         density=losses.one_of(ladder),
@@ -76,11 +78,14 @@ def score_sde(schedule: NoiseSchedule, sd: float = 1.0, low: float = 1e-3, high:
     )
 
 
-def score_ve(sd: float = 1.0, low: float = 0.01, high: float = 50.0) -> Recipe:
+def score_ve(sd: float = 1.0, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Recipe:
     """The variance-exploding SDE: log sigma uniform. Song et al. 2021 (arXiv 2011.13456)."""
     return score_sde(schedules.ve(), sd).replace(
-        density=losses.geometric(low, high),
-        timesteps=lambda n: [*timesteps.repeat_levels(timesteps.geometric(n, low, high), 1), timesteps.clean()],
+        density=losses.geometric(sigma_min, sigma_max),
+        timesteps=lambda n: [
+            *timesteps.repeat_levels(timesteps.geometric(n, sigma_min, sigma_max), 1),
+            timesteps.clean(),
+        ],
     )
 
 
@@ -97,22 +102,24 @@ def vdm(learned: LearnedSchedule, sd: float = 1.0) -> Recipe:
     )
 
 
-def edm(sd: float = 0.5, mean: float = -1.2, std: float = 1.2, low: float = 0.002, high: float = 80.0) -> Recipe:
+def edm(
+    sd: float = 0.5, p_mean: float = -1.2, p_std: float = 1.2, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> Recipe:
     """Karras et al. 2022 (arXiv 2206.00364): log-normal sigma, preconditioned target, Heun on rho = 7 levels."""
     target = edm_target(sd)
     return Recipe(
         target=target,
-        density=losses.lognormal(mean, std),
+        density=losses.lognormal(p_mean, p_std),
         weight=unit(target),
-        timesteps=lambda n: timesteps.karras(n, low, high),
+        timesteps=lambda n: timesteps.karras(n, sigma_min, sigma_max),
         step=solvers.heun(),
         sd=sd,
     )
 
 
-def edm2(sd: float = 0.5, mean: float = -0.4, std: float = 1.0) -> Recipe:
+def edm2(sd: float = 0.5, p_mean: float = -0.4, p_std: float = 1.0) -> Recipe:
     """Karras et al. 2024 (arXiv 2312.02696), the training: learned uncertainty. Use `average.power` for its averages."""
-    return edm(sd, mean, std).replace(loss=loss_weights.Uncertainty())
+    return edm(sd, p_mean, p_std).replace(loss=loss_weights.Uncertainty())
 
 
 def rectified_flow(sd: float = 1.0) -> Recipe:
@@ -149,8 +156,8 @@ def simple_diffusion(sd: float = 1.0, size: int = 64) -> Recipe:
     )
 
 
-def trigflow(sd: float = 0.5, mean: float = -1.0, std: float = 1.4) -> Recipe:
+def trigflow(sd: float = 0.5, p_mean: float = -1.0, p_std: float = 1.4) -> Recipe:
     """Lu & Song 2024 (arXiv 2410.11081): EDM in angle coordinates; the net is told the angle, and steps are even in it."""
-    return edm(sd, mean, std).replace(
+    return edm(sd, p_mean, p_std).replace(
         c_noise=angle, timesteps=lambda n: timesteps.uniform(schedules.trig(), n), step=solvers.ddim()
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from diffusion_core.conditioning import Cond, kept
+from diffusion_core.conditioning import Cond, keep_mask
 
 
 def take(conds: Mapping[str, int] | None, net: str, kinds: Collection[str]) -> dict[str, dict[str, int]]:
@@ -80,7 +80,7 @@ class Context(nn.Module):
         for name, embed in self.embed.items():
             key = f"tok:{name}"
             if key in cond:
-                keep = kept(cond, key)
+                keep = keep_mask(cond, key)
                 partly = partly or keep is not None
                 parts.append(embed(cond[key]))
                 every = torch.ones(parts[-1].shape[:2], dtype=torch.bool, device=self.null.device)
@@ -131,7 +131,7 @@ def given_or_null(cond: Cond, key: str, embed: nn.Module, null: Tensor) -> Tenso
     """The embedded condition `[B, ...]`, `null` in the rows it is withheld from, or null alone if it is absent."""
     if key not in cond:
         return null
-    mask = kept(cond, key)
+    mask = keep_mask(cond, key)
     value = embed(cond[key])
     return value if mask is None else torch.where(mask.reshape(-1, *[1] * (value.ndim - 1)), value, null)
 
@@ -146,6 +146,6 @@ def stacked(x: Tensor, cond: Cond, maps: Mapping[str, int], dim: int) -> Tensor:
             shape[dim] = channels
             parts.append(x.new_zeros(shape))
         else:
-            keep = kept(cond, key)
+            keep = keep_mask(cond, key)
             parts.append(cond[key] if keep is None else cond[key] * keep.reshape(-1, *[1] * (x.ndim - 1)))
     return torch.cat(parts, dim) if maps else x

@@ -32,16 +32,21 @@ def clean() -> Level:
     return sigma_level(torch.tensor(0.0, dtype=torch.float64))
 
 
-def karras(n: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> list[Level]:
-    """n sigmas from high to low, evenly spaced in sigma^(1 / rho), then 0. Karras et al. 2022 (arXiv 2206.00364), eq. 5."""
+def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[Level]:
+    """n sigmas from sigma_max to sigma_min, evenly spaced in sigma^(1 / rho), then 0.
+
+    Karras et al. 2022 (arXiv 2206.00364), eq. 5.
+    """
     ramp = torch.linspace(1, 0, n, dtype=torch.float64)
-    sigma = (low ** (1 / rho) + ramp * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+    sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho
     return [*map(sigma_level, sigma), clean()]
 
 
-def geometric(n: int, low: float, high: float) -> list[Level]:
-    """n sigmas from high to low, evenly spaced in log sigma, without a last step to 0. Song & Ermon 2019."""
-    return [sigma_level(s) for s in torch.logspace(0, 1, n, base=low / high, dtype=torch.float64) * high]
+def geometric(n: int, sigma_min: float, sigma_max: float) -> list[Level]:
+    """n sigmas from sigma_max to sigma_min, evenly spaced in log sigma, without a last step to 0. Song & Ermon 2019."""
+    return [
+        sigma_level(s) for s in torch.logspace(0, 1, n, base=sigma_min / sigma_max, dtype=torch.float64) * sigma_max
+    ]
 
 
 def uniform(schedule: NoiseSchedule, n: int, high: float = 1.0, low: float = 0.0) -> list[Level]:

@@ -206,7 +206,7 @@ def test_consistency_distillation_samples_in_two_evaluations():
 
 def test_direct_distillation_needs_one_round():
     """Four steps of the student against sixteen of its teacher, and against the teacher's own four."""
-    recipe = presets.edm(mixture.SD, low=0.01, high=20.0)
+    recipe = presets.edm(mixture.SD, sigma_min=0.01, sigma_max=20.0)
     levels = recipe.timesteps(16)
     few = levels[::4]
     student_recipe = recipe.replace(loss=direct(mixture.denoiser(), levels, 4), density=objective.one_of(few[:-1]))
