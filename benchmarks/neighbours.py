@@ -1,18 +1,16 @@
 """`python -m benchmarks.neighbours`: exact neighbour search against torch and scikit-learn, in time and memory.
 
 S2: 2000 queries x `--base` x 512, beside torch (matrix product and top-k) and scikit-learn (brute force). S3: rate in pose
-space. Both beside the matrix product alone, which no exact search outruns. S5: memory of the search over shards, and the
-same answers from one array, from shards and from parts by rank. Then the cost from 1,000 to 100 million rows.
+space. Both beside the matrix product alone, which no exact search outruns. Then the cost from 1,000 to 100 million rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,7 +20,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.report import best_seconds, finish, table
-from tasks.metrics.neighbours import merge, search, search_part
+from tasks.metrics.neighbours import search
 
 Figures = dict[str, Any]
 DEFAULT = faiss.cvar.distance_compute_blas_threshold  # before a search sets it
@@ -106,45 +104,6 @@ def pose_space(base: int) -> tuple[Figures, dict[str, bool]]:
     return figures, {"S3 >= 100 GFLOP/s at width 99": rate >= 100}
 
 
-class Shards(Sequence[np.ndarray]):
-    """Blocks made when they are asked for, as shards are read."""
-
-    def __init__(self, shards: int, rows: int, width: int) -> None:
-        self._shape = shards, rows, width
-
-    def __len__(self) -> int:
-        return self._shape[0]
-
-    def __getitem__(self, i: Any) -> Any:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        return _normal(self._shape[1], self._shape[2], 10 + i)
-
-
-def streaming(base: int) -> tuple[Figures, dict[str, bool]]:
-    """S5: growth of the process's peak memory with 8 shards one after another, and their answers against one array's and
-    against those of three ranks."""
-    shards, queries, k = Shards(8, base // 8, 512), _normal(500, 512, 0), 3
-    search(queries, Shards(1, 1000, 512), k)  # the libraries' own buffers
-    before = _peak()
-    parts = search(queries, shards, k)
-    grown = _peak() - before
-    shard = base // 8 * 512 * 4 / 2**20
-    ranks = merge([search_part(queries, shards, k, rank, 3) for rank in range(3)])
-    whole = search(queries, np.concatenate(list(shards)), k)
-    same = all(
-        bool((other.index == whole.index).all() and (other.distance == whole.distance).all())
-        for other in (parts, ranks)
-    )
-    figures = {"MiB grown": grown, "MiB of one shard": shard, "same answers": same}
-    return figures, {"S5 memory grows by one shard and 32 MiB": grown <= shard + 32, "S5 same answers": same}
-
-
-def _peak() -> float:
-    """The most memory that this process has had, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def cost(base: int) -> tuple[Figures, dict[str, bool]]:
     """Seconds for 1000 queries, measured from 1,000 to `base` rows and computed beyond: work / rate, where work is
     2 * queries * rows * width operations and the rate is that of the largest set measured."""
@@ -177,14 +136,11 @@ def main() -> int:
     """Run everything; the last line printed is JSON, the exit code 1 if a goal was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.neighbours", description=__doc__)
     parser.add_argument("--base", type=int, default=100_000, help="rows of S2 and S3")
-    parser.add_argument("--shards", type=int, default=400_000, help="rows of S5, in eight shards")
     parser.add_argument("--largest", type=int, default=1_000_000, help="rows up to which the cost is measured")
     options = parser.parse_args()
     figures: Figures = {}
     goals: dict[str, bool] = {}
-    # Memory first: a process's peak never falls.
-    for section, rows in ((streaming, options.shards), (against_peers, options.base), (pose_space, options.base),
-                          (cost, options.largest)):  # fmt: skip
+    for section, rows in ((against_peers, options.base), (pose_space, options.base), (cost, options.largest)):
         figures[section.__name__], met = section(rows)
         goals |= {goal: bool(value) for goal, value in met.items()}
         print(section.__name__, json.dumps(figures[section.__name__]), flush=True)

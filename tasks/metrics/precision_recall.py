@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.metrics.estimate import TooFewSamples, check_features
-from tasks.metrics.neighbours import lengths, rounding, search, squared_distances
+from tasks.metrics.neighbours import lengths, rounding_bound, search, squared_distances
 
 BLOCK = 2048  # rows and columns of the distance matrix held at once
 
@@ -41,7 +41,7 @@ def _inside(x: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> tuple[np.n
             squared *= -2
             squared += own[:, None]
             squared += np.einsum("nd,nd->n", columns, columns)
-            slack = rounding(width, reach, lengths(columns).max())[:, None]
+            slack = rounding_bound(width, reach, lengths(columns).max())[:, None]
             for r, radius in enumerate(radii[:, j : j + BLOCK]):
                 beyond = squared - radius**2
                 inside = beyond <= 0

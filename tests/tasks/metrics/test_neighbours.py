@@ -1,4 +1,4 @@
-from pathlib import Path
+from __future__ import annotations
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from tasks.common.errors import DataError
 from tasks.metrics import neighbours
-from tasks.metrics.neighbours import lengths, merge, search, search_part
+from tasks.metrics.neighbours import search
 
 
 def reference(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -22,18 +22,9 @@ def normal(n: int, d: int, seed: int) -> np.ndarray:
 def test_equals_brute_force_in_float64() -> None:
     queries, base = normal(40, 99, 0), normal(500, 99, 1)
     distance, index = reference(queries, base, 5)
-    found = search(queries, base, 5)
-    np.testing.assert_array_equal(found.index, index)
-    np.testing.assert_allclose(found.distance, distance, rtol=1e-12)
-
-
-def test_blocks_change_nothing() -> None:
-    queries, base = normal(30, 20, 0), normal(301, 20, 1)
-    whole = search(queries, base, 7)
-    for blocks in (np.array_split(base, 4), [base[:2], base[2:3], base[3:]]):
-        parts = search(queries, blocks, 7)
-        np.testing.assert_array_equal(parts.index, whole.index)
-        np.testing.assert_array_equal(parts.distance, whole.distance)
+    nearest = search(queries, base, 5)
+    np.testing.assert_array_equal(nearest.index, index)
+    np.testing.assert_allclose(nearest.distance, distance, rtol=1e-12)
 
 
 def test_near_copies_keep_their_distance() -> None:
@@ -42,31 +33,45 @@ def test_near_copies_keep_their_distance() -> None:
     queries = base[:3].copy()
     queries[1, :100] += 1  # squared distance 100
     queries[2] += np.float32(1e-3)
-    found = search(queries, base, 2)
-    assert found.distance[0, 0] == 0.0
-    assert found.distance[1, 0] == 10.0
+    nearest = search(queries, base, 2)
+    assert nearest.distance[0, 0] == 0.0
+    assert nearest.distance[1, 0] == 10.0
     true = np.linalg.norm(queries[2].astype(np.float64) - base[2])
-    assert found.distance[2, 0] == pytest.approx(true, rel=1e-6)
-    np.testing.assert_array_equal(found.index[:, 0], [0, 1, 2])
+    assert nearest.distance[2, 0] == pytest.approx(true, rel=1e-6)
+    np.testing.assert_array_equal(nearest.index[:, 0], [0, 1, 2])
 
 
-def test_many_equal_rows_do_not_hide_a_nearer_one() -> None:
+@pytest.mark.parametrize("rows", [40, 200, 800])
+def test_many_near_ties_do_not_hide_a_nearer_row(rows: int) -> None:
     """More near-ties than spare candidates, apart by less than float32 can tell at this offset."""
-    base = np.full((200, 64), 1000, np.float32)
-    base[:, 0] += np.linspace(0.01, 0.02, 200, dtype=np.float32)
-    base = base[np.random.default_rng(0).permutation(200)]
+    base = np.full((rows, 64), 1000, np.float32)
+    base[:, 0] += np.linspace(0.01, 0.02, rows, dtype=np.float32)
+    base = base[np.random.default_rng(0).permutation(rows)]
     query = np.full((1, 64), 1000, np.float32)
     distance, index = reference(query, base, 3)
-    found = search(query, base, 3)
-    np.testing.assert_allclose(found.distance, distance, rtol=1e-12)
-    np.testing.assert_array_equal(np.sort(found.index), np.sort(index))
+    nearest = search(query, base, 3)
+    np.testing.assert_allclose(nearest.distance, distance, rtol=1e-12)
+    np.testing.assert_array_equal(np.sort(nearest.index), np.sort(index))
+
+
+def test_equal_distances_are_ordered_by_index() -> None:
+    queries, base = normal(3, 12, 0), normal(90, 12, 1)
+    base[[71, 40, 5]] = queries[1]
+    np.testing.assert_array_equal(search(queries, base, 4).index[1, :3], [5, 40, 71])
+    np.testing.assert_array_equal(search(queries, base[:6], 2).index[1, 0], 5)
+    equal = np.ones((50, 4), np.float32)
+    np.testing.assert_array_equal(search(equal[:2], equal, 3).index, [[0, 1, 2], [0, 1, 2]])
 
 
 def test_agrees_with_torch_on_a_thousand_queries() -> None:
     queries, base = normal(1000, 64, 2), normal(2000, 64, 3)
     expected = torch.cdist(torch.from_numpy(queries).double(), torch.from_numpy(base).double()).topk(2, largest=False)
-    found = search(queries, base, 2)
-    np.testing.assert_array_equal(found.index, expected.indices.numpy())
+    np.testing.assert_array_equal(search(queries, base, 2).index, expected.indices.numpy())
+
+
+def test_numbers_too_large_for_float32_squares_are_searched_in_float64() -> None:
+    base = normal(30, 4, 0) * np.float32(1e25)
+    np.testing.assert_array_equal(search(base[:5], base, 2).index, reference(base[:5].astype(float), base, 2)[1])
 
 
 def test_refuses_what_it_cannot_answer() -> None:
@@ -75,62 +80,23 @@ def test_refuses_what_it_cannot_answer() -> None:
         search(x, x, 6)
     with pytest.raises(DataError, match="the base: 2 features a row where 3"):
         search(x, x[:, :2], 1)
-    x[2, 0] = np.inf
+    bad = x.copy()
+    bad[2, 0] = np.inf
     with pytest.raises(DataError, match="the queries: 1 of 5 rows are not finite"):
-        search(x, x, 1)
+        search(bad, x, 1)
+    with pytest.raises(DataError, match="the base: 1 of 5 rows are not finite, the first is row 2"):
+        search(x, bad, 1)
 
 
-def test_parts_of_ranks_merge_to_the_whole(tmp_path: Path) -> None:
-    queries, base = normal(25, 12, 0), normal(90, 12, 1)
-    base[[40, 71]] = queries[3]  # a tie between blocks of different ranks
-    blocks = []
-    for number, block in enumerate(np.split(base, [10, 12, 40, 71])):
-        np.save(tmp_path / f"{number}.npy", block)
-        blocks.append(np.load(tmp_path / f"{number}.npy", mmap_mode="r"))
-    whole = search(queries, base, 4)
-    assert list(whole.index[3, :2]) == [40, 71]
-    for world in (1, 2, 3, 7):
-        merged = merge([search_part(queries, blocks, 4, rank, world) for rank in range(world)])
-        np.testing.assert_array_equal(merged.index, whole.index)
-        np.testing.assert_array_equal(merged.distance, whole.distance)
-    nothing = search_part(queries, blocks, 4, 6, 7)
-    assert np.isinf(nothing.distance).all() and (nothing.index == -1).all()
-
-
-def test_rows_searched_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, base = normal(30, 20, 0), normal(301, 20, 1)
-    base[77:140] = queries[5] + normal(63, 20, 3) * 1e-4  # more near copies than are proposed at first
-    whole = search(queries, base, 3)
-    monkeypatch.setattr(neighbours, "NUMBERS", 800)
-    pieces = search(queries, base, 3)
-    np.testing.assert_array_equal(pieces.index, whole.index)
-    np.testing.assert_array_equal(pieces.distance, whole.distance)
-    base[250, 3] = np.nan
-    with pytest.raises(DataError, match="the base: 1 of 301 rows are not finite, the first is row 250"):
-        search(queries, base, 3)
-
-
-@pytest.mark.parametrize("cores", [1, 2, 7])
-def test_cores_change_nothing(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, blocks = normal(60, 20, 0), [normal(70, 20, 1) + 9, normal(31, 20, 2) + 9]  # far from the origin
-    blocks[1][:9] = blocks[0][9:18] = queries[41] + np.float32(9)  # ties and near copies between blocks
-    blocks[1][9:20] = blocks[1][0] + normal(11, 20, 3) * 1e-5
-    queries += 9
-    distance, index = reference(queries, np.concatenate(blocks), 4)
-    monkeypatch.setattr(neighbours, "SHARE", 8)
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_threads_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, base = normal(60, 20, 0) + 9, normal(101, 20, 1) + 9  # far from the origin
+    base[70:79] = base[9:18] = queries[41]  # ties
+    base[79:90] = base[70] + normal(11, 20, 3) * 1e-5
+    distance, index = reference(queries, base, 4)
+    monkeypatch.setattr(neighbours, "MIN_SHARE", 8)
     monkeypatch.setattr(neighbours, "CHUNK", 50)
-    monkeypatch.setattr(neighbours.faiss, "omp_get_max_threads", lambda: cores)
-    found = search(queries, blocks, 4)
-    np.testing.assert_array_equal(found.index, index)
-    np.testing.assert_allclose(found.distance, distance, rtol=1e-12)
-    blocks[1][5, 5] = np.inf
-    with pytest.raises(DataError, match="the base: 1 of 31 rows are not finite, the first is row 5"):
-        search(queries, blocks, 4)
-
-
-def test_rows_about_the_origin_are_not_copied_to_be_centred() -> None:
-    rows = normal(100, 8, 0)
-    near = rows + np.float32(0.3)
-    assert neighbours._centre(near, lengths(near)) is None
-    far = neighbours._centre(rows + 2, lengths(rows + 2))
-    assert far is not None and np.abs(far - 2).max() < 0.5
+    monkeypatch.setattr(neighbours.faiss, "omp_get_max_threads", lambda: threads)
+    nearest = search(queries, base, 4)
+    np.testing.assert_array_equal(nearest.index, index)
+    np.testing.assert_allclose(nearest.distance, distance, rtol=1e-12)
