@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import report
-from diffusion_core.nets.cost import flops, parameters
+from diffusion_core.nets.cost import count_parameters, flops
 from diffusion_core.nets.dit import DiT
 from diffusion_core.nets.edm2_unet import EDM2UNet
 from diffusion_core.nets.hourglass import Hourglass
@@ -90,7 +90,7 @@ def entries(way: Way, scale: int) -> list[Entry]:
         ("hourglass", "", Hourglass(size, 2, width=w // 2, depth=6, heads=heads, conds=conds)),
     ]
     out = [Entry(*part, with_token if isinstance(part[2], MMDiT) else ours) for part in made]
-    want = {family: parameters(net) for name, family, net in made if name in ("U-Net", "DiT")}
+    want = {family: count_parameters(net) for name, family, net in made if name in ("U-Net", "DiT")}
     if importlib.util.find_spec("diffusers"):
         out.append(_diffusers_unet(size, want["unet"], unet))
         out.append(_diffusers_dit(size, want["dit"], heads))
@@ -102,7 +102,7 @@ def entries(way: Way, scale: int) -> list[Entry]:
 def nearest(make: Callable[[int], nn.Module], widths: range, wanted: int) -> nn.Module:
     """The network, among widths, whose parameter count is nearest to the wanted one."""
     with torch.device("meta"):
-        counts = {width: parameters(make(width)) for width in widths}
+        counts = {width: count_parameters(make(width)) for width in widths}
     return make(min(counts, key=lambda width: abs(counts[width] - wanted)))
 
 
@@ -220,7 +220,7 @@ class Runner:
         self.entry, self.way = entry, way
         x, category = torch.zeros(1, 3, way.size, way.size), torch.zeros(1, dtype=torch.int64)
         self.flops = flops(lambda x, c_noise, _: entry.call(entry.net, x, c_noise, category), x, torch.zeros(1))
-        self.parameters = parameters(entry.net)
+        self.parameters = count_parameters(entry.net)
         self.net = entry.net.to(way.device)
         self.called: Any = torch.compile(self.net) if way.compile else self.net
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, fused=True)

@@ -9,7 +9,8 @@ from diffusion_core import losses
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser, log_sigma
 from diffusion_core.losses import Weight
-from diffusion_core.nets.layers import Fourier, zeroed
+from diffusion_core.nets.embedding import FourierFeatures
+from diffusion_core.nets.layers import zero_init
 from diffusion_core.schedules import Level, NoiseSchedule
 
 
@@ -56,8 +57,8 @@ class Uncertainty(nn.Module):
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
-        self.features = Fourier(width)
-        self.linear = zeroed(nn.Linear(width, 1))
+        self.features = FourierFeatures(width)
+        self.linear = zero_init(nn.Linear(width, 1))
 
     def log_variance(self, level: Level) -> Tensor:
         """u(level), `[B]`: the logarithm of the loss to be expected."""

@@ -16,9 +16,10 @@ from tests.support.dvc_project import GRAPH, dvc, ran
 from tests.support.project import PROJECT
 
 past_the_proxy()
-COMMANDS_OWN = {  # what `python -m tasks` and the MLflow module set for their process
+COMMANDS_OWN = {  # what `python -m tasks`, the MLflow module and torch set for their process
     "WDS_SECURE", "DO_NOT_TRACK", "GOMP_SPINCOUNT", "MLFLOW_DISABLE_TELEMETRY",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
+    "TORCHINDUCTOR_CACHE_DIR",  # torch sets it when something is compiled, or an optimiser made, for the first time
 }  # fmt: skip
 
 

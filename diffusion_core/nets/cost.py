@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion_core.conditioning import Cond
 
 
-def parameters(net: nn.Module) -> int:
+def count_parameters(net: nn.Module) -> int:
     """The number of trained weights."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
@@ -20,8 +20,8 @@ def parameters(net: nn.Module) -> int:
 def flops(net: Callable[[Tensor, Tensor, Cond], Tensor], x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> int:
     """Operations of one forward call in matrix products, convolutions and attention; a multiply-add counts as two.
 
-    A step of training costs three times that: the backward pass multiplies by the weights and by the activations. Elementwise
-    work is left out. With net and inputs on the device "meta" nothing is computed.
+    A training step costs three times that, because the backward pass multiplies by the weights and by the activations.
+    Elementwise operations are not counted. With net and inputs on the device "meta" nothing is computed.
     """
     counter = FlopCounterMode(display=False)
     with counter:

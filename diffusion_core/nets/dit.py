@@ -1,4 +1,4 @@
-"""DiT with rotary places: a transformer over a picture's patches that knows where they lie relative to each other."""
+"""DiT with rotary positions: a transformer over a picture's patches whose attention sees relative positions."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from diffusion_core.conditioning import Cond
-from diffusion_core.nets.attention import turns
-from diffusion_core.nets.embedding import Embedding, context, stacked, take
-from diffusion_core.nets.layers import Block, Head, patches, picture, whole
+from diffusion_core.nets.attention import rotary_embedding
+from diffusion_core.nets.embedding import Embedding, concat_maps, context_embedding, group_by_kind
+from diffusion_core.nets.layers import DiTBlock, FinalLayer, patches_per_side, patchify, unpatchify
 
 
 class DiT(nn.Module):
     """`(x [B, channels, size, size], c_noise [B], cond) -> [B, out or channels, size, size]`.
 
-    Peebles & Xie 2023 (arXiv 2212.09748) with adaLN-Zero; places turn queries and keys (`attention.turns`), nothing is added to
-    the tokens. `vec:*` modulates every layer, `map:*` is stacked on x, `tok:*` is attended to in every layer.
+    Peebles & Xie 2023 (arXiv 2212.09748) with adaLN-Zero. Positions rotate queries and keys (`attention.rotary_embedding`);
+    nothing is added to the tokens. `vec:*` modulates every layer, `map:*` is concatenated to the channels of x, `tok:*` is
+    attended to in every layer.
 
     Parameters: 18 width^2 a layer; multiply-adds 12 width^2 + 2 N width a layer and token, N = (size / patch)^2 tokens. Raises
-    ValueError if width / heads is no multiple of 4.
+    ValueError if width / heads is not a multiple of 4.
     """
 
-    turn: Tensor
+    rotary: Tensor
 
     def __init__(
         self,
@@ -37,20 +38,20 @@ class DiT(nn.Module):
         out: int | None = None,
     ) -> None:
         super().__init__()
-        kinds = take(conds, "DiT", ("vec", "map", "tok"))
-        self.patch, self.side, self.maps = patch, whole(size, patch), kinds["map"]
+        kinds = group_by_kind(conds, "DiT", ("vec", "map", "tok"))
+        self.patch, self.side, self.maps = patch, patches_per_side(size, patch), kinds["map"]
         self.embedding = Embedding(width, kinds["vec"])
-        self.context = context(width, kinds["tok"])
-        self.enter = nn.Linear((channels + sum(self.maps.values())) * patch**2, width)
-        self.register_buffer("turn", turns(self.side, width // heads), False)
-        other = width if kinds["tok"] else None
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, other) for _ in range(depth))
-        self.head = Head(width, (out or channels) * patch**2)
+        self.context = context_embedding(width, kinds["tok"])
+        self.patch_embed = nn.Linear((channels + sum(self.maps.values())) * patch**2, width)
+        self.register_buffer("rotary", rotary_embedding(self.side, width // heads), False)
+        context_width = width if kinds["tok"] else None
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, dropout, context_width) for _ in range(depth))
+        self.final = FinalLayer(width, (out or channels) * patch**2)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         emb = self.embedding(c_noise, cond)
-        others = self.context(cond, len(x)) if self.context is not None else None
-        h = self.enter(patches(stacked(x, cond, self.maps, 1), self.patch))
+        context = self.context(cond, len(x)) if self.context is not None else None
+        h = self.patch_embed(patchify(concat_maps(x, cond, self.maps, 1), self.patch))
         for block in self.blocks:
-            h = block(h, emb, turn=(self.turn[0], self.turn[1]), context=others)
-        return picture(self.head(h, emb), self.patch, self.side)
+            h = block(h, emb, rotary=(self.rotary[0], self.rotary[1]), context=context)
+        return unpatchify(self.final(h, emb), self.patch, self.side)

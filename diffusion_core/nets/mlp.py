@@ -1,4 +1,4 @@
-"""A residual perceptron for data that are plain vectors."""
+"""A residual multilayer perceptron for data that are plain vectors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from diffusion_core.conditioning import Cond
-from diffusion_core.nets.embedding import Embedding, stacked, take
-from diffusion_core.nets.layers import norm, zeroed
+from diffusion_core.nets.embedding import Embedding, concat_maps, group_by_kind
+from diffusion_core.nets.layers import modulate, zero_init
 
 
 class MLP(nn.Module):
@@ -25,19 +25,20 @@ class MLP(nn.Module):
         out: int | None = None,
     ) -> None:
         super().__init__()
-        kinds = take(conds, "perceptron", ("vec", "map"))
+        kinds = group_by_kind(conds, "MLP", ("vec", "map"))
         self.maps = kinds["map"]
         self.embedding = Embedding(width, kinds["vec"])
-        self.enter = nn.Linear(d + sum(self.maps.values()), width)
+        self.first = nn.Linear(d + sum(self.maps.values()), width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.modulate = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
-        self.drop = nn.Dropout(dropout)
-        self.leave = zeroed(nn.Linear(width, out or d))
+        self.modulation = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
+        self.dropout = nn.Dropout(dropout)
+        self.last = zero_init(nn.Linear(width, out or d))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         emb = self.embedding(c_noise, cond)
-        h = self.enter(stacked(x, cond, self.maps, 1))
-        for hidden, modulate in zip(self.hidden, self.modulate, strict=True):
-            scale, shift = modulate(emb).chunk(2, 1)
-            h = h + self.drop(silu(hidden(silu(norm(h) * (1 + scale) + shift))))
-        return self.leave(h)
+        h = self.first(concat_maps(x, cond, self.maps, 1))
+        for hidden, modulation in zip(self.hidden, self.modulation, strict=True):
+            scale, shift = modulation(emb).chunk(2, 1)
+            h = h + self.dropout(silu(hidden(silu(modulate(h, shift, scale)))))
+        y: Tensor = self.last(h)
+        return y

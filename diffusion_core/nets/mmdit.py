@@ -1,31 +1,40 @@
-"""MM-DiT: picture and context are two streams of tokens with weights of their own that attend to each other jointly."""
+"""MM-DiT: picture and context are two streams of tokens with separate weights and joint attention."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, rms_norm
 
 from diffusion_core.conditioning import Cond
-from diffusion_core.nets.attention import Turn, attend, join_heads, rotated, split_heads, turns
-from diffusion_core.nets.embedding import Context, Embedding, stacked, take
-from diffusion_core.nets.layers import Head, Perceptron, modulated, patches, picture, whole, zeroed
+from diffusion_core.nets.attention import Rotary, apply_rotary, attend, join_heads, rotary_embedding, split_heads
+from diffusion_core.nets.embedding import ContextEmbedding, Embedding, concat_maps, group_by_kind
+from diffusion_core.nets.layers import (
+    FeedForward,
+    FinalLayer,
+    modulate,
+    patches_per_side,
+    patchify,
+    unpatchify,
+    zero_init,
+)
 
 
 class MMDiT(nn.Module):
     """`(x [B, channels, size, size], c_noise [B], cond) -> [B, out or channels, size, size]`.
 
-    Esser et al. 2024 (arXiv 2403.03206), section 4. `tok:*` are the second stream, at least one is needed; `vec:*` modulates
-    both, `map:*` is stacked on x. Picture tokens have rotary places, context tokens none: their order does not matter. Queries
-    and keys are normalised, which keeps bfloat16 stable.
+    Esser et al. 2024 (arXiv 2403.03206), section 4. `tok:*` conditions are the second stream, so at least one is needed.
+    `vec:*` modulates both streams, `map:*` is concatenated to the channels of x. Picture tokens have rotary positions; context
+    tokens have none, so their order does not matter. Queries and keys are normalised, which keeps bfloat16 stable.
 
-    Parameters: 36 width^2 a layer, two streams of 18; multiply-adds 12 width^2 + 2 (N + M) width a layer and token, with N
-    tokens of the picture and M of the context.
+    Parameters: 36 width^2 a layer, 18 in each stream; multiply-adds 12 width^2 + 2 (N + M) width a layer and token, with N
+    tokens of the picture and M of the context. Raises ValueError without a `tok:*` condition.
     """
 
-    turn: Tensor
+    rotary: Tensor
 
     def __init__(
         self,
@@ -40,74 +49,87 @@ class MMDiT(nn.Module):
         out: int | None = None,
     ) -> None:
         super().__init__()
-        kinds = take(conds, "MM-DiT", ("vec", "map", "tok"))
+        kinds = group_by_kind(conds, "MM-DiT", ("vec", "map", "tok"))
         if not kinds["tok"]:
             raise ValueError("the MM-DiT needs a tok:* condition for its second stream")
-        self.patch, self.side, self.maps = patch, whole(size, patch), kinds["map"]
+        self.patch, self.side, self.maps = patch, patches_per_side(size, patch), kinds["map"]
         self.embedding = Embedding(width, kinds["vec"])
-        self.context = Context(width, kinds["tok"])
-        self.enter = nn.Linear((channels + sum(self.maps.values())) * patch**2, width)
-        self.register_buffer("turn", turns(self.side, width // heads), False)
+        self.context = ContextEmbedding(width, kinds["tok"])
+        self.patch_embed = nn.Linear((channels + sum(self.maps.values())) * patch**2, width)
+        self.register_buffer("rotary", rotary_embedding(self.side, width // heads), False)
         self.blocks = nn.ModuleList(JointBlock(width, heads, dropout, last=i == depth - 1) for i in range(depth))
-        self.head = Head(width, (out or channels) * patch**2)
+        self.final = FinalLayer(width, (out or channels) * patch**2)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         emb = self.embedding(c_noise, cond)
-        other, mask = self.context(cond, len(x))
+        context, mask = self.context(cond, len(x))
         if mask is not None:
             mask = pad(mask, (self.side**2, 0), value=True)  # the picture's own tokens come first
-        h = self.enter(patches(stacked(x, cond, self.maps, 1), self.patch))
+        h = self.patch_embed(patchify(concat_maps(x, cond, self.maps, 1), self.patch))
         for block in self.blocks:
-            h, other = block(h, other, emb, (self.turn[0], self.turn[1]), mask)
-        return picture(self.head(h, emb), self.patch, self.side)
+            h, context = block(h, context, emb, (self.rotary[0], self.rotary[1]), mask)
+        return unpatchify(self.final(h, emb), self.patch, self.side)
+
+
+class Projections(NamedTuple):
+    """What joint attention needs of a stream, `[B, heads, n, D]` each, and the modulation left for `Stream.update`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    modulation: tuple[Tensor, ...]
 
 
 class Stream(nn.Module):
-    """One stream's share of a joint block; a stream that ends here (`last`) is only listened to."""
+    """One stream's weights in a joint block. A stream that ends there (`last`) only gives keys and values."""
 
     def __init__(self, width: int, heads: int, dropout: float, last: bool) -> None:
         super().__init__()
         self.heads, self.last = heads, last
-        self.modulate = zeroed(nn.Linear(width, (2 if last else 6) * width))
+        self.modulation = zero_init(nn.Linear(width, (2 if last else 6) * width))
         self.qkv = nn.Linear(width, 3 * width)
         self.query_scale = nn.Parameter(torch.ones(width // heads))
         self.key_scale = nn.Parameter(torch.ones(width // heads))
         if not last:
-            self.project = nn.Linear(width, width)
-            self.perceptron = Perceptron(width)
-            self.drop = nn.Dropout(dropout)
+            self.out = nn.Linear(width, width)
+            self.feed_forward = FeedForward(width)
+            self.dropout = nn.Dropout(dropout)
 
-    def opened(self, x: Tensor, emb: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Queries, keys, values, and what `closed` needs of the modulation."""
-        shift, scale, *rest = self.modulate(emb)[:, None].chunk(2 if self.last else 6, -1)
-        q, k, v = split_heads(self.qkv(modulated(x, shift, scale)), 3, self.heads)
+    def project(self, x: Tensor, emb: Tensor) -> Projections:
+        """Normalised queries and keys, and values, of tokens x `[B, n, width]`."""
+        shift, scale, *rest = self.modulation(emb)[:, None].chunk(2 if self.last else 6, -1)
+        q, k, v = split_heads(self.qkv(modulate(x, shift, scale)), 3, self.heads)
         q = rms_norm(q, q.shape[-1:], self.query_scale.to(q.dtype))
-        return (q, rms_norm(k, k.shape[-1:], self.key_scale.to(k.dtype)), v), tuple(rest)
+        return Projections(q, rms_norm(k, k.shape[-1:], self.key_scale.to(k.dtype)), v, tuple(rest))
 
-    def closed(self, x: Tensor, heard: Tensor, rest: tuple[Tensor, ...]) -> Tensor:
-        """The stream after attention `[B, n, width]` and perceptron."""
+    def update(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        """The tokens after attention, whose result is `attended` `[B, n, width]`, and feed-forward layers."""
         if self.last:
             return x
-        gate1, shift2, scale2, gate2 = rest
-        x = x + gate1 * self.drop(self.project(heard))
-        return x + gate2 * self.drop(self.perceptron(modulated(x, shift2, scale2)))
+        gate1, shift2, scale2, gate2 = modulation
+        x = x + gate1 * self.dropout(self.out(attended))
+        y: Tensor = x + gate2 * self.dropout(self.feed_forward(modulate(x, shift2, scale2)))
+        return y
 
 
 class JointBlock(nn.Module):
-    """Both streams through joint attention; in the last block the context's stream ends."""
+    """Joint attention of both streams; the context's stream ends in the last block."""
 
     def __init__(self, width: int, heads: int, dropout: float, last: bool) -> None:
         super().__init__()
-        self.own = Stream(width, heads, dropout, last=False)
-        self.other = Stream(width, heads, dropout, last=last)
-        if last:  # nobody asks for what the context would hear
-            self.other.query_scale.requires_grad_(False)
+        self.picture = Stream(width, heads, dropout, last=False)
+        self.context = Stream(width, heads, dropout, last=last)
+        if last:  # the context's queries are not used
+            self.context.query_scale.requires_grad_(False)
 
-    def forward(self, x: Tensor, other: Tensor, emb: Tensor, turn: Turn, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        (q, k, v), rest = self.own.opened(x, emb)
-        (q2, k2, v2), rest2 = self.other.opened(other, emb)
-        q, k = rotated(q, turn), rotated(k, turn)
-        asked = q if self.other.last else torch.cat([q, q2], 2)
-        heard = join_heads(attend(asked, torch.cat([k, k2], 2), torch.cat([v, v2], 2), mask))
+    def forward(
+        self, x: Tensor, context: Tensor, emb: Tensor, rotary: Rotary, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        from_picture, from_context = self.picture.project(x, emb), self.context.project(context, emb)
+        q, k = apply_rotary(from_picture.q, rotary), apply_rotary(from_picture.k, rotary)
+        queries = q if self.context.last else torch.cat([q, from_context.q], 2)
+        keys, values = torch.cat([k, from_context.k], 2), torch.cat([from_picture.v, from_context.v], 2)
+        attended = join_heads(attend(queries, keys, values, mask))
         n = x.shape[1]
-        return self.own.closed(x, heard[:, :n], rest), self.other.closed(other, heard[:, n:], rest2)
+        new_x = self.picture.update(x, attended[:, :n], from_picture.modulation)
+        return new_x, self.context.update(context, attended[:, n:], from_context.modulation)

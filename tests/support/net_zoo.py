@@ -42,7 +42,9 @@ KINDS = {
     "mmdit": _picture(lambda: MMDiT(SIZE, 2, width=16, depth=2, heads=2, conds=ALL)),
     "uvit": _picture(lambda: UViT(SIZE, 2, width=16, depth=3, heads=2, conds=ALL)),
     "rin": _picture(lambda: RIN(SIZE, 2, width=32, depth=2, heads=2, conds=ALL)),
-    "rin_revisited": _picture(lambda: RIN(SIZE, 2, width=32, depth=1, heads=2, conds=ALL, revisit=0.9)),
+    "rin_revisited": _picture(
+        lambda: RIN(SIZE, 2, width=32, depth=1, heads=2, conds=ALL, latent_self_conditioning=0.9)
+    ),
     "hourglass": _picture(lambda: Hourglass(SIZE, 2, width=16, depth=1, heads=2, conds=ALL)),
     "unet": _picture(lambda: UNet(SIZE, width=16, depth=1, heads=2, conds=ALL)),
     "edm2": _picture(lambda: EDM2UNet(SIZE, width=16, depth=1, heads=2, conds=ALL)),

@@ -5,11 +5,11 @@ import torch
 
 from diffusion_core import conditioning as conds
 from diffusion_core import presets, rng
-from diffusion_core.nets.cost import flops, parameters
+from diffusion_core.nets.cost import count_parameters, flops
 from diffusion_core.nets.dit import DiT
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.nets.mmdit import MMDiT
-from diffusion_core.nets.unet import Part, UNet
+from diffusion_core.nets.unet import ResBlock, UNet
 from diffusion_core.schedules import Level, sigma_level
 from tests.support import net_zoo as zoo
 from tests.support.net_zoo import KINDS, Kind
@@ -88,7 +88,7 @@ def test_bfloat16_learns_what_float32_learns(kind: Kind) -> None:
 
 
 def test_conditions_that_a_network_cannot_take_are_refused_when_it_is_built() -> None:
-    with pytest.raises(ValueError, match=r"the perceptron takes vec:\*, map:\* conditions, not tok:words"):
+    with pytest.raises(ValueError, match=r"the MLP takes vec:\*, map:\* conditions, not tok:words"):
         MLP(3, conds={"tok:words": 4})
     with pytest.raises(ValueError, match=r"the U-Net takes .* conditions, not pose"):
         UNet(8, width=16, conds={"pose": 4})
@@ -108,12 +108,12 @@ def test_the_cost_of_a_transformer_is_the_formula_in_its_description() -> None:
     modulation = depth * 6 * width**2 + 2 * width**2 + 2 * width**2  # blocks, head, embedding
     ends = 2 * n * 3 * 4**2 * width
     assert flops(net, torch.zeros(batch, 3, 16, 16), torch.zeros(batch)) == 2 * batch * (layer + modulation + ends)
-    assert parameters(net.blocks) == depth * (18 * width**2 + (6 + 4 + 4 + 1) * width)
+    assert count_parameters(net.blocks) == depth * (18 * width**2 + (6 + 4 + 4 + 1) * width)
 
 
 def test_the_cost_of_a_u_net_is_its_convolutions() -> None:
     net = UNet(64, width=16, depth=1, conds={"map:low": 2})
-    parts = [part for part in [*net.down, *net.middle, *net.up] if isinstance(part, Part)]
+    parts = [part for part in [*net.down, *net.middle, *net.up] if isinstance(part, ResBlock)]
     for part in parts:
         part.attention = None
     products = 64**2 * 9 * (5 * 16 + 16 * 3)  # the first and the last layer

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from diffusion_core.nets.attention import WindowAttention, rotated, turns
+from diffusion_core.nets.attention import WindowAttention, apply_rotary, rotary_embedding
 from diffusion_core.nets.edm2_unet import EDM2UNet
-from diffusion_core.nets.magnitude import MPFourier, MPLayer, mp_cat, mp_silu, mp_sum, unit
+from diffusion_core.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise
 from diffusion_core.nets.pose_transformer import PoseTransformer, graph_distances
 from diffusion_core.nets.rin import RIN
-from diffusion_core.nets.unet import Part, UNet
+from diffusion_core.nets.unet import ResBlock, UNet
 from tests.support import net_zoo as zoo
 from tests.support.net_zoo import EDGES, KINDS
 
@@ -49,7 +49,7 @@ def test_renaming_the_joints_renames_the_output() -> None:
     other = _pose(5, [(int(place[a]), int(place[b])) for a, b in EDGES])
     other.load_state_dict(net.state_dict())
     with torch.no_grad():
-        other.joint.copy_(net.joint[new])
+        other.joint_position.copy_(net.joint_position[new])
     x = torch.randn(3, 5, 3, dtype=torch.float64)
     c = torch.linspace(-1, 1, 3, dtype=torch.float64)
     torch.testing.assert_close(other(x[:, new], c, {}), net(x, c, {})[:, new])
@@ -73,10 +73,10 @@ def test_joints_that_are_not_there_change_nothing() -> None:
 
 def test_padding_a_skeleton_changes_nothing() -> None:
     small, large = _pose(5, EDGES), _pose(7, [*EDGES, (4, 5), (5, 6)])
-    weights = {key: value for key, value in small.state_dict().items() if key not in ("joint", "bias")}
+    weights = {key: value for key, value in small.state_dict().items() if key not in ("joint_position", "bias")}
     large.load_state_dict(weights, strict=False)
     with torch.no_grad():
-        large.joint[:5] = small.joint
+        large.joint_position[:5] = small.joint_position
         large.bias[:, :, : small.bias.shape[2]] = small.bias
     x = torch.randn(2, 7, 3, dtype=torch.float64)
     c = torch.linspace(-1, 1, 2, dtype=torch.float64)
@@ -87,8 +87,8 @@ def test_padding_a_skeleton_changes_nothing() -> None:
 def test_rotary_scores_depend_on_the_difference_of_places_alone() -> None:
     side, width = 6, 16
     q, k = torch.randn(2, 1, 1, 1, width, dtype=torch.float64)
-    turn = turns(side, width).double()
-    everywhere = [rotated(t.expand(1, 1, side**2, width), (turn[0], turn[1])) for t in (q, k)]
+    turn = rotary_embedding(side, width).double()
+    everywhere = [apply_rotary(t.expand(1, 1, side**2, width), (turn[0], turn[1])) for t in (q, k)]
     scores = (everywhere[0] @ everywhere[1].mT)[0, 0].reshape(side, side, side, side)
     torch.testing.assert_close(scores[:-1, :-2, :-1, :-2], scores[1:, 2:, 1:, 2:], rtol=1e-4, atol=1e-5)
     assert (scores[0, 0] - scores[0, 0, 0, 0]).abs().flatten()[1:].min() > 1e-6  # and differs between differences
@@ -114,10 +114,10 @@ def test_windows_keep_to_themselves_and_do_not_reach_around(shifted: bool) -> No
 def test_magnitude_preserving_layers_preserve_magnitude() -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 48, 8, 8)
-    layer = MPLayer(48, 32, 3)
+    layer = MPConv(48, 32, 3)
     within = layer(x)[:, :, 1:-1, 1:-1]  # zeros come in at the border
     assert float(within.square().mean().sqrt()) == pytest.approx(1, abs=0.05)
-    assert float(MPLayer(48, 64)(x[..., 0, 0]).square().mean().sqrt()) == pytest.approx(1, abs=0.06)
+    assert float(MPConv(48, 64)(x[..., 0, 0]).square().mean().sqrt()) == pytest.approx(1, abs=0.06)
     assert float(mp_silu(x).square().mean().sqrt()) == pytest.approx(1, abs=0.02)
     y = torch.randn(64, 16, 8, 8)
     for share in (0.3, 0.5, 0.9):
@@ -128,7 +128,7 @@ def test_magnitude_preserving_layers_preserve_magnitude() -> None:
         assert math.sqrt(float(parts[1] / parts[0])) == pytest.approx(share / (1 - share), rel=0.03)
     c = torch.linspace(-1.5, 1.5, 7)
     assert MPFourier(512)(c).square().mean(1).sqrt().tolist() == pytest.approx([1] * 7, abs=0.05)
-    assert unit(5 * x).square().mean((1, 2, 3)).tolist() == pytest.approx([1] * 64, abs=1e-3)
+    assert normalise(5 * x).square().mean((1, 2, 3)).tolist() == pytest.approx([1] * 64, abs=1e-3)
 
 
 def test_a_weight_s_size_means_nothing_and_stays_what_it_was() -> None:
@@ -136,7 +136,7 @@ def test_a_weight_s_size_means_nothing_and_stays_what_it_was() -> None:
     torch.manual_seed(0)
     net = kind.make()
     zoo.fit(net, kind, 5, rate=0.05)
-    layers = [layer for layer in net.modules() if isinstance(layer, MPLayer)]
+    layers = [layer for layer in net.modules() if isinstance(layer, MPConv)]
     x, c, cond = zoo.batch(kind, 2)
     net.eval()
     before = net(x, c, cond)
@@ -164,9 +164,9 @@ def test_activations_stay_of_size_one_through_the_magnitude_preserving_net() -> 
 
 def test_a_second_look_starts_from_the_latents_of_the_first() -> None:
     torch.manual_seed(0)
-    net = zoo.awake(RIN(8, 2, width=16, depth=1, heads=2, revisit=0.5))
+    net = zoo.awake(RIN(8, 2, width=16, depth=1, heads=2, latent_self_conditioning=0.5))
     once = zoo.awake(RIN(8, 2, width=16, depth=1, heads=2))
-    once.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("again")})
+    once.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("from_first_pass")})
     x = torch.randn(64, 3, 8, 8, dtype=torch.float64)
     c = torch.zeros(64, dtype=torch.float64)
     plain, looked = once(x, c, {}), net(x, c, {})
@@ -177,15 +177,15 @@ def test_a_second_look_starts_from_the_latents_of_the_first() -> None:
     assert 12 < int(same.sum()) < 52 and 12 < int(again.sum()) < 52  # half of the rows each, drawn anew
 
 
-def _parts(net: UNet) -> list[Part]:
-    return [part for part in [*net.down, *net.middle, *net.up] if isinstance(part, Part)]
+def _parts(net: UNet) -> list[ResBlock]:
+    return [part for part in [*net.down, *net.middle, *net.up] if isinstance(part, ResBlock)]
 
 
 def test_a_u_net_has_attention_where_it_is_small() -> None:
     net = UNet(64, width=16, depth=1, heads=2, conds={"tok:words": 4})
     attended = [part.attention for part in _parts(net) if part.attention is not None]
-    assert sorted({a.attention.project.in_features for a in attended}) == [48, 64]  # sides 16 and 8
-    assert all(a.cross is not None for a in attended)
-    assert [a.attention.heads for a in attended if a.attention.project.in_features == 64] == [8] * 4
+    assert sorted({a.attention.out.in_features for a in attended}) == [48, 64]  # sides 16 and 8
+    assert all(a.cross_attention is not None for a in attended)
+    assert [a.attention.heads for a in attended if a.attention.out.in_features == 64] == [8] * 4
     with pytest.raises(ValueError, match="27 pixels does not divide"):
         UNet(27, width=16)

@@ -215,7 +215,7 @@ def test_recomputing_activations_changes_nothing():
     kept, again = make(), make(compute=Compute(recompute=True))
     assert [kept.step().loss for _ in range(3)] == [again.step().loss for _ in range(3)]
     assert torch.equal(
-        kept.state()[0]["weights/denoiser.net.enter.weight"], again.state()[0]["weights/denoiser.net.enter.weight"]
+        kept.state()[0]["weights/denoiser.net.first.weight"], again.state()[0]["weights/denoiser.net.first.weight"]
     )
     assert [p.shape for p in again.averaged().parameters()] == [p.shape for p in kept.averaged().parameters()]
 
@@ -236,17 +236,17 @@ def test_a_warm_start_begins_with_the_weights_and_refuses_others():
     fresh.warm_start(weights)
     for twin in (fresh.averaged(), fresh.denoiser):
         assert all(torch.equal(value, weights[name]) for name, value in twin.named_parameters())
-    with pytest.raises(ValueError, match=r"other weights: \['net.enter.bias'\]"):
-        fresh.warm_start({name: value for name, value in weights.items() if name != "net.enter.bias"})
-    with pytest.raises(ValueError, match=r"net.enter.bias is \[2\] instead of \[16\]"):
-        fresh.warm_start(weights | {"net.enter.bias": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"other weights: \['net.first.bias'\]"):
+        fresh.warm_start({name: value for name, value in weights.items() if name != "net.first.bias"})
+    with pytest.raises(ValueError, match=r"net.first.bias is \[2\] instead of \[16\]"):
+        fresh.warm_start(weights | {"net.first.bias": torch.zeros(2)})
 
 
 def test_noise_scale_is_that_of_the_gradients_of_single_images():
     """At fixed weights the expectation over many batches is known: |mean gradient|^2 and the trace of the covariance."""
     torch.manual_seed(0)
     net = MLP(3, width=8, depth=1)
-    torch.nn.init.normal_(net.leave.weight, std=0.3)  # at zero no gradient reaches the rest
+    torch.nn.init.normal_(net.last.weight, std=0.3)  # at zero no gradient reaches the rest
     recipe = presets.edm(1.0).replace(draw=objective.iid)
     trainer = Trainer(
         recipe.denoiser(net), recipe, TrainConfig(images=10**9, batch=64, seed=1), lambda i: (POINTS[i], {}), 50

@@ -54,7 +54,7 @@ def test_a_gpu_sees_the_batches_of_a_cpu_and_comes_to_the_same_loss():
         one, two = here.step(), there.step()
         torch.testing.assert_close(one.level.s, two.level.s.cpu())
         assert two.loss == pytest.approx(one.loss, rel=2e-4)
-    assert there.parameters["denoiser.net.enter.weight"].is_cuda
+    assert there.parameters["denoiser.net.patch_embed.weight"].is_cuda
 
 
 @pytest.mark.parametrize("compute", [

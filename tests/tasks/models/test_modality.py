@@ -15,7 +15,7 @@ from diffusion_core.extras.learned_variance import WithVariance
 from diffusion_core.guidance import cfg
 from diffusion_core.losses import SelfConditioned
 from diffusion_core.nets import pose_transformer
-from diffusion_core.nets.cost import parameters
+from diffusion_core.nets.cost import count_parameters
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.nets.pose_transformer import graph_distances
 from diffusion_core.recipe import Recipe
@@ -103,7 +103,7 @@ def test_a_network_that_cannot_be_built_says_so_in_one_sentence(tmp_path: Path) 
     with pytest.raises(UserError, match=r"pictures \(mmdit\): the MM-DiT needs a tok:\* condition.*\.$"):
         network(config, widths(config, 2))
     config = _params(tmp_path, net="dit", width=20)
-    with pytest.raises(UserError, match=r"pictures \(dit\): rotary places need a head width"):
+    with pytest.raises(UserError, match=r"pictures \(dit\): rotary positions need a head width"):
         network(config, widths(config, 2))
 
 
@@ -132,7 +132,7 @@ def _size(config: Any) -> int:
     distances = graph_distances(33, BONES)
     with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(pose_transformer, "graph_distances", lambda *_: distances)  # whose size is read from its numbers
-        return parameters(network(config, widths(config, 8)))
+        return count_parameters(network(config, widths(config, 8)))
 
 
 def _flipped(config: Pictures, p: float = 0.9) -> tuple[torch.Tensor, conds.Cond, torch.Tensor, conds.Cond]:
@@ -261,7 +261,7 @@ def test_self_conditioning_goes_with_every_recipe_and_what_it_learns(recipe: Rec
     for _ in range(3):
         trainer.step()
     moved = [name for name, value in trainer.learned.state_dict().items() if not torch.equal(value, before[name])]
-    assert any("enter" in name for name in moved)
+    assert any("net.first" in name for name in moved)
     learns = [name for name, _ in recipe.loss.named_parameters()]  # EDM2's uncertainty
     assert all(f"loss.{name}" in moved for name in learns)
     assert bool(learns) == (recipe.target is not FLOW and out == 1)
