@@ -1,17 +1,19 @@
-"""Stage `report`: one self-contained page, `reports/report.html`, and the short table of the run, `reports/summary/`.
+"""Stage `report`: one self-contained page, `reports/report.html`, and the figures of the run in `reports/summary/`:
 
-The page holds its pictures and loads nothing. It says the same whenever it is made from the same inputs: what belongs to
-a single execution (times, run ids) is MLflow's.
+    summary.json   the table that a run ends with, and all metrics by name
+    metrics.json   the key figures, for `dvc metrics` and `dvc exp show`
+    *.png          the figures that this stage draws
+
+The same inputs give the same page. What belongs to a single execution (times, run ids) is recorded by MLflow.
 """
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tasks import paths
 from tasks.common import files
@@ -24,34 +26,34 @@ from tasks.evaluate.memorization.memorization_plots import training_watch
 from tasks.extract import parts
 from tasks.paths import MODELS
 from tasks.plots import drawing
-from tasks.report import report_text
+from tasks.report import html, page, results
 from tasks.report.dataset_card_plots import Shown, gated_sheets, reject_sheets
+from tasks.report.html import Figure
 
 SHOWN = 24  # kept persons on the contact sheet
 TILE = 128  # pixels
 
 
 def run(params: Params, root: Path) -> None:
-    """Gather what the other stages found, draw it, and write the page, the table and their pictures."""
-    found = report_text.gather(params, root)
+    """Read what the other stages measured, draw it, and write the page and the summary."""
+    measured = results.read(params, root)
+    summary = results.summarise(measured)
     with files.new_folder(root / paths.SUMMARY) as folder:
-        pictures = {
+        figures = {
             "kept": _kept(params, root, folder),
             "rejected": _rejected(params, root, folder),
             "curves": [figure for model in MODELS for figure in _curves(root, folder, model)],
             "samples": [
-                _figure(
-                    paths.sample_folder(root, "poses") / paths.GRID, "New poses, with the category that was asked for."
-                ),
-                _figure(
+                Figure.read(paths.sample_folder(root, "poses") / paths.GRID, "New poses, with the category asked for."),
+                Figure.read(
                     paths.sample_folder(root, "pictures") / paths.GRID,
-                    "New pictures: each row shows one new pose and what the model makes of it, with different noise.",
+                    "New pictures: each row shows one new pose and pictures of it from different noise.",
                 ),
             ],
             "neighbours": _neighbours(root),
             "membership_inference": _figures(
                 root / paths.MEMBERSHIP_INFERENCE,
-                "How well training and held-out examples are told apart by their loss, per noise level.",
+                "How well the loss tells training examples from held-out ones, per noise level.",
             ),
             "model_comparison": _figures(
                 root / paths.PROMOTE,
@@ -60,29 +62,25 @@ def run(params: Params, root: Path) -> None:
             ),
             "pose_accuracy": _figures(
                 root / paths.POSE_ACCURACY,
-                "Generated pictures, the pose that was asked for and the one that is read in them.",
+                "Generated pictures, the pose that was asked for and the pose that is read in them.",
             ),
         }
-        page = Environment(loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined)
-        html = page.get_template("report.html").render(**report_text.sections(params, root, found), **pictures)
-        files.write_json(folder / "summary.json", report_text.summary(found))
-    files.write_bytes(root / paths.REPORT, html.encode())
+        text = html.render("report.html", page=page.make(params, root, measured), figures=figures)
+        files.write_json(folder / "summary.json", asdict(summary))
+        files.write_json(folder / "metrics.json", results.key_figures(measured, summary.metrics))
+    files.write_bytes(root / paths.REPORT, text.encode())
 
 
-def _figure(path: Path, caption: str) -> dict[str, str]:
-    return {"data": base64.b64encode(path.read_bytes()).decode(), "caption": caption}
+def _figures(folder: Path, caption: str) -> list[Figure]:
+    return [Figure.read(path, caption) for path in sorted(folder.glob("*.png"))]
 
 
-def _figures(folder: Path, caption: str) -> list[dict[str, str]]:
-    return [_figure(path, caption) for path in sorted(folder.glob("*.png"))]
-
-
-def _drawn(path: Path, picture: np.ndarray, caption: str) -> dict[str, str]:
+def _drawn(path: Path, picture: np.ndarray, caption: str) -> Figure:
     drawing.save_png(path, picture)
-    return _figure(path, caption)
+    return Figure.read(path, caption)
 
 
-def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
+def _kept(params: Params, root: Path, folder: Path) -> list[Figure]:
     """Kept persons: the picture as it came with the landmarks found on it, and the crop that the models see."""
     found = parts.read_poses(root, params.raw)
     persons = dataset_table.read(root / paths.DATASET)
@@ -108,7 +106,7 @@ def _kept(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     return kept
 
 
-def _rejected(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
+def _rejected(params: Params, root: Path, folder: Path) -> list[Figure]:
     """A contact sheet for each reason; files that no decoder opens are grey tiles."""
     found, rejects = parts.read_poses(root, params.raw), parts.read_rejects(root, params.raw)
     gated = dataset_table.read_gated(root / paths.DATASET)
@@ -122,14 +120,14 @@ def _rejected(params: Params, root: Path, folder: Path) -> list[dict[str, str]]:
     ]
 
 
-def _curves(root: Path, folder: Path, model: str) -> list[dict[str, str]]:
+def _curves(root: Path, folder: Path, model: str) -> list[Figure]:
     training = files.read_json(paths.model_folder(root, model) / "training.json")
     images, loss = zip(*training["loss"], strict=True)
     drawing.curves(folder / f"loss-{model}.png", {"training loss": (images, loss)}, "images seen", "loss", "y")
     training_watch(training, folder / f"watch-{model}.png")
     return [
-        _figure(folder / f"loss-{model}.png", f"{model}: training loss against images seen."),
-        _figure(
+        Figure.read(folder / f"loss-{model}.png", f"{model}: training loss against images seen."),
+        Figure.read(
             folder / f"watch-{model}.png",
             f"{model}: denoising error on training and held-out data, same noise, while the model was trained. Memorization "
             "begins where the held-out error turns upwards.",
@@ -137,14 +135,14 @@ def _curves(root: Path, folder: Path, model: str) -> list[dict[str, str]]:
     ]
 
 
-def _neighbours(root: Path) -> list[dict[str, str]]:
+def _neighbours(root: Path) -> list[Figure]:
     captions = {
-        "closest": "the samples nearest to a training example, as far as they are suspicious: sample, nearest, the two "
-        "together, second nearest.",
-        "ratios": "how near samples come to training examples (nearest over second nearest), beside held-out data.",
+        "closest": "the most suspicious samples: sample, nearest training example, the two together, second nearest.",
+        "ratios": "how near samples come to training examples (distance to the nearest over the second nearest), beside "
+        "held-out data.",
     }
-    figures = []
+    figures: list[Figure] = []
     for path in sorted((root / paths.MEMORIZATION).glob("*.png")):
         what, _, kind = path.stem.rpartition("_")
-        figures.append(_figure(path, f"{what.replace('_', ' ')}: {captions.get(kind, kind)}"))
+        figures.append(Figure.read(path, f"{what.replace('_', ' ')}: {captions.get(kind, kind)}"))
     return figures

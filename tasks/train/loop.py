@@ -26,7 +26,7 @@ from tasks.metrics.membership_inference import LevelGap
 from tasks.models import modality
 from tasks.models.modality import Model
 from tasks.registry import lineage, tracking
-from tasks.train import early_stopping, launch
+from tasks.train import curves, early_stopping, launch
 from tasks.train import evaluation as watching
 from tasks.train.evaluation import SIGMAS, Speed, Watch
 from tasks.train.state import Folder, State
@@ -240,6 +240,7 @@ class Session:
         with files.new_folder(paths.model_folder(self.root, self.model.name)) as folder:
             modality.save(folder, self.model, weights, {"digest": self.folder.digest, "images": nimg})
             files.write_json(folder / "training.json", told)
+            curves.write(folder, self.history.loss, rows, SIGMAS)
             files.write_json(folder / lineage.FILE, self.seen)
             for path in sorted(self.folder.path.glob("snapshots/*.safetensors")):
                 (folder / "snapshots").mkdir(exist_ok=True)

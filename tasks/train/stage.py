@@ -2,6 +2,7 @@
 
     model.safetensors   averaged weights of the best watch, codec, and all that is needed to build it again
     training.json       loss against images seen, what was watched, why it ended and which weights were kept
+    loss.csv, denoising_loss.csv   the curves of training.json, for `dvc plots`
     trained_on.json     whom it has seen (see `lineage`)
     snapshots/          further averages, if any were asked for
 

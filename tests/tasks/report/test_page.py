@@ -1,4 +1,4 @@
-"""The words of the report about memorization."""
+"""The words of the report about memorization, and the key figures."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from benchmarks.synthetic_law import Law, with_copies
 from tasks.evaluate.memorization.certificate import certify, score_samples
 from tasks.evaluate.memorization.invariances import Bank, View, identity
 from tasks.evaluate.memorization.reference import Items, reference
-from tasks.report import report_text
+from tasks.report import page
 
 VECTORS = Bank("law vectors", (View("as is", identity),), lambda x: x, identity)
 
@@ -20,7 +20,7 @@ def evidence(copied: int) -> dict[str, str]:
     compared = reference((VECTORS,), *apart)
     scored = score_samples("samples", generated, compared)
     certificate = certify("samples", scored, compared, lambda x, n, rng: x[:n] + 1e-3, rng)
-    return dict(report_text._evidence(certificate.metrics()))
+    return dict(page._evidence(certificate.metrics()))
 
 
 def test_evidence_says_what_was_found_and_what_could_have_been() -> None:
@@ -28,17 +28,16 @@ def test_evidence_says_what_was_found_and_what_could_have_been() -> None:
     assert clean["samples; training items; held-out items"] == "100; 150; 50"
     assert clean["samples on the list of copies"].startswith("0 (0.0%, 95% interval 0.0% to 3.6%)")
     assert copied["samples on the list of copies"].startswith(("7 (7.0%", "8 (8.0%", "9 (9.0%"))  # 10% may be false
-    assert float(copied["p-value: samples nearer to train than anybody"]) < 1e-4
-    assert clean["copies planted as a control, found"] == "1 of 1"
+    assert float(copied["p-value: some samples are nearer to training items than held-out items are"]) < 1e-4
+    assert clean["copies planted as a control, detected"] == "1 of 1"
     dimension, size = next(value for words, value in clean.items() if words.startswith("law vectors")).split("; ")
     assert 5 < float(dimension) < 20
     assert 0.05 < float(size.split()[0]) < 1
 
 
 def test_no_test_no_evidence() -> None:
-    assert report_text._evidence({}) == []
-    assert report_text._on_demand({"pictures.copies_fraction": 0.1}) == ""
+    assert page._evidence({}) == []
+    assert page._train_conditions({"pictures.copies_fraction": 0.1}) == ""
     both = {"pictures.copies_fraction": 0.01, "train_conditions.copies_fraction": 0.25}
-    assert "training set, 25.0% of the pictures are on the list of copies; with those of held-out people 1.0%" in (
-        report_text._on_demand(both)
-    )
+    sentence = page._train_conditions(both)
+    assert sentence.index("25.0%") < sentence.index("1.0%")  # training conditions come first

@@ -1,0 +1,36 @@
+"""Self-contained HTML pages: pictures are embedded, nothing is loaded, and all text is escaped."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tasks.common.images import encode_png
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of a page: a PNG in base64, and its caption."""
+
+    data: str
+    caption: str
+
+    @classmethod
+    def of(cls, picture: np.ndarray, caption: str) -> Figure:
+        """A picture, uint8 `[height, width, 3]`."""
+        return cls(base64.b64encode(encode_png(picture)).decode(), caption)
+
+    @classmethod
+    def read(cls, path: Path, caption: str) -> Figure:
+        """The picture in a PNG file."""
+        return cls(base64.b64encode(path.read_bytes()).decode(), caption)
+
+
+def render(template: str, **values: object) -> str:
+    """The page made from `templates/<template>`; a name that the template needs and does not get raises an error."""
+    environment = Environment(loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(template).render(**values)

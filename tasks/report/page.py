@@ -1,0 +1,206 @@
+"""The words and tables of the report; its figures are drawn by the stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks import paths
+from tasks.common import files
+from tasks.config.params import Params
+from tasks.paths import MODELS
+from tasks.report.results import Results, counts_in_words, frechet_distance, number
+
+JOINT_ERRORS = {  # a measure of extraction's `joint_error` -> words
+    "persons": "persons measured",
+    "pixels_mean": "error of the 12 limb joints in the picture, mean, pixels",
+    "pixels_median": "the same, median",
+    "torsos_mean": "the same in torso lengths, mean",
+    "torsos_median": "the same in torso lengths, median",
+    "within_0.2": "joints within 0.2 torso lengths (PCK)",
+    "within_0.5": "joints within 0.5 torso lengths (PCK)",
+    "swapped": "persons whose left was read as right",
+    "metres_mean": "error in space after scaling, mean, metres",
+    "metres_median": "the same, median",
+}
+QUESTIONS = {  # of the memorization test, in the order of the page
+    "poses": "poses",
+    "pictures": "pictures",
+    "train_conditions": "pictures generated with training conditions (no verdict on the model)",
+    "pose_reuse": "poses read in the pictures (no verdict on the model)",
+}
+
+Row = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A headline figure; `style` is a CSS class."""
+
+    label: str
+    value: str
+    note: str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class VerdictSection:
+    """The answer to one question of the memorization test."""
+
+    model: str
+    verdict: str
+    style: str
+    sentence: str
+    evidence: list[Row]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything on the page but its figures."""
+
+    name: str
+    persons_kept: int
+    cards: list[Card]
+    funnel: list[tuple[str, int, str]]  # step, count, remark
+    extraction_accuracy: list[Row]
+    verdicts: list[VerdictSection]
+    train_conditions: str  # a sentence; empty if it cannot be said
+    membership_inference: list[Row]  # model, sentence
+    metrics: list[Row]
+    absent: list[Row]  # metric, reason
+    promoted: bool
+    compared: bool  # with a champion
+    promotion_reasons: list[str]
+    lineage: list[Row]
+
+
+def make(params: Params, root: Path, results: Results) -> Page:
+    """The page of a run."""
+    return Page(
+        name=", ".join(sorted(params.raw.parts)),
+        persons_kept=results.curation["persons_kept"],
+        cards=_cards(results),
+        funnel=_funnel(results),
+        extraction_accuracy=[
+            (f"{part}: {words}", number(errors[key]))
+            for part, errors in results.extraction["joint_error"].items()
+            for key, words in JOINT_ERRORS.items()
+        ],
+        verdicts=_verdicts(results.memorization["models"]),
+        train_conditions=_train_conditions(results.memorization["metrics"]),
+        membership_inference=[
+            (model, entry["sentence"]) for model, entry in results.membership_inference["models"].items()
+        ],
+        metrics=[
+            (f"{stage}{key}", number(value))
+            for stage, entry in (("", results.fidelity), ("pose_accuracy.", results.pose_accuracy))
+            for key, value in sorted(entry["metrics"].items())
+        ],
+        absent=sorted(results.fidelity["absent"].items()),
+        promoted=results.promotion["promote"],
+        compared="model_comparison" in results.promotion,
+        promotion_reasons=results.promotion["reasons"],
+        lineage=_lineage(root),
+    )
+
+
+def _style(verdict: str) -> str:
+    return verdict if verdict in ("CLEAN", "COPIES") else "unsure"
+
+
+def _cards(results: Results) -> list[Card]:
+    distance, references = frechet_distance(results)
+    verdicts = {model: results.memorization["models"][model]["verdict"] for model in MODELS}
+    return [
+        Card("people kept", str(results.curation["persons_kept"]), f"of {results.extraction['files']} files"),
+        Card("Frechet pose distance", distance, references),
+        *(Card(f"memorization, {model}", verdict, "", _style(verdict)) for model, verdict in verdicts.items()),
+    ]
+
+
+def _verdicts(models: dict[str, Any]) -> list[VerdictSection]:
+    return [
+        VerdictSection(
+            model=words,
+            verdict=models[name]["verdict"],
+            style=_style(models[name]["verdict"]),
+            sentence=models[name]["sentence"],
+            evidence=_evidence(models[name]["metrics"]),
+        )
+        for name, words in QUESTIONS.items()
+        if name in models
+    ]
+
+
+def _evidence(metrics: dict[str, float]) -> list[Row]:
+    """What a verdict rests on, and how near a copy must be to be detected. Empty if the test was not made."""
+    if "p" not in metrics:
+        return []
+    counted = {key: round(value) for key, value in metrics.items()}
+    low, high = metrics["copies_fraction_low"], metrics["copies_fraction_high"]
+    rows = [
+        (
+            "samples; training items; held-out items",
+            f"{counted['samples']}; {counted['train']}; {counted['heldout']}",
+        ),
+        (
+            "samples on the list of copies",
+            f"{counted['copies']} ({metrics['copies_fraction']:.1%}, 95% interval {low:.1%} to {high:.1%})",
+        ),
+        ("p-value: some samples are nearer to training items than held-out items are", number(metrics["p_tail"])),
+        (
+            "p-value: nearest items are in the training set more often than by chance",
+            f"{number(metrics['p_split'])}, "
+            f"{counted['originals_hit_in_train']} of {counted['originals_hit']} originals in train",
+        ),
+        ("copies planted as a control, detected", f"{counted['planted_found']} of {counted['planted']}"),
+    ]
+    for bank in [key.removesuffix(".smallest_copy") for key in metrics if key.endswith(".smallest_copy")]:
+        size = metrics[f"{bank}.smallest_copy"]
+        ranks = "" if metrics[f"{bank}.tail_fits"] else " (by ranks: the tail follows no power law)"
+        rows.append(
+            (
+                f"{bank.replace('_', ' ')}: dimension of the data; largest distance at which a copy is detected",
+                f"{metrics[f'{bank}.intrinsic_dimension']:.1f}; {size:.2f} of the usual nearest distance{ranks}",
+            )
+        )
+    return rows
+
+
+def _train_conditions(metrics: dict[str, float]) -> str:
+    """Copies among pictures generated with conditions of the training set, beside held-out ones; empty if not measured."""
+    trained, held_out = (metrics.get(f"{name}.copies_fraction") for name in ("train_conditions", "pictures"))
+    if trained is None or held_out is None:
+        return ""
+    return (
+        f"Of the pictures generated with conditions of the training set, {trained:.1%} are on the list of copies; of those "
+        f"generated with held-out conditions, {held_out:.1%}."
+    )
+
+
+def _funnel(results: Results) -> list[tuple[str, int, str]]:
+    extraction, curation = results.extraction, results.curation
+    return [
+        ("files", extraction["files"], ""),
+        ("persons found", extraction["persons"], "refused: " + counts_in_words(extraction["rejects"])),
+        ("persons kept", curation["persons_kept"], "refused: " + counts_in_words(curation["gated"])),
+        ("groups of near-copies", curation["groups"], f"the largest has {curation['largest_group']}"),
+        *((split, count, "whole groups") for split, count in curation["splits"].items()),
+        ("categories", len(curation["categories"]), counts_in_words(curation["categories"])),
+    ]
+
+
+def _lineage(root: Path) -> list[Row]:
+    """The sha256 of shards, models and samples."""
+    rows = [(f"shard {shard['name']}", f"sha256 {shard['sha256']}") for shard in _shards(root / paths.SHARDS)]
+    for model in MODELS:
+        rows.append((f"model {model}", f"sha256 {paths.model_sha256(root, model)}"))
+        for shard in _shards(paths.sample_folder(root, model)):
+            rows.append((f"samples of {model}, {shard['name']}", f"sha256 {shard['sha256']}"))
+    return rows
+
+
+def _shards(folder: Path) -> list[dict[str, Any]]:
+    shards: list[dict[str, Any]] = files.read_json(folder / paths.SHARD_INDEX)["shards"]
+    return shards

@@ -1,0 +1,136 @@
+"""What the stages of a run measured: read from their files, and summed up as a table and as flat figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks import paths
+from tasks.common import files
+from tasks.config.params import Params
+from tasks.extract import parts
+from tasks.paths import MODELS
+
+# Key figure -> where it stands in `summary.json`. These are what `dvc metrics` and `dvc exp show` print.
+KEY_FIGURES = {
+    "poses.loss": "training.poses.loss",
+    "poses.frechet_distance": "fidelity.poses.frechet_pose_distance",
+    "poses.frechet_distance_training_data": "fidelity.poses.frechet_pose_distance_floor",
+    "poses.frechet_distance_noise": "fidelity.poses.frechet_pose_distance_noise",
+    "poses.kid": "fidelity.poses.kernel_pose_distance",
+    "poses.kid_training_data": "fidelity.poses.kernel_pose_distance_floor",
+    "pictures.loss": "training.pictures.loss",
+    "pictures.fid": "fidelity.pictures.fid",
+    "pictures.edge_kid": "fidelity.pictures.edge_kernel_distance",
+    "pictures.edge_kid_training_data": "fidelity.pictures.edge_kernel_distance_floor",
+    "pictures.pixel_kid": "fidelity.pictures.pixel_kernel_distance",
+    "pictures.found": "pose_accuracy.pictures.found",
+    "pictures.within_0.2_torso": "pose_accuracy.pictures.within_0.2",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of all stages, as read from their JSON files."""
+
+    extraction: dict[str, Any]
+    curation: dict[str, Any]
+    losses: dict[str, float]  # model -> last training loss
+    memorization: dict[str, Any]
+    membership_inference: dict[str, Any]
+    pose_accuracy: dict[str, Any]
+    fidelity: dict[str, Any]
+    promotion: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The short table that a run ends with, as rows of (label, value), and all figures by name."""
+
+    rows: list[tuple[str, str]]
+    metrics: dict[str, float]
+
+
+def read(params: Params, root: Path) -> Results:
+    """The results that the stages wrote."""
+    losses = {m: files.read_json(paths.model_folder(root, m) / "training.json")["loss"][-1][1] for m in MODELS}
+    return Results(
+        extraction=parts.summary(root, params.raw),
+        curation=files.read_json(root / paths.DATASET / "summary.json"),
+        losses=losses,
+        memorization=files.read_json(root / paths.MEMORIZATION / "memorization.json"),
+        membership_inference=files.read_json(root / paths.MEMBERSHIP_INFERENCE / "membership_inference.json"),
+        pose_accuracy=files.read_json(root / paths.POSE_ACCURACY / "pose_accuracy.json"),
+        fidelity=files.read_json(root / paths.FIDELITY / "fidelity.json"),
+        promotion=files.read_json(root / paths.PROMOTE / "promote.json"),
+    )
+
+
+def number(value: float) -> str:
+    """A number with four significant digits."""
+    return f"{value:.4g}"
+
+
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """Counts by name, such as "blurred 3, too dark 1"."""
+    return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in sorted(counts.items())) or "none"
+
+
+def frechet_distance(results: Results) -> tuple[str, str]:
+    """The Frechet pose distance and its references in words; without one, "absent" and the reason."""
+    name = "poses.frechet_pose_distance"
+    metrics = results.fidelity["metrics"]
+    if name not in metrics:
+        reasons = results.fidelity["absent"]
+        return "absent", str(reasons.get(name, reasons.get("poses", "")))
+    references = [
+        f"{label} {number(metrics[key])}"
+        for label, key in (("training data", f"{name}_floor"), ("noise", f"{name}_noise"))
+        if key in metrics
+    ]
+    return number(metrics[name]), "; ".join(references)
+
+
+def summarise(results: Results) -> Summary:
+    """The table and the figures of a run."""
+    distance, references = frechet_distance(results)
+    extraction, curation = results.extraction, results.curation
+    rejects = {**extraction["rejects"], **curation["gated"]}
+    promoted = "yes" if results.promotion["promote"] else "no: " + " ".join(results.promotion["reasons"])
+    rows = [
+        ("pictures in", str(extraction["files"])),
+        ("persons kept", f"{curation['persons_kept']} ({counts_in_words(curation['splits'])})"),
+        ("rejects", counts_in_words(rejects)),
+        *((f"training loss, {model}", number(loss)) for model, loss in results.losses.items()),
+        ("Frechet pose distance", f"{distance} ({references})" if references else distance),
+        *((f"memorization, {model}", results.memorization["verdicts"][model]) for model in MODELS),
+        ("promoted", promoted),
+    ]
+    metrics = {
+        "data.files": extraction["files"],
+        "data.persons_kept": curation["persons_kept"],
+        **{f"data.rejects.{reason}": count for reason, count in rejects.items()},
+        **{
+            f"extraction.{part}.{key}": value
+            for part, errors in extraction["joint_error"].items()
+            for key, value in errors.items()
+        },
+        **{f"training.{model}.loss": loss for model, loss in results.losses.items()},
+        **{f"memorization.{key}": value for key, value in results.membership_inference["metrics"].items()},
+        **{f"pose_accuracy.{key}": value for key, value in results.pose_accuracy["metrics"].items()},
+        **{f"fidelity.{key}": value for key, value in results.fidelity["metrics"].items()},
+        **{f"memorization.{key}": value for key, value in results.memorization["metrics"].items()},
+    }
+    return Summary(rows, {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)})
+
+
+def key_figures(results: Results, metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """The figures to compare runs by, out of a summary's metrics, and the verdicts as words. Figures may be missing."""
+    return {
+        "persons_kept": int(metrics["data.persons_kept"]),
+        **{name: metrics[key] for name, key in KEY_FIGURES.items() if key in metrics},
+        **{f"{model}.memorization": results.memorization["verdicts"][model] for model in MODELS},
+        "promoted": "yes" if results.promotion["promote"] else "no",
+    }

@@ -1,0 +1,54 @@
+"""The table of a run and its key figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tasks.report import results
+from tasks.report.results import Results
+
+
+def measured(**changes: Any) -> Results:
+    """The results of a run, as far as the summary needs them."""
+    values: dict[str, Any] = {
+        "extraction": {"files": 12, "rejects": {"unreadable": 1}, "joint_error": {"mannequin": {"within_0.2": 0.9}}},
+        "curation": {"persons_kept": 10, "splits": {"train": 7, "val": 2, "test": 1}, "gated": {"too_dark": 1}},
+        "losses": {"poses": 0.5, "pictures": 0.25},
+        "memorization": {"verdicts": {"poses": "CLEAN", "pictures": "COPIES"}, "metrics": {"poses.p": 0.5}},
+        "membership_inference": {"metrics": {}},
+        "pose_accuracy": {"metrics": {"pictures.found": 0.75, "pictures.within_0.2": 0.5}},
+        "fidelity": {"metrics": {"poses.frechet_pose_distance": 0.33819, "poses.frechet_pose_distance_floor": 0.1598},
+                     "absent": {}},
+        "promotion": {"promote": False, "reasons": ["Worse than the champion."]},
+    }  # fmt: skip
+    return Results(**{**values, **changes})
+
+
+def test_table_and_metrics() -> None:
+    summary = results.summarise(measured())
+    rows = dict(summary.rows)
+    assert rows["persons kept"] == "10 (test 1, train 7, val 2)"
+    assert rows["rejects"] == "too dark 1, unreadable 1"
+    assert rows["Frechet pose distance"] == "0.3382 (training data 0.1598)"
+    assert rows["promoted"] == "no: Worse than the champion."
+    assert summary.metrics["extraction.mannequin.within_0.2"] == 0.9
+    assert summary.metrics["data.rejects.too_dark"] == 1
+
+
+def test_key_figures_are_flat_and_name_what_was_measured() -> None:
+    run = measured()
+    figures = results.key_figures(run, results.summarise(run).metrics)
+    assert figures["poses.frechet_distance"] == pytest.approx(0.33819)
+    assert (figures["pictures.found"], figures["pictures.within_0.2_torso"]) == (0.75, 0.5)
+    assert (figures["poses.memorization"], figures["pictures.memorization"]) == ("CLEAN", "COPIES")
+    assert figures["promoted"] == "no"
+    assert all(isinstance(value, int | float | str) for value in figures.values())
+    assert "pictures.fid" not in figures
+
+
+def test_a_missing_distance_is_absent_with_its_reason() -> None:
+    run = measured(fidelity={"metrics": {}, "absent": {"poses": "there are no held-out poses."}})
+    assert dict(results.summarise(run).rows)["Frechet pose distance"] == "absent (there are no held-out poses.)"
+    assert "poses.frechet_distance" not in results.key_figures(run, results.summarise(run).metrics)
