@@ -86,10 +86,10 @@ def draw(denoiser: Denoiser, recipe: Recipe, cond: Callable[[int], Cond], count:
 def shifts(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:
     """Half of the examples shifted by one pixel or none in each direction, with the shift as a condition."""
     u = rng.uniform((3,), seed, ids)
-    chosen = augmentation.identity(len(ids))
+    chosen = augmentation.no_transform(len(ids))
     chosen[:, 4:6] = (u[:, :2] * 3).floor() - 1
     chosen[:, 4:6] *= (u[:, 2:] < 0.5) / 8
-    moved, cond = augmentation.pictures(x0.reshape(-1, 1, 8, 8), cond, chosen)
+    moved, cond = augmentation.transform_pictures(x0.reshape(-1, 1, 8, 8), cond, chosen)
     return moved.flatten(1), cond
 
 
@@ -112,7 +112,7 @@ def watch(n: int, steps: int, transform: Transform | None = None, until_onset: b
     told = transform is shifts
 
     def cond(count: int) -> Cond:  # of sampling and of evaluation: no shift
-        return {"vec:augment": augmentation.identity(count, torch.device(device))} if told else {}
+        return {"vec:augment": augmentation.no_transform(count, torch.device(device))} if told else {}
 
     torch.manual_seed(0)
     net = MLP(64, width=512, depth=4, conds={"vec:augment": augmentation.WIDTH} if told else {}).to(device)

@@ -202,10 +202,10 @@ def loader_wait(device: torch.device, steps: int = 20) -> float:
         data=lambda index: (x0[index], rows(cond, index)), n=512,
     )  # fmt: skip
     trainer.step()
-    before, start = trainer.waited, time.perf_counter()
+    before, start = trainer.data_wait_seconds, time.perf_counter()
     for _ in range(steps):
         trainer.step()
-    return (trainer.waited - before) / (time.perf_counter() - start)
+    return (trainer.data_wait_seconds - before) / (time.perf_counter() - start)
 
 
 def _wait(way: Way) -> None:

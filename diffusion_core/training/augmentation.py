@@ -21,7 +21,7 @@ from diffusion_core.schedules import Level
 WIDTH = 6  # numbers in `vec:augment`: flip, log scale, cos - 1, sin, shift in x, shift in y
 
 
-def parameters(
+def random_transforms(
     seed: rng.Seed, ids: Tensor, p: float, flip: bool = True, scale: float = 0.2, turn: float = 0.3, shift: float = 0.1
 ) -> Tensor:
     """Random transforms, `[B, WIDTH]` float32: each kind by itself with probability p (a flip with p / 2).
@@ -45,7 +45,7 @@ def parameters(
     )
 
 
-def pictures(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
+def transform_pictures(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
     """Pictures `[B, C, H, W]` flipped, scaled, turned and shifted by `chosen` `[B, WIDTH]`; edges are reflected."""
     flip, scale, cos, sin = 1 - 2 * chosen[:, 0], chosen[:, 1].exp(), chosen[:, 2] + 1, chosen[:, 3]
     # grid_sample asks where each output pixel comes from: the inverse of shift, then turn and scale, then flip.
@@ -59,7 +59,7 @@ def pictures(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
     return torch.where(untouched[:, None, None, None], x0, moved), {**cond, "vec:augment": chosen}
 
 
-def poses(x0: Tensor, cond: Cond, chosen: Tensor, mirror: Sequence[int]) -> tuple[Tensor, Cond]:
+def transform_poses(x0: Tensor, cond: Cond, chosen: Tensor, mirror: Sequence[int]) -> tuple[Tensor, Cond]:
     """Poses `[B, J, 3]` (x right, y down, z away) flipped, scaled, turned about y, shifted in x and y, about the origin.
 
     mirror[i] is the joint that takes joint i's place in a flip: left and right change names.
@@ -73,23 +73,23 @@ def poses(x0: Tensor, cond: Cond, chosen: Tensor, mirror: Sequence[int]) -> tupl
     return turned + shift.to(x0), {**cond, "vec:augment": chosen}
 
 
-def identity(batch: int, device: torch.device | None = None) -> Tensor:
+def no_transform(batch: int, device: torch.device | None = None) -> Tensor:
     """The condition of the untouched example, for sampling: `[batch, WIDTH]` zeros."""
     return torch.zeros(batch, WIDTH, device=device)
 
 
-def noise_condition(cond: Cond, key: str, level: Level, seed: rng.Seed, ids: Tensor) -> Cond:
+def add_condition_noise(cond: Cond, key: str, level: Level, seed: rng.Seed, ids: Tensor) -> Cond:
     """A condition `[B, *S]` corrupted at the level `[]` or `[B]`, and the level's angle as `vec:<name>_level` `[B, 1]`.
 
-    In training the levels are drawn, see `drawn`; in sampling one is fixed: noise-conditioning augmentation for cascades. Ho et
-    al. 2021 (arXiv 2106.15282), section 4.
+    Noise-conditioning augmentation (Ho et al. 2021, arXiv 2106.15282, section 4): in training the levels are random, see
+    `random_levels`; in sampling one level is fixed.
     """
     noise = rng.normal(cond[key].shape[1:], seed, ids).to(cond[key])
     angle = level.angle.to(cond[key]).expand(len(ids))[:, None]
     return {**cond, key: level.corrupt(cond[key], noise), f"vec:{key.split(':', 1)[1]}_level": angle}
 
 
-def drawn(density: Density, seed: rng.Seed, ids: Tensor) -> Level:
+def random_levels(density: Density, seed: rng.Seed, ids: Tensor) -> Level:
     """A level for each id from the density, `[B]`."""
     return density(rng.uniform((), seed, ids))
 

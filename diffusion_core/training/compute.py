@@ -32,7 +32,7 @@ class Compute:
 
 def prepare(net: nn.Module, compute: Compute, device: torch.device) -> str | None:
     """Set the network up in place; returns a sentence if it could not be compiled as asked."""
-    if convolves(net):
+    if has_convolutions(net):
         net.to(memory_format=torch.channels_last)
     if device.type == "cuda":
         tf32 = compute.precision == "tf32"
@@ -42,7 +42,7 @@ def prepare(net: nn.Module, compute: Compute, device: torch.device) -> str | Non
         for block in blocks(net):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if compute.compile:
-        reason = no_compiler(device)
+        reason = compiler_error(device)
         if reason is not None:
             return f"The network is not compiled but run as it is: {reason}."
         net.compile()
@@ -59,7 +59,7 @@ def blocks(net: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-def no_compiler(device: torch.device) -> str | None:
+def compiler_error(device: torch.device) -> str | None:
     """Why torch.compile cannot work here, found by compiling a small function; None if it can."""
 
     def small(x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[N
     return torch.autocast(device.type, torch.bfloat16, enabled=compute.precision == "bf16")
 
 
-def convolves(net: nn.Module) -> bool:
+def has_convolutions(net: nn.Module) -> bool:
     """Whether the network has convolutions of pictures, which run faster with their channels last in memory."""
     return any(isinstance(module, nn.Conv2d) for module in net.modules())
 

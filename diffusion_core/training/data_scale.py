@@ -45,7 +45,7 @@ def data_scale(x0: Tensor) -> DataScale:
     return DataScale(float(flat.square().mean().sqrt()), float(mean), float(spread.sqrt()))
 
 
-def opening(n: int, images: int, scale: DataScale | None = None) -> str:
+def training_outlook(n: int, images: int, scale: DataScale | None = None) -> str:
     """What to say when training starts: examples, passes, and when memorization is to be expected."""
     onset = n * PASSES_TO_MEMORIZATION
     verdict = "this run ends before" if images < onset else "this run goes beyond: watch the gap to validation"

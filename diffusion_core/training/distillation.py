@@ -22,7 +22,7 @@ from diffusion_core.schedules import Level, expand_like
 Loss = Callable[..., Tensor]
 
 
-def implied(x: Tensor, after: Tensor, level: Level, to: Level) -> Tensor:
+def implied_x0(x: Tensor, after: Tensor, level: Level, to: Level) -> Tensor:
     """The clean example with which one `transition` from x at `level` ends in `after` at `to`: the move's inverse."""
     keep, pull = Level(to.s / level.s, to.a - to.s / level.s * level.a).like(x)
     return (after - keep * x) / pull
@@ -44,7 +44,7 @@ def progressive(teacher: Denoiser, timesteps: Timesteps) -> Loss:
         x = here.corrupt(x0, noise)
         with torch.no_grad():
             half = transition(x, teacher(x, here, cond), here, middle)
-            target = implied(x, transition(half, teacher(half, middle, cond), middle, end), here, end)
+            target = implied_x0(x, transition(half, teacher(half, middle, cond), middle, end), here, end)
         return weight(here).to(x0) * (denoiser(x, here, cond) - target).square().flatten(1).mean(1)
 
     return loss
@@ -68,7 +68,7 @@ def direct(teacher: Denoiser, timesteps: Timesteps, times: int) -> Loss:
         with torch.no_grad():
             for last, to in pairwise([here, *between]):
                 at = _heun(teacher, at, last, to, cond)
-            target = implied(x, at, here, between[-1])
+            target = implied_x0(x, at, here, between[-1])
         return weight(here).to(x0) * (denoiser(x, here, cond) - target).square().flatten(1).mean(1)
 
     return loss

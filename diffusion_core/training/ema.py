@@ -71,8 +71,8 @@ class Average:
     def update(self, parameters: Mapping[str, Tensor], nimg: int, batch: int) -> None:
         """Take in the parameters after a step of `batch` images that ended at `nimg` images."""
         keep = self.decay(nimg, batch)
-        fresh = [parallel.local(parameters[name].detach()) for name in self.weights]
-        torch._foreach_lerp_([parallel.local(value) for value in self.weights.values()], fresh, 1 - keep)
+        fresh = [parallel.local_shard(parameters[name].detach()) for name in self.weights]
+        torch._foreach_lerp_([parallel.local_shard(value) for value in self.weights.values()], fresh, 1 - keep)
 
 
 def post_hoc_shares(snapshots: Sequence[tuple[int, float]], at: int, sigma_rel: float) -> Tensor:
@@ -97,7 +97,7 @@ def _inner(time1: Tensor, gamma1: Tensor, time2: Tensor, gamma2: Tensor) -> Tens
     return (gamma1 + 1) * (gamma2 + 1) / (gamma1 + gamma2 + 1) * torch.exp(logs)
 
 
-def mix(averages: Sequence[Mapping[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:
+def mix_averages(averages: Sequence[Mapping[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:
     """The sum of shares times averages, summed in float64, in the averages' type."""
     return {
         name: sum(

@@ -21,13 +21,13 @@ class Objective(nn.Module):
         self.together = together
 
     def forward(self, x0: Tensor, u: Tensor, noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Losses, the levels' a and s, `[B]` each, and `parallel.touch`."""
+        """Losses, the levels' a and s, `[B]` each, and `parallel.zero_of_all`."""
         level = self.recipe.density(u)
         losses = self.recipe.loss(self.learned["denoiser"], x0, level, noise, self.recipe.weight, cond)
-        return losses, level.a, level.s, parallel.touch(self.learned) if self.together else losses.new_zeros(())
+        return losses, level.a, level.s, parallel.zero_of_all(self.learned) if self.together else losses.new_zeros(())
 
 
-def collect(denoiser: nn.Module, recipe: Recipe) -> nn.ModuleDict:
+def trained_modules(denoiser: nn.Module, recipe: Recipe) -> nn.ModuleDict:
     """Everything with weights: the denoiser and whatever the recipe learns beside it."""
     learned = nn.ModuleDict({"denoiser": denoiser})
     for name in ("density", "weight", "loss", "importance"):
@@ -37,7 +37,7 @@ def collect(denoiser: nn.Module, recipe: Recipe) -> nn.ModuleDict:
     return learned
 
 
-def check(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+def check_matching(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
     """ValueError, with the names, if the two are not alike."""
     if own.keys() != other.keys():
         raise ValueError(f"the state has other weights: {sorted(own.keys() ^ other.keys())[:4]}")
@@ -46,8 +46,8 @@ def check(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
             raise ValueError(f"the state's {key} is {list(other[key].shape)} instead of {list(value.shape)}")
 
 
-def fill(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+def load_tensors(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
     """Copy whole tensors into ones that may be split over the ranks; ValueError if the two are not alike."""
-    check(own, other)
+    check_matching(own, other)
     for key, value in own.items():
-        parallel.copy_into(value, other[key])
+        parallel.copy_full(value, other[key])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 RESERVE = 0.1  # of a GPU's memory is left alone: between steps it gets fragmented
 
 
-def largest(fits: Callable[[int], bool], most: int) -> int:
+def largest_divisor(fits: Callable[[int], bool], most: int) -> int:
     """The largest divisor of `most` that fits; tried from the smallest up, twice as far each time, then in between.
 
     What fits must fit in smaller sizes too. Raises MemoryError if not even 1 fits.
@@ -48,7 +48,7 @@ def largest_microbatch(trainer: Trainer) -> int:
         try:
             if not trainer.optimizer.state:  # its moments come with the first step
                 room = [torch.empty_like(p) for p in trainer.parameters.values() for _ in range(2)]
-            with parallel.gradients_stay(trainer.objective):
+            with parallel.no_gradient_sync(trainer.objective):
                 trainer.try_microbatch(size)
             failed = 0.0
         except torch.OutOfMemoryError:
@@ -59,13 +59,13 @@ def largest_microbatch(trainer: Trainer) -> int:
             failed = 1.0
         trainer.zero_gradients()
         room.clear()
-        return float(parallel.total(torch.tensor(failed, device=trainer.device))) == 0
+        return float(parallel.all_reduce_sum(torch.tensor(failed, device=trainer.device))) == 0
 
     cuda = trainer.device.type == "cuda"
     if cuda:
         torch.cuda.set_per_process_memory_fraction(1 - RESERVE, trainer.device)
     try:
-        return largest(fits, trainer.config.batch // trainer.world)
+        return largest_divisor(fits, trainer.config.batch // trainer.world)
     finally:
         if cuda:
             torch.cuda.empty_cache()

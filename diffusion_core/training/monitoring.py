@@ -80,13 +80,13 @@ def noise_scale(trainer: Trainer, pieces: int = 8) -> NoiseScale | None:
         return None
     count = cuts[-1]
     size = batch // count
-    sums = [torch.zeros_like(parallel.local(p)) for p in trainer.parameters.values()]
+    sums = [torch.zeros_like(parallel.local_shard(p)) for p in trainer.parameters.values()]
     squares = 0.0
     for k in range(count):
         trainer.zero_gradients()
         with _uncompiled(trainer):
             trainer.gradient(trainer.nimg + k * size, size)
-        gradients = [parallel.local(p.grad) for p in trainer.parameters.values() if p.grad is not None]
+        gradients = [parallel.local_shard(p.grad) for p in trainer.parameters.values() if p.grad is not None]
         squares += _square(gradients, trainer) / count
         torch._foreach_add_(sums, gradients, alpha=1 / count)
     trainer.zero_gradients()
@@ -98,7 +98,7 @@ def noise_scale(trainer: Trainer, pieces: int = 8) -> NoiseScale | None:
 def _square(tensors: list[Tensor], trainer: Trainer) -> float:
     """Squared length of the gradient of all ranks."""
     value = torch.stack([t.double().square().sum() for t in tensors]).sum()
-    return float(parallel.total(value) if trainer.compute.sharded else value)
+    return float(parallel.all_reduce_sum(value) if trainer.compute.sharded else value)
 
 
 def _uncompiled(trainer: Trainer) -> AbstractContextManager[object]:

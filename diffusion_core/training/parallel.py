@@ -1,6 +1,6 @@
 """Several processes as one: who am I, gradients summed over ranks (DDP), weights split over ranks (FSDP2), sums, broadcasts.
 
-A tensor that is split over the ranks is a DTensor. `whole` and `copy_into` go between the two, so that a state that is
+A tensor that is split over the ranks is a DTensor. `whole` and `copy_full` go between the two, so that a state that is
 stored does not know on how many ranks, or how, it was computed. What is only needed for splitting is imported only then:
 it takes longer to import than the rest of torch.
 """
@@ -48,7 +48,7 @@ def parallelise(module: nn.Module, device: torch.device, sharded: bool) -> nn.Mo
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def gradients_stay(module: nn.Module) -> AbstractContextManager[Any]:
+def no_gradient_sync(module: nn.Module) -> AbstractContextManager[Any]:
     """A context in which gradients are added up on each rank without being sent: all micro-batches but the last."""
     if isinstance(module, DistributedDataParallel):
         return module.no_sync()
@@ -68,23 +68,23 @@ class _Quiet:
         self.module.set_requires_gradient_sync(True)
 
 
-def touch(module: nn.Module) -> Tensor:
+def zero_of_all(module: nn.Module) -> Tensor:
     """Zero, with a gradient of zero for every parameter that is whole at this moment of the forward pass.
 
     Added to the loss it gives a gradient to a part that this rank's batch does not use and another's does; without one DDP
     and FSDP wait for it for ever.
     """
-    return torch.stack([p.sum() for p in module.parameters() if not is_split(p)]).sum() * 0
+    return torch.stack([p.sum() for p in module.parameters() if not is_sharded(p)]).sum() * 0
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum over the ranks, in place."""
     if distributed.is_initialized():
         distributed.all_reduce(value)
     return value
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """A JSON-able value of every rank, on every rank."""
     if not distributed.is_initialized():
         return [value]
@@ -93,7 +93,7 @@ def gathered(value: Any) -> list[Any]:
     return out
 
 
-def from_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Rank 0's JSON-able value, on every rank."""
     if not distributed.is_initialized():
         return value
@@ -102,11 +102,11 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
-def tensors_from_first(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def broadcast_tensors(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Rank 0's tensors on every rank, so that only its machine needs the file they were read from."""
     if not distributed.is_initialized():
         return dict(tensors)
-    about = from_first({name: (list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()})
+    about = broadcast({name: (list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()})
     out = {}
     for name, (shape, dtype) in about.items():
         here = (
@@ -119,25 +119,25 @@ def tensors_from_first(tensors: Mapping[str, Tensor], device: torch.device) -> d
     return out
 
 
-def is_split(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether each rank has a piece of the tensor only."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor in one piece; every rank must call it."""
-    return tensor.full_tensor() if is_split(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """This rank's piece."""
-    return tensor.to_local() if is_split(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
-def copy_into(own: Tensor, value: Tensor) -> None:
+def copy_full(own: Tensor, value: Tensor) -> None:
     """Fill `own`, which may be split over the ranks, with a whole tensor."""
-    if is_split(own):
+    if is_sharded(own):
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         assert isinstance(own, DTensor)

@@ -99,11 +99,11 @@ class Trainer:
         self.n = n
         self.nimg = 0
         self.stop = False  # set it (from a signal handler, say) and the next step tells all ranks
-        self.waited = 0.0  # seconds spent waiting for examples
+        self.data_wait_seconds = 0.0  # seconds spent waiting for examples
         self.device = next(denoiser.parameters()).device
-        self.learned = joint_objective.collect(denoiser, recipe).to(self.device)
-        self.remark = computing.prepare(denoiser, self.compute, self.device)  # what could not be done as asked
-        self.channels_last = computing.convolves(denoiser)
+        self.learned = joint_objective.trained_modules(denoiser, recipe).to(self.device)
+        self.compile_warning = computing.prepare(denoiser, self.compute, self.device)  # what could not be done as asked
+        self.channels_last = computing.has_convolutions(denoiser)
         self._blank = copy.deepcopy(denoiser).cpu() if self.compute.sharded else denoiser
         self.together = self.world > 1 or self.compute.sharded  # gradients are then means over the ranks
         self.objective: nn.Module = joint_objective.Objective(self.learned, recipe, self.together)
@@ -146,8 +146,8 @@ class Trainer:
         self.zero_gradients()
         seen = self.gradient(self.nimg, batch)
         sums = torch.stack([seen.weighted.sum() / batch, seen.weighted.new_tensor(float(self.stop))])
-        parallel.total(sums)
-        norm = parallel.whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip))
+        parallel.all_reduce_sum(sums)
+        norm = parallel.full_tensor(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip))
         loss, asked, length = torch.stack([*sums, norm.to(sums)]).tolist()  # the only wait for the device
         if not (math.isfinite(loss) and math.isfinite(length)):
             raise self._diverged(seen, length)
@@ -156,7 +156,7 @@ class Trainer:
         self.optimizer.step()
         self.nimg += batch
         if self.recipe.importance:
-            self.recipe.importance.update(parallel.total(self.recipe.importance.squares(seen.u, seen.losses)))
+            self.recipe.importance.update(parallel.all_reduce_sum(self.recipe.importance.squares(seen.u, seen.losses)))
         for average in self.averages.values():
             average.update(self.parameters, self.nimg, batch)
         return Step(self.nimg, loss, Level(seen.a, seen.s), seen.losses, asked > 0)
@@ -175,7 +175,7 @@ class Trainer:
         seen = []
         self.denoiser.train()
         for i, (ids, levels) in enumerate(parts):
-            with nullcontext() if i == len(parts) - 1 else parallel.gradients_stay(self.objective):
+            with nullcontext() if i == len(parts) - 1 else parallel.no_gradient_sync(self.objective):
                 seen.append(self._micro_gradient(ids, levels, batch))
         return _Seen(*map(torch.cat, zip(*seen, strict=True)))
 
@@ -185,7 +185,7 @@ class Trainer:
         examples = self._examples(ids)
         before = time.perf_counter()
         x0, cond = self.data(examples)
-        self.waited += time.perf_counter() - before
+        self.data_wait_seconds += time.perf_counter() - before
         if self.transform is not None:
             x0, cond = self.transform(x0, cond, rng.fold(config.seed, Stream.TRANSFORM), ids)
         x0 = x0.to(self.device, non_blocking=True)
@@ -233,31 +233,31 @@ class Trainer:
         for key, value in self.averages[name].weights.items():
             part, _, rest = key.partition(".")
             if part == "denoiser":
-                own[rest].copy_(parallel.whole(value))
+                own[rest].copy_(parallel.full_tensor(value))
         return twin
 
     @torch.no_grad()
     def warm_start(self, weights: Mapping[str, Tensor]) -> None:
         """Begin at another model's weights, named as in the denoiser; raises ValueError if they are another network's."""
         own = {k.removeprefix("denoiser."): p for k, p in self.parameters.items() if k.startswith("denoiser.")}
-        joint_objective.check(own, weights)
+        joint_objective.check_matching(own, weights)
         for name, parameter in own.items():
-            parallel.copy_into(parameter, weights[name])
+            parallel.copy_full(parameter, weights[name])
         for average in self.averages.values():
             for key, parameter in self.parameters.items():
-                parallel.local(average.weights[key]).copy_(parallel.local(parameter))
+                parallel.local_shard(average.weights[key]).copy_(parallel.local_shard(parameter))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a restart needs, on any number of ranks: tensors by name (weights, averages, optimiser) and a JSON-able
         dict. Where weights are split all ranks must call it."""
         tensors = {
-            f"weights/{name}": parallel.whole(value.detach()) for name, value in self.learned.state_dict().items()
+            f"weights/{name}": parallel.full_tensor(value.detach()) for name, value in self.learned.state_dict().items()
         }
         for name, average in self.averages.items():
-            tensors |= {f"{name}/{key}": parallel.whole(value) for key, value in average.weights.items()}
+            tensors |= {f"{name}/{key}": parallel.full_tensor(value) for key, value in average.weights.items()}
         for key, parameter in self.parameters.items():
             for moment, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adamw.{moment}/{key}"] = parallel.whole(value)
+                tensors[f"adamw.{moment}/{key}"] = parallel.full_tensor(value)
         return tensors, {"nimg": self.nimg, "n": self.n, "config": asdict(self.config)}
 
     def load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
@@ -272,9 +272,9 @@ class Trainer:
         for name, value in tensors.items():
             group, _, key = name.partition("/")
             grouped.setdefault(group, {})[key] = value
-        joint_objective.fill(self.learned.state_dict(), grouped.pop("weights"))
+        joint_objective.load_tensors(self.learned.state_dict(), grouped.pop("weights"))
         for name, average in self.averages.items():
-            joint_objective.fill(average.weights, grouped.pop(name))
+            joint_objective.load_tensors(average.weights, grouped.pop(name))
         for key, parameter in self.parameters.items():
             self.optimizer.state[parameter] = {
                 moment: self._moment(moment, values[key], parameter)
@@ -286,7 +286,7 @@ class Trainer:
         if moment == "step":  # AdamW counts where it computes: on the CPU, unless it is one kernel
             return value.to(self.device if self.device.type == "cuda" else "cpu", copy=True)
         own = torch.zeros_like(parameter)
-        parallel.copy_into(own, value)
+        parallel.copy_full(own, value)
         return own
 
     def _diverged(self, seen: _Seen, norm: float) -> Diverged:
@@ -294,7 +294,7 @@ class Trainer:
         bad = ~seen.losses.isfinite().cpu()
         sigma = Level(seen.a, seen.s).sigma.cpu().expand(len(bad))
         mine = [seen.examples[bad].tolist(), [f"{v:.3g}" for v in sigma[bad].tolist()], seen.examples.tolist()]
-        ranks = parallel.gathered(mine)
+        ranks = parallel.all_gather(mine)
         named, noise, batch = (list(chain.from_iterable(rank[i] for rank in ranks)) for i in range(3))
         if named:
             return Diverged(f"the loss is not finite at image {self.nimg} for examples {named} (sigma {noise})", named)

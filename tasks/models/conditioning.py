@@ -78,7 +78,7 @@ def conditions(
         if "pose_tokens" in config.conditions:
             cond["tok:pose"] = torch.cat([given, torch.eye(JOINTS).expand(len(given), -1, -1)], 2)
     if config.augment:
-        cond[AUGMENT] = augmentation.identity(len(names))
+        cond[AUGMENT] = augmentation.no_transform(len(names))
     if config.condition_noise:
         cond[POSE_LEVEL] = torch.zeros(len(names), 1)
     return cond
@@ -94,18 +94,18 @@ def transform(config: Poses | Pictures, codec: Affine) -> Transform | None:
 
     def changed(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:
         if config.augment:
-            chosen = augmentation.parameters(
+            chosen = augmentation.random_transforms(
                 rng.fold(seed, TransformStream.AUGMENTATION), ids, config.augment, flip=not config.mirror
             ).to(x0)
             if isinstance(config, Pictures):
                 x0, cond = _moved(x0, cond, chosen)
             else:
-                moved, cond = augmentation.poses(codec.decode(x0), cond, chosen, MIRROR)
+                moved, cond = augmentation.transform_poses(codec.decode(x0), cond, chosen, MIRROR)
                 x0 = codec.encode(moved).to(x0)
         if config.condition_noise:
             sigma = config.condition_noise * rng.uniform((), rng.fold(seed, TransformStream.CONDITION_LEVEL), ids)
             for i, key in enumerate(key for key in keys(cond) if key.endswith(":pose")):
-                cond = augmentation.noise_condition(
+                cond = augmentation.add_condition_noise(
                     cond, key, sigma_level(sigma), rng.fold(seed, TransformStream.CONDITION_NOISE, i), ids
                 )
         return x0, drop(
@@ -124,12 +124,12 @@ def _moved(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
     moved = dict(cond)
     if "map:pose" in cond:
         maps = torch.where(flip[:, None, None, None], cond["map:pose"][:, list(MIRRORED)], cond["map:pose"])
-        moved["map:pose"], _ = augmentation.pictures(maps, {}, chosen)
+        moved["map:pose"], _ = augmentation.transform_pictures(maps, {}, chosen)
     for key in ("vec:pose", "tok:pose"):
         if key in cond:
             rows = cond[key].reshape(len(x0), JOINTS, -1)
             pose = torch.from_numpy(mirror(rows[..., :3].cpu().numpy())).to(rows)
             other = torch.cat([pose, rows[..., 3:]], 2).reshape(cond[key].shape)
             moved[key] = torch.where(flip.reshape(-1, *[1] * (other.ndim - 1)), other, cond[key])
-    x0, told = augmentation.pictures(x0, {}, chosen)
+    x0, told = augmentation.transform_pictures(x0, {}, chosen)
     return x0, {**moved, **told}

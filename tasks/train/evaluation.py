@@ -120,7 +120,7 @@ class Speed:
 
     def begin(self) -> None:
         """From now on."""
-        self.images, self.waited, self.since = self.trainer.nimg, self.trainer.waited, time.perf_counter()
+        self.images, self.waited, self.since = self.trainer.nimg, self.trainer.data_wait_seconds, time.perf_counter()
 
     def since_then(self) -> dict[str, float]:
         """The figures since `begin`, as JSON."""
@@ -130,7 +130,7 @@ class Speed:
             "images": self.trainer.nimg,
             "images_per_second": rate,
             "flops_utilisation": rate * self.flops / self.peak,
-            "loader_wait": (self.trainer.waited - self.waited) / seconds,
+            "loader_wait": (self.trainer.data_wait_seconds - self.waited) / seconds,
         }
 
 

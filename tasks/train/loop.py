@@ -88,10 +88,10 @@ class Session:
         state: State | None = None
         if self.leader:
             state = self.folder.resume_from(path) if path else self.folder.resume()
-        meta = parallel.from_first(state[1] if state else None)
+        meta = parallel.broadcast(state[1] if state else None)
         if meta is None:
             return
-        tensors = parallel.tensors_from_first(state[0] if state else {}, self.trainer.device)
+        tensors = parallel.broadcast_tensors(state[0] if state else {}, self.trainer.device)
         self.trainer.load_state(tensors, meta["trainer"])
         self.history = History(**meta["history"])
         if self.leader:
@@ -175,7 +175,7 @@ class Session:
             self.history.stopped = early_stopping.reason(rows, self.config.stop)
             if trainer.done:
                 self.history.stopped = f"All {trainer.nimg} images were seen."
-        self.history.stopped = parallel.from_first(self.history.stopped)
+        self.history.stopped = parallel.broadcast(self.history.stopped)
 
     def _tell_of_gap(self, row: dict[str, Any]) -> None:
         """Say once when the losses begin to tell training examples from held-out ones."""

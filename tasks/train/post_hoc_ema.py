@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffusion_core.training.ema import mix, post_hoc_shares
+from diffusion_core.training.ema import mix_averages, post_hoc_shares
 from tasks.common import checkpoint
 from tasks.common.errors import DataError
 
@@ -25,4 +25,4 @@ def weights(folder: Path, width: float, images: int | None = None) -> dict[str, 
     shares = post_hoc_shares(
         [(int(meta["images"]), float(meta["average"].removeprefix("power_"))) for _, meta in used], at, width
     )
-    return mix([checkpoint.load(path)[0] for path, _ in used], shares)
+    return mix_averages([checkpoint.load(path)[0] for path, _ in used], shares)

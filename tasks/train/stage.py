@@ -149,10 +149,11 @@ def _announce(trainer: Trainer, model: Model, examples: Examples, persons: int) 
     config = model.config
     scale = measure.data_scale(examples.some(MEASURED).x0) if persons > 1 else None
     mirrored = ", and as many mirror images" if config.mirror else ""
-    print(f"{model.name}: {measure.opening(persons, config.images, scale)}{mirrored and ' Counted' + mirrored + '.'}")
+    outlook = measure.training_outlook(persons, config.images, scale)
+    print(f"{model.name}: {outlook}{mirrored and ' Counted' + mirrored + '.'}")
     compute = trainer.compute
     parts = f" in micro-batches of {compute.microbatch}" if compute.microbatch else ""
     ways = f", {trainer.world} ranks, weights {'split' if compute.sharded else 'repeated'}" if trainer.world > 1 else ""
     print(f"{model.name}: on {trainer.device.type}, {compute.precision}, batches of {config.batch}{parts}{ways}.")
-    if trainer.remark:
-        print(f"{model.name}: {trainer.remark}")
+    if trainer.compile_warning:
+        print(f"{model.name}: {trainer.compile_warning}")

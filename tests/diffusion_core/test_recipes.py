@@ -14,7 +14,7 @@ from diffusion_core.sampling.loop import generate, sample
 from diffusion_core.sampling.solvers import FLOW_ODE, consistency_step, ddim, heun
 from diffusion_core.sampling.transition import transition
 from diffusion_core.schedules import Level, sigma_level
-from diffusion_core.training.distillation import Consistency, direct, implied, progressive
+from diffusion_core.training.distillation import Consistency, direct, implied_x0, progressive
 from diffusion_core.training.trainer import TrainConfig, Trainer, evaluate
 
 BATCH, STEPS = 256, 160
@@ -160,14 +160,14 @@ def test_reflow_straightens():
 
 
 def test_two_steps_of_the_teacher_are_one_of_the_exact_student():
-    """`implied` inverts `transition`, so the progressive target reproduces the teacher's two steps to rounding."""
+    """`implied_x0` inverts `transition`, so the progressive target reproduces the teacher's two steps to rounding."""
     levels = presets.edm(0.5).timesteps(8)
     x = rng.normal((2,), 0, torch.arange(30)).double() * 80
     oracle = mixture.denoiser()
     for here, middle, end in zip(levels[:-2:2], levels[1:-1:2], levels[2::2], strict=True):
         half = transition(x, oracle(x, here, {}), here, middle)
         two = transition(half, oracle(half, middle, {}), middle, end)
-        torch.testing.assert_close(transition(x, implied(x, two, here, end), here, end), two, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(transition(x, implied_x0(x, two, here, end), here, end), two, rtol=1e-12, atol=1e-12)
         x = two
 
 
@@ -236,5 +236,5 @@ def test_the_direct_target_is_where_the_teacher_s_steps_end():
         loss = direct(mixture.denoiser(), levels, 4)(student, x0, here, noise, lambda at: torch.ones(50), {})
         steps = levels[4 * rank : 4 * rank + 5]
         goal = sample(mixture.denoiser(), seen[0], steps, heun(), iter(()))
-        target = implied(seen[0], goal, steps[0], steps[-1])
+        target = implied_x0(seen[0], goal, steps[0], steps[-1])
         torch.testing.assert_close(loss, target.square().mean(1), rtol=1e-9, atol=1e-9)

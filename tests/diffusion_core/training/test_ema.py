@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion_core.training.ema import Average, mix, post_hoc_shares, power, power_gamma
+from diffusion_core.training.ema import Average, mix_averages, post_hoc_shares, power, power_gamma
 
 
 def test_power_average_has_its_profile():
@@ -39,7 +39,7 @@ def test_post_hoc_average_is_the_average_one_would_have_run():
                 snapshots.append((i * batch, width))
                 tensors.append({"w": average.weights["w"].clone()})
         wanted.update({"w": weights}, i * batch, batch)
-    ours = mix(tensors, post_hoc_shares(snapshots, total, 0.15))["w"]
+    ours = mix_averages(tensors, post_hoc_shares(snapshots, total, 0.15))["w"]
     nearest = min(float((part["w"] - wanted.weights["w"]).norm()) for part in tensors)
     assert float((ours - wanted.weights["w"]).norm()) < 0.1 * nearest
     assert float(post_hoc_shares(snapshots, total, 0.15).sum()) == pytest.approx(1, abs=0.02)

@@ -296,11 +296,11 @@ def test_operations_are_counted():
 @pytest.mark.parametrize("capacity", [1, 3, 4, 17, 95, 96, 1000])
 def test_the_largest_that_fits(capacity):
     tried = []
-    found = microbatch_size.largest(lambda size: (tried.append(size), size <= capacity)[1], 96)
+    found = microbatch_size.largest_divisor(lambda size: (tried.append(size), size <= capacity)[1], 96)
     assert found == max(size for size in range(1, 97) if 96 % size == 0 and size <= capacity)
     assert len(tried) <= 7
     with pytest.raises(MemoryError):
-        microbatch_size.largest(lambda size: False, 96)
+        microbatch_size.largest_divisor(lambda size: False, 96)
 
 
 @pytest.mark.slow
@@ -333,8 +333,8 @@ def test_without_a_compiler_the_network_runs_as_it_is_after_a_sentence(tmp_path)
         "from tests.diffusion_core.training import test_trainer as here\n"
         "from diffusion_core.training.compute import Compute\n"
         "plain, asked = here.make(), here.make(compute=Compute(compile=True))\n"
-        "print(asked.remark)\n"
-        "assert asked.step().loss == plain.step().loss and plain.remark is None\n"
+        "print(asked.compile_warning)\n"
+        "assert asked.step().loss == plain.step().loss and plain.compile_warning is None\n"
     )
     environment = {
         **os.environ,

@@ -79,7 +79,7 @@ def test_reduced_precision_computes_nearly_the_same(compute: Compute):
     exact, rough = pictures(CUDA), pictures(CUDA, compute)
     for _ in range(20):
         one, two = exact.step().loss, rough.step().loss
-    assert rough.remark is None  # it was compiled if asked
+    assert rough.compile_warning is None  # it was compiled if asked
     assert two == pytest.approx(one, rel=0.02)
     assert all(p.dtype == torch.float32 for p in rough.parameters.values())
     assert all(a.dtype == torch.float32 for a in rough.averages["ema"].weights.values())

@@ -11,7 +11,7 @@ import torch
 from diffusion_core import conditioning as conds
 from diffusion_core import presets
 from diffusion_core.codecs import Affine
-from diffusion_core.extras.learned_variance import WithVariance
+from diffusion_core.extras.learned_variance import LearnedVariance
 from diffusion_core.guidance import cfg
 from diffusion_core.losses import SelfConditioned
 from diffusion_core.nets import pose_transformer
@@ -251,7 +251,7 @@ def test_a_self_conditioned_model_asks_twice(tmp_path: Path) -> None:
 def test_self_conditioning_goes_with_every_recipe_and_what_it_learns(recipe: Recipe) -> None:
     recipe = recipe.replace(loss=SelfConditioned("map:self", recipe.loss))
     torch.manual_seed(0)
-    out = 2 if recipe.form is WithVariance else 1
+    out = 2 if recipe.form is LearnedVariance else 1
     denoiser = recipe.denoiser(MLP(4, width=32, conds={"map:self": 4}, out=4 * out))
     x0 = torch.randn(64, 4)
     trainer = Trainer(
