@@ -20,6 +20,7 @@ COMMANDS_OWN = {  # what `python -m tasks`, the MLflow module and torch set for 
     "WDS_SECURE", "DO_NOT_TRACK", "GOMP_SPINCOUNT", "MLFLOW_DISABLE_TELEMETRY",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
     "TORCHINDUCTOR_CACHE_DIR",  # torch sets it when something is compiled, or an optimiser made, for the first time
+    "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK",  # scikit-learn sets them when it is imported
 }  # fmt: skip
 
 
