@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def main() -> int:
     test, other = (mixture.draw(seed, torch.arange(COUNT)) for seed in (99, 98))
     best = evaluate(mixture.denoiser(), test, {}, levels, batch=COUNT)
     null = mixture.sliced_w2(test, other)
-    figures: dict = {"sliced_w2_null": null}
+    figures: dict[str, Any] = {"sliced_w2_null": null}
     goals = {}
     rows = [("recipe", "seconds", *(f"{sigma:g}" for sigma in SIGMAS), "sliced W2")]
     for name, recipe in RECIPES.items():

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.report import finish, table
 from diffusion_core import rng, schedules
+from diffusion_core.conditioning import Cond
 from diffusion_core.extras import closed_form
 from diffusion_core.sampling import timesteps
 from diffusion_core.sampling.loop import Step, sample
 from diffusion_core.sampling.solvers import FLOW_ODE, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
+from diffusion_core.schedules import Level
 
 SOLVERS: dict[str, Step] = {
     "DDIM": ddim(),
@@ -62,15 +66,22 @@ def law_errors(step: Step, n: int = 12) -> tuple[float, float]:
     ):
         axes = iter(torch.eye(100, dtype=torch.float64)[1:, None])
         x0 = torch.eye(100, dtype=torch.float64)[:1]
-        visits: list = []
-        sample(
-            lambda x, here, cond, x0=x0: x0, steps[0].corrupt(x0, next(axes)), steps, step, axes,
-            constrain=lambda x, here, noise, visits=visits: visits.append((here, x)) or x,
-        )  # fmt: skip
-        for here, x in visits:
-            worst_mean = max(worst_mean, abs(float(x[0, 0] - here.a)))
-            worst_variance = max(worst_variance, abs(float(x[0, 1:].norm() - here.s)))
+        visits: list[tuple[Level, Tensor]] = []
+        record = partial(_record, visits)
+        sample(partial(_always, x0), steps[0].corrupt(x0, next(axes)), steps, step, axes, constrain=record)
+        for level, x in visits:
+            worst_mean = max(worst_mean, abs(float(x[0, 0] - level.a)))
+            worst_variance = max(worst_variance, abs(float(x[0, 1:].norm() - level.s)))
     return worst_mean, worst_variance
+
+
+def _always(estimate: Tensor, x: Tensor, level: Level, cond: Cond) -> Tensor:
+    return estimate
+
+
+def _record(visits: list[tuple[Level, Tensor]], x: Tensor, level: Level, noise: Iterator[Tensor]) -> Tensor:
+    visits.append((level, x))
+    return x
 
 
 def one_point_error(step: Step) -> float:

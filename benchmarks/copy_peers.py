@@ -55,7 +55,9 @@ def likelihood_gap(train: np.ndarray, heldout: np.ndarray, generated: np.ndarray
     d = train.shape[1]
 
     def squared(x: np.ndarray) -> np.ndarray:
-        return np.maximum((x**2).sum(1)[:, None] - 2 * x @ generated.T + (generated**2).sum(1)[None], 1e-12)
+        squares: np.ndarray = (x**2).sum(1)[:, None] - 2 * x @ generated.T + (generated**2).sum(1)[None]
+        clipped: np.ndarray = np.maximum(squares, 1e-12)
+        return clipped
 
     to_train, to_heldout = squared(train.astype(np.float64)), squared(heldout.astype(np.float64))
     variance = np.full(len(generated), to_train.min(axis=1).mean() / d)

@@ -75,7 +75,7 @@ def stage(root: Path, part: str = "raw", between: Callable[[], None] | None = No
     return time.perf_counter() - began - stopped, peak / 1e6
 
 
-def _left(process: subprocess.Popen, seconds: float) -> bool:
+def _left(process: subprocess.Popen[bytes], seconds: float) -> bool:
     """Whether a process has ended, waiting so long for it."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)

@@ -46,7 +46,7 @@ class Peers:
     def _rate(self, function: Any, pipes: list[Any]) -> float:
         for pipe in pipes:
             pipe.send((function, list(map(str, itertools.islice(self._paths, PICTURES + 1)))))
-        return sum(PICTURES / pipe.recv() for pipe in pipes)
+        return sum(PICTURES / float(pipe.recv()) for pipe in pipes)
 
     def __enter__(self) -> Peers:
         return self

@@ -8,7 +8,7 @@ import importlib
 import importlib.machinery
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +48,7 @@ def k_diffusion() -> dict[str, Tensor]:
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         return denoise(x, sigma_level(sigma[0]), {})
 
-    def fresh():
+    def fresh() -> Callable[..., Tensor]:
         stream = iter(noises)
         return lambda *_: next(stream)
 

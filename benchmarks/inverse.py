@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,9 @@ from diffusion_core import inverse, rng
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.extras import closed_form
 from diffusion_core.sampling import timesteps
-from diffusion_core.sampling.loop import sample
+from diffusion_core.sampling.loop import Constrain, sample
 from diffusion_core.sampling.solvers import ddim
-from diffusion_core.schedules import sigma_level
+from diffusion_core.schedules import Level, sigma_level
 
 D, COUNT, NOISE = 16, 3000, 0.05
 Method = Callable[[Denoiser, Tensor, Tensor], Tensor]  # (prior's denoiser, A, y [COUNT, m]) -> samples [COUNT, D]
@@ -47,7 +48,13 @@ def problems() -> dict[str, Tensor]:
 WALK = timesteps.karras(40, 0.01, 40.0)
 
 
-def run(denoiser: Denoiser, steps: list, eta: float = 1.0, constrain=None, start: Tensor | None = None) -> Tensor:
+def run(
+    denoiser: Denoiser,
+    steps: list[Level],
+    eta: float = 1.0,
+    constrain: Constrain | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
     """Ancestral sampling from pure noise, or from `start` at the walk's first level."""
     noise: Iterator[Tensor] = rng.stream((D,), 3, torch.arange(COUNT), torch.float64)
     x = steps[0].s * next(noise) if start is None else start
@@ -83,7 +90,7 @@ def main() -> int:
     mean, cov = prior()
     denoiser = closed_form.gaussian(mean, cov)
     rows = [("method", *(f"{name}: mean, covariance" for name in problems()))]
-    figures: dict = {}
+    figures: dict[str, Any] = {}
     for name, method in {"exact denoiser": None, **METHODS}.items():
         cells = []
         for problem, a in problems().items():
@@ -104,7 +111,7 @@ def main() -> int:
     print(table(rows))
 
     def mean_error(method: str) -> float:
-        return max(figures[f"{method}, {problem}"]["mean"] for problem in problems())
+        return max(float(figures[f"{method}, {problem}"]["mean"]) for problem in problems())
 
     goals = {
         "moment matching as near to the posterior's mean as the exact conditional denoiser (within 0.02)": (

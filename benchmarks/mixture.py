@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_core import rng
 from diffusion_core.denoiser import Denoiser
@@ -36,8 +36,8 @@ def denoiser() -> Denoiser:
 
 def directions(d: int, count: int = 64) -> Tensor:
     """Unit vectors, `[count, d]` float64, always the same."""
-    turn = rng.normal((d,), 0, torch.arange(count)).double()
-    return turn / turn.norm(dim=1, keepdim=True)
+    vectors = rng.normal((d,), 0, torch.arange(count)).double()
+    return nn.functional.normalize(vectors, dim=1)
 
 
 def sliced_w2(one: Tensor, other: Tensor) -> float:

@@ -93,7 +93,7 @@ def pose_space(base: int) -> tuple[Figures, dict[str, bool]]:
         faiss.cvar.distance_compute_blas_threshold = DEFAULT
         faiss.knn(queries, rows, 2)  # a search sets its own again
 
-    runs = {
+    runs: dict[str, Callable[[], Any]] = {
         "ours": partial(search, queries, rows, 2),
         "FAISS, threshold left at its default": by_default,
         "matrix product alone": partial(_product, queries, rows),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core import schedules as level
+from diffusion_core.denoiser import Denoiser
 from diffusion_core.extras import closed_form
 from diffusion_core.sampling import timesteps
 from diffusion_core.sampling.loop import Step
@@ -26,7 +27,7 @@ from diffusion_core.schedules import Level, sigma_level
 D, B = 4, 64
 
 
-def model():
+def model() -> Denoiser:
     """The exact denoiser of a mixture of five normals in four dimensions."""
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(5, D, generator=generator, dtype=torch.float64)
@@ -56,7 +57,7 @@ def azula_runs() -> Iterator[Trajectory]:
     """DDIM, Euler and Heun of azula on its four schedules."""
     denoise = model()
 
-    class Wrapped(azula.denoise.Denoiser):
+    class Wrapped(azula.denoise.Denoiser):  # type: ignore[misc] # azula is not analysed
         def __init__(self, schedule: Any) -> None:
             super().__init__()
             self.schedule = schedule
@@ -126,7 +127,8 @@ def _ddpm_step(scheduler: Any, eps: Tensor, t: Tensor, x: Tensor, noise: Tensor)
     drawn: Callable[..., Tensor] = module.randn_tensor
     module.randn_tensor = lambda *_, **__: noise
     try:
-        return scheduler.step(eps, t, x).prev_sample
+        after: Tensor = scheduler.step(eps, t, x).prev_sample
+        return after
     finally:
         module.randn_tensor = drawn
 

@@ -97,7 +97,7 @@ def _golden_flows() -> Found:
     """torchcfm's time runs from noise to data: its velocity is minus ours, per its own unit of time."""
     stored = _stored("torchcfm")
     out = {}
-    targets: tuple[tuple[str, schedules.Path, Target, float], ...] = (
+    targets: tuple[tuple[str, schedules.NoiseSchedule, Target, float], ...] = (
         ("linear", schedules.linear(), FLOW, 1.0), ("trig", schedules.trig(), V, math.pi / 2),
     )  # fmt: skip
     for name, path, target, speed in targets:

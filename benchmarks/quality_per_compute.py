@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ def draw_pictures(path: Path) -> None:
 
     def small(index: int) -> np.ndarray:
         image = picture(0, index, 2 * SIZE).image.astype(np.float32)
-        return image.reshape(SIZE, 2, SIZE, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+        half: np.ndarray = image.reshape(SIZE, 2, SIZE, 2, 3).mean(axis=(1, 3))
+        return half.round().astype(np.uint8)
 
     np.savez_compressed(path, pictures=np.stack([small(i) for i in range(TRAIN + HELD_OUT)]))
 
@@ -207,7 +209,7 @@ def judge(generated: Tensor, held_out: np.ndarray) -> dict[str, float]:
     ]
     return {
         "kid": kid(pixels(sets[0]), pixels(sets[1])).value,
-        "frechet": frechet_estimate(*thumbnails, np.random.default_rng(0)).value,
+        "frechet": frechet_estimate(thumbnails[0], thumbnails[1], np.random.default_rng(0)).value,
     }
 
 
@@ -271,7 +273,7 @@ def main() -> int:
         one(options.one[0], int(options.one[1]), options)
         return 0
 
-    def run(job: tuple[str, int]) -> dict[str, float]:
+    def run(job: tuple[str, int]) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.quality_per_compute", "--one", job[0], str(job[1])]
         for name in ("seconds", "threads", "peer_steps", "pictures", "samples"):
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
@@ -279,7 +281,8 @@ def main() -> int:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{job}: {done.stderr[-2000:]}")
-        return json.loads(done.stdout.splitlines()[-1])
+        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return row
 
     names = ("ours", "diffusers", "lucidrains")
     jobs = [(who, seed) for seed in range(options.seeds) for who in names]
@@ -287,7 +290,7 @@ def main() -> int:
         rows = list(pool.map(run, jobs))
     pictures = np.load(options.pictures)["pictures"]
     floor = judge(as_tensor(pictures[:HELD_OUT]), pictures[TRAIN:])
-    cells = [("contender", "parameters", "images seen", "pixel KID", "thumbnail Frechet")]
+    cells: list[tuple[str, ...]] = [("contender", "parameters", "images seen", "pixel KID", "thumbnail Frechet")]
     found: dict[str, dict[str, list[float]]] = {}
     for who in names:
         mine = [row for row in rows if row["who"] == who]

@@ -76,7 +76,8 @@ def poses_subject(poses: np.ndarray) -> Subject:
 def mannequin_poses(count: int, kept: Path | None) -> np.ndarray:
     """True poses of the built-in data, float32 `[count, 33, 3]`, normalised; kept in the file, if one is given."""
     if kept is not None and kept.is_file():
-        return np.load(kept, allow_pickle=False)[:count]
+        poses: np.ndarray = np.load(kept, allow_pickle=False)
+        return poses[:count]
     from tasks.synthetic.stage import (
         scene,  # here, as it reads parameters and draws, which a file of poses does not need
     )

@@ -32,7 +32,8 @@ class Law:
     def features(self, latents: np.ndarray) -> np.ndarray:
         """The features of latent points: float32 `[n, width]`."""
         hidden, out, _ = self._weights()
-        return (np.tanh(latents @ hidden * 1.5) @ out).astype(np.float32)
+        features: np.ndarray = np.tanh(latents @ hidden * 1.5) @ out
+        return features.astype(np.float32)
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """`n` fresh features."""

@@ -63,15 +63,20 @@ class Entry(NamedTuple):
     call: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
+def _tensor(value: object) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
+
+
 def ours(net: nn.Module, x: Tensor, c_noise: Tensor, category: Tensor) -> Tensor:
     """Our networks' call, with a one-hot category."""
-    return net(x, c_noise, {"vec:category": nn.functional.one_hot(category, CATEGORIES).to(x)})
+    return _tensor(net(x, c_noise, {"vec:category": nn.functional.one_hot(category, CATEGORIES).to(x)}))
 
 
 def with_token(net: nn.Module, x: Tensor, c_noise: Tensor, category: Tensor) -> Tensor:
     """The same with the category as a token of context beside it."""
     one_hot = nn.functional.one_hot(category, CATEGORIES).to(x)
-    return net(x, c_noise, {"vec:category": one_hot, "tok:category": one_hot[:, None]})
+    return _tensor(net(x, c_noise, {"vec:category": one_hot, "tok:category": one_hot[:, None]}))
 
 
 def entries(way: Way, scale: int) -> list[Entry]:
@@ -113,7 +118,7 @@ def _diffusers_unet(size: int, wanted: int, head: int) -> Entry:
     attended = [size // 2**i <= 16 for i in range(levels)]
 
     def make(width: int) -> nn.Module:
-        return UNet2DModel(
+        net: nn.Module = UNet2DModel(
             sample_size=size,
             block_out_channels=tuple(width * min(i + 1, 4) for i in range(levels)),
             layers_per_block=2,
@@ -123,9 +128,10 @@ def _diffusers_unet(size: int, wanted: int, head: int) -> Entry:
             norm_num_groups=8,
             num_class_embeds=CATEGORIES,
         )
+        return net
 
     def call(net: nn.Module, x: Tensor, c_noise: Tensor, category: Tensor) -> Tensor:
-        return net(x, c_noise, class_labels=category).sample
+        return _tensor(net(x, c_noise, class_labels=category).sample)
 
     return Entry(PEERS[0], "unet", nearest(make, range(32, 2 * head, head // 8), wanted), call)
 
@@ -134,7 +140,7 @@ def _diffusers_dit(size: int, wanted: int, heads: int) -> Entry:
     from diffusers import DiTTransformer2DModel
 
     def make(width: int) -> nn.Module:
-        return DiTTransformer2DModel(
+        net: nn.Module = DiTTransformer2DModel(
             num_attention_heads=heads,
             attention_head_dim=width // heads,
             in_channels=3,
@@ -143,9 +149,10 @@ def _diffusers_dit(size: int, wanted: int, heads: int) -> Entry:
             patch_size=4,
             num_embeds_ada_norm=CATEGORIES,
         )
+        return net
 
     def call(net: nn.Module, x: Tensor, c_noise: Tensor, category: Tensor) -> Tensor:
-        return net(x, c_noise, class_labels=category).sample
+        return _tensor(net(x, c_noise, class_labels=category).sample)
 
     widths = range(32 * heads, 96 * heads, 8 * heads)
     return Entry(PEERS[1], "dit", nearest(make, widths, wanted), call)
@@ -159,7 +166,7 @@ def _lucidrains_unet(way: Way, wanted: int, head: int) -> Entry:
     flash = way.device.type == "cpu" or way.precision == "bf16"  # its choice of kernel has none for others on a GPU
 
     def call(net: nn.Module, x: Tensor, c_noise: Tensor, category: Tensor) -> Tensor:
-        return net(x, c_noise)  # it has no classes
+        return _tensor(net(x, c_noise))  # it has no classes
 
     net = nearest(
         lambda width: Unet(width, dim_mults=mults, flash_attn=flash), range(head // 4, 2 * head, head // 8), wanted

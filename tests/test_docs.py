@@ -16,7 +16,7 @@ PLACE = re.compile(r"`((?:benchmarks|diffusion_core|flows|tasks|tests)/[\w/]+\.p
 
 def places() -> list[tuple[Path, str, str]]:
     """Page, file and symbol (or nothing) of every `path.py` and `path.py:symbol` in the documentation."""
-    return [(page, *match.groups("")) for page in PAGES for match in PLACE.finditer(page.read_text(encoding="utf-8"))]
+    return [(page, m[1], m[2] or "") for page in PAGES for m in PLACE.finditer(page.read_text(encoding="utf-8"))]
 
 
 def defined(path: Path) -> set[str]:

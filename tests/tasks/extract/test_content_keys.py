@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tasks.common.errors import DataError
+from tasks.common.pool import OrderedMap, WorkerDied
 from tasks.extract import content_keys, worker
 from tasks.extract import stage as extract
 from tasks.extract.cache import Store
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that workers are asked to open."""
     paths: list[str] = []
-    real = extract.OrderedMap
+    real = OrderedMap
 
     def noted(function, items, *rest, **more):
         def each():
@@ -157,9 +158,9 @@ def test_what_is_forgotten_is_read_again(folder, tmp_path, asked):
 def test_a_file_that_does_not_last_is_tried_again(folder, tmp_path, asked, monkeypatch):
     """As if its process had ended twice."""
     settle(folder)
-    death = extract.WorkerDied("walls/5.png", -11)
+    death = WorkerDied("walls/5.png", -11)
     answer = extract._lost(death, folder, 1.0)
-    real = extract.OrderedMap
+    real = OrderedMap
 
     def crashing(*arguments, **more):
         return (answer if i == 5 else one for i, one in enumerate(real(*arguments, **more)))

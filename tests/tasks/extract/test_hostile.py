@@ -13,6 +13,7 @@ import time
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -51,12 +52,12 @@ def seeds(folder: Path) -> dict[str, bytes]:
     for extension, codec in (("mp4", "h264"), ("avi", "mpeg4"), ("mkv", "h264"), ("webm", "libvpx")):
         path = folder / f"seed.{extension}"
         with av.open(str(path), "w") as container:
-            stream = container.add_stream(codec, rate=10)
-            stream.width, stream.height, stream.pix_fmt = 96, 80, "yuv420p"
+            video: Any = container.add_stream(codec, rate=10)
+            video.width, video.height, video.pix_fmt = 96, 80, "yuv420p"
             for _ in range(6):
                 picture = rng.integers(0, 256, (80, 96, 3), dtype=np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-            container.mux(stream.encode(None))
+                container.mux(video.encode(av.VideoFrame.from_ndarray(picture)))
+            container.mux(video.encode(None))
         found[extension] = path.read_bytes()
         path.unlink()
     found["bvh"] = (BVH.format(bones="End Site { OFFSET 0 1 0 }") + "0 0 0 0 0 0\n" * 3).encode()

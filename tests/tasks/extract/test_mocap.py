@@ -56,7 +56,7 @@ def text(
 
 
 def read(content: bytes) -> bvh.Motion:
-    return bvh.read(io.BytesIO(content))  # type: ignore[arg-type]
+    return bvh.read(io.BytesIO(content))
 
 
 def pose(content: bytes) -> np.ndarray:

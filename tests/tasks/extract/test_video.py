@@ -3,8 +3,8 @@
 import io
 import os
 from fractions import Fraction
-from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -107,7 +107,11 @@ def test_a_small_or_huge_video_is_refused_before_it_is_decoded(tmp_path):
 def find(path: Path) -> Findings:
     pose_bundle.ensure(MODEL)
     with extractor(path.parent, MODEL, SETTINGS, known=lambda key: False) as steps:
-        return reduce(lambda value, step: step(value), steps, path.name).findings
+        subject: Any = path.name
+        for step in steps:
+            subject = step(subject)
+        findings: Findings = subject.findings
+        return findings
 
 
 @pytest.fixture(scope="module")

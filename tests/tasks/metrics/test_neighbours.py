@@ -96,7 +96,7 @@ def test_threads_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -
     distance, index = reference(queries, base, 4)
     monkeypatch.setattr(neighbours, "MIN_SHARE", 8)
     monkeypatch.setattr(neighbours, "CHUNK", 50)
-    monkeypatch.setattr(neighbours.faiss, "omp_get_max_threads", lambda: threads)
+    monkeypatch.setattr("faiss.omp_get_max_threads", lambda: threads)
     nearest = search(queries, base, 4)
     np.testing.assert_array_equal(nearest.index, index)
     np.testing.assert_allclose(nearest.distance, distance, rtol=1e-12)

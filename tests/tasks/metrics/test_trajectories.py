@@ -38,7 +38,7 @@ def test_the_distance_of_gaussian_motions_has_a_closed_form() -> None:
     expected = 2 * 3 * MODES * (0.1**2 + 0.2**2)
     assert frechet_of(x, y) == pytest.approx(expected, rel=0.05)
     few = [features(motions(2 * FEATURES + 40, seed, *law)) for seed, law in ((2, (0.3, 0.0)), (3, (0.5, 0.1)))]
-    estimate = frechet_estimate(*few, np.random.default_rng(0))
+    estimate = frechet_estimate(few[0], few[1], np.random.default_rng(0))
     assert estimate.low < expected < estimate.high
 
 

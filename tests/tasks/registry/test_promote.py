@@ -115,17 +115,17 @@ def test_the_champion_is_beaten_on_the_same_data_and_can_come_back(made: Registr
 
 
 def test_a_category_that_has_become_worse_is_named() -> None:
-    from tasks.registry.model_comparison import Bout, Contest
+    from tasks.registry.model_comparison import CategoryComparison, ModelComparison
 
-    better = Bout("poses", "all", 0.1, 0.2, -0.1, -0.15, -0.05)
-    assert Contest([better], {}, ["pictures"]).objections(0.5) == []
-    a_little = Bout("poses", "run", 0.13, 0.1, 0.03, 0.01, 0.05)
-    assert Contest([better, a_little], {}, []).objections(0.5) == []
-    much = Bout("poses", "run", 0.3, 0.1, 0.2, 0.1, 0.3)
-    (objection,) = Contest([better, much], {}, []).objections(0.5)
+    better = CategoryComparison("poses", "all", 0.1, 0.2, -0.1, -0.15, -0.05)
+    assert ModelComparison([better], {}, ["pictures"]).objections(0.5) == []
+    a_little = CategoryComparison("poses", "run", 0.13, 0.1, 0.03, 0.01, 0.05)
+    assert ModelComparison([better, a_little], {}, []).objections(0.5) == []
+    much = CategoryComparison("poses", "run", 0.3, 0.1, 0.2, 0.1, 0.3)
+    (objection,) = ModelComparison([better, much], {}, []).objections(0.5)
     assert "in the category run the poses model has become worse by more than 50%: from 0.1 to 0.3." == objection
-    pictures = Bout("pictures", "all", 0.3, 0.1, 0.2, 0.1, 0.3)
-    assert len(Contest([better, pictures], {}, []).objections(0.5)) == 1
+    pictures = CategoryComparison("pictures", "all", 0.3, 0.1, 0.2, 0.1, 0.3)
+    assert len(ModelComparison([better, pictures], {}, []).objections(0.5)) == 1
 
 
 def test_a_damaged_registered_file_is_refused(made: Registry, tmp_path: Path) -> None:
