@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -12,43 +11,15 @@ from ruamel.yaml import YAML
 
 from tasks.__main__ import COMMANDS, STAGES
 from tasks.config.params import Params
+from tests.support.imports import OBSERVERS, closure, imports
 from tests.support.project import PROJECT
 
 RUNS = "python -m tasks "
 GRAPH: dict[str, Any] = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
 ENTRIES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
 
-OBSERVERS = ("tasks/plots", "tasks/registry", "tasks/report")  # they show or record what others computed
 # The parameters are tracked by DVC themselves; paths name what dvc.yaml names.
 NO_EFFECT = ("tasks/config", "tasks/paths.py", "tasks/__init__.py")
-
-
-def imports(path: Path, root: Path) -> set[Path]:
-    """The project's files that one file imports, also inside functions."""
-    found: set[Path] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, f"{path}: write imports in full"
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            file = root / (name.replace(".", "/") + ".py")
-            if name.split(".")[0] in ("tasks", "diffusion_core") and file.is_file():
-                found.add(file)
-    return found
-
-
-def closure(path: Path, root: Path, outside: tuple[str, ...] = ()) -> set[Path]:
-    """The file and all it imports, however deep; not what lies in `outside`, nor what only that imports."""
-    found, waiting = set(), [path]
-    while waiting:
-        file = waiting.pop()
-        if file not in found:
-            found.add(file)
-            waiting += [f for f in imports(file, root) if not f.relative_to(root).as_posix().startswith(outside)]
-    return found
 
 
 def module(stage: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The digest of source files, for results that must not outlive the code that made them."""
+"""The digest of source files, for cached results that become invalid when the code that made them changes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,25 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[2]
 
 
+def code_files(patterns: Iterable[str]) -> list[Path]:
+    """The files that match the glob patterns, which are relative to the project's folder.
+
+    Raises ValueError if a pattern matches nothing: the code it names has been moved.
+    """
+    files: set[Path] = set()
+    for pattern in patterns:
+        matches = set(PROJECT.glob(pattern))
+        if not matches:
+            raise ValueError(f"no file matches {pattern}")
+        files |= matches
+    return sorted(files)
+
+
 def code_digest(patterns: Iterable[str]) -> str:
-    """Sha256 over the files that match the glob patterns, which are relative to the project's folder."""
+    """Sha256 over the names and contents of `code_files(patterns)`."""
     sha = hashlib.sha256()
-    for path in sorted({path for pattern in patterns for path in PROJECT.glob(pattern)}):
-        sha.update(path.read_bytes())
+    for path in code_files(patterns):
+        content = path.read_bytes()
+        sha.update(f"{path.relative_to(PROJECT).as_posix()} {len(content)}\n".encode())
+        sha.update(content)
     return sha.hexdigest()

@@ -1,8 +1,8 @@
-"""Errors that are the user's to mend: one clear sentence, an exit code, no stack trace."""
+"""Errors that the user can fix: one clear sentence and an exit code instead of a traceback."""
 
 import errno
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says when a disk, or the user's share of it, is full
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the error numbers of a full disk and of an exhausted quota
 
 
 class UserError(Exception):
@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 class DataError(UserError):
-    """The data cannot carry the stage (nobody found, an empty split); exit code 3."""
+    """The data are missing, damaged or insufficient for the stage; exit code 3."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence, code=3)

@@ -1,6 +1,6 @@
-"""Where the training examples come from: memory, or the shards while they are needed, read ahead by worker processes.
+"""The training examples: all in memory, or read from the shards as they are needed, ahead of time by worker processes.
 
-Which example is needed when is known beforehand (`Trainer.upcoming`), so that reading ahead changes nothing but the wait.
+`Trainer.upcoming` tells beforehand which example is needed when, so reading ahead changes only the waiting time.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tasks.dataset.shards import ShardDataset
 from tasks.models import modality
 from tasks.models.modality import Examples
 
-FITTED = 4096  # examples from which the codec is made where they do not fit into memory
+FITTED = 4096  # examples that the codec is fitted to where not all fit into memory
 AHEAD = 4  # batches that each worker reads ahead
 
 
-class Reader(Dataset[tuple[Tensor, Tensor, Cond]]):
-    """Examples in data units by their numbers; from len(dataset) on they are the mirror images."""
+class ExampleDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
+    """Examples in data units by index. Indices from len(dataset) on are the mirror images."""
 
     def __init__(self, dataset: ShardDataset, config: Poses | Pictures, categories: list[str]) -> None:
         self.dataset, self.config, self.categories = dataset, config, categories
@@ -38,39 +38,51 @@ class Reader(Dataset[tuple[Tensor, Tensor, Cond]]):
     def __len__(self) -> int:
         return len(self.dataset) * (2 if self.config.mirror else 1)
 
+    @property
+    def keys(self) -> list[str]:
+        """The sample key of each example; a mirror image has that of its original."""
+        return self.dataset.keys * (2 if self.config.mirror else 1)
+
     def read(self, indices: Tensor) -> Examples:
         """The examples of indices `[B]`."""
         count = len(self.dataset)
-        some = self.dataset.take([i % count for i in indices.tolist()])
-        both = modality.examples(some, self.config, self.categories, mirrored=self.config.mirror)
+        originals = self.dataset.take([i % count for i in indices.tolist()])
+        both = modality.examples(originals, self.config, self.categories, mirrored=self.config.mirror)
         rows = torch.arange(len(indices)) + len(indices) * (indices >= count)
         return Examples(both.x0[rows], {key: value[rows] for key, value in both.cond.items()})
 
+    def read_all(self) -> Examples:
+        """All examples, the mirror images after the originals."""
+        return modality.examples(self.dataset, self.config, self.categories, mirrored=self.config.mirror)
+
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, Cond]:
-        part = self.read(indices)
-        return indices, part.x0, part.cond
+        batch = self.read(indices)
+        return indices, batch.x0, batch.cond
 
     def bytes(self) -> int:
-        """What all of them would take in memory."""
+        """The memory that all examples would take."""
         one = self.read(torch.zeros(1, dtype=torch.int64))
         return len(self) * sum(t.numel() * t.element_size() for t in (one.x0, *one.cond.values()))
 
 
 @dataclass
 class Source:
-    """The training examples in the network's units: how many, what tells them from others, some of them, and all by number."""
+    """The training examples in the network's units.
+
+    `count`: how many. `digest`: their identity. `subset`: some of them, all where they are in memory. `data`: any by index.
+    """
 
     count: int
     digest: str
     codec: Affine
-    some: Examples
+    subset: Examples
     data: Data
 
 
-def in_memory(reader: Reader, keys: list[str], per_coordinate: bool, pin: bool) -> Source:
-    """All examples as tensors, checked to be finite numbers."""
-    raw = modality.examples(reader.dataset, reader.config, reader.categories, mirrored=reader.config.mirror)
-    _check(raw, keys)
+def in_memory(dataset: ExampleDataset, per_coordinate: bool, pin: bool) -> Source:
+    """All examples as tensors. Raises DataError if one of them is not finite."""
+    raw = dataset.read_all()
+    _check_finite(raw, dataset.keys)
     codec = modality.fit_codec(raw.x0, per_coordinate)
     examples = Examples(codec.encode(raw.x0), raw.cond)
 
@@ -81,27 +93,33 @@ def in_memory(reader: Reader, keys: list[str], per_coordinate: bool, pin: bool) 
     return Source(len(examples), digest(examples), codec, examples, data)
 
 
-def from_shards(reader: Reader, keys: list[str], per_coordinate: bool) -> Source:
-    """Examples that are read when they are asked for, until `read_ahead` takes over; the codec is made from FITTED of them."""
-    some = reader.read(torch.tensor(evenly_spaced(len(reader), FITTED), dtype=torch.int64))
-    _check(some, [keys[i] for i in evenly_spaced(len(reader), FITTED)])
-    codec = modality.fit_codec(some.x0, per_coordinate)
-    told = json.dumps([reader.dataset.digests(), reader.dataset.keys, reader.dataset.about], sort_keys=True)
+def from_shards(dataset: ExampleDataset, per_coordinate: bool) -> Source:
+    """Examples that are read when they are needed; the codec is fitted to FITTED of them.
+
+    The identity is that of the shards and, since the same shards may be turned into other examples, of those FITTED examples.
+    Raises DataError if one of these is not finite.
+    """
+    indices = evenly_spaced(len(dataset), FITTED)
+    raw = dataset.read(torch.tensor(indices, dtype=torch.int64))
+    _check_finite(raw, [dataset.keys[i] for i in indices])
+    codec = modality.fit_codec(raw.x0, per_coordinate)
+    subset = Examples(codec.encode(raw.x0), raw.cond)
+    shards = dataset.dataset
+    identity = json.dumps([shards.digests(), shards.keys, shards.about, digest(subset)], sort_keys=True)
 
     def data(index: Tensor) -> tuple[Tensor, Cond]:
-        part = reader.read(index)
-        return codec.encode(part.x0), part.cond
+        batch = dataset.read(index)
+        return codec.encode(batch.x0), batch.cond
 
-    digest = hashlib.sha256(told.encode()).hexdigest()
-    return Source(len(reader), digest, codec, Examples(codec.encode(some.x0), some.cond), data)
+    return Source(len(dataset), hashlib.sha256(identity.encode()).hexdigest(), codec, subset, data)
 
 
-def read_ahead(reader: Reader, source: Source, upcoming: Iterator[Tensor], workers: int, pin: bool) -> Data:
-    """The data of `source` with the upcoming micro-batches decoded ahead in processes, into pinned memory for a GPU."""
+def read_ahead(dataset: ExampleDataset, source: Source, upcoming: Iterator[Tensor], workers: int, pin: bool) -> Data:
+    """The data of `source`, with the upcoming micro-batches decoded ahead by processes, into pinned memory for a GPU."""
     loader = iter(
         DataLoader(
-            reader,
-            batch_size=None,  # the numbers come in batches already
+            dataset,
+            batch_size=None,  # the indices come in batches already
             sampler=upcoming,
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
@@ -113,9 +131,7 @@ def read_ahead(reader: Reader, source: Source, upcoming: Iterator[Tensor], worke
     def data(index: Tensor) -> tuple[Tensor, Cond]:
         if not waiting:
             waiting.extend(islice(loader, 1))
-        if not waiting or not torch.equal(
-            waiting[0][0], index
-        ):  # somebody takes a look at others than the training's next
+        if not waiting or not torch.equal(waiting[0][0], index):  # a measurement asks for other examples than the next
             return source.data(index)
         _, x0, cond = waiting.pop()
         return source.codec.encode(x0), cond
@@ -124,7 +140,7 @@ def read_ahead(reader: Reader, source: Source, upcoming: Iterator[Tensor], worke
 
 
 def digest(examples: Examples) -> str:
-    """What tells these examples, as the network gets them, from others."""
+    """Sha256 of examples as the network gets them."""
     data = hashlib.sha256()
     for name, values in sorted({"x0": examples.x0, **examples.cond}.items()):
         data.update(f"{name}{tuple(values.shape)}".encode())
@@ -132,11 +148,11 @@ def digest(examples: Examples) -> str:
     return data.hexdigest()
 
 
-def _check(examples: Examples, keys: list[str]) -> None:
-    """DataError with the keys of samples that hold anything but numbers: one would spoil the codec for all."""
+def _check_finite(examples: Examples, keys: list[str]) -> None:
+    """Raise DataError, naming the keys, if examples are not finite: a single one would spoil the codec for all."""
     bad = torch.zeros(len(examples), dtype=torch.bool)
     for values in (examples.x0, *examples.cond.values()):
         bad |= ~values.flatten(1).isfinite().all(1) if values.is_floating_point() else False
     if bad.any():
-        named = sorted({keys[i] for i in bad.nonzero()[:, 0].tolist()})
-        raise DataError(f"The shards hold samples with values that are no finite numbers: {', '.join(named)}.")
+        names = sorted({keys[i] for i in bad.nonzero()[:, 0].tolist()})
+        raise DataError(f"The shards hold samples with values that are not finite: {', '.join(names)}.")

@@ -1,73 +1,72 @@
-"""When to stop, and which weights to keep: decided from the rows of the watches alone, so that a restart decides the same."""
+"""When a training stops and which weights it keeps. Both depend on the evaluations alone, so a restart decides the same."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from tasks.config.optimisation import Stop
-from tasks.metrics.membership_inference import LevelGap
 from tasks.models.modality import DATA_SD
+from tasks.train.evaluation import Evaluation
 
 Keep = Literal["validation_loss", "distance", "last"]
 
 
 def relative_loss(sigmas: Sequence[float], losses: Sequence[float]) -> float:
-    """The mean over noise levels of the loss over that of a denoiser which knows nothing but the data's variance."""
-    blind = [sigma**2 * DATA_SD**2 / (sigma**2 + DATA_SD**2) for sigma in sigmas]
-    return sum(loss / worst for loss, worst in zip(losses, blind, strict=True)) / len(blind)
+    """The mean over noise levels of loss / baseline; the baseline is a denoiser that knows only the variance of the data."""
+    baseline = [sigma**2 * DATA_SD**2 / (sigma**2 + DATA_SD**2) for sigma in sigmas]
+    return sum(loss / worst for loss, worst in zip(losses, baseline, strict=True)) / len(baseline)
 
 
-def score(row: dict[str, Any], sigmas: Sequence[float], keep: Keep) -> float:
-    """What is to be small for a watch's weights to be kept; the later watch is better where the criterion is missing."""
-    if keep == "validation_loss" and "val" in row:
-        return relative_loss(sigmas, row["val"])
-    if keep == "distance" and "distance" in row:
-        return float(row["distance"]["value"])
-    return -float(row["images"])
+def score(evaluation: Evaluation, sigmas: Sequence[float], keep: Keep) -> float:
+    """The criterion that the kept weights minimise. If it was not measured, the later evaluation scores better."""
+    if keep == "validation_loss" and evaluation.val is not None:
+        return relative_loss(sigmas, evaluation.val)
+    if keep == "distance" and evaluation.distance is not None:
+        return float(evaluation.distance.value)
+    return -float(evaluation.images)
 
 
-def best(rows: Sequence[dict[str, Any]], sigmas: Sequence[float], keep: Keep) -> int:
-    """The number of the watch whose weights are kept."""
-    return min(range(len(rows)), key=lambda i: (score(rows[i], sigmas, keep), -i))
+def best(evaluations: Sequence[Evaluation], sigmas: Sequence[float], keep: Keep) -> int:
+    """The index of the evaluation whose weights are kept; of equal ones the latest."""
+    return min(range(len(evaluations)), key=lambda i: (score(evaluations[i], sigmas, keep), -i))
 
 
-def kept(rows: Sequence[dict[str, Any]], sigmas: Sequence[float], keep: Keep) -> str:
-    """Which watch's weights are the model, and why, in words."""
-    row = rows[best(rows, sigmas, keep)]
-    measured = {
-        "validation_loss": ("val", "the lowest denoising loss on held-out examples"),
-        "distance": ("distance", "the smallest distance of samples to held-out data"),
-    }
+def kept(evaluations: Sequence[Evaluation], sigmas: Sequence[float], keep: Keep) -> str:
+    """One sentence that says which weights are the model, and why."""
+    chosen = evaluations[best(evaluations, sigmas, keep)]
     if keep == "last":
-        why = "the last"
+        reason = "the last"
+    elif keep == "validation_loss" and chosen.val is not None:
+        reason = "the lowest denoising loss on held-out examples"
+    elif keep == "distance" and chosen.distance is not None:
+        reason = "the smallest distance of samples to held-out data"
     else:
-        needed, words = measured[keep]
-        why = words if needed in row else "the last, since there are too few held-out examples to choose by"
-    return f"The weights are those of image {row['images']}: {why}."
+        reason = "the last, since there are too few held-out examples to choose by"
+    return f"The weights are those of image {chosen.images}: {reason}."
 
 
-def reason(rows: Sequence[dict[str, Any]], stop: Stop) -> str | None:
-    """Why to stop now, in words; None to go on."""
-    if stop.memorizing and memorizing(rows, stop.patience):
-        return f"The losses told training examples from held-out ones in {stop.patience} watches in a row."
-    if stop.converged and converged(rows, stop.patience):
-        return f"The distance to held-out data has not fallen beyond its interval in {stop.patience} watches."
+def stop_reason(evaluations: Sequence[Evaluation], stop: Stop) -> str | None:
+    """One sentence that says why to stop now; None to continue."""
+    if stop.memorizing and memorizing(evaluations, stop.patience):
+        return f"The losses told training examples from held-out ones in {stop.patience} evaluations in a row."
+    if stop.converged and converged(evaluations, stop.patience):
+        return f"The distance to held-out data did not fall below its interval in {stop.patience} evaluations."
     return None
 
 
-def memorizing(rows: Sequence[dict[str, Any]], patience: int) -> bool:
-    """Whether in each of the last watches the gap between training and held-out loss was beyond doubt at some level."""
-    last = rows[-patience:]
-    return len(last) == patience and all(any(LevelGap(**gap).alarming for gap in row.get("gaps", [])) for row in last)
+def memorizing(evaluations: Sequence[Evaluation], patience: int) -> bool:
+    """Whether each of the last `patience` evaluations has a noise level whose loss gap is alarming."""
+    last = evaluations[-patience:]
+    return len(last) == patience and all(any(gap.alarming for gap in row.gaps or []) for row in last)
 
 
-def converged(rows: Sequence[dict[str, Any]], patience: int) -> bool:
-    """Whether none of the last distances lies below the interval of the best before them."""
-    distances = [row["distance"] for row in rows if "distance" in row]
+def converged(evaluations: Sequence[Evaluation], patience: int) -> bool:
+    """Whether none of the last `patience` distances lies below the interval of the best one before them."""
+    distances = [row.distance for row in evaluations if row.distance is not None]
     before, last = distances[:-patience], distances[-patience:]
     if not before:
         return False
-    low = min(before, key=lambda d: float(d["value"]))["low"]
-    return all(math.isfinite(d["value"]) and d["value"] >= low for d in last)
+    low = min(before, key=lambda distance: distance.value).low
+    return all(math.isfinite(distance.value) and distance.value >= low for distance in last)

@@ -1,7 +1,6 @@
-"""Looking at a training: losses per noise level, their gap, the gradient's noise scale, samples, distance, speed.
+"""What is measured of a model while it is trained: losses at each noise level, samples, distance to held-out data, speed.
 
-Everything but the speed is a function of the weights. It is computed with the averaged weights, the same examples and the
-same noise each time.
+Everything but the speed is a function of the weights: it uses the averaged weights and the same examples and noise each time.
 """
 
 from __future__ import annotations
@@ -19,50 +18,106 @@ from diffusion_core.conditioning import Cond, rows
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.sampling.loop import generate
 from diffusion_core.training import compute, monitoring
+from diffusion_core.training.monitoring import NoiseScale
 from diffusion_core.training.trainer import Trainer
 from tasks.metrics import membership_inference
+from tasks.metrics.estimate import Estimate
 from tasks.metrics.features import joints, pixels
 from tasks.metrics.kid import KID_NEEDS, kid
+from tasks.metrics.membership_inference import LevelGap
 from tasks.models import modality
 from tasks.models.modality import Examples, Model
 from tasks.plots import drawing
 
-SIGMAS = membership_inference.SIGMAS[1:]  # noise levels watched while training: all but the smallest
-WATCHED = 128  # examples of each split
+SIGMAS = membership_inference.SIGMAS[1:]  # noise levels evaluated while training: all but the smallest
+EVALUATED = 128  # examples of each split
 SHOWN = 16  # samples in the picture
-STEPS = 12  # of sampling, while watching
+STEPS = 12  # of sampling, while training
 Points = list[tuple[str, float, int]]  # (metric, value, images seen)
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What is watched: `parts` are examples of `train` and, where there are any, `val`, in the network's units."""
+class Evaluation:
+    """What was measured after `images` images.
+
+    `train`, `val`: mean squared error of x0 at each of SIGMAS, in the network's units. `val` is None if there are no held-out
+    examples, `gaps` and `distance` if there are too few of them, `noise_scale` if a batch cannot be divided.
+    """
+
+    images: int
+    train: list[float]
+    val: list[float] | None = None
+    gaps: list[LevelGap] | None = None
+    distance: Estimate | None = None
+    noise_scale: NoiseScale | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON types, without those that are missing."""
+        row: dict[str, Any] = {"images": self.images, "train": self.train, "val": self.val}
+        row["gaps"] = None if self.gaps is None else [asdict(gap) for gap in self.gaps]
+        row["distance"] = None if self.distance is None else self.distance.as_dict()
+        row["noise_scale"] = None if self.noise_scale is None else self.noise_scale._asdict()
+        return {key: value for key, value in row.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Evaluation:
+        """The inverse of `as_json`."""
+        row = dict(row)
+        if "gaps" in row:
+            row["gaps"] = [LevelGap(**gap) for gap in row["gaps"]]
+        if "distance" in row:
+            row["distance"] = Estimate(**row["distance"])
+        if "noise_scale" in row:
+            row["noise_scale"] = NoiseScale(**row["noise_scale"])
+        return cls(**row)
+
+    def points(self) -> Points:
+        """The numbers as metrics. `loss_gap` is how much higher the held-out loss is, as a share of the training loss."""
+        points: Points = []
+        for split, losses in (("train", self.train), ("val", self.val or [])):
+            for sigma, value in zip(SIGMAS, losses, strict=False):
+                points.append((f"denoising_loss.{split}.sigma_{sigma}", value, self.images))
+        for gap in self.gaps or []:
+            points.append((f"loss_gap.sigma_{gap.sigma}", gap.heldout / gap.train - 1, self.images))
+            points.append((f"loss_gap_auc.sigma_{gap.sigma}", gap.auc, self.images))
+        if self.distance is not None:
+            for end in ("value", "low", "high"):
+                points.append((f"kernel_distance.{end}", getattr(self.distance, end), self.images))
+        if self.noise_scale is not None:
+            points.append(("gradient.signal", self.noise_scale.signal, self.images))
+            points.append(("gradient.noise", self.noise_scale.noise, self.images))
+        return points
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a model on `examples` of `train` and, if there are any, `val`, in the network's units."""
 
     model: Model
-    parts: dict[str, Examples]
+    examples: dict[str, Examples]
     seed: int
-    samples: int  # for the distance to held-out data
+    samples: int  # how many are drawn for the distance to held-out data; 0: no distance
 
-    def row(self, denoiser: Preconditioned, nimg: int) -> dict[str, Any]:
-        """Losses at SIGMAS, gaps and distance, as JSON."""
-        row: dict[str, Any] = {"images": nimg}
+    def evaluate(self, denoiser: Preconditioned, nimg: int, noise_scale: NoiseScale | None) -> Evaluation:
+        """Losses at SIGMAS, gaps and distance of the model with this denoiser."""
         losses = {}
-        for split, part in self.parts.items():
-            x0, cond = _to(part, denoiser)
+        for split, examples in self.examples.items():
+            x0, cond = _to_device(examples, denoiser)
             losses[split] = membership_inference.losses(denoiser, x0, cond, SIGMAS, self.seed, draws=1)
-            row[split] = (losses[split].mean(1) * np.square(SIGMAS)).tolist()
+        means = {split: (loss.mean(1) * np.square(SIGMAS)).tolist() for split, loss in losses.items()}
+        gaps = distance = None
         if "val" in losses and min(loss.shape[1] for loss in losses.values()) >= 2:
-            row["gaps"] = [asdict(gap) for gap in membership_inference.gaps(SIGMAS, losses["train"], losses["val"])]
-        held_out = len(self.parts.get("val", ()))
+            gaps = membership_inference.gaps(SIGMAS, losses["train"], losses["val"])
+        held_out = len(self.examples.get("val", ()))
         if self.samples and min(self.samples, held_out) >= KID_NEEDS:
-            drawn, real = self.draw(denoiser, self.samples), self.model.codec.decode(self.parts["val"].x0)
-            row["distance"] = kid(self._features(drawn), self._features(real)).as_dict()
-        return row
+            real = self.model.codec.decode(self.examples["val"].x0)
+            distance = kid(_features(self.draw(denoiser, self.samples)), _features(real))
+        return Evaluation(nimg, means["train"], means.get("val"), gaps, distance, noise_scale)
 
     def draw(self, denoiser: Preconditioned, count: int) -> Tensor:
         """Samples in data units, `[count, *shape]` on the CPU, always from the same noise and conditions."""
-        source = self.parts.get("val", self.parts["train"])
-        _, cond = _to(source, denoiser)
+        source = self.examples.get("val", self.examples["train"])
+        _, cond = _to_device(source, denoiser)
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
         z = generate(
             denoiser, self.model.recipe.timesteps(STEPS), self.model.recipe.step, self.model.shape, self.seed, ids,
@@ -71,7 +126,7 @@ class Watch:
         return self.model.codec.decode(z).cpu()
 
     def picture(self, denoiser: Preconditioned, path: Path) -> None:
-        """A sheet of SHOWN samples as a PNG."""
+        """Write a sheet of SHOWN samples as a PNG."""
         values = self.draw(denoiser, SHOWN)
         if values.ndim == 4:
             tiles = [drawing.enlarge(picture, 96) for picture in modality.as_pictures(values)]
@@ -79,38 +134,20 @@ class Watch:
             tiles = [drawing.draw_pose(pose) for pose in values.numpy()]
         drawing.save_png(path, drawing.sheet(tiles, 8))
 
-    def _features(self, values: Tensor) -> np.ndarray:
-        return (
-            pixels(modality.as_pictures(values).astype(np.float32) / 255)
-            if values.ndim == 4
-            else joints(values.numpy())
-        )
+
+def _features(values: Tensor) -> np.ndarray:
+    if values.ndim == 4:
+        return pixels(modality.as_pictures(values).astype(np.float32) / 255)
+    return joints(values.numpy())
 
 
-def _to(part: Examples, denoiser: Preconditioned) -> tuple[Tensor, Cond]:
+def _to_device(examples: Examples, denoiser: Preconditioned) -> tuple[Tensor, Cond]:
     device = next(denoiser.parameters()).device
-    return part.x0.to(device), {key: value.to(device) for key, value in part.cond.items()}
-
-
-def points(row: dict[str, Any]) -> Points:
-    """A watch's row as metrics. The gap is how much higher the held-out loss is, as a share of the training loss."""
-    nimg, found = row["images"], []
-    for split in ("train", "val"):
-        for sigma, value in zip(SIGMAS, row.get(split, []), strict=False):
-            found.append((f"denoising_loss.{split}.sigma_{sigma}", value, nimg))
-    for gap in row.get("gaps", []):
-        found.append((f"loss_gap.sigma_{gap['sigma']}", gap["heldout"] / gap["train"] - 1, nimg))
-        found.append((f"loss_gap_auc.sigma_{gap['sigma']}", gap["auc"], nimg))
-    for end in ("value", "low", "high") if "distance" in row else ():
-        found.append((f"kernel_distance.{end}", row["distance"][end], nimg))
-    if "noise_scale" in row:
-        found.append(("gradient.signal", row["noise_scale"]["signal"], nimg))
-        found.append(("gradient.noise", row["noise_scale"]["noise"], nimg))
-    return found
+    return examples.x0.to(device), {key: value.to(device) for key, value in examples.cond.items()}
 
 
 class Speed:
-    """Images a second, share of the device's matrix-product peak, and share of the time that examples were waited for."""
+    """Measures images per second, the share of the device's peak FLOPS, and the share of time spent waiting for examples."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -119,10 +156,10 @@ class Speed:
         self.begin()
 
     def begin(self) -> None:
-        """From now on."""
+        """Start a new interval."""
         self.images, self.waited, self.since = self.trainer.nimg, self.trainer.data_wait_seconds, time.perf_counter()
 
-    def since_then(self) -> dict[str, float]:
+    def measure(self) -> dict[str, float]:
         """The figures since `begin`, as JSON."""
         seconds = time.perf_counter() - self.since
         rate = (self.trainer.nimg - self.images) / seconds
@@ -135,6 +172,6 @@ class Speed:
 
 
 def speed_points(rows: list[dict[str, float]]) -> Points:
-    """Rows of `Speed.since_then` as metrics."""
+    """The results of `Speed.measure` as metrics."""
     names = ("images_per_second", "flops_utilisation", "loader_wait")
     return [(f"speed.{name}", row[name], int(row["images"])) for row in rows for name in names]

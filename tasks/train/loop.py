@@ -1,11 +1,11 @@
-"""One process's part in a training: resume, step, watch, checkpoint, record. Rank 0 leads: it alone writes.
+"""The training loop of one process: resume, step, evaluate, save, record. Only rank 0, the leader, writes anything.
 
-Everything that is a function of the training goes into the checkpoint before it goes to MLflow, so that a kill leaves
-neither a gap nor a duplicate there.
+Results go into the checkpoint before they go to MLflow, so that a kill leaves neither a gap nor a duplicate there.
 """
 
 from __future__ import annotations
 
+import logging
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,53 +22,66 @@ from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.config.params import Params
 from tasks.metrics import membership_inference
-from tasks.metrics.membership_inference import LevelGap
 from tasks.models import modality
 from tasks.models.modality import Model
 from tasks.registry import lineage, tracking
 from tasks.train import curves, early_stopping, launch
-from tasks.train import evaluation as watching
-from tasks.train.evaluation import SIGMAS, Speed, Watch
-from tasks.train.state import Folder, State
+from tasks.train.evaluation import SIGMAS, Evaluation, Evaluator, Points, Speed, speed_points
+from tasks.train.state import State, TrainingFolder
 
-POINTS = 4  # points of the loss curve a checkpoint
+POINTS = 4  # points of the loss curve per checkpoint
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class History:
-    """What a training has to tell: loss curve, watches, speed, losses since the last point of the curve."""
+    """What happened so far; a part of every checkpoint."""
 
-    loss: list[list[float]] = field(default_factory=list)  # [images, mean loss]
-    levels: list[dict[str, Any]] = field(default_factory=list)
+    loss: list[list[float]] = field(default_factory=list)  # [images, mean loss since the point before]
+    evaluations: list[Evaluation] = field(default_factory=list)
     speed: list[dict[str, float]] = field(default_factory=list)
-    pending: list[float] = field(default_factory=list)
-    watched: int = 0  # images seen at the last watch
-    stopped: str | None = None  # why it ended, in words
+    pending: list[float] = field(default_factory=list)  # losses since the last point of the curve
+    evaluated: int = 0  # images seen at the last evaluation
+    stopped: str | None = None  # why the training ended, as a sentence
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return {**vars(self), "evaluations": [evaluation.as_json() for evaluation in self.evaluations]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> History:
+        """The inverse of `as_json`."""
+        return cls(**{**value, "evaluations": [Evaluation.from_json(row) for row in value["evaluations"]]})
 
 
-class Session:
-    """A training from where it stands to its end. `keys` are the sample keys of the trainer's examples, mirrored ones last."""
+class TrainingLoop:
+    """A training from where it stands to its end.
+
+    `keys`: the sample key of each of the trainer's examples. `trained_on`: the content of trained_on.json, see `lineage`.
+    """
 
     def __init__(
-        self, params: Params, root: Path, model: Model, trainer: Trainer, folder: Folder, watch: Watch, keys: list[str],
-        seen: dict[str, Any],
+        self, params: Params, root: Path, model: Model, trainer: Trainer, folder: TrainingFolder, evaluator: Evaluator,
+        keys: list[str], trained_on: dict[str, Any],
     ) -> None:  # fmt: skip
         self.params, self.root, self.model, self.config = params, root, model, model.config
-        self.trainer, self.folder, self.watch, self.keys, self.seen = trainer, folder, watch, keys, seen
+        self.trainer, self.folder, self.evaluator, self.keys = trainer, folder, evaluator, keys
+        self.trained_on = trained_on
         self.leader = trainer.rank == 0
         self.history = History()
-        self.record: tracking.Run | None = None  # the leader's
+        self.record: tracking.Run | None = None  # only the leader has one
         self.signal: int | None = None
 
     def run(self) -> None:
-        """Train to the end and write the artifacts. Stopped by SIGTERM it saves its state and exits with launch.STOPPED."""
+        """Train to the end and write the artifacts. On SIGTERM, save the state and exit with launch.STOPPED."""
         status = "KILLED"
         try:
             if self.leader:
                 weights = sum(weight.numel() for weight in self.model.denoiser.parameters())
-                what = tracking.in_words(self.config.net_name, weights, self.config.images)
+                description = tracking.in_words(self.config.net_name, weights, self.config.images)
                 store = tracking.Store(self.params.tracking, self.root)
-                self.record = store.model_run(self.model.name, self.folder.digest, what)
+                self.record = store.model_run(self.model.name, self.folder.digest, description)
                 self.record.params({self.model.name: self.config.model_dump()})
                 self._record_lineage(self.record)
                 self._flush()
@@ -84,7 +97,7 @@ class Session:
                 self.record.finish(status)
 
     def resume(self, path: Path | None) -> None:
-        """Go on from the checkpoint at `path` or the last of this training, if there is one; the leader reads it for all."""
+        """Load the checkpoint at `path`, or else the last one of this training, if any. The leader reads it for all ranks."""
         state: State | None = None
         if self.leader:
             state = self.folder.resume_from(path) if path else self.folder.resume()
@@ -93,12 +106,12 @@ class Session:
             return
         tensors = parallel.broadcast_tensors(state[0] if state else {}, self.trainer.device)
         self.trainer.load_state(tensors, meta["trainer"])
-        self.history = History(**meta["history"])
+        self.history = History.from_json(meta["history"])
         if self.leader:
-            print(f"{self.model.name}: going on from image {self.trainer.nimg:,}")
+            log.info(f"{self.model.name}: resuming from image {self.trainer.nimg:,}")
 
     def _loop(self) -> None:
-        trainer, every = self.trainer, self.config.checkpoint_images
+        trainer, checkpoint_images = self.trainer, self.config.checkpoint_images
         speed = Speed(trainer)
         bar = tqdm(
             total=self.config.images, initial=trainer.nimg, desc=f"train {self.model.name}", unit="image",
@@ -114,12 +127,12 @@ class Session:
                 self.history.pending.append(step.loss)
                 bar.update(trainer.nimg - before)
                 bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
-                if self._passed(before, every // POINTS):
+                if self._passed(before, checkpoint_images // POINTS):
                     self.history.loss.append([trainer.nimg, sum(self.history.pending) / len(self.history.pending)])
                     self.history.pending = []
                 if self.config.power_averages and self._passed(before, self.config.snapshot_images):
                     self._snapshot()
-                if self._passed(before, every):
+                if self._passed(before, checkpoint_images):
                     self._checkpoint(speed)
                 if step.stop:
                     self._save()
@@ -135,7 +148,7 @@ class Session:
         return self.trainer.done or self.history.stopped is not None
 
     def _passed(self, before: int, every: int) -> bool:
-        """Whether the last step went over a multiple of so many images, or was the last."""
+        """Whether the last step crossed a multiple of `every` images, or was the last."""
         return self.trainer.nimg // max(every, 1) > before // max(every, 1) or self.trainer.done
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -143,51 +156,50 @@ class Session:
         self.trainer.stop = True
 
     def _checkpoint(self, speed: Speed) -> None:
-        """Note the speed, watch if it is time, save, and tell MLflow."""
-        if self._passed(self.history.watched, self.config.watch_images or 1):
-            self.history.speed.append(speed.since_then())
-            self._watch()
-            self.history.watched = self.trainer.nimg
+        """Evaluate if it is time, save, and tell MLflow."""
+        if self._passed(self.history.evaluated, self.config.watch_images or 1):
+            self.history.speed.append(speed.measure())
+            self._evaluate()
+            self.history.evaluated = self.trainer.nimg
             speed.begin()
         self._save()
         if self.leader:
             self._flush()
 
-    def _watch(self) -> None:
-        """Append a row to the history, keep the weights if they are the best, and decide whether to stop."""
+    def _evaluate(self) -> None:
+        """Append an evaluation to the history, keep the weights if they are the best, and decide whether to stop."""
         trainer = self.trainer
-        scale = monitoring.noise_scale(trainer)
+        noise_scale = monitoring.noise_scale(trainer)
         denoiser = trainer.averaged()
         if self.leader:
-            row = self.watch.row(denoiser, trainer.nimg)
-            if scale is not None:
-                row["noise_scale"] = scale._asdict()
-            rows = self.history.levels
-            rows.append(row)
-            self._tell_of_gap(row)
-            if early_stopping.best(rows, SIGMAS, self.config.keep) == len(rows) - 1:
+            evaluations = self.history.evaluations
+            evaluations.append(self.evaluator.evaluate(denoiser, trainer.nimg, noise_scale))
+            self._announce_memorization(evaluations)
+            if early_stopping.best(evaluations, SIGMAS, self.config.keep) == len(evaluations) - 1:
                 self.folder.save_best(dict(denoiser.state_dict()), trainer.nimg)
             path = self.folder.path / "samples" / f"{trainer.nimg:012d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.watch.picture(denoiser, path)
+            self.evaluator.picture(denoiser, path)
             if self.record is not None:
                 self.record.artifact(path, "samples")
-            self.history.stopped = early_stopping.reason(rows, self.config.stop)
+            self.history.stopped = early_stopping.stop_reason(evaluations, self.config.stop)
             if trainer.done:
                 self.history.stopped = f"All {trainer.nimg} images were seen."
         self.history.stopped = parallel.broadcast(self.history.stopped)
 
-    def _tell_of_gap(self, row: dict[str, Any]) -> None:
+    def _announce_memorization(self, evaluations: list[Evaluation]) -> None:
         """Say once when the losses begin to tell training examples from held-out ones."""
-        gaps = [LevelGap(**gap) for gap in row.get("gaps", [])]
-        earlier = (gap for other in self.history.levels[:-1] for gap in other.get("gaps", []))
-        if any(gap.alarming for gap in gaps) and not any(LevelGap(**gap).alarming for gap in earlier):
-            tqdm.write(f"{self.model.name}, image {row['images']:,}: {membership_inference.sentence(gaps)}")
+        gaps = evaluations[-1].gaps or []
+        earlier = (gap for evaluation in evaluations[:-1] for gap in evaluation.gaps or [])
+        if any(gap.alarming for gap in gaps) and not any(gap.alarming for gap in earlier):
+            images = evaluations[-1].images
+            # tqdm.write keeps the progress bar intact
+            tqdm.write(f"{self.model.name}, image {images:,}: {membership_inference.sentence(gaps)}")
             if self.record is not None:
-                self.record.tag(**{"contrapposto.loss_gap_from_image": str(row["images"])})
+                self.record.tag(**{"contrapposto.loss_gap_from_image": str(images)})
 
     def _snapshot(self) -> None:
-        """Store the further averages, for any other average after the training."""
+        """Store the further averages, for post-hoc EMA."""
         for name in self.trainer.averages:
             if name != "ema":
                 weights = self.trainer.averaged(name).state_dict()
@@ -197,58 +209,59 @@ class Session:
     def _save(self) -> None:
         tensors, state = self.trainer.state()
         if self.leader:
-            self.folder.save(tensors, {"trainer": state, "history": vars(self.history)}, self.trainer.nimg)
+            self.folder.save(tensors, {"trainer": state, "history": self.history.as_json()}, self.trainer.nimg)
 
     def _flush(self) -> None:
-        """Log the points that MLflow does not have yet: after a kill neither a gap nor a duplicate."""
+        """Log the points that MLflow does not have yet. After a kill there is neither a gap nor a duplicate."""
         assert self.record is not None
-        points = [("loss", loss, int(nimg)) for nimg, loss in self.history.loss]
-        for row in self.history.levels:
-            points += watching.points(row)
-        points += watching.speed_points(self.history.speed)
+        points: Points = [("loss", loss, int(nimg)) for nimg, loss in self.history.loss]
+        for evaluation in self.history.evaluations:
+            points += evaluation.points()
+        points += speed_points(self.history.speed)
         last = {name: self.record.last_step(name) for name in {name for name, _, _ in points}}
         self.record.log([point for point in points if point[2] > last[point[0]]])
 
     def _blame(self, error: Diverged) -> str:
-        """The error in the user's terms: which samples, by their keys in the shards."""
+        """The error with the keys of the samples instead of their indices."""
         keys = sorted({self.keys[i] for i in error.examples})
-        what = str(error).partition(" at image")[0]
+        problem = str(error).partition(" at image")[0]
         return (
-            f"{self.model.name}: {what} at image {self.trainer.nimg}, for {', '.join(keys)}. "
+            f"{self.model.name}: {problem} at image {self.trainer.nimg}, for {', '.join(keys)}. "
             "Either these samples are damaged, or the learning rate is too high."
         )
 
     def _record_lineage(self, record: tracking.Run) -> None:
-        """Before the first step, so that a training which is stopped is known to have seen these people."""
+        """Write trained_on.json before the first step: a training that is stopped has seen these people, too."""
         path = self.folder.path / lineage.FILE
-        files.write_json(path, self.seen)
+        files.write_json(path, self.trained_on)
         record.artifact(path)
 
     def _finish(self, record: tracking.Run) -> None:
-        """Write the artifacts: weights of the best watch, curve, lineage, snapshots."""
-        rows = self.history.levels
-        nimg = rows[early_stopping.best(rows, SIGMAS, self.config.keep)]["images"]
-        kept = early_stopping.kept(rows, SIGMAS, self.config.keep)
+        """Write the artifacts: weights of the best evaluation, curves, lineage, snapshots."""
+        evaluations = self.history.evaluations
+        nimg = evaluations[early_stopping.best(evaluations, SIGMAS, self.config.keep)].images
+        kept = early_stopping.kept(evaluations, SIGMAS, self.config.keep)
         weights: dict[str, Tensor] = self.folder.best(nimg)
-        told = {
+        training = {
             "sigmas": SIGMAS,
             "loss": self.history.loss,
-            "levels": rows,
+            "levels": [evaluation.as_json() for evaluation in evaluations],
             "stopped": self.history.stopped,
             "kept": kept,
         }
-        with files.new_folder(paths.model_folder(self.root, self.model.name)) as folder:
+        artifacts = paths.model_folder(self.root, self.model.name)
+        with files.new_folder(artifacts) as folder:
             modality.save(folder, self.model, weights, {"digest": self.folder.digest, "images": nimg})
-            files.write_json(folder / "training.json", told)
-            curves.write(folder, self.history.loss, rows, SIGMAS)
-            files.write_json(folder / lineage.FILE, self.seen)
+            files.write_json(folder / "training.json", training)
+            curves.write(folder, self.history.loss, evaluations, SIGMAS)
+            files.write_json(folder / lineage.FILE, self.trained_on)
             for path in sorted(self.folder.path.glob("snapshots/*.safetensors")):
                 (folder / "snapshots").mkdir(exist_ok=True)
                 (folder / "snapshots" / path.name).write_bytes(path.read_bytes())
-        print(f"{self.model.name}: {self.history.stopped} {kept}")
+        log.info(f"{self.model.name}: {self.history.stopped} {kept}")
         record.tag(**{
             "contrapposto.model_sha256": paths.model_sha256(self.root, self.model.name),
             "contrapposto.stopped": str(self.history.stopped), "contrapposto.kept": kept,
         })  # fmt: skip
-        for path in sorted(paths.model_folder(self.root, self.model.name).iterdir()):
+        for path in sorted(artifacts.iterdir()):
             record.artifact(path, "model")

@@ -1,6 +1,7 @@
-"""What decides the weights of a training, and how to say in words that two trainings are not the same.
+"""The identity of a training: everything that decides its weights, and in words how two trainings differ.
 
-What does not decide them, but for rounding, is left out: on how many ranks, in what pieces, how often it is looked at.
+A checkpoint is resumed only by a training with the same fingerprint. What changes the weights by rounding only is left out: the
+number of ranks, the size of micro-batches, where examples are kept.
 """
 
 from __future__ import annotations
@@ -15,35 +16,54 @@ import torch
 from tasks.common.code_digest import code_digest
 from tasks.config.params import Pictures, Poses
 
-# Keys that only say where and how the work is done, and what is kept of it on the way.
+# Parameters that say how the work is done, and not what is computed.
 LAYOUT = {"ranks", "sharded", "microbatch", "recompute", "workers", "memory_gb", "checkpoints_kept"}
-CODE = ("diffusion_core/**/*.py", "tasks/train/*.py", "tasks/models/*.py", "tasks/config/nets.py")
 
-Origin = dict[str, str]
+# The code that decides the weights: the method, how examples and conditions are made of the shards, and the measurements by
+# which early stopping chooses weights. A test compares this with the imports of the training stage.
+CODE = (
+    "diffusion_core/**/*.py",
+    "tasks/train/*.py",
+    "tasks/models/*.py",
+    "tasks/config/nets.py",
+    "tasks/common/skeleton.py",
+    "tasks/common/subset.py",
+    "tasks/dataset/crop.py",
+    "tasks/dataset/pose_map.py",
+    "tasks/dataset/shards.py",
+    "tasks/metrics/*.py",
+)
+
+EXAMPLES, HELD_OUT, SOURCE_CODE = "the training examples", "the held-out examples", "the code"
+DIGESTS = (EXAMPLES, HELD_OUT, SOURCE_CODE)  # too long to print
+
+RunFingerprint = dict[str, str]
 
 
-def of(config: Poses | Pictures, examples: str) -> Origin:
-    """Each parameter, and digests of the examples (given) and of the code; all as text, by name."""
-    origin = dict(_flat(config.model_dump(exclude=LAYOUT)))
-    return origin | {"the examples": examples, "the code": code_digest(CODE), "torch": torch.__version__}
+def of(config: Poses | Pictures, examples: str, held_out: str) -> RunFingerprint:
+    """Each parameter of the model as JSON, and digests of the training and held-out examples (given) and of the code."""
+    fingerprint = dict(_flat(config.model_dump(exclude=LAYOUT)))
+    digests = {EXAMPLES: examples, HELD_OUT: held_out, SOURCE_CODE: code_digest(CODE)}
+    return fingerprint | digests | {"torch": torch.__version__}
 
 
-def digest(origin: Origin) -> str:
-    """32 hexadecimal digits by which a training is known."""
-    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32]
+def digest(fingerprint: RunFingerprint) -> str:
+    """32 hexadecimal digits that name a training."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def difference(here: Origin, there: Origin) -> str:
-    """In words, what of `there` is not as it is `here`."""
-    told = []
-    for key in sorted(here.keys() | there.keys()):
-        mine, theirs = here.get(key, "absent"), there.get(key, "absent")
-        if mine == theirs:
+def difference(this: RunFingerprint, other: RunFingerprint) -> str:
+    """The entries in which `other` differs from `this`, in words."""
+    phrases = []
+    for key in sorted(this.keys() | other.keys()):
+        value, other_value = this.get(key, "absent"), other.get(key, "absent")
+        if value == other_value:
             continue
-        told.append(
-            f"{key} differ" if key in ("the examples", "the code") else f"{key} is {theirs} there and {mine} here"
-        )
-    return ", ".join(told).replace("the code differ", "the code differs")
+        if key in DIGESTS:
+            phrases.append(f"{key} changed")
+        else:
+            phrases.append(f"{key} was {other_value} and is {value} now")
+    return ", ".join(phrases)
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

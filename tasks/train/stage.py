@@ -1,17 +1,18 @@
 """Stage `train <model> [CHECKPOINT]`: train one model on the shards and leave it in `artifacts/<model>/`.
 
-    model.safetensors   averaged weights of the best watch, codec, and all that is needed to build it again
-    training.json       loss against images seen, what was watched, why it ended and which weights were kept
+    model.safetensors   averaged weights of the best evaluation, the codec, and the parameters to build the model again
+    training.json       loss against images seen, the evaluations, why the training ended, which weights were kept
     loss.csv, denoising_loss.csv   the curves of training.json, for `dvc plots`
-    trained_on.json     whom it has seen (see `lineage`)
-    snapshots/          further averages, if any were asked for
+    trained_on.json     the samples it was trained on, see `lineage`
+    snapshots/          further averages, if `power_averages` asks for any
 
-The state of a training under way lives in `.contrapposto/training/<model>/`, out of DVC's reach: a run that is killed
-finds it there and goes on to the same bits. A CHECKPOINT that is named is gone on with or refused.
+The state of an unfinished training is in `.contrapposto/training/<model>/`, which DVC does not track. A run that is killed
+resumes from there and ends with the same bits. A CHECKPOINT that is given is resumed, or refused if it is another training's.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,7 @@ import torch
 from torch import distributed
 
 from diffusion_core import rng
-from diffusion_core.training import data_scale as measure
-from diffusion_core.training import microbatch_size
+from diffusion_core.training import data_scale, microbatch_size
 from diffusion_core.training.compute import Compute
 from diffusion_core.training.ema import Decay, halflife, power
 from diffusion_core.training.trainer import TrainConfig, Trainer
@@ -31,25 +31,27 @@ from tasks.config.params import Params, Pictures, Poses
 from tasks.models import conditioning, modality
 from tasks.models.modality import Examples, Model
 from tasks.registry import lineage
-from tasks.train import launch, run_fingerprint
-from tasks.train import warm_start as start
-from tasks.train.data import Reader, from_shards, in_memory, read_ahead
-from tasks.train.evaluation import WATCHED, Watch
-from tasks.train.loop import Session
-from tasks.train.state import Folder
+from tasks.train import data as training_data
+from tasks.train import launch, run_fingerprint, warm_start
+from tasks.train.data import ExampleDataset
+from tasks.train.evaluation import EVALUATED, Evaluator
+from tasks.train.loop import TrainingLoop
+from tasks.train.state import TrainingFolder
 
-MEASURED = 512  # examples from which the data's scale is told
+MEASURED = 512  # examples from which the scale of the data is estimated
+
+log = logging.getLogger(__name__)
 
 
 def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -> None:
-    """Train `model`; with more than one rank, through torchrun. Killed and run again it ends with the same bits."""
+    """Train `model`, with torchrun if there is more than one rank. Killed and run again, it ends with the same bits."""
     config = modality.config_of(params, model)
     if config.ranks > 1 and not launch.under_torchrun():
         launch.torchrun(["tasks", "train", model, *([checkpoint] if checkpoint else [])], config.ranks, root)
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's products are not deterministic
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing reads such memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # no code reads such memory
     try:
         device = launch.join()
         _train(params, root, model, config, device, Path(checkpoint) if checkpoint else None)
@@ -59,7 +61,7 @@ def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -
 
 
 def core_config(config: Poses | Pictures) -> TrainConfig:
-    """The parameters that the training loop knows."""
+    """The parameters of the core's training loop."""
     return TrainConfig(
         images=config.images,
         batch=config.batch,
@@ -78,7 +80,7 @@ def core_config(config: Poses | Pictures) -> TrainConfig:
 
 
 def core_compute(config: Poses | Pictures, device: torch.device) -> Compute:
-    """How the parameters say that this kind of device is to compute."""
+    """The settings for this kind of device. Raises UserError if weights cannot be sharded over its ranks."""
     kind = config.cuda if device.type == "cuda" else config.cpu
     if (
         config.sharded
@@ -94,7 +96,7 @@ def core_compute(config: Poses | Pictures, device: torch.device) -> Compute:
 
 
 def averages(config: Poses | Pictures) -> dict[str, Decay]:
-    """The average that becomes the model, and those that are stored."""
+    """The decay of each average of the weights: `ema` becomes the model, the others are stored for post-hoc EMA."""
     widths = {f"power_{width:g}": power(width) for width in config.power_averages}
     return {"ema": halflife(config.ema_halflife_images), **widths}
 
@@ -106,14 +108,16 @@ def _train(
     if not len(train):
         raise DataError(f"No training person has a picture: there is nothing to train {name} on.")
     categories: list[str] = train.about["categories"]
-    reader = Reader(train, config, categories)
-    keys = train.keys * (len(reader) // len(train))
-    fits, pin = reader.bytes() <= config.memory_gb * 1e9, device.type == "cuda"
-    source = in_memory(reader, keys, name == "poses", pin) if fits else from_shards(reader, keys, name == "poses")
+    dataset = ExampleDataset(train, config, categories)
+    pin = device.type == "cuda"
+    fits_in_memory = dataset.bytes() <= config.memory_gb * 1e9
+    if fits_in_memory:
+        source = training_data.in_memory(dataset, name == "poses", pin)
+    else:
+        source = training_data.from_shards(dataset, name == "poses")
     codec = source.codec
     model = modality.build(name, config, categories, codec, train.about["margin"])
     model.denoiser.to(device)
-    here = run_fingerprint.of(config, source.digest)
     trainer = Trainer(
         model.denoiser,
         model.recipe,
@@ -125,35 +129,42 @@ def _train(
         compute=core_compute(config, device),
     )
     if config.start is not None:
-        trainer.warm_start(start.weights(root, config.start, model))
+        trainer.warm_start(warm_start.weights(root, config.start, model))
     if config.microbatch == "largest":
         trainer.compute = replace(trainer.compute, microbatch=microbatch_size.largest_microbatch(trainer))
-    watched = {
-        split: part.take(evenly_spaced(len(part), WATCHED)) for split, part in (("train", train), ("val", held_out))
-    }
-    parts = {split: modality.examples(part, config, categories, False) for split, part in watched.items() if len(part)}
-    parts = {split: Examples(codec.encode(part.x0), part.cond) for split, part in parts.items()}
+    evaluated = {}
+    for split, shards in (("train", train), ("val", held_out)):
+        if len(shards):
+            chosen = shards.take(evenly_spaced(len(shards), EVALUATED))
+            examples = modality.examples(chosen, config, categories, mirrored=False)
+            evaluated[split] = Examples(codec.encode(examples.x0), examples.cond)
+    held_out_digest = training_data.digest(evaluated["val"]) if "val" in evaluated else "none"
+    fingerprint = run_fingerprint.of(config, source.digest, held_out_digest)
     if trainer.rank == 0:
-        _announce(trainer, model, source.some, len(train))
-    watch = Watch(model, parts, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples)
-    folder = Folder(root, name, here, config.checkpoints_kept)
-    session = Session(params, root, model, trainer, folder, watch, keys, lineage.trained_on(train, config.start))
-    session.resume(checkpoint)
-    if not fits:
-        trainer.data = read_ahead(reader, source, trainer.upcoming(), config.workers, pin)
-    session.run()
+        _announce(trainer, model, source.subset, len(train))
+    evaluator = Evaluator(model, evaluated, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples)
+    folder = TrainingFolder(root, name, fingerprint, config.checkpoints_kept)
+    trained_on = lineage.trained_on(train, config.start)
+    loop = TrainingLoop(params, root, model, trainer, folder, evaluator, dataset.keys, trained_on)
+    loop.resume(checkpoint)
+    if not fits_in_memory:
+        trainer.data = training_data.read_ahead(dataset, source, trainer.upcoming(), config.workers, pin)
+    loop.run()
 
 
 def _announce(trainer: Trainer, model: Model, examples: Examples, persons: int) -> None:
-    """Say what is going to be done."""
-    config = model.config
-    scale = measure.data_scale(examples.some(MEASURED).x0) if persons > 1 else None
-    mirrored = ", and as many mirror images" if config.mirror else ""
-    outlook = measure.training_outlook(persons, config.images, scale)
-    print(f"{model.name}: {outlook}{mirrored and ' Counted' + mirrored + '.'}")
+    """Log how large the training is, and how it is computed."""
+    config, name = model.config, model.name
+    scale = data_scale.data_scale(examples.some(MEASURED).x0) if persons > 1 else None
+    mirrored = " Mirror images are not counted." if config.mirror else ""
+    log.info(f"{name}: {data_scale.training_outlook(persons, config.images, scale)}{mirrored}")
     compute = trainer.compute
-    parts = f" in micro-batches of {compute.microbatch}" if compute.microbatch else ""
-    ways = f", {trainer.world} ranks, weights {'split' if compute.sharded else 'repeated'}" if trainer.world > 1 else ""
-    print(f"{model.name}: on {trainer.device.type}, {compute.precision}, batches of {config.batch}{parts}{ways}.")
+    size = f" in micro-batches of {compute.microbatch}" if compute.microbatch else ""
+    ranks = (
+        f", {trainer.world} ranks, weights {'sharded' if compute.sharded else 'replicated'}"
+        if trainer.world > 1
+        else ""
+    )
+    log.info(f"{name}: on {trainer.device.type}, {compute.precision}, batches of {config.batch}{size}{ranks}.")
     if trainer.compile_warning:
-        print(f"{model.name}: {trainer.compile_warning}")
+        log.info(f"{name}: {trainer.compile_warning}")

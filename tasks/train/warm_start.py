@@ -1,4 +1,4 @@
-"""Beginning with another model's weights: the champion's, when new data have come."""
+"""Warm start: training begins with the weights of another model, such as the champion when new data have arrived."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
 from tasks.models.modality import Model
 
-# A condition with one column a category: categories may have come or gone, and those of the same name keep their column.
+# The layer that has one column per category. Categories may have come or gone; the others keep their column.
 CATEGORY = "conds.category.weight"
 
 
 def weights(root: Path, sha256: str, model: Model) -> dict[str, Tensor]:
-    """The denoiser's weights of the model file with this digest, made to fit the categories that there are now.
+    """The denoiser's weights of the model file with this digest, its category columns rearranged for the categories of `model`.
 
     The file is looked for in `.contrapposto/models/<sha256>/` and `artifacts/`. Raises UserError, naming what differs, if
-    it is another kind of network, DataError if there is no such file.
+    it is another kind of network, and DataError if there is no such file.
     """
-    kept = root / paths.REGISTERED_MODELS / sha256 / paths.MODEL_FILE
-    path = next((p for p in (kept, paths.model_folder(root, model.name) / paths.MODEL_FILE) if _is(p, sha256)), None)
+    cached = root / paths.REGISTERED_MODELS / sha256 / paths.MODEL_FILE
+    candidates = (cached, paths.model_folder(root, model.name) / paths.MODEL_FILE)
+    path = next((candidate for candidate in candidates if _has_digest(candidate, sha256)), None)
     if path is None:
-        raise DataError(f"There is no model {sha256} to begin with: {kept} does not exist or is another file.")
+        raise DataError(f"There is no model {sha256} to start with: {cached} does not exist or is another file.")
     tensors, meta = checkpoint.load(path)
-    found = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
+    loaded = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
     own = {name: p.detach().cpu() for name, p in model.denoiser.named_parameters()}
     for name, value in own.items():
-        if name.endswith(CATEGORY) and name in found:
-            found[name] = _columns(value, found[name], model.categories, meta["categories"])
-    found = {
-        name: value for name, value in found.items() if name in own or name not in dict(model.denoiser.named_buffers())
-    }
-    differing = [name for name in sorted(own.keys() | found.keys()) if _shape(own, name) != _shape(found, name)]
+        if name.endswith(CATEGORY) and name in loaded:
+            loaded[name] = _columns(value, loaded[name], model.categories, meta["categories"])
+    buffers = dict(model.denoiser.named_buffers())
+    loaded = {name: value for name, value in loaded.items() if name in own or name not in buffers}
+    differing = [name for name in sorted(own.keys() | loaded.keys()) if _shape(own, name) != _shape(loaded, name)]
     if differing:
-        told = ", ".join(
-            f"{name} is {_shape(found, name)} there and {_shape(own, name)} here" for name in differing[:4]
+        shapes = ", ".join(
+            f"{name} is {_shape(loaded, name)} there and {_shape(own, name)} here" for name in differing[:4]
         )
-        raise UserError(f"{model.name}.start: {path} is another network and cannot be begun with: {told}.")
-    return found
+        raise UserError(f"{model.name}.start: {path} is another kind of network: {shapes}.")
+    return loaded
 
 
-def _is(path: Path, sha256: str) -> bool:
+def _has_digest(path: Path, sha256: str) -> bool:
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
-def _columns(own: Tensor, found: Tensor, here: list[str], there: list[str]) -> Tensor:
-    """The weights `[width, len(here)]` with the columns of the categories that were there before."""
+def _columns(own: Tensor, loaded: Tensor, categories: list[str], loaded_categories: list[str]) -> Tensor:
+    """The weights `[width, len(categories)]`, with the loaded columns of those categories that the other model knows."""
     merged = own.clone()
-    for column, category in enumerate(here):
-        if category in there and found.shape == (len(own), len(there)):
-            merged[:, column] = found[:, there.index(category)]
+    for column, category in enumerate(categories):
+        if category in loaded_categories and loaded.shape == (len(own), len(loaded_categories)):
+            merged[:, column] = loaded[:, loaded_categories.index(category)]
     return merged
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import mlflow  # noqa: F401  (imported once for all attempts)
 import torch
 
+from tasks.common import log
 from tasks.config.params import load
 from tasks.train import stage as train
 
@@ -27,9 +28,10 @@ def attempt(root: Path, model: str) -> int:
     if child == 0:
         code = 1
         try:
-            with (root / "log.txt").open("a", buffering=1) as log:
-                os.dup2(log.fileno(), 1)
-                os.dup2(log.fileno(), 2)
+            with (root / "log.txt").open("a", buffering=1) as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                log.to_stdout()
                 train.run(load(root / "params.yaml"), root, model)
             code = 0
         finally:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tasks.train import curves
 from tasks.train.early_stopping import relative_loss
+from tasks.train.evaluation import Evaluation
 
 SIGMAS = (0.1, 1.0)
 
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_both_curves_against_images(tmp_path: Path, held_out: bool) -> None:
-    rows: list[dict[str, Any]] = [{"images": 10 * n, "train": [0.1 / n, 0.2 / n]} for n in (1, 2)]
-    if held_out:
-        rows = [{**row, "val": [2 * loss for loss in row["train"]]} for row in rows]
-    curves.write(tmp_path, [[5, 0.5], [10, 0.25]], rows, SIGMAS)
+    evaluations = [
+        Evaluation(10 * n, train=[0.1 / n, 0.2 / n], val=[0.2 / n, 0.4 / n] if held_out else None) for n in (1, 2)
+    ]
+    curves.write(tmp_path, [[5, 0.5], [10, 0.25]], evaluations, SIGMAS)
     with (tmp_path / curves.LOSS).open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"images": "5", "loss": "0.5"}, {"images": "10", "loss": "0.25"}]
     with (tmp_path / curves.DENOISING_LOSS).open(newline="") as file:

@@ -20,7 +20,7 @@ def test_twenty_kills_leave_no_trace(model: str, tmp_path: Path) -> None:
         write_params(tmp_path / name, **{f"{model}__images": 8192, f"{model}__power_averages": [0.1]})
         write_shards(tmp_path / name)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, str(PROJECT / "tests/kills.py"), str(tmp_path), model, "20"]
+    command = [sys.executable, str(PROJECT / "tests/support/kills.py"), str(tmp_path), model, "20"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout)

@@ -18,17 +18,22 @@ from mlflow import MlflowClient
 
 from diffusion_core.training.trainer import Trainer
 from tasks import paths
-from tasks.common import checkpoint, files
+from tasks.common import checkpoint, files, log
+from tasks.common.code_digest import code_files
 from tasks.common.errors import DataError, UserError
 from tasks.config.optimisation import Stop
 from tasks.config.params import Poses, load
 from tasks.dataset import shards
+from tasks.dataset.pose_map import pose_map
 from tasks.dataset.shards import ShardDataset
+from tasks.models import conditioning
 from tasks.models.modality import Examples, Model
 from tasks.train import early_stopping, launch, run_fingerprint
 from tasks.train import stage as train
-from tasks.train.data import digest
+from tasks.train.data import ExampleDataset, digest, from_shards, in_memory
 from tasks.train.evaluation import SIGMAS
+from tasks.train.run_fingerprint import RunFingerprint
+from tests.support.imports import OBSERVERS, closure
 from tests.support.project import PROJECT
 from tests.support.workspaces import write_params, write_shards
 
@@ -47,8 +52,9 @@ def _start(root: Path, *arguments: str) -> subprocess.Popen[bytes]:
 
 def _train(root: Path, *arguments: str) -> None:
     """Train in this process, which spares the imports; what is printed goes to the log."""
+    log.to_stdout()
     torch.set_num_threads(1)  # as many as the processes of `_start` have: sums depend on it
-    with (root / "log.txt").open("a") as log, redirect_stdout(log):
+    with (root / "log.txt").open("a") as file, redirect_stdout(file):
         train.run(load(root / "params.yaml"), root, "poses", *arguments)
 
 
@@ -110,7 +116,7 @@ def test_killed_and_run_again_gives_the_same_bits_and_one_run(
     if signum == signal.SIGTERM:  # it saved where it stood, not only where it would have anyway
         assert meta["trainer"]["nimg"] > meta["history"]["levels"][-1]["images"]
     _train(root)
-    assert f"going on from image {meta['trainer']['nimg']:,}" in _log(root)
+    assert f"resuming from image {meta['trainer']['nimg']:,}" in _log(root)
     assert _outputs(root) == _outputs(uninterrupted)
     steps = _metric_steps(root)
     assert steps == _metric_steps(uninterrupted)
@@ -128,17 +134,17 @@ def test_checkpoints_are_rotated_and_the_best_weights_become_the_model(uninterru
     assert told["stopped"] == "All 2048 images were seen."
 
 
-def test_what_is_watched_reaches_mlflow(uninterrupted: Path) -> None:
+def test_evaluations_reach_mlflow(uninterrupted: Path) -> None:
     steps = _metric_steps(uninterrupted)
-    watches = [256 * (i + 1) for i in range(8)]
+    evaluated = [256 * (i + 1) for i in range(8)]
     levels = [f"{what}.sigma_{sigma}" for what in ("loss_gap", "loss_gap_auc") for sigma in SIGMAS]
     speed = [f"speed.{name}" for name in ("images_per_second", "flops_utilisation", "loader_wait")]
     for name in [*levels, *speed, "denoising_loss.train.sigma_0.1", "denoising_loss.val.sigma_0.1", "gradient.noise"]:
-        assert steps[name] == watches, name
+        assert steps[name] == evaluated, name
     client, run = _client(uninterrupted), _runs(uninterrupted)[0]
     assert 0 < run.data.metrics["speed.flops_utilisation"] < 1 and run.data.metrics["speed.loader_wait"] < 0.2
     pictures = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "samples")]
-    assert pictures == [f"samples/{nimg:012d}.png" for nimg in watches]
+    assert pictures == [f"samples/{nimg:012d}.png" for nimg in evaluated]
 
 
 def test_other_parameters_are_another_training_and_say_so(uninterrupted: Path, tmp_path: Path) -> None:
@@ -147,10 +153,10 @@ def test_other_parameters_are_another_training_and_say_so(uninterrupted: Path, t
     write_params(root, poses__learning_rate=1e-3, poses__images=256)
     before = _checkpoints(root)[-1]
     _train(root)
-    assert "starting anew, for the training before was another: images is 2048 there and 256 here, " in _log(root)
-    assert "learning_rate is 0.003 there and 0.001 here. Its state stays in" in _log(root)
+    assert "the previous training was a different one: images was 2048 and is 256 now, " in _log(root)
+    assert "learning_rate was 0.003 and is 0.001 now. Its state stays in" in _log(root)
     assert before.is_file()
-    with pytest.raises(UserError, match="is the checkpoint of another training: images is 2048 there and 256 here, "):
+    with pytest.raises(UserError, match="is the checkpoint of another training: images was 2048 and is 256 now, "):
         _train(root, str(before))  # named by the user it is refused
     write_params(root)  # and going back finds it
     _train(root)
@@ -164,34 +170,69 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted: Path, tmp_path: Path
     last = _checkpoints(root)[-1]
     last.write_bytes(last.read_bytes()[:-100])
     _train(root)
-    assert "or it is damaged" in _log(root) and "going on from image 1,792" in _log(root)
+    assert "or it is damaged" in _log(root) and "resuming from image 1,792" in _log(root)
     assert _outputs(root) == _outputs(uninterrupted)
 
 
-def _origin(config: Poses, x0: torch.Tensor, cond: dict[str, torch.Tensor]) -> dict[str, str]:
-    return run_fingerprint.of(config, digest(Examples(x0, cond)))
+def _fingerprint(config: Poses, x0: torch.Tensor, cond: dict[str, torch.Tensor]) -> RunFingerprint:
+    return run_fingerprint.of(config, digest(Examples(x0, cond)), held_out="none")
 
 
-def test_the_origin_sees_parameters_and_examples_but_not_the_number_of_ranks() -> None:
+def test_the_fingerprint_covers_parameters_and_examples_but_not_the_number_of_ranks() -> None:
     config = load(PROJECT / "params.yaml").poses
     x0, cond = torch.zeros(4, 33, 3), {"vec:category": torch.eye(4)}
-    first = _origin(config, x0, cond)
-    assert _origin(config, x0.clone(), dict(cond)) == first
-    assert _origin(config.model_copy(update={"ranks": 4, "sharded": True, "microbatch": 8}), x0, cond) == first
+    first = _fingerprint(config, x0, cond)
+    assert _fingerprint(config, x0.clone(), dict(cond)) == first
+    assert _fingerprint(config.model_copy(update={"ranks": 4, "sharded": True, "microbatch": 8}), x0, cond) == first
     moved = x0.clone()
     moved[3, 32, 2] = 1e-7
     other = {"vec:category": torch.eye(4)[[0, 1, 3, 2]]}
     changed = config.model_copy(update={"learning_rate": 2e-3, "stop": Stop(converged=True)})
-    origins = [
-        _origin(config, moved, cond),
-        _origin(config, x0, other),
-        _origin(changed, x0, cond),
+    others = [
+        _fingerprint(config, moved, cond),
+        _fingerprint(config, x0, other),
+        _fingerprint(changed, x0, cond),
     ]
-    assert len({run_fingerprint.digest(found) for found in [first, *origins]}) == 4
-    assert run_fingerprint.difference(first, origins[0]) == "the examples differ"
-    assert run_fingerprint.difference(first, origins[2]) == (
-        "learning_rate is 0.002 there and 0.001 here, stop.converged is true there and false here"
+    assert len({run_fingerprint.digest(one) for one in [first, *others]}) == 4
+    assert run_fingerprint.difference(first, others[0]) == "the training examples changed"
+    assert run_fingerprint.difference(first, others[2]) == (
+        "learning_rate was 0.002 and is 0.001 now, stop.converged was true and is false now"
     )
+
+
+@pytest.mark.parametrize("where", ["memory", "shards"])
+def test_changed_conditioning_is_another_training(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shards are the same, but the network is shown something else."""
+    root = _workspace(tmp_path)
+    config = load(root / "params.yaml").pictures
+    train_split = ShardDataset(root / "data/shards", "train")
+    dataset = ExampleDataset(train_split, config, ["calm", "wild"])
+
+    def identity() -> str:
+        return (in_memory(dataset, False, False) if where == "memory" else from_shards(dataset, False)).digest
+
+    before = identity()
+    assert identity() == before
+    monkeypatch.setattr(conditioning, "pose_map", lambda *arguments: pose_map(*arguments) ** 2)
+    assert identity() != before
+
+
+def test_the_fingerprint_covers_the_code_that_decides_the_weights() -> None:
+    """All that the training stage imports, apart from the checking of parameters and the handling of files and processes."""
+    irrelevant = (
+        "tasks/config/", "tasks/paths.py", "tasks/common/checkpoint.py", "tasks/common/code_digest.py",
+        "tasks/common/errors.py", "tasks/common/files.py", "tasks/common/machine.py", "tasks/common/process.py",
+    )  # fmt: skip
+    imported = closure(PROJECT / "tasks/train/stage.py", PROJECT, OBSERVERS)
+    names = {path.relative_to(PROJECT).as_posix() for path in imported}
+    covered = {path.relative_to(PROJECT).as_posix() for path in code_files(run_fingerprint.CODE)}
+    assert {"tasks/dataset/pose_map.py", "tasks/dataset/crop.py", "tasks/common/skeleton.py"} <= covered
+    assert {name for name in names - covered if not name.startswith((*irrelevant, *OBSERVERS))} == set()
+
+
+def test_held_out_examples_decide_which_weights_are_kept() -> None:
+    config = load(PROJECT / "params.yaml").poses
+    assert run_fingerprint.of(config, "a", "b") != run_fingerprint.of(config, "a", "c")
 
 
 def test_reading_from_the_shards_ahead_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
@@ -216,7 +257,7 @@ def test_a_sample_that_is_not_a_number_is_named(tmp_path: Path) -> None:
         file.seek(offset)
         file.write(shards.encode_pose(broken[7]))
     assert size == len(shards.encode_pose(broken[7]))
-    with pytest.raises(DataError, match=f"The shards hold samples with values that are no finite numbers: {key}."):
+    with pytest.raises(DataError, match=f"The shards hold samples with values that are not finite: {key}."):
         _train(root)
 
 
@@ -261,12 +302,12 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path: Path) ->
             subprocess.run(["umount", small], check=True)
     said, left = done.stdout.splitlines()
     why = "the disk is full" if mounted else "File too large"
-    assert said.startswith(f"{small}/checkpoint-2.safetensors was not written, for") and why in said, done.stderr
+    assert said.startswith(f"{small}/checkpoint-2.safetensors was not written: ") and why in said, done.stderr
     assert said.endswith("checkpoint-1.safetensors is intact.")
     assert left == "{'n': 1} ['checkpoint-1.safetensors']"
 
 
-def test_a_model_can_begin_with_anothers_weights(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_model_can_start_with_the_weights_of_another(uninterrupted: Path, tmp_path: Path) -> None:
     champion = paths.model_sha256(uninterrupted, "poses")
     root = _workspace(tmp_path / "warm", poses__start=champion, poses__images=64)
     kept = root / ".contrapposto/models" / champion
@@ -276,10 +317,10 @@ def test_a_model_can_begin_with_anothers_weights(uninterrupted: Path, tmp_path: 
     warm, cold = (files.read_json(r / "artifacts/poses/training.json") for r in (root, uninterrupted))
     assert warm["levels"][0]["train"][3] < 0.97 * cold["levels"][0]["train"][3]
     write_params(root, poses__start=champion, poses__images=64, poses__width=32)
-    with pytest.raises(UserError, match=r"is another network and cannot be begun with: net\."):
+    with pytest.raises(UserError, match=r"is another kind of network: net\."):
         _train(root)
     write_params(root, poses__start="0" * 64)
-    with pytest.raises(DataError, match=f"There is no model {'0' * 64} to begin with"):
+    with pytest.raises(DataError, match=f"There is no model {'0' * 64} to start with"):
         _train(root)
 
 
@@ -297,7 +338,7 @@ def test_two_ranks_end_with_their_launcher_and_one_goes_on(uninterrupted: Path, 
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     write_params(root, poses__ranks=1)
     _train(root)
-    assert "going on from image" in _log(root)
+    assert "resuming from image" in _log(root)
     one, two = (files.read_json(r / "artifacts/poses/training.json") for r in (uninterrupted, root))
     assert [n for n, _ in one["loss"]] == [n for n, _ in two["loss"]]
     assert np.allclose([loss for _, loss in one["loss"]], [loss for _, loss in two["loss"]], rtol=1e-3)
