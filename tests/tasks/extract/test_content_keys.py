@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that workers are asked to open."""
     paths: list[str] = []
-    real = OrderedMap
+    real = vars(extract)["OrderedMap"]
 
     def noted(function, items, *rest, **more):
         def each():
@@ -160,7 +160,7 @@ def test_a_file_that_does_not_last_is_tried_again(folder, tmp_path, asked, monke
     settle(folder)
     death = WorkerDied("walls/5.png", -11)
     answer = extract._lost(death, folder, 1.0)
-    real = OrderedMap
+    real = vars(extract)["OrderedMap"]
 
     def crashing(*arguments, **more):
         return (answer if i == 5 else one for i, one in enumerate(real(*arguments, **more)))
