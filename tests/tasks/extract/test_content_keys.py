@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tasks.common.errors import DataError
-from tasks.common.pool import OrderedMap, WorkerDied
+from tasks.common.pool import WorkerDied
 from tasks.extract import content_keys, worker
 from tasks.extract import stage as extract
 from tasks.extract.cache import Store

@@ -263,8 +263,7 @@ def test_self_conditioning_goes_with_every_recipe_and_what_it_learns(recipe: Rec
         trainer.step()
     moved = [name for name, value in trainer.learned.state_dict().items() if not torch.equal(value, before[name])]
     assert any("net.first" in name for name in moved)
-    learns = (
-        [name for name, _ in recipe.loss.named_parameters()] if isinstance(recipe.loss, nn.Module) else []
-    )  # EDM2's uncertainty
+    # EDM2 learns its uncertainty
+    learns = [name for name, _ in recipe.loss.named_parameters()] if isinstance(recipe.loss, nn.Module) else []
     assert all(f"loss.{name}" in moved for name in learns)
     assert bool(learns) == (recipe.target is not FLOW and out == 1)
