@@ -1,1 +1,1 @@
-"""The models of a run: examples, conditions, networks, files, and sampling from them."""
+"""The two models: their examples, conditions, networks and files, and sampling from them."""

@@ -1,4 +1,4 @@
-"""From a model's parameters to its network."""
+"""Builds the network of a model from its parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.common.errors import UserError
 from tasks.common.skeleton import BONES
 from tasks.config.training import Pictures, Poses
 
-# (size, patch, width, depth, heads, conditions, dropout) -> network, by the name that it has in params.yaml.
+# Name in params.yaml -> constructor (size, patch, width, depth, heads, conditions, dropout) -> network.
 PICTURE_NETS: Mapping[str, Callable[[int, int, int, int, int, Mapping[str, int], float], nn.Module]] = {
     "patch": lambda s, p, w, d, h, c, drop: PatchTransformer(s, p, width=w, depth=d, heads=h, conds=c, dropout=drop),
     "dit": lambda s, p, w, d, h, c, drop: DiT(s, p, width=w, depth=d, heads=h, conds=c, dropout=drop),
@@ -34,9 +34,9 @@ PICTURE_NETS: Mapping[str, Callable[[int, int, int, int, int, Mapping[str, int],
 
 
 def network(config: Poses | Pictures, conds: Mapping[str, int]) -> nn.Module:
-    """The untrained network of a model, initialised from its seed; conds gives each condition's width.
+    """The untrained network of a model, initialised from its seed. `conds`: condition -> width.
 
-    Raises UserError if the network cannot have this size or cannot take one of the conditions.
+    Raises UserError if the network cannot have this size or does not accept one of the conditions.
     """
     torch.manual_seed(config.seed)
     width, depth, heads = config.shape

@@ -1,12 +1,12 @@
-"""What a model is told beside the noisy example: its conditions, their widths, and what training does to them.
+"""The conditions of a model: what the network is given beside the noisy example, and how training changes it.
 
     category      vec:category   one-hot
     pose_vector   vec:pose       99 numbers, the normalised landmarks
-    pose_map      map:pose       soft bones where the picture is to show them, on its channels
-    pose_tokens   tok:pose       a token a joint, its place and which joint it is, to attend to
+    pose_map      map:pose       image channels with soft bones where the picture is to show them
+    pose_tokens   tok:pose       one token per joint, its position and its name (one-hot), for cross-attention
 
-`vec:augment` and `vec:pose_level` tell how an example was transformed and how much noise its pose was given; both are zero in
-sampling. `map:self` is the network's own first estimate.
+`vec:augment` describes how an example was augmented, `vec:pose_level` how much noise was added to its pose; both are zero in
+sampling. `map:self` is the network's own first estimate (self-conditioning).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POSE_LEVEL = "vec:pose_level"
 
 
 def widths(config: Poses | Pictures, categories: int) -> dict[str, int]:
-    """The width of each condition that the network of a model is built for."""
+    """The width of each condition of a model's network."""
     each = {"category": ("vec:category", categories), "pose_vector": ("vec:pose", 3 * JOINTS)}
     each |= {"pose_map": ("map:pose", CHANNELS), "pose_tokens": ("tok:pose", 3 + JOINTS)}
     out = dict(each[name] for name in config.conditions)
@@ -54,9 +54,9 @@ def conditions(
     names: Sequence[str | None],
     poses: np.ndarray | None = None,
 ) -> Cond:
-    """The conditions of `names` (categories) and poses `[n, 33, 3]`, as far as the model takes them.
+    """The conditions for categories `names` and poses `[n, 33, 3]`: those of them that the model has.
 
-    A category that is None or that the model never saw is withheld; so is everything about the pose if there are no poses.
+    A category that is None or not in `categories` is withheld. Without poses, all conditions on the pose are withheld.
     """
     cond: Cond = {}
     if "category" in config.conditions:
@@ -85,20 +85,20 @@ def conditions(
 
 
 def transform(config: Poses | Pictures, codec: Affine) -> Transform | None:
-    """What training does to a batch, if anything: augments the examples, adds noise to the pose, withholds single conditions.
+    """The transform of training batches: augment the examples, add noise to the pose, withhold single conditions. None: none.
 
-    x0 comes and goes in the network's units.
+    x0 is in the network's units, before and after.
     """
     if not (config.augment or config.condition_noise or config.condition_dropout_each):
         return None
 
-    def changed(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:
+    def transformed(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:
         if config.augment:
             chosen = augmentation.random_transforms(
                 rng.fold(seed, TransformStream.AUGMENTATION), ids, config.augment, flip=not config.mirror
             ).to(x0)
             if isinstance(config, Pictures):
-                x0, cond = _moved(x0, cond, chosen)
+                x0, cond = _transformed(x0, cond, chosen)
             else:
                 moved, cond = augmentation.transform_poses(codec.decode(x0), cond, chosen, MIRROR)
                 x0 = codec.encode(moved).to(x0)
@@ -112,13 +112,13 @@ def transform(config: Poses | Pictures, codec: Affine) -> Transform | None:
             cond, 0.0, rng.fold(seed, TransformStream.SINGLE_CONDITION_DROPOUT), ids, each=config.condition_dropout_each
         )
 
-    return changed
+    return transformed
 
 
-def _moved(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
-    """Pictures and the maps of their poses moved alike; in a flip left and right change names.
+def _transformed(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
+    """Pictures and pose maps transformed alike; a flip exchanges left and right.
 
-    Vector and tokens of the pose are flipped but neither turned, scaled nor shifted: the network is told that the picture is.
+    The pose vector and tokens are flipped, but neither rotated, scaled nor shifted: `vec:augment` tells the network about that.
     """
     flip = chosen[:, 0].bool()
     moved = dict(cond)
@@ -131,5 +131,5 @@ def _moved(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
             pose = torch.from_numpy(mirror(rows[..., :3].cpu().numpy())).to(rows)
             other = torch.cat([pose, rows[..., 3:]], 2).reshape(cond[key].shape)
             moved[key] = torch.where(flip.reshape(-1, *[1] * (other.ndim - 1)), other, cond[key])
-    x0, told = augmentation.transform_pictures(x0, {}, chosen)
-    return x0, {**moved, **told}
+    x0, described = augmentation.transform_pictures(x0, {}, chosen)
+    return x0, {**moved, **described}

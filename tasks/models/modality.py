@@ -40,7 +40,7 @@ DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
 
 @dataclass(frozen=True)
 class Examples:
-    """A split in memory: x0 `[n, *S]` in data units, and its conditions."""
+    """Examples in memory: x0 `[n, *S]` and their conditions."""
 
     x0: Tensor
     cond: Cond
@@ -49,13 +49,13 @@ class Examples:
         return len(self.x0)
 
     def some(self, count: int) -> Examples:
-        """At most `count` of them, from all over the split."""
+        """At most `count` of them, evenly spaced."""
         rows = torch.tensor(evenly_spaced(len(self), count), dtype=torch.int64)
         return Examples(self.x0[rows], {key: value[rows] for key, value in self.cond.items()})
 
 
 def fit_codec(x0: Tensor, per_coordinate: bool) -> Affine:
-    """The codec between data units and what the network sees; DataError if the examples do not differ."""
+    """The codec between data units and the network's units. Raises DataError if all examples are the same."""
     try:
         return Affine.fit(x0, DATA_SD, per_coordinate)
     except ValueError as error:
@@ -63,13 +63,13 @@ def fit_codec(x0: Tensor, per_coordinate: bool) -> Affine:
 
 
 def usable(root: Path, split: str, config: Poses | Pictures) -> ShardDataset:
-    """The samples of a split of root/data/shards that a model can use: for pictures, those that have one."""
+    """The samples of a split that a model can use: for `pictures`, those that have a picture."""
     dataset = ShardDataset(root / paths.SHARDS, split)
     return dataset.pictured() if isinstance(config, Pictures) else dataset
 
 
 def as_pictures(values: Tensor) -> np.ndarray:
-    """What the picture model knows as `[n, 3, s, s]` in -1 ... 1 as pictures uint8 `[n, s, s, 3]`."""
+    """Pictures uint8 `[n, s, s, 3]` from data units, `[n, 3, s, s]` in -1 ... 1."""
     return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
@@ -78,9 +78,9 @@ def _pictures(dataset: ShardDataset, size: int) -> Tensor:
 
 
 def examples(dataset: ShardDataset, config: Poses | Pictures, categories: list[str], mirrored: bool) -> Examples:
-    """The examples of a split; with `mirrored`, every one is followed (n places later) by its mirror image.
+    """The n examples of a split in data units; with `mirrored`, 2 n: the mirror image of example i is example n + i.
 
-    A mirrored person's left is its right: landmarks change sign and names, the picture is flipped.
+    A mirror image exchanges left and right: x of the landmarks changes sign, landmarks change names, the picture is flipped.
     """
     poses, names = dataset.poses(), [meta["category"] for meta in dataset.metas()]
     margin = dataset.about["margin"]
@@ -97,7 +97,7 @@ def examples(dataset: ShardDataset, config: Poses | Pictures, categories: list[s
 
 @dataclass(frozen=True)
 class Model:
-    """A model that can denoise and sample."""
+    """A model: what is needed to train it, to denoise and to sample."""
 
     name: str
     config: Poses | Pictures
@@ -105,7 +105,7 @@ class Model:
     denoiser: Preconditioned
     recipe: Recipe
     codec: Affine
-    margin: float  # around a person in its square, as the pictures were cut
+    margin: float  # around a person in the square crop
     meta: dict[str, Any]
 
     @property
@@ -114,14 +114,14 @@ class Model:
         return (3, self.config.size, self.config.size) if isinstance(self.config, Pictures) else (33, 3)
 
     def conditions(self, categories: Sequence[str | None], poses: np.ndarray | None = None) -> Cond:
-        """What the model is asked for: a category a sample, and for pictures the poses `[n, 33, 3]` that they shall show.
+        """The conditions for one category per sample and, for pictures, the poses `[n, 33, 3]` that they shall show.
 
-        A category that is None, or that the model never saw, is withheld, as it now and then is in training.
+        A category that is None or unknown to the model is withheld, as in condition dropout.
         """
         return conditions(self.config, self.categories, self.margin, categories, poses)
 
     def guided(self, strength: float) -> Denoiser:
-        """The denoiser to sample with, under classifier-free guidance (1: none)."""
+        """The denoiser to sample with, with classifier-free guidance of this scale (1: none)."""
         return cfg(self_condition(self.denoiser, SELF) if self.config.self_condition else self.denoiser, strength)
 
 
@@ -135,7 +135,7 @@ def build(name: str, config: Poses | Pictures, categories: list[str], codec: Aff
 
 
 def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write the model with these (averaged) weights into a folder."""
+    """Write the model with these weights into a folder."""
     about = {
         "model": model.name,
         "config": model.config.model_dump(),
@@ -149,8 +149,10 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
 
 
 def load(folder: Path, device: torch.device) -> Model:
-    """The trained model in a folder, in evaluation mode; DataError if the file is missing, damaged or of another
-    version."""
+    """The trained model in a folder, in evaluation mode.
+
+    Raises DataError if the file is missing, damaged, or written by another version.
+    """
     tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
     kinds: dict[str, Callable[..., Poses | Pictures]] = {"poses": Poses, "pictures": Pictures}
     config = kinds[meta["model"]](**meta["config"])
@@ -172,5 +174,5 @@ def config_of(params: Params, name: str) -> Poses | Pictures:
 
 
 def device() -> torch.device:
-    """A GPU if there is one."""
+    """The device to sample on: a GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Samples of a trained model on request: any conditions, given wholly, in part or not at all."""
+"""Samples of a trained model, with all, some or none of its conditions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusion_core.sampling.loop import Constrain, generate
 from tasks.common.errors import DataError
 from tasks.models.modality import DATA_SD, Model
 
-KNOWN_TO = 0.01  # noise assumed on given joints, in the network's units (data have standard deviation 0.5)
+GIVEN_SIGMA = 0.01  # noise assumed on given joints, in the network's units (data have standard deviation 0.5)
 
 
 def draw(
@@ -29,9 +29,9 @@ def draw(
 ) -> Tensor:
     """Samples in data units, float32 `[len(ids), *shape]`, on the CPU; cond has a row for each.
 
-    Sample i is a function of (model, seed, ids[i], its conditions) alone. `joints` `[33, 3]`, for a pose model: the numbers
-    that are given, NaN where the model is to fill in. They guide every step (`inverse.pigdm`), hold after every step
-    (`inverse.project`) and stand in the result. With a `label` a progress bar of that name counts the steps.
+    Sample i is a function of (model, seed, ids[i], its conditions) alone. `joints` `[33, 3]`, for a pose model: the coordinates
+    that are given, NaN where the model fills them in. They guide every step (`inverse.pigdm`), are restored after every step
+    (`inverse.project`), and are exact in the result. With a `label`, a progress bar of that name counts the steps.
     Raises DataError if a sample is not finite.
     """
     device = next(model.denoiser.parameters()).device
@@ -41,7 +41,7 @@ def draw(
         mask = joints.isfinite()
         a = matrix(inpaint(mask), model.shape)
         y = model.codec.encode(joints.double().to(device))[mask]
-        denoiser = pigdm(denoiser, a.to(device), y, KNOWN_TO, DATA_SD)
+        denoiser = pigdm(denoiser, a.to(device), y, GIVEN_SIGMA, DATA_SD)
         constrain = project(a.to(device), y)
     with tqdm(desc=label, unit="step", mininterval=2, disable=label is None) as bar:
 
