@@ -1,6 +1,6 @@
-"""Measurements that are no tests: speed, memory, statistical power and parity. `python -m benchmarks.NAME` runs one."""
+"""Benchmarks of speed, memory, statistical power and parity. Run one with `python -m benchmarks.NAME`."""
 
 import os
 
-# As the stages run (see tasks.__main__): threads that have nothing to do must not keep the core of those measured next.
+# The same setting as in tasks.__main__: idle threads must not occupy the core that the next measurement needs.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")

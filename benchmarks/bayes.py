@@ -1,4 +1,4 @@
-"""How near training comes to the best possible loss, and samples to the data, on the asymmetric mixture:
+"""How close training comes to the best possible loss, and samples to the data, on the asymmetric mixture:
 `python -m benchmarks.bayes`."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BATCH, STEPS, COUNT = 512, 2000, 20_000
 
 
 def main() -> int:
-    """Train the three recipes, print the table and the JSON line."""
+    """Train the three recipes, then print the table and the JSON line."""
     torch.set_num_threads(1)
     levels = sigma_level(torch.tensor(SIGMAS, dtype=torch.float64))
     test, other = (mixture.draw(seed, torch.arange(COUNT)) for seed in (99, 98))

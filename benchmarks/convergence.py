@@ -34,7 +34,7 @@ SOLVERS: dict[str, Step] = {
     "UniPC 2": unipc(2),
     "UniPC 3": unipc(3),
 }
-ORDERS = {"DDIM": 1, "Heun": 2, "DPM++ 2M": 2}  # the goals of the design; the others are reported
+ORDERS = {"DDIM": 1, "Heun": 2, "DPM++ 2M": 2}  # orders that are goals; the others are only reported
 
 
 def problem() -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def problem() -> tuple[Tensor, Tensor]:
 
 
 def endpoint_error(step: Step, n: int) -> float:
-    """Mean distance from the exact flow after n steps of Karras' walk from sigma 80 to 0.002."""
+    """Mean distance from the exact flow after n steps on Karras' timesteps from sigma 80 to 0.002."""
     mean, cov = problem()
     values, basis = torch.linalg.eigh(cov)
     x = 80 * rng.normal((8,), 2, torch.arange(64)).double()
@@ -57,7 +57,10 @@ def endpoint_error(step: Step, n: int) -> float:
 
 
 def law_errors(step: Step, n: int = 12) -> tuple[float, float]:
-    """Largest violation of the mean and of the variance law over the visits of three walks; the noises are basis vectors."""
+    """Largest violation of the mean and the variance law at the visited levels of three lists of timesteps.
+
+    The noises are basis vectors.
+    """
     worst_mean = worst_variance = 0.0
     for steps in (
         timesteps.karras(n),
@@ -85,7 +88,7 @@ def _record(visits: list[tuple[Level, Tensor]], x: Tensor, level: Level, noise: 
 
 
 def one_point_error(step: Step) -> float:
-    """Largest relative distance from the point, if the data are one point, over walks of 1 to 20 steps."""
+    """Largest relative distance from the point over 1 to 20 steps, for data that consist of one point."""
     point = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
     worst = 0.0
     for n in (1, 2, 5, 20):

@@ -1,7 +1,7 @@
-"""Published memorization statistics, written from their papers, to stand beside the project's verdict.
+"""Published memorization statistics, implemented from their papers, for comparison with the project's verdict.
 
-Each takes float arrays train `[n, d]`, heldout `[m, d]`, generated `[g, d]` and returns one number that is smaller the
-more is copied. None of them comes with a threshold; the benchmark gives each the best one, from fresh sets.
+Each takes float arrays train `[n, d]`, heldout `[m, d]`, generated `[g, d]` and returns one number that decreases the
+more is copied. None of them comes with a threshold; the benchmark gives each the best one, computed from fresh sets.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from tasks.metrics.neighbours import search
 
 
 def third_rule(train: np.ndarray, heldout: np.ndarray, generated: np.ndarray) -> float:
-    """Share of samples with d1/d2 < 1/3 (Yoon et al. 2023; Gu et al. 2023), negated; then the smallest ratio, to
-    tell sets with equal shares apart."""
+    """Share of samples with d1/d2 < 1/3 (Yoon et al. 2023; Gu et al. 2023), negated; ties are broken by
+    the smallest ratio."""
     distance = search(generated, train, 2).distance
     ratio = distance[:, 0] / distance[:, 1]
     return float(-(ratio < 1 / 3).mean() + 1e-6 * ratio.min())
 
 
 def authenticity(train: np.ndarray, heldout: np.ndarray, generated: np.ndarray) -> float:
-    """AuthPct (Alaa et al. 2022): share of samples farther from their nearest training item than that item is from the
-    rest of the training set."""
+    """AuthPct (Alaa et al. 2022): share of samples whose distance to the nearest training item exceeds that item's
+    distance to the rest of the training set."""
     nearest = search(generated, train, 1)
     spacing = search(train, train, 2).distance[:, 1]
     return float((nearest.distance[:, 0] > spacing[nearest.index[:, 0]]).mean())
 
 
 def data_copying(train: np.ndarray, heldout: np.ndarray, generated: np.ndarray) -> float:
-    """C_T (Meehan et al. 2020): z-score of the Mann-Whitney test that samples are nearer to train than held-out items
-    are, in cells around training items, averaged by the share of held-out items."""
+    """C_T (Meehan et al. 2020): z-score of the Mann-Whitney test that samples are closer to the training set than
+    held-out items are, in cells around training items, averaged with the share of held-out items as weight."""
     cells = train[:: max(1, len(train) // 5)][:5]
     cell_of_heldout = search(heldout, cells, 1).index[:, 0]
     cell_of_generated = search(generated, cells, 1).index[:, 0]
@@ -82,7 +82,7 @@ def memorization_informed(train: np.ndarray, heldout: np.ndarray, generated: np.
 
 
 def mean_distance(train: np.ndarray, heldout: np.ndarray, generated: np.ndarray) -> float:
-    """Mean distance of samples to the nearest training item, over that of held-out items."""
+    """Mean distance of samples to the nearest training item, divided by that of held-out items."""
     return float(search(generated, train, 1).distance.mean() / search(heldout, train, 1).distance.mean())
 
 

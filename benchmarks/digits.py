@@ -1,9 +1,10 @@
 """Memorization of 8x8 digits by diffusion models, against the number of examples and of steps: `python -m benchmarks.digits`.
 
-The onset of memorization, in steps, grows in proportion to the number of examples; the gap between training and validation loss
-at low noise rises before it; shifts that the net is told about delay it without leaking into the samples.
+The onset of memorization, in steps, grows in proportion to the number of examples; the gap between training and
+validation loss at low noise rises before it; augmentation by shifts delays it, and does not leak into the samples if
+the network is conditioned on the shift.
 
-Trainings run in processes of their own, `--workers` at once, on the GPU if there is one. About 10 minutes on two cores.
+Each training runs in its own process, `--workers` at a time, on the GPU if there is one. About 10 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from diffusion_core.training.trainer import TrainConfig, Trainer, Transform, eva
 BATCH, EVERY, SAMPLES, HELD = 256, 100, 400, 360
 SIGMAS = (0.1, 0.6, 2.0)
 ONSET = 0.1  # share of copies at which memorization has set in
-GAP = 1.5  # validation loss over training loss that is plainly a gap
-LONG = 2400  # steps of the runs on 200 examples, half as many again as their onset
+GAP = 1.5  # validation loss divided by training loss that counts as a gap
+LONG = 2400  # steps of the runs on 200 examples, 1.5 times their onset
 
 
 class Look(NamedTuple):
-    """What is seen of a model after some steps."""
+    """Measurements of a model after some steps."""
 
     step: int
     memorized: float  # share of samples that are copies
@@ -49,7 +50,7 @@ class Look(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """A training run, looked at every EVERY steps, and the edge ink of 1000 samples of its end (mean, standard error)."""
+    """A training run, measured every EVERY steps, and the edge ink of 1000 final samples (mean, standard error)."""
 
     looks: list[Look]
     ink: tuple[float, float]
@@ -62,7 +63,7 @@ def digits() -> Tensor:
 
 
 def copied(samples: Tensor, train: Tensor) -> float:
-    """Share of samples less than a third as far from the nearest example as from the second nearest.
+    """Share of samples whose distance to the nearest example is below a third of that to the second nearest.
 
     Yoon et al. 2023 (ICML workshop on structured probabilistic inference); Gu et al. 2023 (arXiv 2310.02664).
     """
@@ -71,7 +72,10 @@ def copied(samples: Tensor, train: Tensor) -> float:
 
 
 def edge_ink(pictures: Tensor) -> tuple[float, float]:
-    """Mean ink (0 to 1) in the outermost columns and its standard error; digits have next to none there, shifted ones more."""
+    """Mean ink (0 to 1) in the outermost columns and its standard error.
+
+    Digits have almost none there; shifted digits have more.
+    """
     each = (pictures.reshape(-1, 8, 8)[:, :, [0, 7]].double() + 1).mean((1, 2)) / 2
     return float(each.mean()), float(each.std()) / len(each) ** 0.5
 
@@ -94,7 +98,7 @@ def shifts(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond
 
 
 def untold(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:
-    """The same shifts without the condition: these must leak, or the measure of leaks sees nothing."""
+    """The same shifts without the condition. These must leak, otherwise the measure of leaks is blind."""
     return shifts(x0, cond, seed, ids)[0], cond
 
 
@@ -136,7 +140,7 @@ def watch(n: int, steps: int, transform: Transform | None = None, until_onset: b
 
 
 def crossing(looks: list[Look], value: Callable[[Look], float], threshold: float) -> float:
-    """Steps at which a value of the looks first reaches a threshold, by straight lines between looks; infinite if never."""
+    """Step at which a measured value first reaches a threshold, by linear interpolation; infinite if it never does."""
     before, at = 0, 0.0
     for look in looks:
         here = value(look)
@@ -147,7 +151,7 @@ def crossing(looks: list[Look], value: Callable[[Look], float], threshold: float
 
 
 def controls(n: int) -> tuple[float, float]:
-    """The share of copies among samples of the empirical denoiser of n digits, and among the held-out digits."""
+    """Share of copies among samples of the empirical denoiser of n digits, and among held-out digits."""
     pictures = digits()
     train = pictures[:n]
     samples = draw(closed_form.empirical(train.double()), recipe(), lambda count: {}, SAMPLES, "cpu")
@@ -155,7 +159,7 @@ def controls(n: int) -> tuple[float, float]:
 
 
 def plot(runs: dict[str, Watched], sizes: list[int], path: Path) -> None:
-    """Share of copies against steps per example, and the gap against steps, one line a training set."""
+    """Plot the share of copies against steps per example, and the gap against steps, one line per training set."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -190,7 +194,7 @@ def main() -> int:
     sizes: list[int] = sorted({*options.n, 200})
     jobs: dict[str, tuple[Any, ...]] = {
         "told shifts": (200, LONG, shifts), "untold shifts": (200, LONG, untold),
-        # 200 examples go on beyond their onset, to be compared with the shifted ones
+        # the run on 200 examples continues beyond its onset, for comparison with the shifted one
         **{f"n={n}": (n, LONG) if n == 200 else (n, 16 * n, None, True) for n in reversed(sizes)},
     }  # fmt: skip
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.distances`: the distances against torch-fidelity and float64, their bias, intervals and speed.
+"""`python -m benchmarks.distances`: distances against torch-fidelity and float64 references: bias, intervals and speed.
 
 Sections: `parity` (E1), `estimators` (E2, E3), `sources` (E3 where many vectors come from one source), `manifold` (E4:
 precision and recall at 50k x 2048, in memory and counts), `speed` (S1). `--reps` scales E2 and E3; `--size` is the number of
@@ -46,7 +46,7 @@ def _by_eigenvalues(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def parity(reps: int, size: int) -> tuple[Figures, dict[str, bool]]:
-    """E1: the value against torch-fidelity's and numpy's; merged against one-pass moments. E5: what the cache sees."""
+    """E1: the value against torch-fidelity's and numpy's; merged against one-pass moments. E5: what changes the cache key."""
     from tasks.metrics import torch_fidelity_bridge as bridge
 
     figures: Figures = {}
@@ -54,7 +54,7 @@ def parity(reps: int, size: int) -> tuple[Figures, dict[str, bool]]:
     for n, d in ((2000, 99), (1000, 512), (80, 99), (300, 512)):
         x, y = features(n, d, 0), features(n, d, 1, shift=0.05)
         ours, numpy_value = frechet_of(x, y), _by_eigenvalues(x, y)
-        theirs = bridge.frechet_pose_distance(x, y)  # the extractor flattens whatever it is given
+        theirs = bridge.frechet_pose_distance(x, y)  # the extractor flattens its input
         error = max(abs(ours / theirs - 1), abs(ours / numpy_value - 1))
         figures[f"relative difference, {n} x {d}"] = error
         kind = "many" if n > d else "few"
@@ -74,7 +74,7 @@ def parity(reps: int, size: int) -> tuple[Figures, dict[str, bool]]:
     keys.add(digest(lambda: iter([pictures]), {**about, "resize": "bicubic"}))
     same = digest(lambda: iter(np.array_split(pictures, 7)), about) in keys
     return figures, {
-        "E5 one bit of one picture, or the filter, changes the key; blocks do not": len(keys) == 3 and same,
+        "E5 one bit of one picture, or the filter, changes the key; block size does not": len(keys) == 3 and same,
         "E1 n > d: relative difference <= 1e-6": worst["many"] <= 1e-6,
         "E1 n <= d: relative difference <= 1e-5": worst["few"] <= 1e-5,
         "E1 merged moments <= 1e-10": error <= 1e-10,
@@ -82,7 +82,7 @@ def parity(reps: int, size: int) -> tuple[Figures, dict[str, bool]]:
 
 
 def _truth(d: int, shift: float, n: int = 400_000) -> float:
-    """The distance of the laws, from moments of many vectors: its own bias is a thousandth of what is measured."""
+    """The distance of the laws, from moments of many vectors. Its bias is a thousandth of what is measured."""
     sides = []
     for seed, moved in ((10**6, 0.0), (10**6 + 1, shift)):
         moments = Moments.of(features(20_000, d, seed, moved))
@@ -150,7 +150,7 @@ def _kernel_truth(d: int, step: float) -> float:
 
 
 def sources(reps: int, size: int) -> tuple[Figures, dict[str, bool]]:
-    """E3 where many vectors come from one source: coverage of intervals by sources, and of those that know of none."""
+    """E3 where many vectors come from one source: coverage of intervals that use the sources and of those that ignore them."""
     figures: Figures = {}
     covered = []
     for number, each, uneven, d, alike in (

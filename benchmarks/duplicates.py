@@ -1,16 +1,16 @@
-"""Do planted copies join their originals, and nobody else? Recall and precision for each kind of copy.
+"""Recall and precision of near-duplicate detection for each kind of planted copy.
 
     python -m benchmarks.duplicates [--mannequins 300] [--photos DIR] [--workers 2]
 
 Originals are mannequins (figures of a dozen kinds in one sort of room: the hard negatives) and, where a folder is given,
 the pictures below it. Each is planted six times: the same bytes; as JPEG of quality 40 to 90; reduced to 40 to 80 %; cut
 by 5 % in each direction; mirrored; 30 % darker or brighter. Everything goes through extraction and the pair search of
-curation (`tasks.dataset.dedup`). A pair is right if both come from one original:
+curation (`tasks.dataset.dedup`). A pair is correct if both come from the same original:
 
     recall      of the copies in which (as in its original) somebody was found, the share that is paired with its original
-    precision   of the pairs of an original and a copy of this kind, the share that is right
+    precision   of the pairs of an original and a copy of this kind, the share that is correct
 
-Copies of one original are pairs of their own and are not counted. `ImageHash` is its 64-bit pHash at 3 bits or less, for
+Pairs of two copies of one original are not counted. `ImageHash` is its 64-bit pHash at 3 bits or less, for
 the picture or its mirror image, on the same files. Pairs among the originals are listed: look at them.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.extraction --raw DIR ...`: pictures a second of the extract stage, end to end, and its memory.
+"""`python -m benchmarks.extraction --raw DIR ...`: pictures a second of the extract stage, end to end, and peak memory.
 
 Beside the stage, as `python -m tasks extract` runs it in an empty workspace (hashing, decoding, landmarks, scores and
 the written tables; on every core), stand two figures measured on some pictures from all over the same folder:
@@ -6,9 +6,9 @@ the written tables; on every core), stand two figures measured on some pictures 
     plain     a loop in one process over MediaPipe's own reader and landmarker, nothing written
     limit     as many processes as cores that only call the landmarker, on pictures already decoded
 
-A machine that is shared is not equally fast from one second to the next. So they are looked at every 4 seconds of the
-stage, while all of its processes are stopped; the stage is compared with the mean of these looks. The goals are those of the
-median run. The start of the stage's processes and their imports count.
+The speed of a shared machine changes from one second to the next. So the peers are measured every 4 seconds of the
+stage, while all processes of the stage are stopped, and the stage is compared with the mean of these measurements.
+The goals are those of the median run. The start of the stage's processes and their imports count.
 
 With `--mannequins 1000 10000` folders of so many pictures are drawn and measured too: the goals are those of the last
 folder, and the peak of the memory of all processes together must not grow from the first folder to the last.
@@ -38,7 +38,7 @@ from tasks.extract.decode import JOINTS_SUFFIX, scan
 from tasks.synthetic import stage as mannequin
 
 PROJECT = Path(__file__).parents[1]
-EVERY = 4.0  # seconds of the stage between two looks at its peers
+EVERY = 4.0  # seconds of the stage between two measurements of its peers
 
 
 def _model() -> Path:
@@ -76,24 +76,24 @@ def stage(root: Path, part: str = "raw", between: Callable[[], None] | None = No
 
 
 def _left(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether a process has ended, waiting so long for it."""
+    """Whether a process ends within this many seconds."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     return process.returncode is not None
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """A process and its children, if it is still there."""
+    """A process and its children, if it still exists."""
     try:
         parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return []  # it has just left
+        return []  # it has just ended
 
 
 @contextmanager
 def _stopped(pid: int) -> Iterator[None]:
-    """A process and its children do nothing inside."""
+    """Context manager: a process and its children are stopped."""
     family = _family(pid)
     for process in family:
         with suppress(psutil.NoSuchProcess):
@@ -107,10 +107,10 @@ def _stopped(pid: int) -> Iterator[None]:
 
 
 def _memory(pid: int) -> int:
-    """Resident memory of a process and its children, bytes; pages that they share count once a process."""
+    """Resident memory of a process and its children, bytes; shared pages count once per process."""
     total = 0
     for process in _family(pid):
-        with suppress(psutil.NoSuchProcess):  # between two looks somebody left
+        with suppress(psutil.NoSuchProcess):  # a process ended in between
             total += process.memory_info().rss
     return total
 
@@ -122,7 +122,7 @@ def measure(raw: Path, repeats: int) -> tuple[dict[str, float], float]:
     paths = [raw / source.path for source in scan(raw)]
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as root, Peers(paths, _model()) as peers:
-            looks = [peers.look()]  # a short run may give no occasion
+            looks = [peers.look()]  # a short run may end before the first measurement
             workspace(Path(root), raw)
             seconds, highest = stage(Path(root), between=lambda: looks.append(peers.look()))  # noqa: B023
         found = {"pictures": float(len(paths)), "stage": len(paths) / seconds}
@@ -154,7 +154,7 @@ def main() -> int:
             raw.mkdir()
             mannequin.draw_all(raw, 0, options.size, count, machine.cores())
             for path in raw.rglob(f"*{JOINTS_SUFFIX}"):
-                path.unlink()  # nobody's pictures come with the true joints
+                path.unlink()  # user pictures come without true joints
             measured.append(measure(raw, 1))
     if not measured:
         parser.error("--raw or --mannequins, or both")

@@ -1,4 +1,4 @@
-"""The two peers of `benchmarks.extraction`: processes that stand by and are looked at for a second or two at a time."""
+"""The two peers of `benchmarks.extraction`: standby processes that are measured for a second or two at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any
 from tasks.common import machine
 from tasks.extract.decode import open_picture
 
-PICTURES = 40  # a look, of each process
+PICTURES = 40  # pictures per measurement and process
 
 
 class Peers:
-    """A plain loop, and as many processes as cores that do nothing but find landmarks. A context manager."""
+    """A plain loop, and one process per core that only finds landmarks. A context manager."""
 
     def __init__(self, paths: Sequence[Path], model: Path) -> None:
         context = multiprocessing.get_context("spawn")
@@ -40,7 +40,7 @@ class Peers:
         self._paths = itertools.cycle(shuffled)
 
     def look(self) -> dict[str, float]:
-        """Pictures a second of the plain loop and of the limit, on other pictures each time."""
+        """Pictures per second of the plain loop and of the limit, on different pictures each time."""
         return {"plain": self._rate(_plain, self._pipes[:1]), "limit": self._rate(_inference, self._pipes)}
 
     def _rate(self, function: Any, pipes: list[Any]) -> float:
@@ -77,7 +77,7 @@ def _stand_by(pipe: Connection, barrier: Barrier, model: str) -> None:
 
 
 def _plain(landmarker: Any, paths: list[str], barrier: Barrier) -> float:
-    """The loop that everybody writes: seconds for all pictures but the first."""
+    """The obvious loop: seconds for all pictures but the first."""
     from mediapipe import Image
 
     landmarker.detect(Image.create_from_file(paths[0]))
@@ -88,7 +88,7 @@ def _plain(landmarker: Any, paths: list[str], barrier: Barrier) -> float:
 
 
 def _inference(landmarker: Any, paths: list[str], barrier: Barrier) -> float:
-    """Nothing but finding landmarks, at once with the others: seconds for all pictures but the first."""
+    """Only finding landmarks, in parallel with the others: seconds for all pictures but the first."""
     from mediapipe import Image, ImageFormat
 
     pictures = [Image(ImageFormat.SRGB, open_picture(Path(path))) for path in paths]

@@ -1,8 +1,8 @@
 """Quality against the number of network evaluations for every solver: `python -m benchmarks.fewer_steps [--plot PNG]`.
 
 On the asymmetric mixture by the sliced Wasserstein distance, on mannequin poses by the Frechet pose distance. The models are
-small trained networks, so that what is compared is what a user gets, not the exact denoiser. All distances are between as many
-samples and the same data, so that the share of chance in them is the same. About 40 minutes on two cores, 4 on a GPU, where
+small trained networks, so the comparison shows what a user gets, not the exact denoiser. All distances use the same number of
+samples and the same data, so their sampling error is the same. About 40 minutes on two cores, 4 on a GPU, where
 there is time for more samples (`--count 30000 --repeats 4`).
 """
 
@@ -67,7 +67,7 @@ def distance(
 
 
 def distil_directly(subject: Subject, teacher: Preconditioned, steps: int) -> tuple[Preconditioned, Timesteps]:
-    """A model that samples in FEW steps of DDIM, and its walk."""
+    """A model that samples in FEW steps of DDIM, and its timesteps."""
     fine = subject.recipe.timesteps(FEW * SUBSTEPS)
     few = fine[::SUBSTEPS]
     recipe = subject.recipe.replace(loss=direct(teacher, fine, SUBSTEPS), density=losses.one_of(few[:-1]))
@@ -75,7 +75,7 @@ def distil_directly(subject: Subject, teacher: Preconditioned, steps: int) -> tu
 
 
 def distil_consistently(subject: Subject, teacher: Preconditioned, steps: int) -> tuple[Preconditioned, Timesteps]:
-    """A consistency model, and the walk on which it samples with fresh noise in FEW steps."""
+    """A consistency model, and the timesteps on which it samples with fresh noise in FEW steps."""
     fine = subject.recipe.timesteps(24)
     net = _as(subject, teacher)
     recipe = subject.recipe.replace(
@@ -115,7 +115,7 @@ def compare(subject: Subject, two_sets: float, count: int, repeats: int, steps: 
 
 
 def plot(results: dict[str, tuple[Subject, Result]], path: Path) -> None:
-    """Distance against evaluations, one line a solver, one panel a subject."""
+    """Plot distance against evaluations, one line per solver, one panel per subject."""
     import matplotlib
 
     matplotlib.use("Agg")

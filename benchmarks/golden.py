@@ -1,4 +1,4 @@
-"""Writes `tests/golden/*.npz`, what other libraries compute, so that `benchmarks.parity` needs none of them:
+"""Writes `tests/golden/*.npz`, results of other libraries, so that `benchmarks.parity` does not need them:
 `python -m benchmarks.golden`, with the packages of `benchmarks/golden-requirements.txt` on the path.
 """
 
@@ -26,7 +26,7 @@ SD = 0.5  # sigma_data of k-diffusion's losses
 
 
 def module(name: str) -> types.ModuleType:
-    """A module of a package without running the package's `__init__`, which may ask for much more."""
+    """A module of a package, without running the package's `__init__`, which may need more libraries."""
     top = name.split(".")[0]
     spec = importlib.machinery.PathFinder.find_spec(top)
     if spec is None or spec.submodule_search_locations is None:
@@ -38,7 +38,7 @@ def module(name: str) -> types.ModuleType:
 
 
 def k_diffusion() -> dict[str, Tensor]:
-    """Where every sampler ends on one walk of 18 Karras levels with one list of noises."""
+    """The end point of every sampler on the same 18 Karras levels and the same list of noises."""
     library = module("k_diffusion.sampling")
     denoise = oracles.model()
     noises = oracles.normals(40, seed=2)
@@ -85,7 +85,7 @@ def smalldiffusion() -> dict[str, Tensor]:
             rand_input=lambda count, stream=stream: next(stream),
             predict_eps_cfg=lambda x, sigma, *_: (x - denoise(x, sigma_level(sigma), {})) / sigma,
         )
-        device = SimpleNamespace(device=start.device)  # all that it wants of an accelerator
+        device = SimpleNamespace(device=start.device)  # all it needs of an accelerator
         *_, ends[name] = library.samples(model, sigmas, mu=mu, xt=start, accelerator=device)
     return {"noises": torch.stack(noises), "sigmas": sigmas, "start": start, **ends}
 
@@ -105,7 +105,7 @@ def torchcfm() -> dict[str, Tensor]:
 
 
 def predicted(x: Tensor) -> Tensor:
-    """What a network might say at x: all that a comparison of losses needs."""
+    """A stand-in for a network's output at x; enough to compare losses."""
     return torch.sin(2 * x)
 
 

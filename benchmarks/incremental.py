@@ -1,4 +1,4 @@
-"""`python -m benchmarks.incremental`: what it costs to add one percent to 10,000 pictures that have been extracted.
+"""`python -m benchmarks.incremental`: the cost of adding one percent to 10,000 extracted pictures.
 
 In a workspace with a DVC repository the first part is extracted, then pictures are added twice: as a part of their own, and
 into the folder of the first. Timed is the stage, `python -m tasks extract PART`, from the start of its process to its end;
@@ -71,7 +71,7 @@ def _put(source: Path, target: Path) -> None:
 
 
 def _forget(root: Path, paths: list[Path]) -> None:
-    """Drop what the workspace's extraction has kept of these files."""
+    """Remove these files from the extraction cache of the workspace."""
     with Store(root, digest="") as store:
         for path in paths:
             with path.open("rb") as file:
@@ -90,7 +90,7 @@ def main() -> int:
             raw.mkdir()
             mannequin.draw_all(raw, 0, 224, options.count, machine.cores())
         total = len(scan(raw))
-        few = max(1, total // 101)  # one percent of what is there before
+        few = max(1, total // 101)  # one percent of the existing pictures
         parts = {name: place / name for name in ("first", "second")}
         later = _share(raw, parts["first"], total - few)
         for source in later:
@@ -103,7 +103,7 @@ def main() -> int:
         _dvc(root, "commit", "--force", "extract@first")
         figures["dvc_status_s"] = round(_dvc(root, "status", "extract@first"), 2)
         figures["part_s"], figures["part_extracted"] = (round(value, 2) for value in extract(root, "second"))
-        _forget(root, [raw / source for source in later])  # else they are known by now
+        _forget(root, [raw / source for source in later])  # otherwise they are in the cache by now
         for number, source in enumerate(later):
             _put(raw / source, parts["first"] / source.parent / f"later-{number}{source.suffix}")
         figures["dvc_status_changed_s"] = round(_dvc(root, "status", "extract@first"), 2)

@@ -1,7 +1,7 @@
 """Errors of the inverse-problem methods against the exact Gaussian posterior: `python -m benchmarks.inverse`.
 
-Three problems on normal data, with the exact denoiser, so that every error is the method's: missing values (a partial pose is
-this), averages of neighbours (super-resolution), blur.
+Three problems on normal data, with the exact denoiser, so that every error comes from the method: missing values (a
+partial pose is this), averages of neighbours (super-resolution), blur.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Method = Callable[[Denoiser, Tensor, Tensor], Tensor]  # (prior's denoiser, A, y
 
 
 def prior() -> tuple[Tensor, Tensor]:
-    """Normal data that vary smoothly along a line of D values."""
+    """Normal data that vary smoothly along D values."""
     place = torch.arange(D, dtype=torch.float64)
     cov = torch.exp(-((place[:, None] - place) ** 2) / 18) + 0.02 * torch.eye(D, dtype=torch.float64)
     return torch.sin(place / 3), cov
@@ -55,7 +55,7 @@ def run(
     constrain: Constrain | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Ancestral sampling from pure noise, or from `start` at the walk's first level."""
+    """Ancestral sampling from pure noise, or from `start` at the first level of the timesteps."""
     noise: Iterator[Tensor] = rng.stream((D,), 3, torch.arange(COUNT), torch.float64)
     x = steps[0].s * next(noise) if start is None else start
     with torch.no_grad():
@@ -117,7 +117,7 @@ def main() -> int:
         "moment matching as near to the posterior's mean as the exact conditional denoiser (within 0.02)": (
             abs(mean_error("moment matching") - mean_error("exact denoiser")) < 0.02
         ),
-        # Deblurring is left out: there the projection meets a noisy measurement exactly and so amplifies its noise.
+        # Deblurring is left out: the projection reproduces the noisy measurement exactly and so amplifies its noise.
         "RePaint nearer than plain replacement where values or averages are known": all(
             figures[f"RePaint, 10 times, {problem}"]["mean"] < figures[f"replacement / POCS / ILVR, {problem}"]["mean"]
             for problem in ("inpainting", "super-resolution")

@@ -1,4 +1,4 @@
-"""One repetition of every cell of `benchmarks.memorization_power`: one set of data, what the statistics say about it.
+"""One repetition of each cell of `benchmarks.memorization_power`: one set of data and the statistics computed on it.
 
 Each function is pure (its arguments hold the seed) and gives numbers by name; a verdict is 1 or 0.
 """
@@ -35,7 +35,7 @@ def _certificate(train: Items, heldout: Items, generated: np.ndarray, rng: np.ra
 
 
 def _apart(train: np.ndarray, heldout: np.ndarray) -> tuple[Items, Items]:
-    """Every item a group of its own."""
+    """One group per item."""
     n = len(train)
     return Items(train, np.arange(n)), Items(heldout, n + np.arange(len(heldout)))
 
@@ -115,7 +115,9 @@ def picture_set(disguises: tuple[str, ...], rep: int) -> Numbers:
     compared = reference(PICTURE_BANKS, *_apart(train, heldout))
     fresh, disguised = figures(range(start + 2000, start + 2500)), [name for name in disguises if name != "fresh"]
     made = [copies([start + 7 * i for i in range(10)], disguise) for disguise in disguised]
-    scored = score_samples("pictures", np.concatenate([fresh, *made]), compared)  # a sample's scores are its own
+    scored = score_samples(
+        "pictures", np.concatenate([fresh, *made]), compared
+    )  # scores of different samples are independent
     numbers: Numbers = {}
     for disguise in disguises:
         rows, count = np.arange(500), 0 if disguise == "fresh" else 10
@@ -137,7 +139,7 @@ def video_set(frames: int, jitter: float, by_scene: bool, count: int, rep: int) 
     x = law.features(latents + rng.normal(0, 0.5 * jitter, latents.shape))
     key = rng.permutation(scenes.max() + 1)[scenes] if by_scene else rng.permutation(len(x))
     outside = key >= np.quantile(key, 0.8)
-    # A random split is made by who does not know the scenes: every frame is its own group.
+    # A random split ignores the scenes: every frame is its own group.
     group = scenes if by_scene else np.arange(len(x))
     train, heldout = Items(x[~outside], group[~outside]), Items(x[outside], group[outside])
     generated = law.draw(1000, rng)

@@ -3,7 +3,7 @@
 Sections: `law` (M1-M4: synthetic features with known copies), `peers` (the same sets through other statistics, each
 with the best threshold that 200 fresh sets can give it), `dimension` (what can be seen at which intrinsic dimension),
 `video` (M6: scenes with near-duplicate frames), `pictures` (M5: disguised copies). The repetitions run in parallel
-processes; `--part` takes a part of them, and those in the state file are not computed again.
+processes; `--part` takes a part of them, and those already in the state file are not computed again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DIMENSIONS = (2, 4, 8, 16, 32)
 ETAS = (0.05, 0.1, 0.3, 0.5)
 FRAMES, JITTERS = (2, 5, 10), (0.05, 0.2, 0.5)
 DISGUISED = (*DISGUISES, "other background")
-SAVED = 20  # seconds between two writings of the state file
+SAVED = 20  # seconds between two writes of the state file
 COPIES, UNRELIABLE = Verdict.COPIES.value, Verdict.SPLIT_UNRELIABLE.value
 
 
@@ -124,7 +124,7 @@ def _worker() -> Iterator[Callable[[tuple[Callable[[int], Numbers], int]], Numbe
 
 
 def run_cells(cells: list[Cell], workers: int, state: Path | None) -> Results:
-    """All repetitions; the state file keeps what is done, so that the next call goes on there."""
+    """Run all repetitions. The state file records finished ones, so that the next call continues there."""
     known: dict[str, dict[str, list[float]]] = json.loads(state.read_bytes()) if state and state.is_file() else {}
     done = {cell.name: Found(known[cell.name]).reps if cell.name in known else 0 for cell in cells}
     missing = [(cell, rep) for cell in cells for rep in range(done[cell.name], cell.reps)]
@@ -191,7 +191,7 @@ def judge_peers(found: Results) -> dict[str, bool]:
 
 
 def judge_dimension(found: Results) -> dict[str, bool]:
-    """The table of power by dimension; what the report calls the smallest detectable copy must be about right."""
+    """The table of power by dimension; what the report calls the smallest detectable copy must be roughly correct."""
     rows: list[tuple[str, ...]] = [
         ("dimension", "seen", *(f"eta {eta}" for eta in ETAS), "smallest copy", "fresh below 1/3")
     ]

@@ -1,9 +1,9 @@
 """`python -m benchmarks.memorization_training`: the certificate during real training (M7).
 
-Pose models (an MLP denoiser with EDM's recipe) are trained on 100, 400 and 2000 mannequin poses. Along the way: held-out
-loss, loss gap, verdict, and the Frechet distance to the training set beside that to held-out poses. The small sets must be
-caught, the large one must not, and the held-out loss must have risen before the first alarm. With `--figure`, all of it
-against the steps as PNG.
+Pose models (an MLP denoiser with EDM's recipe) are trained on 100, 400 and 2000 mannequin poses. Along the way it
+measures held-out loss, loss gap, verdict, and the Frechet distance to the training set and to held-out poses. The
+small sets must be caught, the large one must not, and the held-out loss must have risen before the first alarm. With
+`--figure`, all of it against the steps as PNG.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def mannequin_poses(first: int, count: int) -> np.ndarray:
 
 
 def _check(trainer: Trainer, codec: Affine, compared: Reference, distant: np.ndarray) -> Row:
-    """Everything that is watched at one step."""
+    """All measurements at one step."""
     denoiser = trainer.averaged()
     train, unseen = compared.train.data, compared.heldout.data
     encoded = [codec.encode(torch.from_numpy(joints(some))) for some in (train[:500], unseen)]
@@ -85,7 +85,7 @@ def _check(trainer: Trainer, codec: Affine, compared: Reference, distant: np.nda
 
 
 def train_and_watch(steps: int, folder: Path, n: int) -> list[Row]:
-    """Train on `n` poses and check at every step of CHECKED up to `steps`; what was found is kept in `folder`."""
+    """Train on `n` poses and check at every step of CHECKED up to `steps`; results are kept in `folder`."""
     state = folder / f"n{n}.json"
     rows: list[Row] = json.loads(state.read_bytes()) if state.is_file() else []
     checked = sorted({*(step for step in CHECKED if step < steps), steps})
@@ -116,7 +116,7 @@ def train_and_watch(steps: int, folder: Path, n: int) -> list[Row]:
 
 
 def draw(found: dict[int, list[Row]], path: Path) -> None:
-    """PNG, a column a size, against steps: held-out loss, AUC and share of listed samples, Frechet distances."""
+    """Draw a PNG with one column per size, against steps: held-out loss, AUC and share of listed samples, Frechet distances."""
     figure = Figure(figsize=(4.2 * len(found), 7.4), layout="constrained")
     for column, (n, rows) in zip(figure.subplots(3, len(found), squeeze=False).T, found.items(), strict=True):
         steps = [row["step"] for row in rows]

@@ -9,8 +9,8 @@ from diffusion_core import rng
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.extras import closed_form
 
-# Lopsided on purpose: on a symmetric ring the preconditioned target has no low-order correlation with the input, and learning
-# stalls for reasons that have nothing to do with the method.
+# Asymmetric on purpose: on a symmetric ring the preconditioned target has no low-order correlation with the input, and
+# learning stalls for reasons unrelated to the method.
 WEIGHTS = torch.tensor([0.3, 0.25, 0.2, 0.15, 0.1])
 MEANS = torch.tensor([[-0.6, -0.2], [0.5, 0.5], [0.1, -0.7], [-0.3, 0.8], [0.9, -0.3]])
 SDS = torch.tensor([0.08, 0.12, 0.05, 0.1, 0.15])
@@ -67,8 +67,8 @@ def quantiles(count: int) -> Tensor:
 def w2_to_law(samples: Tensor, law: Tensor) -> float:
     """`sliced_w2` of samples `[N, 2]` to the mixture itself, given its `quantiles(N)` on the samples' device.
 
-    Half of the chance in a distance to a second set of data is gone. That of the samples stays: N exact draws have a square of
-    about 0.02 / sqrt(N), as their shares of the components are not exact.
+    Compared with a distance to a second data set, half of the sampling error is gone. That of the samples remains: N exact
+    draws have a squared distance of about 0.02 / sqrt(N), because their component shares are not exact.
     """
     turn = directions(2).to(samples.device)
     return float(((samples.double() @ turn.T).sort(0).values - law).square().mean().sqrt())

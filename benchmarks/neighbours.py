@@ -1,7 +1,7 @@
 """`python -m benchmarks.neighbours`: exact neighbour search against torch and scikit-learn, in time and memory.
 
 S2: 2000 queries x `--base` x 512, beside torch (matrix product and top-k) and scikit-learn (brute force). S3: rate in pose
-space. Both beside the matrix product alone, which no exact search outruns. Then the cost from 1,000 to 100 million rows.
+space. Both beside the matrix product alone, a bound for every exact search. Then the cost from 1,000 to 100 million rows.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def _torch_search(queries: np.ndarray, base: np.ndarray, k: int, block: int = 25
 
 
 def _product(queries: np.ndarray, base: np.ndarray, block: int = 256) -> None:
-    """The inner products of all pairs, and nothing made of them."""
+    """The inner products of all pairs; the results are discarded."""
     q, x = torch.from_numpy(queries), torch.from_numpy(base)
     for part in q.split(block):
         part @ x.T
 
 
 def _race(runs: Mapping[str, Callable[[], Any]], times: int = 3) -> dict[str, float]:
-    """The shortest seconds of each, taken in turns after one to warm up, so that a busy moment of the machine falls on all."""
+    """The shortest time of each after a warm-up. They take turns, so that a busy moment of the machine affects all of them."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(times + 1):
         for name, run in runs.items():

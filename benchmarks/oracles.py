@@ -1,7 +1,7 @@
-"""Trajectories of other libraries on the exact mixture denoiser, each with the timesteps that it took, for `benchmarks.parity`.
+"""Trajectories of other libraries on the exact mixture denoiser, each with its timesteps, for `benchmarks.parity`.
 
-The model has no weights and is not linear, so that a wrong coefficient shows; every library gets the estimate in the form it
-wants. Stochastic samplers share one list of noises.
+The model has no weights and is not linear, so a wrong coefficient shows. Each library gets the estimate in the form it
+expects. Stochastic samplers share one list of noises.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _chains() -> Iterator[Trajectory]:
 
 
 def _ddpm_step(scheduler: Any, eps: Tensor, t: Tensor, x: Tensor, noise: Tensor) -> Tensor:
-    """DDPMScheduler draws its noise itself: hand it ours."""
+    """A step of DDPMScheduler with our noise instead of its own."""
     module = diffusers.schedulers.scheduling_ddpm
     drawn: Callable[..., Tensor] = module.randn_tensor
     module.randn_tensor = lambda *_, **__: noise
@@ -153,7 +153,7 @@ def _sigmas() -> Iterator[Trajectory]:
             x0 = denoise(x, here, {})
             scheduler.scale_model_input(x, t)
             if name.startswith("EDM"):
-                # These want the network's raw output: x0 by their own preconditioning, inverted.
+                # These expect the network's raw output, so invert their preconditioning.
                 sd = scheduler.config.sigma_data
                 skip = sd**2 / (here.s**2 + sd**2)
                 out = here.s * sd / torch.sqrt(here.s**2 + sd**2)

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.people --photos DIR`: how far the landmarks found in photos lie from annotated joints.
+"""`python -m benchmarks.people --photos DIR`: distance of the landmarks found in photos from annotated joints.
 
 DIR holds pictures and COCO-like annotations (`images`, `annotations`, `categories` with the keypoints' names), in any
-sub-folders. The extract stage reads the pictures; a person found belongs to the annotated one whose box of limb joints
-overlaps his most, from an overlap (intersection over union) of 0.3 on. Of those pairs it prints
+sub-folders. The extract stage reads the pictures; each detected person is paired with the annotated one whose box of
+limb joints overlaps most, from an overlap (intersection over union) of 0.3 on. Of those pairs it prints
 
     PCK@0.2, PCK@0.5   fraction of annotated limb joints nearer than that part of the torso (Yang & Ramanan 2013)
     swapped            fraction of persons who fit better with left and right exchanged
@@ -57,7 +57,7 @@ class Annotated:
 
 
 def read_annotations(folder: Path) -> list[Annotated]:
-    """The persons with a torso and at least JOINTS limb joints; of several annotations of a picture the first file's."""
+    """Persons with a torso and at least JOINTS limb joints. If several files annotate a picture, the first one counts."""
     pictures = {path.name: path for path in sorted(folder.rglob("*")) if path.suffix in (".jpg", ".png")}
     by_path = {str(path.relative_to(folder)): path for path in pictures.values()}
     done: set[str] = set()

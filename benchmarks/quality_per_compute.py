@@ -1,4 +1,4 @@
-"""What is learned in a given time on given cores: our default training beside two peers', on the same pictures.
+"""Quality reached in a given time on given cores: our default training beside two peers, on the same pictures.
 
     python -m benchmarks.quality_per_compute [--seconds 240] [--seeds 3] [--threads 1] [--at-once 2] [--pictures FILE.npz]
 
@@ -71,7 +71,8 @@ def passing(x0: Tensor, seed: int, batch: int) -> list[Tensor]:
 
 
 def ours(x0: Tensor, seconds: float, seed: int, device: torch.device) -> tuple[Sampler, int, int]:
-    """Our default: a patch transformer trained with the EDM recipe as params.yaml has it, sampled in 18 Heun steps."""
+    """Our default: a patch transformer trained with the EDM recipe and the settings of params.yaml, sampled in 18
+    Heun steps."""
     from diffusion_core import presets
     from diffusion_core.nets.patch_transformer import PatchTransformer
     from diffusion_core.sampling.loop import generate
@@ -125,7 +126,7 @@ def diffusers_recipe(
         nn.functional.mse_loss(guess, noise).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
 
-    for _ in range(3):  # how many steps there will be, for the cosine: found out before the time starts
+    for _ in range(3):  # the number of steps, which the cosine needs, is measured before the clock starts
         began = time.perf_counter()
         step(x0[:16])
         optimizer.zero_grad()
@@ -243,7 +244,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def difference(a: list[float], b: list[float], share: float) -> tuple[float, float, float]:
-    """mean a - share * mean b and its 95 % interval, for runs that have nothing to do with each other (Welch 1947)."""
+    """mean a - share * mean b and its 95 % interval, for independent runs (Welch 1947)."""
     parts = np.array([np.var(a, ddof=1) / len(a), share**2 * np.var(b, ddof=1) / len(b)])
     freedom = parts.sum() ** 2 / (parts**2 / [len(a) - 1, len(b) - 1]).sum()
     mean = float(np.mean(a) - share * np.mean(b))

@@ -1,4 +1,4 @@
-"""How every benchmark ends: one JSON line with its figures, its goals and which of them were missed."""
+"""The last line of every benchmark: JSON with its figures, its goals, and the goals it missed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def finish(benchmark: str, figures: Mapping[str, Any], goals: Mapping[str, bool]) -> int:
-    """Print the line; goals maps each goal, in words, to whether it was reached. Returns the exit code, 1 if any was missed."""
+    """Print the line; `goals` maps each goal to whether it was reached. Returns the exit code, 1 if any was missed."""
     missed = [goal for goal, reached in goals.items() if not reached]
     line = {"benchmark": benchmark, "figures": dict(figures), "goals": list(goals), "missed": missed}
     print(json.dumps(line), flush=True)
@@ -25,7 +25,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def best_seconds(run: Callable[[], Any], times: int = 3) -> float:
-    """The shortest of some runs after one to warm up, the fairest number on a shared machine."""
+    """The shortest of several runs after a warm-up, the fairest figure on a shared machine."""
     run()
     taken = []
     for _ in range(times):

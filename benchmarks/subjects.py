@@ -22,7 +22,10 @@ from tasks.common.skeleton import mirror, normalise
 from tasks.metrics.frechet import frechet_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LOW, HIGH = 0.02, 20.0  # sigmas of the walks, for data of standard deviation 0.5 that has nothing finer than 0.03
+LOW, HIGH = (
+    0.02,
+    20.0,
+)  # sigma range of the timesteps, for data of standard deviation 0.5 with no structure finer than 0.03
 
 
 class Subject(NamedTuple):
@@ -74,12 +77,12 @@ def poses_subject(poses: np.ndarray) -> Subject:
 
 
 def mannequin_poses(count: int, kept: Path | None) -> np.ndarray:
-    """True poses of the built-in data, float32 `[count, 33, 3]`, normalised; kept in the file, if one is given."""
+    """True poses of the built-in data, float32 `[count, 33, 3]`, normalised; cached in the file, if one is given."""
     if kept is not None and kept.is_file():
         poses: np.ndarray = np.load(kept, allow_pickle=False)
         return poses[:count]
     from tasks.synthetic.stage import (
-        scene,  # here, as it reads parameters and draws, which a file of poses does not need
+        scene,  # imported here: a file of poses does not need it
     )
 
     shown = tqdm(range(count), desc="poses", mininterval=5)

@@ -25,7 +25,7 @@ class Law:
         return hidden, out, centres
 
     def latents(self, n: int, rng: np.random.Generator, modes: int | None = None) -> np.ndarray:
-        """`n` points of the latent mixture; `modes`: only the first so many modes."""
+        """`n` points of the latent mixture; `modes` limits them to the first modes."""
         centres = self._weights()[2]
         return centres[rng.integers(0, modes or self.modes, n)] + rng.normal(0, 0.5, (n, self.latent))
 
@@ -40,8 +40,8 @@ class Law:
         return self.features(self.latents(n, rng))
 
     def blurred(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """A generator without copies that loses detail: the latent point is pulled to its mode's centre in half of
-        its directions."""
+        """A copy-free generator that loses detail: the latent point is moved to its mode's centre in half of its
+        directions."""
         centres = self._weights()[2]
         mode = rng.integers(0, self.modes, n)
         deviation = rng.normal(0, 0.5, (n, self.latent))
@@ -49,17 +49,17 @@ class Law:
         return self.features(centres[mode] + deviation)
 
     def shrunk(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """A generator without copies and with too little variety: deviations from the mode times 0.8."""
+        """A copy-free generator with too little variety: deviations from the mode times 0.8."""
         centres = self._weights()[2]
         mode = rng.integers(0, self.modes, n)
         return self.features(centres[mode] + rng.normal(0, 0.4, (n, self.latent)))
 
     def half_the_modes(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """A generator without copies that knows half of the modes only."""
+        """A copy-free generator that knows only half of the modes."""
         return self.features(self.latents(n, rng, modes=self.modes // 2))
 
     def noisy(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """A generator without copies whose features are noisy."""
+        """A copy-free generator whose features are noisy."""
         x = self.draw(n, rng)
         return x + rng.normal(0, 0.2 * x.std(), x.shape).astype(np.float32)
 

@@ -40,7 +40,7 @@ def _background(rng: np.random.Generator) -> Image.Image:
 
 
 def figure(seed: int, background_seed: int | None = None) -> Image.Image:
-    """A picture of 64 x 64: a figure in a pose and colours that follow from the seed, on its own background or another."""
+    """A 64 x 64 picture of a figure. Pose and colours follow from the seed; the background may come from another seed."""
     rng = np.random.default_rng([1, seed])
     joints = _joints(rng) * DRAWN
     colours = [tuple(int(c) for c in rng.integers(0, 256, 3)) for _ in range(4)]
@@ -100,17 +100,17 @@ DISGUISES: dict[str, Callable[[Image.Image, int], Image.Image]] = {
 
 
 def compared(picture: Image.Image) -> np.ndarray:
-    """The picture as it is compared: float32 `[32, 32, 3]` in [0, 1], area average."""
+    """The picture as the test compares it: float32 `[32, 32, 3]` in [0, 1], area average."""
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / 255
 
 
 def figures(seeds: range) -> np.ndarray:
-    """Fresh pictures as they are compared: float32 `[n, 32, 32, 3]`."""
+    """Fresh pictures as the test compares them: float32 `[n, 32, 32, 3]`."""
     return np.stack([compared(figure(seed)) for seed in seeds])
 
 
 def copies(seeds: list[int], disguise: str) -> np.ndarray:
-    """Disguised copies of the pictures with these seeds, as they are compared."""
+    """Disguised copies of the pictures with these seeds, as the test compares them."""
     if disguise == "other background":
         return np.stack([compared(figure(seed, seed + 10_000_000)) for seed in seeds])
     return np.stack([compared(DISGUISES[disguise](figure(seed), seed)) for seed in seeds])

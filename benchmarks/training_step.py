@@ -39,13 +39,13 @@ from diffusion_core.nets.unet import UNet
 from diffusion_core.nets.uvit import UViT
 
 CATEGORIES = 10
-GOAL = 1.2  # times the faster peer
+GOAL = 1.2  # goal: ratio to the faster peer
 LEAST = 0.9  # of our parameters, that a peer must have to be compared
 PEERS = ("diffusers UNet2DModel", "diffusers DiTTransformer2DModel", "denoising-diffusion-pytorch Unet")
 
 
 class Way(NamedTuple):
-    """How all of them compute."""
+    """Precision, device and compilation shared by all."""
 
     device: torch.device
     precision: str
@@ -80,7 +80,7 @@ def with_token(net: nn.Module, x: Tensor, c_noise: Tensor, category: Tensor) -> 
 
 
 def entries(way: Way, scale: int) -> list[Entry]:
-    """Our networks at about one cost each, and the peers that are installed."""
+    """Our networks at about equal cost, and the peers that are installed."""
     size, conds = way.size, {"vec:category": CATEGORIES}
     w, unet = 192 * scale, 64 * scale
     heads = 3 * scale
@@ -163,7 +163,7 @@ def _lucidrains_unet(way: Way, wanted: int, head: int) -> Entry:
 
     mults = (1, 2, 4, 8)[: sum(way.size // 2**i >= 8 for i in range(4))]
 
-    flash = way.device.type == "cpu" or way.precision == "bf16"  # its choice of kernel has none for others on a GPU
+    flash = way.device.type == "cpu" or way.precision == "bf16"  # its kernel selection supports no other GPU
 
     def call(net: nn.Module, x: Tensor, c_noise: Tensor, category: Tensor) -> Tensor:
         return _tensor(net(x, c_noise))  # it has no classes
@@ -251,7 +251,7 @@ class Runner:
         self.seconds.append(time.perf_counter() - start)
 
     def round(self, seconds: float) -> None:
-        """Steps for some seconds, two at least; the first is to warm up."""
+        """Run steps for some seconds, at least two; the first is a warm-up."""
         if self.way.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.step()
@@ -312,7 +312,7 @@ def main() -> int:
 def measure(
     chosen: list[Entry], way: Way, rounds: int, seconds: float, highest: float
 ) -> tuple[list[tuple[str, ...]], dict[str, Any]]:
-    """A line of the table and figures for each network; they take turns."""
+    """A table row and figures for each network. The networks take turns."""
     runners = [Runner(entry, way) for entry in chosen]
     for _ in range(rounds):
         for runner in runners:
