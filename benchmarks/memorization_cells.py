@@ -14,11 +14,11 @@ from benchmarks.synthetic_law import Law, with_copies
 from benchmarks.synthetic_pictures import copies, figures
 from tasks.evaluate.memorization.certificate import Certificate, certify, score_samples
 from tasks.evaluate.memorization.copy_test import Verdict
-from tasks.evaluate.memorization.invariances import PICTURE_BANKS, Bank, View, identity
+from tasks.evaluate.memorization.invariances import PICTURE_BANKS, Bank, Invariance, identity
 from tasks.evaluate.memorization.positive_control import planted_pictures
-from tasks.evaluate.memorization.reference import Items, reference
+from tasks.evaluate.memorization.reference import Items, make_reference
 
-VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x, identity)
+VECTORS = Bank("vectors", (Invariance("as is", identity),), lambda x: x, identity)
 Numbers = dict[str, float]
 Generator = Callable[[int, np.random.Generator], np.ndarray]
 
@@ -30,7 +30,7 @@ def _plant(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _certificate(train: Items, heldout: Items, generated: np.ndarray, rng: np.random.Generator) -> Certificate:
-    compared = reference((VECTORS,), train, heldout)
+    compared = make_reference((VECTORS,), train, heldout)
     return certify("samples", score_samples("samples", generated, compared), compared, _plant, rng)
 
 
@@ -112,7 +112,7 @@ def picture_set(disguises: tuple[str, ...], rep: int) -> Numbers:
     """For each disguise: 500 pictures, 10 of them disguised copies (none if it is "fresh"), n = 1000, m = 250."""
     start = rep * 10_000
     train, heldout = figures(range(start, start + 1000)), figures(range(start + 1000, start + 1250))
-    compared = reference(PICTURE_BANKS, *_apart(train, heldout))
+    compared = make_reference(PICTURE_BANKS, *_apart(train, heldout))
     fresh, disguised = figures(range(start + 2000, start + 2500)), [name for name in disguises if name != "fresh"]
     made = [copies([start + 7 * i for i in range(10)], disguise) for disguise in disguised]
     scored = score_samples(
@@ -123,7 +123,7 @@ def picture_set(disguises: tuple[str, ...], rep: int) -> Numbers:
         rows, count = np.arange(500), 0 if disguise == "fresh" else 10
         if count:
             rows[:count] = 500 + 10 * disguised.index(disguise) + np.arange(count)
-        chosen = [found.rows(rows) for found in scored]
+        chosen = [scores.rows(rows) for scores in scored]
         outcome = _outcome(certify("pictures", chosen, compared, planted_pictures, np.random.default_rng(rep)), count)
         numbers |= {f"{disguise}: {name}": value for name, value in outcome.items()}
     return numbers

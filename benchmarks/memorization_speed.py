@@ -12,12 +12,12 @@ import numpy as np
 from benchmarks.report import best_seconds, finish, table
 from benchmarks.synthetic_pictures import figures
 from tasks.evaluate.memorization.certificate import certify, score_samples
-from tasks.evaluate.memorization.invariances import PICTURE_BANKS, Bank, View, identity
+from tasks.evaluate.memorization.invariances import PICTURE_BANKS, Bank, Invariance, identity
 from tasks.evaluate.memorization.positive_control import planted_pictures
-from tasks.evaluate.memorization.reference import Items, reference
+from tasks.evaluate.memorization.reference import Items, make_reference
 from tasks.metrics.features import pixels
 
-PIXELS = Bank("pixels as they are", (View("as is", identity),), pixels, identity)
+PIXELS = Bank("pixels as they are", (Invariance("as is", identity),), pixels, identity)
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
 
     def seconds(banks: tuple[Bank, ...]) -> float:
         def once() -> None:
-            compared = reference(banks, train, heldout)
+            compared = make_reference(banks, train, heldout)
             scored = score_samples("pictures", samples, compared)
             certify("pictures", scored, compared, planted_pictures, np.random.default_rng(0))
 

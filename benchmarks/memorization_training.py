@@ -35,7 +35,7 @@ from tasks.evaluate.memorization.certificate import certify, score_samples
 from tasks.evaluate.memorization.copy_test import Verdict
 from tasks.evaluate.memorization.invariances import POSE_BANKS
 from tasks.evaluate.memorization.positive_control import planted_poses
-from tasks.evaluate.memorization.reference import Items, Reference, reference
+from tasks.evaluate.memorization.reference import Items, Reference, make_reference
 from tasks.metrics.features import joints
 from tasks.metrics.frechet import frechet_of
 from tasks.metrics.membership_inference import gaps, losses
@@ -94,7 +94,7 @@ def train_and_watch(steps: int, folder: Path, n: int) -> list[Row]:
     rows = []
     distant, unseen = mannequin_poses(0, REFERENCE), mannequin_poses(REFERENCE, UNSEEN)
     train = mannequin_poses(REFERENCE + UNSEEN, n)
-    compared = reference(POSE_BANKS, Items(train, np.arange(n)), Items(unseen, n + np.arange(UNSEEN)))
+    compared = make_reference(POSE_BANKS, Items(train, np.arange(n)), Items(unseen, n + np.arange(UNSEEN)))
     x0 = torch.from_numpy(joints(train))
     codec = Affine.fit(x0, SD, per_coordinate=True)
     encoded = codec.encode(x0)

@@ -1,6 +1,6 @@
 """`python -m flows.deploy`: put the work pool, the deployments of prefect.yaml and the automations on the server.
 
-Doing it again changes nothing but what the files say now. The server is the one that PREFECT_API_URL names.
+Running it again updates them to what the files now contain. The server is the one that PREFECT_API_URL names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from flows.services import HEARTBEAT_SECONDS, POOL
 
-MISSED = 3  # heartbeats that a living flow run may miss
+MISSED = 3  # heartbeats that a running flow run may miss
 
 DEAD_RUNS = "mark dead flow runs"
 FLOW_RUN = "prefect.flow-run"
@@ -28,9 +28,9 @@ HEARTBEAT = f"{FLOW_RUN}.heartbeat"
 
 
 def dead_runs() -> Automation:
-    """A flow run whose heartbeats end without an end of its own becomes Crashed.
+    """The automation that marks a flow run as Crashed when its heartbeats stop although it has not ended.
 
-    Nobody else does it where the worker was killed together with its flow run: the run would stay Running for ever.
+    Normally the worker marks it. If the worker was killed together with the run, the run would stay Running for ever.
     """
     ends = {f"{FLOW_RUN}.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
     return Automation(
@@ -56,14 +56,14 @@ def dead_runs() -> Automation:
     )
 
 
-async def _keep(automation: Automation) -> None:
-    """Make the automation, or bring the one of that name up to date."""
+async def _create_or_update(automation: Automation) -> None:
+    """Create the automation, or update the one of that name."""
     try:
-        known = await Automation.aread(name=automation.name)
+        existing = await Automation.aread(name=automation.name)
     except (ObjectNotFound, ValueError):
         await automation.acreate()
     else:
-        automation.id = known.id
+        automation.id = existing.id
         await automation.aupdate()
 
 
@@ -73,7 +73,7 @@ async def _prepare() -> None:
             await client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
         except ObjectAlreadyExists:
             pass
-    await _keep(dead_runs())
+    await _create_or_update(dead_runs())
 
 
 def main() -> int:

@@ -1,12 +1,13 @@
-"""Tells a webhook how a run ended: promoted, refused or failed.
+"""Notifies a webhook of how a run ended: promoted, refused or failed.
 
-A POST with JSON: `event`, `sentence`, `report` (the page's path), and `flow_run` and `mlflow_run` (ids). A webhook that
+It gets a POST with JSON: `event`, `sentence`, `report` (the page's path), and `flow_run` and `mlflow_run` (ids). A webhook that
 does not answer never fails a run.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,19 +17,21 @@ from tasks import paths
 from tasks.common import files
 from tasks.config.params import Notify
 
+log = logging.getLogger(__name__)
+
 SECONDS = 10.0  # for the webhook to answer
 
 
 def outcome(root: Path) -> tuple[str, str]:
-    """What the stage `promote` decided last: `promoted` or `refused`, and a sentence."""
+    """The last decision of the stage `promote`: `promoted` or `refused`, and a sentence."""
     decision = files.read_json(root / paths.PROMOTE / "promote.json")
     if decision["promote"]:
-        return "promoted", "The new models are the champion now."
+        return "promoted", "The new models are now the champion."
     return "refused", " ".join(decision["reasons"])
 
 
 def send(notify: Notify, event: str, sentence: str, root: Path, **ids: str | None) -> None:
-    """POST to the webhook, if there is one; what goes wrong is printed."""
+    """POST to the webhook, if there is one; a failure to do so is logged."""
     if notify.webhook is None:
         return
     message: dict[str, Any] = {"event": event, "sentence": sentence, "workspace": str(root), **ids}
@@ -41,4 +44,4 @@ def send(notify: Notify, event: str, sentence: str, root: Path, **ids: str | Non
         with urllib.request.urlopen(request, timeout=SECONDS):
             pass
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        print(f"The webhook {notify.webhook} could not be told ({event}): {error}")
+        log.warning(f"The webhook {notify.webhook} could not be notified of the event {event}: {error}")

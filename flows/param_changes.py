@@ -1,21 +1,23 @@
-"""Changes of `params.yaml` as a flow parameter: its typed model with every key left out if one likes.
+"""Changes of `params.yaml` as a flow parameter: its typed model, in which every key is optional.
 
-Prefect keeps the JSON schema of a deployment's parameters and refuses, before a run is created, what does not fit it.
+Prefect keeps the JSON schema of a deployment's parameters and refuses, before a run is created, parameters that do not fit it.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, ValidationError, create_model
 
-from tasks.config.params import Params
+from tasks.common.errors import UserError
+from tasks.config.params import Params, validation_sentence
 from tasks.config.section import Section
 
 
 def _optional(section: type[Section]) -> type[BaseModel]:
-    """The model of a section in which any key may be missing; the bounds of each stay."""
+    """The model of a section with every key optional; the bounds of each value stay."""
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         annotation: Any = field.annotation
@@ -24,7 +26,7 @@ def _optional(section: type[Section]) -> type[BaseModel]:
         for bound in field.metadata:
             annotation = Annotated[annotation, copy.copy(bound)]
         fields[name] = (annotation, None)
-    # without Section's own validators: they compare keys of which some are not given here
+    # Without Section's own validators: they compare several keys, some of which are missing.
     return create_model(section.__name__, __config__=section.model_config, __doc__=section.__doc__, **fields)
 
 
@@ -32,14 +34,40 @@ _Optional: Any = _optional(Params)
 
 
 class Changes(_Optional):
-    """Keys of params.yaml and the values that they shall have."""
+    """Keys of params.yaml and their new values."""
 
 
 def values(changes: BaseModel) -> dict[str, Any]:
-    """The keys that were given, dotted, and their values."""
-    found: dict[str, Any] = {}
+    """The given keys, dotted, and their values."""
+    flat: dict[str, Any] = {}
     for key in changes.model_fields_set:
         value = getattr(changes, key)
         inner = values(value) if isinstance(value, BaseModel) else {}
-        found |= {f"{key}.{below}": what for below, what in inner.items()} or {key: value}
-    return found
+        flat |= {f"{key}.{rest}": leaf for rest, leaf in inner.items()} or {key: value}
+    return flat
+
+
+def parse(assignments: Sequence[str]) -> Changes:
+    """The changes in texts such as `poses.seed=1`, with values in YAML. Raises UserError if a key or value does not fit."""
+    from ruamel.yaml import YAML, YAMLError
+
+    nested: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"A change is KEY=VALUE, such as poses.seed=1; got {assignment!r}.")
+        try:
+            value = YAML(typ="safe", pure=True).load(text)
+        except YAMLError as error:
+            raise UserError(f"The value of {key} is not valid YAML: {text!r}.") from error
+        *sections, last = key.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{key} and {section} cannot both be changed.")
+        node[last] = value
+    try:
+        return Changes.model_validate(nested)
+    except ValidationError as error:
+        raise UserError(validation_sentence(dict(error.errors()[0]), "params.yaml")) from error

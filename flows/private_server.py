@@ -1,4 +1,4 @@
-"""A Prefect server of one's own on a free loopback port, for the length of one command or of a test session."""
+"""A private Prefect server on a free loopback port, for the length of one command or of a test session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.common import process_guard
+from tasks.common import process
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_SECONDS = 120.0  # measured: 6 s, and 11 s when the database is new
@@ -20,16 +20,16 @@ START_SECONDS = 120.0  # measured: 6 s, and 11 s when the database is new
 
 @dataclass(frozen=True)
 class Server:
-    """A server that was started; `api_url` answers once `wait` has returned."""
+    """A started server; `api_url` answers once `wait` has returned."""
 
     api_url: str
     home: Path
-    keeper: subprocess.Popen[str]
+    guard: subprocess.Popen[str]
 
     def wait(self) -> None:
-        """Wait until the server answers. Raises RuntimeError, with the place of its log, if it does not."""
+        """Wait until the server answers. Raises RuntimeError with the path of its log if it does not."""
         deadline = time.monotonic() + START_SECONDS
-        while self.keeper.poll() is None and time.monotonic() < deadline:
+        while self.guard.poll() is None and time.monotonic() < deadline:
             try:
                 with urllib.request.urlopen(f"{self.api_url}/health", timeout=5):
                     return
@@ -38,19 +38,19 @@ class Server:
         raise RuntimeError(f"The Prefect server did not start; its log is {self.home / 'server.log'}.")
 
     def stop(self) -> None:
-        """Stop the server and wait for its end."""
-        process_guard.release(self.keeper)
+        """Stop the server and wait until it has ended."""
+        process.stop(self.guard)
 
 
-def past_the_proxy() -> None:
-    """Let this process and its children talk to servers of this machine directly, whatever proxy leads out of it."""
+def bypass_proxy() -> None:
+    """Let this process and its children connect to servers on this machine directly, without the user's proxy."""
     kept = [name for spelling in ("no_proxy", "NO_PROXY") for name in os.environ.get(spelling, "").split(",")]
     excepted = ",".join(dict.fromkeys(name.strip() for name in (*kept, *LOOPBACK) if name.strip()))
     os.environ.update(no_proxy=excepted, NO_PROXY=excepted)
 
 
 def settings(home: Path) -> dict[str, str]:
-    """This process's environment with Prefect's state in `home` and no other Prefect setting of the user's."""
+    """This process's environment with Prefect's state in `home` and without the user's Prefect settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     return kept | {
         "PREFECT_HOME": str(home),
@@ -60,6 +60,7 @@ def settings(home: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
+    """A free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -73,5 +74,5 @@ def start(home: Path) -> Server:
     command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with open(home / "server.log", "w", encoding="utf-8") as log:
-        keeper = process_guard.start(command, home, settings(home), log)
-    return Server(f"http://127.0.0.1:{port}/api", home, keeper)
+        guard = process.start(command, home, settings(home), log)
+    return Server(f"http://127.0.0.1:{port}/api", home, guard)

@@ -1,7 +1,7 @@
-"""What machines hand to each other beside the graph: folders of few files, kept in the workspace's DVC remote.
+"""Folders of a few files that machines exchange through the workspace's DVC remote, outside the graph.
 
-The remote may be a folder or an object store; the credentials and addresses are DVC's. Only finished work is put here, the
-file that marks it last, and what is here can be made again: `dvc gc` does not touch it, deleting it costs time alone.
+The remote may be a folder or an object store, with DVC's credentials and addresses. Only finished work is stored, its mark file
+last. All of it can be made again, so deleting it only costs time; `dvc gc` does not touch it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.extract.decode import is_aside
 
-FOLDER = "slices"  # in the remote, beside what DVC keeps there
+FOLDER = "slices"  # in the remote, beside DVC's own files
 
 
-class Shelf:
-    """The part of a workspace's remote that DVC does not use. Raises UserError if there is no remote."""
+class RemoteStore:
+    """The folder `slices` of a workspace's DVC remote. Raises UserError if there is no remote."""
 
     def __init__(self, root: Path) -> None:
         try:
@@ -31,29 +31,31 @@ class Shelf:
             raise UserError(f"Work cannot be shared without a DVC remote: {' '.join(str(error).split())}") from error
         self._fs, self._path = remote.fs, remote.path
 
-    def _at(self, *names: str) -> str:
+    def _path_of(self, *names: str) -> str:
         return str(self._fs.join(self._path, FOLDER, *names))
 
     def has(self, name: str, mark: str) -> bool:
-        """Whether a folder is here whole: its mark is."""
-        return bool(self._fs.exists(self._at(name, mark)))
+        """Whether a folder is stored completely, that is, with its mark."""
+        return bool(self._fs.exists(self._path_of(name, mark)))
 
     def put(self, name: str, folder: Path, mark: str) -> None:
-        """Lay a folder's files here under a name, the mark last."""
-        self._fs.makedirs(self._at(name), exist_ok=True)
+        """Store a folder's files under a name, the mark last."""
+        self._fs.makedirs(self._path_of(name), exist_ok=True)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == mark):
-            self._fs.put_file(str(path), self._at(name, path.name))
+            self._fs.put_file(str(path), self._path_of(name, path.name))
 
     def get(self, name: str, members: Sequence[str], folder: Path) -> None:
-        """Bring files of a folder here into `folder`, which is made anew."""
+        """Copy files of a stored folder into `folder`, which replaces what was there."""
         with files.new_folder(folder) as fresh:
             for member in members:
-                self._fs.get_file(self._at(name, member), str(fresh / member))
+                self._fs.get_file(self._path_of(name, member), str(fresh / member))
 
 
 def fetch_slice(root: Path, folder: str, rank: int, world: int, wanted: Path) -> None:
-    """Bring every `world`-th file of a tracked folder (`dvc add`) from DVC's cache or remote into `wanted`, in order of their
-    names and from number `rank` on. Raises UserError if DVC does not know the folder, or cannot reach what is in it.
+    """Copy slice `rank` of `world` of a tracked folder (`dvc add`) from DVC's cache or remote into `wanted`.
+
+    A slice is every `world`-th file in order of their names, starting at number `rank`. Raises UserError if DVC does not track
+    the folder, or cannot reach its files.
     """
     try:
         fs = DVCFileSystem(str(root))
@@ -70,6 +72,6 @@ def fetch_slice(root: Path, folder: str, rank: int, world: int, wanted: Path) ->
 
 
 _UNTRACKED = (
-    "This machine has no {folder}, and DVC cannot bring it: `dvc add {folder}`, `dvc push` and a commit of {folder}.dvc "
-    "make it known to every worker."
+    "This machine has no {folder}, and DVC cannot fetch it: `dvc add {folder}`, `dvc push` and a commit of {folder}.dvc "
+    "make it available to every worker."
 )

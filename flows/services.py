@@ -1,23 +1,23 @@
-"""What stands for longer than one command: Prefect's server, MLflow's, a worker, and a watch on the data.
+"""The standing services of a workspace: Prefect's server, MLflow's server, a worker, and a watch for new data.
 
-`up` starts what is not up, `down` stops it, `status` looks. Every service is a process in a session of its own, its log
-and its record (pid and the moment it started, so that a reused pid is never taken for it) in `.contrapposto/services`.
-A service manager that does this itself runs `foreground` instead, see docs/operations.md.
+`up` starts what is not up, `down` stops everything, `status` looks. Every service is a process in a session of its own. Its
+log and its record (which process it is) are in `.contrapposto/services`. A service manager such as systemd runs `foreground`
+instead, see docs/operations.md.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,17 @@ import psutil
 
 from flows import private_server
 from tasks import paths
-from tasks.common import files, process_guard
+from tasks.common import files, process
 from tasks.common.errors import UserError
 from tasks.config.params import Params
 from tasks.registry import tracking
 
+log = logging.getLogger(__name__)
+
 NAMES = ("prefect", "mlflow", "worker", "watch")  # in the order in which they start
 POOL = "contrapposto"
 START_SECONDS = 300.0  # on a very busy machine; measured on an idle one: Prefect 11 s, MLflow 6 s
-RUN_SECONDS = 60.0  # for a flow run to stop its stage, which may write a checkpoint, and to say so
+RUN_SECONDS = 60.0  # for a flow run to stop its stage, which may write a checkpoint, and to report its end
 STOP_SECONDS = 20.0
 HEARTBEAT_SECONDS = 30  # of a flow run, the least that Prefect allows
 LOG_LINES = 15
@@ -51,12 +53,12 @@ class Service:
     address: str = ""
     health: str = ""
     port: int | None = None
-    deployed: bool = False  # works on what is deployed, so that it starts when the deployments are on the server
+    needs_deployments: bool = False  # starts only when the deployments are on the server
 
 
 @dataclass(frozen=True)
 class Status:
-    """What `status` found. `state`: up, down, or silent (the process is there and does not answer)."""
+    """The state of one service: up, down, or silent (the process runs and does not answer)."""
 
     name: str
     state: str
@@ -70,7 +72,7 @@ def _home(root: Path) -> Path:
 
 
 def api_url(params: Params) -> str:
-    """Where the standing Prefect server is, or would be."""
+    """The address of the standing Prefect server's API, whether it is up or not."""
     return f"http://127.0.0.1:{params.services.prefect_port}/api"
 
 
@@ -81,7 +83,7 @@ def prefect_environment(params: Params, root: Path) -> dict[str, str]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         # with the other storage a restart of the server ends every run whose deployment has a concurrency limit
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        "PREFECT_CLIENT_MAX_RETRIES": "12",  # of a request while the server is being restarted: minutes
+        "PREFECT_CLIENT_MAX_RETRIES": "12",  # of a request while the server restarts: minutes
     }
 
 
@@ -102,31 +104,28 @@ def services(params: Params, root: Path) -> list[Service]:
             port,
         )
     ]
-    if not params.tracking.store.startswith(("http://", "https://")):  # else somebody else's server is used
+    if not params.tracking.store.startswith(("http://", "https://")):  # otherwise the user runs an MLflow server
         port = params.services.mlflow_port
         command = tracking.server_command(params.tracking, root, port)
         page = f"http://127.0.0.1:{port}"
         all_services.append(Service("mlflow", command, dict(os.environ), page, f"{page}/health", port))
     worker = [*python, "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     output = {"PYTHONUNBUFFERED": "1", "PREFECT_LOGGING_LOG_PRINTS": "true"}
-    all_services.append(Service("worker", worker, prefect | output, deployed=True))
+    all_services.append(Service("worker", worker, prefect | output, needs_deployments=True))
     if params.retrain.watch_seconds:
-        all_services.append(Service("watch", [*python, "flows.watcher"], prefect | output, deployed=True))
+        watch = [*python, "flows.watcher"]
+        all_services.append(Service("watch", watch, prefect | output, needs_deployments=True))
     return all_services
 
 
-def _process(root: Path, name: str) -> psutil.Process | None:
+def _record(root: Path, name: str) -> Path:
+    return _home(root) / f"{name}.json"
+
+
+def _running(root: Path, name: str) -> psutil.Process | None:
     """The service's process, if it is the one that was started here and still runs."""
-    path = _home(root) / f"{name}.json"
-    if not path.is_file():
-        return None
-    record = files.read_json(path)
-    try:
-        process = psutil.Process(record["pid"])
-        same = abs(process.create_time() - record["started"]) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return None
-    return process if same else None
+    record = _record(root, name)
+    return process.find(files.read_json(record).get("process", "")) if record.is_file() else None
 
 
 def answers(url: str) -> bool:
@@ -139,19 +138,19 @@ def answers(url: str) -> bool:
 
 
 def status(params: Params, root: Path) -> list[Status]:
-    """How every service is."""
-    found = []
+    """The state of every service."""
+    states = []
     for service in services(params, root):
-        process = _process(root, service.name)
-        state = "down" if process is None else "up" if not service.health or answers(service.health) else "silent"
-        pid, since = (process.pid, process.create_time()) if process else (None, None)
-        found.append(Status(service.name, state, pid, since, service.address))
-    return found
+        running = _running(root, service.name)
+        state = "down" if running is None else "up" if not service.health or answers(service.health) else "silent"
+        pid, since = (running.pid, running.create_time()) if running else (None, None)
+        states.append(Status(service.name, state, pid, since, service.address))
+    return states
 
 
 def standing(params: Params, root: Path) -> bool:
     """Whether this workspace's own Prefect server is up and answers."""
-    return _process(root, "prefect") is not None and answers(f"{api_url(params)}/health")
+    return _running(root, "prefect") is not None and answers(f"{api_url(params)}/health")
 
 
 @contextmanager
@@ -174,129 +173,93 @@ def _start(root: Path, service: Service) -> None:
                     f"Port {service.port} is taken by another program; choose another services.{service.name}_port "
                     "in params.yaml."
                 ) from None
-    with open(_home(root) / f"{service.name}.log", "a", encoding="utf-8") as log:
-        started = subprocess.Popen(
-            service.command,
-            cwd=root,
-            env=service.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    created = psutil.Process(started.pid).create_time()
-    files.write_json(_home(root) / f"{service.name}.json", {"pid": started.pid, "started": created})
+    with open(_home(root) / f"{service.name}.log", "a", encoding="utf-8") as output:
+        started = process.start_service(service.command, root, service.environment, output)
+    files.write_json(_record(root, service.name), {"process": process.identity(psutil.Process(started.pid))})
 
 
 def _wait(root: Path, service: Service) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while _process(root, service.name) is not None and time.monotonic() < deadline:
+    while _running(root, service.name) is not None and time.monotonic() < deadline:
         if not service.health or answers(service.health):
             return
         time.sleep(0.1)
-    log = _home(root) / f"{service.name}.log"
-    last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+    output = _home(root) / f"{service.name}.log"
+    last = "\n".join(output.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
     print(last, file=sys.stderr)
-    raise UserError(f"The service {service.name} did not start; its log is {log}.", code=1)
+    raise UserError(f"The service {service.name} did not start; its log is {output}.", code=1)
 
 
-def up(params: Params, root: Path, say: Callable[[str], None] = print) -> None:
+def up(params: Params, root: Path) -> None:
     """Start what is not up, wait until it answers, and put the deployments of prefect.yaml on the server.
 
     Raises UserError, with the service's last lines on stderr, if one does not start; what was up before stays up.
     """
     with _alone(root):
         wanted = services(params, root)
-        missing = [service for service in wanted if _process(root, service.name) is None]
-        for deployed in (False, True):
-            if deployed and any(service.deployed for service in wanted):
-                _deploy(root, params, say)
-            for service in missing:
-                if service.deployed is deployed:
+        missing = [service for service in wanted if _running(root, service.name) is None]
+        for needs_deployments in (False, True):
+            group = [service for service in wanted if service.needs_deployments is needs_deployments]
+            if needs_deployments and group:
+                _deploy(root, params)
+            for service in group:
+                if service in missing:
                     _start(root, service)
-            for service in wanted:
-                if service.deployed is deployed:
-                    _wait(root, service)
-                    what = "started" if service in missing else "is up"
-                    say(f"{service.name:8} {what:8} {service.address}".rstrip())
+            for service in group:
+                _wait(root, service)
+                state = "started" if service in missing else "is up"
+                log.info(f"{service.name:8} {state:8} {service.address}".rstrip())
 
 
-def _deploy(root: Path, params: Params, say: Callable[[str], None]) -> None:
-    """Put pool, deployments and automations on the server, unless they are there as the files say."""
+def _deploy(root: Path, params: Params) -> None:
+    """Put work pool, deployments and automations on the server, unless the files that define them are unchanged."""
     digest = hashlib.sha256(params.services.model_dump_json().encode())
     for path in (root / "prefect.yaml", *sorted(Path(__file__).parent.glob("*.py"))):
         digest.update(path.read_bytes())
     record = _home(root) / "deployed"
     if record.is_file() and record.read_text() == digest.hexdigest():
         return
-    say("putting the deployments of prefect.yaml on the server")
-    made = subprocess.run(
+    log.info("putting the deployments of prefect.yaml on the server")
+    deployed = subprocess.run(
         [sys.executable, "-m", "flows.deploy"],
         cwd=root, env=prefect_environment(params, root), capture_output=True, text=True,
     )  # fmt: skip
-    if made.returncode:
-        print(made.stdout + made.stderr, file=sys.stderr)
-        raise UserError("The deployments of prefect.yaml could not be put on the server; what it said is above.", 1)
+    if deployed.returncode:
+        print(deployed.stdout + deployed.stderr, file=sys.stderr)
+        raise UserError("The deployments of prefect.yaml could not be put on the server; the output is above.", code=1)
     files.write_bytes(record, digest.hexdigest().encode())
 
 
-def down(root: Path, say: Callable[[str], None] = print) -> None:
-    """Stop everything, last started first: flow runs end and say so while there is a server to say it to.
+def down(root: Path) -> None:
+    """Stop everything, last started first, so that flow runs can still report their end to the server.
 
-    It goes by the records alone: what params.yaml says may have changed. A record whose pid now belongs to another
-    process is only removed.
+    Only the records are read: params.yaml may have changed or be invalid. If the pid in a record now belongs to another
+    process, the record is removed and the process is left alone.
     """
     with _alone(root):
         for name in reversed(NAMES):
-            process = _process(root, name)
-            if process is not None:
+            running = _running(root, name)
+            if running is not None:
                 if name == "worker":
-                    _end(process.children(), RUN_SECONDS)
-                _end([process], STOP_SECONDS)
-            say(f"{name:8} {'stopped' if process else 'was down'}")
-            (_home(root) / f"{name}.json").unlink(missing_ok=True)
-
-
-def _end(processes: Sequence[psutil.Process], grace: float) -> None:
-    """TERM to the processes, and KILL to them and all below them that are left after `grace` seconds."""
-    family = set(processes)
-    for process in processes:
-        family |= set(_below(process))
-    for process in processes:
-        _signal(process, signal.SIGTERM)
-    process_guard.gone(processes, grace)
-    for process in family:
-        _signal(process, signal.SIGKILL)
-    process_guard.gone(family, seconds=5)
-
-
-def _below(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _signal(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)  # refuses a pid that has been reused
-    except psutil.NoSuchProcess:
-        pass
+                    process.stop_trees(running.children(), RUN_SECONDS)  # the flow runs
+                process.stop_trees([running], STOP_SECONDS)
+            log.info(f"{name:8} {'stopped' if running else 'was down'}")
+            _record(root, name).unlink(missing_ok=True)
 
 
 def foreground(params: Params, root: Path, name: str) -> NoReturn:
     """Become the service: what a service manager such as systemd runs."""
     known = {service.name: service for service in services(params, root)}
     if name not in known:
-        raise UserError(f"There is no service {name!r} here; there are {', '.join(known)}.")
+        raise UserError(f"There is no service {name!r}; the services are {', '.join(known)}.")
     service = known[name]
     os.chdir(root)
     os.execve(service.command[0], list(service.command), service.environment)
 
 
-def show(found: Sequence[Status], root: Path) -> None:
+def show(states: Sequence[Status], root: Path) -> None:
     """Print the state of the services, and where their logs are."""
-    for entry in found:
+    for entry in states:
         since = time.strftime("since %Y-%m-%d %H:%M:%S", time.localtime(entry.since)) if entry.since else ""
         pid = f"pid {entry.pid}" if entry.pid else ""
         print(f"{entry.name:8} {entry.state:7} {pid:12} {since:27} {entry.address}".rstrip())

@@ -1,7 +1,7 @@
-"""The flows: each walks the DVC graph to other targets, so that a step is made the same way whoever asks for it.
+"""The flows: each walks the DVC graph to its own targets, so that a stage runs the same way in all of them.
 
-`python -m flows train-poses` runs one without a standing server; `prefect.yaml` deploys them to a server that stands.
-Their parameters are typed: Prefect refuses a run whose parameters do not fit before it is created.
+`contrapposto train-poses` runs one without a standing server; `prefect.yaml` deploys them to a standing one. Their parameters
+are typed: Prefect refuses parameters that do not fit before the run is created.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows.param_changes import Changes
-from flows.runner import alone, train, walk
+from flows.runner import run_task, train, walk
 from flows.workspace import Held
 
 PROMOTED = ("promote", "report")
@@ -25,7 +25,7 @@ Raw = Annotated[str, Field(min_length=1)]
 def train_poses(raw: Raw | None = None, changes: Changes | None = None) -> State[Any]:
     """The whole chain, from pictures to promoted models and the report.
 
-    `raw`: a folder of pictures, or "mannequin" for the built-in ones; by default what params.yaml says.
+    `raw`: a folder of pictures, or "mannequin" for the built-in ones; None: the folders in params.yaml.
     `changes`: keys of params.yaml and their new values, such as {"poses": {"images": 200000}}; they are written into it.
     """
     return train(PROMOTED, raw, changes)
@@ -33,9 +33,9 @@ def train_poses(raw: Raw | None = None, changes: Changes | None = None) -> State
 
 @flow(name="retrain")
 def retrain(changes: Changes | None = None) -> State[Any]:
-    """The whole chain on the pictures that are there now: what a schedule runs, and the arrival of data.
+    """The whole chain on the pictures that are there now; a schedule runs it, and so does the arrival of data.
 
-    Nothing is done when nothing has changed since the last training, or while another run works here.
+    It does nothing if nothing has changed since the last training, or while another run holds the workspace.
     """
     state = train(PROMOTED, changes=changes, again=True)
     if state.is_failed() and isinstance(state.result(raise_on_failure=False), Held):
@@ -51,14 +51,14 @@ def curate(raw: Raw | None = None, changes: Changes | None = None) -> State[Any]
 
 @flow(name="generate")
 def generate(changes: Changes | None = None) -> State[Any]:
-    """New pictures by the champion, of which those are kept that show what was asked for; see tasks/sample/generate.py.
+    """New pictures by the champion; those that show the requested pose are kept, see tasks/sample/generate.py.
 
     `changes`: for example {"generate": {"category": "run", "count": 100}}.
     """
-    return alone("generate", changes)
+    return run_task("generate", changes)
 
 
 @flow(name="evaluate")
 def evaluate(changes: Changes | None = None) -> State[Any]:
-    """The copy test and the distances to held-out data, with whatever they need that is not up to date."""
+    """The memorization test and the distances to held-out data, after the stages that they need."""
     return walk(("memorization", "fidelity"), changes=changes)

@@ -1,8 +1,9 @@
-"""The folder that a pipeline works in: its parameters and graph, and one run at a time."""
+"""The folder that a pipeline works in: its parameters and graph, and a lock that allows one run at a time."""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import Params, load, set_values
 
+log = logging.getLogger(__name__)
+
 
 class Held(UserError):
-    """Another pipeline run is under way in this workspace."""
+    """Another pipeline run holds this workspace."""
 
 
 def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) -> Params:
@@ -33,7 +36,7 @@ def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) 
     path = root / paths.PARAMS
     params = load(path)
     if changes is not None and (written := values(changes)):
-        print(f"params.yaml: {', '.join(f'{key} is now {value}' for key, value in written.items())}")
+        log.info(f"params.yaml: {', '.join(f'{key} is now {value}' for key, value in written.items())}")
         set_values(path, written)
         params = load(path)
     if not (root / "dvc.yaml").is_file() or not (root / ".dvc").is_dir():
@@ -47,13 +50,13 @@ def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) 
 def _without_git(root: Path) -> None:
     """Tell DVC, for this copy alone, that there is no git (an unpacked archive): it refuses to work otherwise."""
     if not (root / ".dvc/config.local").is_file():
-        print("This folder is no git clone: datasets are versioned by dvc.lock, without commits.")
+        log.info("This folder is no git clone: datasets are versioned by dvc.lock, without commits.")
         command = [sys.executable, "-m", "dvc", "config", "--quiet", "--local", "core.no_scm", "true"]
         subprocess.run(command, cwd=root, check=True)
 
 
 def _take(lock: IO[str], seconds: float) -> bool:
-    """Take the lock, waiting for `seconds` at most; returns whether it was had."""
+    """Take the lock, waiting at most `seconds`; returns whether it was taken."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -75,9 +78,9 @@ def _open_lock(root: Path) -> IO[str]:
 def alone(root: Path) -> Iterator[None]:
     """Hold the workspace. Raises Held if another pipeline run holds it."""
     with _open_lock(root) as lock:
-        if not _take(lock, seconds=0.5):  # `held` takes it for a moment
+        if not _take(lock, seconds=0.5):  # `held` takes the lock for a moment
             lock.seek(0)
-            raise Held(f"Another pipeline run is under way here (process {lock.read()}); one at a time.")
+            raise Held(f"Another pipeline run holds this workspace (process {lock.read()}); one at a time.")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -85,6 +88,6 @@ def alone(root: Path) -> Iterator[None]:
 
 
 def held(root: Path) -> bool:
-    """Whether a pipeline run is under way here."""
+    """Whether a pipeline run holds this workspace."""
     with _open_lock(root) as lock:
         return not _take(lock, seconds=0)

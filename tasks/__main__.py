@@ -1,6 +1,6 @@
-"""`python -m tasks STAGE [ARGUMENT ...] [--root DIR]`: the command that every DVC stage uses.
+"""`python -m tasks STAGE [ARGUMENT ...] [--root DIR]`: the command that every stage of dvc.yaml runs.
 
-It calls the stage's function as `run(params, root, *arguments)`. What the user can fix ends as one line
+It calls the function of the stage as `run(params, root, *arguments)`. A problem that the user can fix ends as one line
 `contrapposto: <sentence>` on stderr and an exit code (2: parameters or command line, 3: data); a bug keeps its traceback.
 """
 
@@ -12,14 +12,15 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
 from tasks import paths
+from tasks.common import log
 from tasks.common.errors import FULL, UserError
 
-# What DVC runs: the stages of dvc.yaml.
+# DVC runs these: the stages of dvc.yaml.
 STAGES = {
     "mannequin": "tasks.synthetic.stage",
     "extract": "tasks.extract.stage",
@@ -36,7 +37,7 @@ STAGES = {
     "report": "tasks.report.stage",
 }
 
-# What people run.
+# People run these.
 COMMANDS = {
     "compare": "tasks.registry.compare",
     "explain": "tasks.report.explain",
@@ -50,11 +51,11 @@ COMMANDS = {
 
 
 def body(name: str) -> Callable[..., None]:
-    """The function of a stage or command: `run` of its module. Raises UserError if there is none of that name."""
+    """The function of a stage or command: `run` of its module. Raises UserError if the name is unknown."""
     module = (STAGES | COMMANDS).get(name)
     if module is None:
         raise UserError(
-            f"There is no stage {name!r}; the stages are {', '.join(STAGES)}, and the commands {', '.join(COMMANDS)}."
+            f"There is no stage {name!r}; the stages are {', '.join(STAGES)}, the commands are {', '.join(COMMANDS)}."
         )
     run: Callable[..., None] = importlib.import_module(module).run
     return run
@@ -65,27 +66,37 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tasks", description="Run one stage of the pipeline.")
+    """Run one stage or command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks",
+        description=f"Run one stage ({', '.join(STAGES)}) or command ({', '.join(COMMANDS)}).",
+        epilog="`contrapposto --help` describes each of them and its arguments.",
+    )
     parser.add_argument("stage", help="the stage or command")
-    parser.add_argument("arguments", nargs="*", help="what the stage itself takes, such as a model's name")
-    parser.add_argument("--root", type=Path, default=Path.cwd(), help="the workspace (default: here)")
+    parser.add_argument("arguments", nargs="*", help="its own arguments, such as a model's name")
+    parser.add_argument("--root", type=Path, default=Path.cwd(), help="the workspace (default: the current folder)")
     options = parser.parse_args(argv)
+    return call(options.stage, options.arguments, options.root)
+
+
+def call(stage: str, arguments: Sequence[str], root: Path) -> int:
+    """Run one stage or command in this process; returns the exit code."""
+    log.to_stdout()
     os.environ.setdefault("WDS_SECURE", "1")  # webdataset must never unpickle
     os.environ.setdefault("DO_NOT_TRACK", "true")
     # torch's threads spin while they wait: with the default count training is ten times slower on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     signal.signal(signal.SIGTERM, _terminate)
-    from tasks.config.params import load  # here, since processes that a stage starts import this module too
+    from tasks.config.params import load  # not above: the worker processes of a stage import this module, too
 
     try:
-        params = load(options.root / paths.PARAMS)
-        run = body(options.stage)
+        params = load(root / paths.PARAMS)
+        run = body(stage)
         try:
-            inspect.signature(run).bind(params, options.root, *options.arguments)
+            inspect.signature(run).bind(params, root, *arguments)
         except TypeError as error:
-            raise UserError(f"Stage {options.stage}: {error}.") from error
-        run(params, options.root, *options.arguments)
+            raise UserError(f"Stage {stage}: {error}.") from error
+        run(params, root, *arguments)
     except UserError as error:
         print(f"contrapposto: {error}", file=sys.stderr)
         return error.code
@@ -94,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(
-            f"contrapposto: The disk is full{where}; make room and run again: what was finished is kept.",
+            f"contrapposto: The disk is full{where}; make room and run again; finished work is kept.",
             file=sys.stderr,
         )
         return 1

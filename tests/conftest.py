@@ -1,4 +1,4 @@
-"""Shared fixtures: a small DVC project, and one Prefect server for each test session. Fixtures are lazy."""
+"""Shared fixtures: a small DVC project, and one Prefect server for each test session."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from pathlib import Path
 
 import pytest
 
-from flows.private_server import Server, past_the_proxy
+from flows.private_server import Server, bypass_proxy
 from flows.private_server import start as start_server
+from tasks.common import log
 from tests.support.dvc_project import GRAPH, dvc, ran
 from tests.support.project import PROJECT
 
-past_the_proxy()
-COMMANDS_OWN = {  # what `python -m tasks`, the MLflow module and torch set for their process
+bypass_proxy()
+log.to_stdout()  # as every command does
+# Variables that `python -m tasks` and the MLflow module set for their process.
+SET_BY_COMMANDS = {
     "WDS_SECURE", "DO_NOT_TRACK", "GOMP_SPINCOUNT", "MLFLOW_DISABLE_TELEMETRY",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
     "TORCHINDUCTOR_CACHE_DIR",  # torch sets it when something is compiled, or an optimiser made, for the first time
+    "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK",  # scikit-learn sets them when it is imported
 }  # fmt: skip
 
 
 def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in set(os.environ) - COMMANDS_OWN - {"PYTEST_CURRENT_TEST"}}
+    return {name: os.environ[name] for name in set(os.environ) - SET_BY_COMMANDS - {"PYTEST_CURRENT_TEST"}}
 
 
 @pytest.fixture(autouse=True)
-def _environment_is_left_as_it_was() -> Iterator[None]:
-    """What one test leaves behind another, which happens to run in the same process, trips over."""
+def _environment_is_restored() -> Iterator[None]:
+    """Fail a test that changes the environment: another test in the same process could depend on it."""
     before = _environment()
     yield
     assert _environment() == before
@@ -37,7 +41,7 @@ def _environment_is_left_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def made_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small DVC project that was made by plain `dvc repro`: never change it, see `workspace`."""
+    """A small DVC project that plain `dvc repro` has made. Do not change it; `workspace` is a copy."""
     root = tmp_path_factory.mktemp("made") / "workspace"
     root.mkdir()
     subprocess.run(["git", "init", "--quiet", "."], cwd=root, check=True)
@@ -70,9 +74,9 @@ def standing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
 
 @pytest.fixture(scope="session")
 def prefect_server(standing_server: Server) -> Iterator[Server]:
-    """The same, with this process's Prefect talking to it."""
+    """The same server; Prefect in this process uses it."""
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-    here = {PREFECT_API_URL: standing_server.api_url, PREFECT_HOME: standing_server.home}
-    with temporary_settings(updates=here):
+    settings = {PREFECT_API_URL: standing_server.api_url, PREFECT_HOME: standing_server.home}
+    with temporary_settings(updates=settings):
         yield standing_server

@@ -56,7 +56,8 @@ class Params(Section):
         return self
 
 
-def _sentence(error: dict[str, Any], name: str) -> str:
+def validation_sentence(error: dict[str, Any], name: str) -> str:
+    """One of pydantic's errors as a sentence that names the key."""
     key = ".".join(str(part) for part in error["loc"]) or "the file"
     if error["type"] == "extra_forbidden":
         return f"{name}: {key} is not a known key."
@@ -81,7 +82,7 @@ def parse(text: str, name: str = "params.yaml") -> Params:
     try:
         return Params.model_validate(data)
     except ValidationError as error:
-        raise UserError(_sentence(dict(error.errors()[0]), name)) from error
+        raise UserError(validation_sentence(dict(error.errors()[0]), name)) from error
 
 
 def load(path: Path) -> Params:

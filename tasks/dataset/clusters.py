@@ -62,13 +62,11 @@ def fit(poses: np.ndarray) -> Clusters:
     axis = left_right_axis(poses)
     x = points(poses, axis)
     compared = x[evenly_spaced(len(x), _COMPARED)]
-    square = np.square(compared).sum(axis=1)
-    distance = np.sqrt(np.maximum(square[:, None] + square - 2 * compared @ compared.T, 0))
     tried: dict[int, np.ndarray] = {}
     silhouettes: dict[int, float] = {}
     for k in range(2, min(MOST, len(x) // LEAST_MEMBERS) + 1):
         tried[k] = _centroids(x, k)
-        silhouettes[k] = silhouette(distance, _assign(compared, tried[k]))
+        silhouettes[k] = _silhouette(compared, _assign(compared, tried[k]))
     if not tried:
         return Clusters(axis, x.mean(axis=0, keepdims=True), {})
     centroids = tried[max(silhouettes, key=lambda k: (silhouettes[k], -k))]
@@ -76,23 +74,11 @@ def fit(poses: np.ndarray) -> Clusters:
     return Clusters(axis, centroids[np.argsort(-sizes, kind="stable")], silhouettes)
 
 
-def silhouette(distance: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over all points of (b - a) / max(a, b), with a the mean distance `[n, n]` to the other points of its cluster
-    and b the least mean distance to another cluster; 0 for a point that is alone, as for a single cluster."""
-    members = np.eye(labels.max() + 1)[:, labels]  # [k, n]
-    members = members[members.any(axis=1)]
-    if len(members) < 2:
-        return 0.0
-    sizes = members.sum(axis=1)
-    total = members @ distance  # [k, n]
-    own = members.argmax(axis=0)
-    column = np.arange(len(labels))
-    a = total[own, column] / np.maximum(sizes[own] - 1, 1)
-    mean = total / sizes[:, None]
-    mean[own, column] = np.inf
-    b = mean.min(axis=0)
-    score = (b - a) / np.maximum(np.maximum(a, b), 1e-12)
-    return float(np.where(sizes[own] > 1, score, 0).mean())
+def _silhouette(x: np.ndarray, labels: np.ndarray) -> float:
+    """The mean silhouette of points `[n, d]` with their clusters; 0 for a single cluster."""
+    from sklearn.metrics import silhouette_score  # takes a second to import, and the reports need only `assign`
+
+    return float(silhouette_score(x, labels)) if len(np.unique(labels)) > 1 else 0.0
 
 
 def _centroids(x: np.ndarray, k: int) -> np.ndarray:

@@ -7,71 +7,63 @@ alone chains a tenth of them into one group (docs/curation.md).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import faiss
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from tasks.common.skeleton import embed
-from tasks.dataset.dedup import SAME_POSE, same_picture, same_scene
+from tasks.dataset.dedup import SAME_POSE, Pairs, same_picture, same_scene
 
 
-class UnionFind:
-    """Disjoint sets over 0..n-1 with path halving; the smallest member is the root."""
-
-    def __init__(self, n: int) -> None:
-        self._parent = np.arange(n)
-
-    def find(self, i: int) -> int:
-        """The smallest member of i's set."""
-        parent = self._parent
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = int(parent[i])
-        return i
-
-    def roots(self) -> np.ndarray:
-        """The smallest member of each one's set, int64 `[n]`."""
-        while not np.array_equal(above := self._parent[self._parent], self._parent):
-            self._parent = above
-        return self._parent.copy()
-
-    def join(self, rows: np.ndarray, others: np.ndarray) -> int:
-        """Make one set of each pair's two; the number of sets that this leaves fewer."""
-        roots = self.roots()
-        apart = roots[rows] != roots[others]  # in a still video nearly all pairs are of one set already
-        fewer = 0
-        for i, j in zip(rows[apart].tolist(), others[apart].tolist(), strict=True):
-            low, high = sorted((self.find(i), self.find(j)))
-            self._parent[high] = low
-            fewer += low != high
-        return fewer
+def join(groups: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The groups after uniting those of each pair of rows: numbers from 0, int32 `[n]`. `groups`: the numbers before."""
+    apart = groups[rows] != groups[others]  # of a still video nearly all pairs are united already
+    if not apart.any():
+        return groups
+    edges = groups[rows[apart]], groups[others[apart]]
+    count = int(groups.max()) + 1
+    graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(count, count))
+    united: np.ndarray = connected_components(graph, directed=False)[1]
+    return united[groups]
 
 
 def group(
     keys: Sequence[str], together: Iterable[Sequence[str]], fingerprints: np.ndarray, poses: np.ndarray
 ) -> tuple[list[str], dict[str, int]]:
-    """The group of each row: the smallest key among all that belong together; and how many joins each witness made.
+    """The group of each row, named by the smallest key in it, and how many times each criterion united two groups.
 
-    `together`: columns of names, such as the source; rows with the same name (but "") belong together. Further
-    witnesses are the pictures' fingerprints and the poses (see `duplicates`).
+    `together`: columns of names, such as the source. Rows with the same name belong together, except for the empty
+    name. The other criteria are the pictures' fingerprints and the poses (see `dedup`).
     """
-    sets = UnionFind(len(keys))
-    joins = Counter(same_name=0, same_picture=0, same_scene=0)
+    groups = np.arange(len(keys))
+    joins: dict[str, int] = {}
+    criteria = {
+        "same_name": _same_name(together),
+        "same_picture": same_picture(fingerprints),
+        "same_scene": same_scene(fingerprints, poses),
+    }
+    for name, pairs in criteria.items():
+        before = len(np.unique(groups))
+        for rows, others in pairs:
+            groups = join(groups, rows, others)
+        joins[name] = before - len(np.unique(groups))
+    smallest: dict[int, str] = {}
+    numbers = groups.tolist()
+    for number, key in zip(numbers, keys, strict=True):
+        smallest[number] = min(smallest.get(number, key), key)
+    return [smallest[number] for number in numbers], joins
+
+
+def _same_name(together: Iterable[Sequence[str]]) -> Iterator[Pairs]:
+    """Pairs of rows with the same name: each row with the first of that name."""
     for names in together:
         first: dict[str, int] = {}
         pairs = np.array([(first.setdefault(name, i), i) for i, name in enumerate(names) if name], np.int64)
-        joins["same_name"] += sets.join(*pairs.reshape(-1, 2).T)
-    for rows, others in same_picture(fingerprints):
-        joins["same_picture"] += sets.join(rows, others)
-    for rows, others in same_scene(fingerprints, poses):
-        joins["same_scene"] += sets.join(rows, others)
-    smallest: dict[int, str] = {}
-    roots = sets.roots().tolist()
-    for root, key in zip(roots, keys, strict=True):
-        smallest[root] = min(smallest.get(root, key), key)
-    return [smallest[root] for root in roots], dict(joins)
+        rows, others = pairs.reshape(-1, 2).T
+        yield rows, others
 
 
 def thin(groups: Sequence[str], poses: np.ndarray, rank: np.ndarray, cap: int) -> tuple[list[int], list[int]]:

@@ -19,8 +19,8 @@ from tasks.common.files import read_json
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, SAMPLES
-from tasks.evaluate.memorization.invariances import PICTURE_BANKS, POSE_BANKS, SIDE, Bank, View
-from tasks.evaluate.memorization.stage import shown_poses
+from tasks.evaluate.memorization.invariances import PICTURE_BANKS, POSE_BANKS, SIDE, Bank, Invariance
+from tasks.evaluate.memorization.stage import poses_in_pictures
 from tasks.plots import drawing
 
 TILE = 192  # pixels
@@ -73,14 +73,14 @@ def _source(train: ShardDataset, key: str) -> np.ndarray:
 
 def _pose(root: Path, samples: ShardDataset, key: str, question: str) -> np.ndarray:
     """The pose that the question is about: the sample's own, or the one that was read in the picture. `[1, 33, 3]`."""
-    keys, poses = shown_poses(root) if question == "pose_reuse" else (samples.keys, samples.poses())
+    keys, poses = poses_in_pictures(root) if question == "pose_reuse" else (samples.keys, samples.poses())
     return poses[keys.index(key)][None]
 
 
-def _looked(row: dict[str, Any]) -> tuple[Bank, View]:
+def _looked(row: dict[str, Any]) -> tuple[Bank, Invariance]:
     """The bank and the view in which the sample was nearest."""
     bank = next(bank for bank in (*PICTURE_BANKS, *POSE_BANKS) if bank.name == row["bank"])
-    return bank, next(view for view in bank.views if view.name == row["view"])
+    return bank, next(view for view in bank.invariances if view.name == row["view"])
 
 
 def _poses(pose: np.ndarray, nearest: np.ndarray, row: dict[str, Any]) -> list[np.ndarray]:

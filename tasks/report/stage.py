@@ -22,7 +22,7 @@ from tasks.config.params import Params
 from tasks.dataset import dataset_table
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.source_pictures import pictures
-from tasks.evaluate.memorization.memorization_plots import training_watch
+from tasks.evaluate.memorization.memorization_plots import memorization_curves
 from tasks.extract import parts
 from tasks.paths import MODELS
 from tasks.plots import drawing
@@ -124,7 +124,7 @@ def _curves(root: Path, folder: Path, model: str) -> list[Figure]:
     training = files.read_json(paths.model_folder(root, model) / "training.json")
     images, loss = zip(*training["loss"], strict=True)
     drawing.curves(folder / f"loss-{model}.png", {"training loss": (images, loss)}, "images seen", "loss", "y")
-    training_watch(training, folder / f"watch-{model}.png")
+    memorization_curves(training, folder / f"watch-{model}.png")
     return [
         Figure.read(folder / f"loss-{model}.png", f"{model}: training loss against images seen."),
         Figure.read(

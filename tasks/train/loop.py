@@ -120,8 +120,6 @@ class TrainingLoop:
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             while not self._ended():
-                if launch.orphaned():
-                    raise SystemExit("the process that started this training is gone")
                 before = trainer.nimg
                 step = trainer.step()
                 self.history.pending.append(step.loss)

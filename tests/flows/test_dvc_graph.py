@@ -1,4 +1,4 @@
-"""The walk over a real DVC project: what runs, what is skipped, and what a failing or stopped stage leaves behind."""
+"""Walking a real DVC project: which stages run, and what a failed or stopped stage leaves behind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_order_puts_parents_first_and_leaves_out_what_no_target_needs(workspace:
     assert "mannequin" not in [stage.name for stage in dvc_graph.order(workspace, TARGETS)]
 
 
-def test_order_does_not_hang_on_the_order_of_the_file(workspace: Path) -> None:
+def test_order_does_not_depend_on_the_order_of_the_file(workspace: Path) -> None:
     graph = YAML().load(workspace / "dvc.yaml")
     graph["stages"] = dict(reversed(list(graph["stages"].items())))
     YAML().dump(graph, workspace / "dvc.yaml")
@@ -51,7 +51,7 @@ def test_order_does_not_hang_on_the_order_of_the_file(workspace: Path) -> None:
         assert set(stage.parents) <= {earlier.name for earlier in plan[:number]}
 
 
-def test_unknown_target_and_broken_graph_are_sentences(workspace: Path) -> None:
+def test_an_unknown_target_and_a_broken_graph_are_user_errors(workspace: Path) -> None:
     with pytest.raises(UserError, match=r"no stage 'nope'; it has mannequin, extract@mannequin"):
         dvc_graph.order(workspace, ["nope"])
     (workspace / "dvc.yaml").write_text("stages: {a: {cmd: 'echo ${nothing}'}}")
@@ -59,7 +59,7 @@ def test_unknown_target_and_broken_graph_are_sentences(workspace: Path) -> None:
         dvc_graph.order(workspace, ["a"])
 
 
-def test_stage_by_stage_leaves_the_lock_of_plain_repro(workspace: Path) -> None:
+def test_walking_stage_by_stage_leaves_the_lock_of_plain_repro(workspace: Path) -> None:
     lock = workspace / "dvc.lock"
     by_repro = lock.read_bytes()
     assert all(dvc_graph.is_unchanged(workspace, stage) for stage in STAGES)
@@ -67,26 +67,26 @@ def test_stage_by_stage_leaves_the_lock_of_plain_repro(workspace: Path) -> None:
     shutil.rmtree(workspace / "data/poses")
     for out in ("dataset", "weights", "samples", "promoted"):
         (workspace / out).unlink()
-    dvc(workspace, "config", "--local", "cache.dir", str(workspace.parent / "empty"))  # nothing to restore from
+    dvc(workspace, "config", "--local", "cache.dir", str(workspace.parent / "empty"))  # nothing to restore outputs from
     _walk(workspace)
     assert ran(workspace) == STAGES
     assert lock.read_bytes() == by_repro
     assert dvc(workspace, "status").strip() == "Data and pipelines are up to date."
 
 
-def test_a_changed_param_reruns_its_stage_and_those_below(workspace: Path) -> None:
+def test_a_changed_parameter_reruns_its_stage_and_those_that_depend_on_it(workspace: Path) -> None:
     set_value(workspace / "params.yaml", "poses.seed", 7)
     _walk(workspace)
     assert ran(workspace) == ["train_poses", "sample_poses", "report", "promote"]
 
 
-def test_a_stage_that_makes_the_same_again_changes_nothing_below(workspace: Path) -> None:
+def test_a_stage_with_the_same_output_as_before_reruns_nothing_else(workspace: Path) -> None:
     set_value(workspace / "params.yaml", "extract.min_side", 65)
     _walk(workspace)
     assert ran(workspace) == ["extract@mannequin"]
 
 
-def test_a_tampered_output_is_seen(workspace: Path) -> None:
+def test_a_tampered_output_is_noticed(workspace: Path) -> None:
     (workspace / "dataset").chmod(0o644)
     (workspace / "dataset").write_text("tampered")
     assert not dvc_graph.is_unchanged(workspace, "curate")
@@ -97,10 +97,10 @@ def test_a_tampered_output_is_seen(workspace: Path) -> None:
     ("command", "sentence", "code"),
     [
         ("echo 'contrapposto: Nobody was found.' >&2; exit 3", "Nobody was found.", 3),
-        ("echo a trace; exit 7", "Stage curate stopped with exit code 7; what it said is above.", 1),
+        ("echo a trace; exit 7", "Stage curate stopped with exit code 7; its output is above.", 1),
     ],
 )
-def test_failure_is_the_stages_own_sentence_and_code(
+def test_a_failed_stage_keeps_its_own_sentence_and_exit_code(
     workspace: Path, capsys: pytest.CaptureFixture[str], command: str, sentence: str, code: int
 ) -> None:
     set_command(workspace, "curate", command)
@@ -110,13 +110,13 @@ def test_failure_is_the_stages_own_sentence_and_code(
     assert capsys.readouterr().out == ("a trace\n" if code == 1 else "")
 
 
-def test_a_missing_dependency_says_which(workspace: Path) -> None:
+def test_a_missing_dependency_is_named(workspace: Path) -> None:
     shutil.rmtree(workspace / "data/poses")
-    with pytest.raises(UserError, match=r"Stage curate could not be run by DVC: .*poses"):
+    with pytest.raises(UserError, match=r"DVC could not run stage curate: .*poses"):
         dvc_graph.run_stage(workspace, "curate", {})
 
 
-def test_output_comes_line_by_line_and_without_dvcs_chatter(
+def test_output_is_printed_line_by_line_without_dvcs_own_messages(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_command(
@@ -127,9 +127,7 @@ def test_output_comes_line_by_line_and_without_dvcs_chatter(
     assert capsys.readouterr().out.splitlines() == ["to stdout", "to stderr", "reaches the stage", python]
 
 
-def test_leaving_run_stage_stops_the_stage_and_gives_back_the_locks(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_stops_the_stage_and_releases_its_locks(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_command(workspace, "curate", "sleep 99 & echo $!; wait")
 
     def interrupted(line: str, **_: object) -> None:
@@ -146,7 +144,7 @@ def test_leaving_run_stage_stops_the_stage_and_gives_back_the_locks(
     dvc_graph.run_stage(workspace, "curate", {})
 
 
-def test_a_lock_that_is_held_for_a_while_is_waited_for(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_held_lock_is_waited_for(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dvc_graph, "LOCK_DELAY_SECONDS", 0.5)
     holder = subprocess.Popen(["sleep", "99"])  # stands for a DVC that is still there
     rwlock = workspace / ".dvc/tmp/rwlock"
@@ -154,12 +152,12 @@ def test_a_lock_that_is_held_for_a_while_is_waited_for(workspace: Path, monkeypa
     rwlock.write_text(json.dumps({"read": {}, "write": {str(workspace / "dataset"): written}}))
     (workspace / "dataset").unlink()
 
-    def give_back() -> None:
+    def release() -> None:
         time.sleep(1.0)
         holder.kill()
         holder.wait()
 
-    thread = threading.Thread(target=give_back)
+    thread = threading.Thread(target=release)
     thread.start()
     try:
         dvc_graph.run_stage(workspace, "curate", {})
@@ -168,16 +166,16 @@ def test_a_lock_that_is_held_for_a_while_is_waited_for(workspace: Path, monkeypa
     assert (workspace / "dataset").exists()
 
 
-def test_push_and_pull_bring_back_what_was_lost(workspace: Path) -> None:
+def test_push_and_pull_restore_lost_files(workspace: Path) -> None:
     dvc(workspace, "push")
-    for lost in (".dvc/cache", "data/poses", "dataset", "weights", "samples", "promoted", "reports"):
-        path = workspace / lost
+    for name in (".dvc/cache", "data/poses", "dataset", "weights", "samples", "promoted", "reports"):
+        path = workspace / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     dvc(workspace, "pull")
     assert dvc(workspace, "status").strip() == "Data and pipelines are up to date."
 
 
-def test_a_remote_that_is_away_stops_push_and_nothing_else(workspace: Path) -> None:
+def test_an_unreachable_remote_stops_only_push(workspace: Path) -> None:
     dvc(workspace, "remote", "modify", "--local", "local", "url", "http://127.0.0.1:9/gone")
     set_value(workspace / "params.yaml", "poses.seed", 7)
     _walk(workspace)
@@ -193,7 +191,7 @@ def test_a_remote_that_is_away_stops_push_and_nothing_else(workspace: Path) -> N
     assert dvc(workspace, "status").strip() == "Data and pipelines are up to date."
 
 
-def test_a_part_that_comes_is_extracted_alone_and_one_that_goes_takes_its_rows(workspace: Path) -> None:
+def test_only_a_new_part_is_extracted_and_a_removed_part_loses_its_rows(workspace: Path) -> None:
     for part in ("monday", "tuesday"):
         (workspace / "data/raw" / part).mkdir()
         (workspace / "data/raw" / part / "a").write_text(f"{part}\n")

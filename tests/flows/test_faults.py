@@ -1,4 +1,4 @@
-"""What breaks under a run: its time is over, the disk is full, MLflow's server is away. How it ends, and that it goes on."""
+"""Failures during a run (time limit, full disk, unreachable MLflow server): how it ends, and that the next one resumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from flows.private_server import Server
-from tasks.common import process_guard
+from tasks.common import process
 from tasks.config.params import set_value
 from tasks.registry import tracking
 from tests.support.dvc_project import ran, rename_stage, set_command
@@ -44,19 +44,19 @@ def _gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_command_is_stopped_at_its_limit_with_all_that_it_started(tmp_path: Path) -> None:
+def test_a_command_is_stopped_at_its_time_limit_with_all_its_children(tmp_path: Path) -> None:
     code = "import subprocess; child = subprocess.Popen(['sleep', '99']); print(child.pid, flush=True); child.wait()"
     began = time.monotonic()
-    keeper = process_guard.start([sys.executable, "-c", code], tmp_path, dict(os.environ), subprocess.PIPE, limit=3)
-    assert keeper.stdout is not None
-    child = int(keeper.stdout.readline())
-    assert keeper.wait() == process_guard.OUT_OF_TIME and 3 <= time.monotonic() - began < 20
+    guard = process.start([sys.executable, "-c", code], tmp_path, dict(os.environ), subprocess.PIPE, limit=3)
+    assert guard.stdout is not None
+    child = int(guard.stdout.readline())
+    assert guard.wait() == process.OUT_OF_TIME and 3 <= time.monotonic() - began < 20
     assert _gone(child)
-    process_guard.release(keeper)
+    process.stop(guard)
 
 
 @pytest.mark.parametrize(("flow", "seconds"), [("train_poses", 8), ("curate", 4)])
-def test_a_run_whose_time_is_over_is_timed_out_and_the_next_goes_on(
+def test_a_run_over_its_time_limit_ends_as_timed_out_and_the_next_resumes(
     workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch, flow: str, seconds: int
 ) -> None:
     stopped = {"train_poses": "promote", "curate": "dataset_card"}[flow]
@@ -65,17 +65,17 @@ def test_a_run_whose_time_is_over_is_timed_out_and_the_next_goes_on(
     set_value(workspace / "params.yaml", "limits.hours", seconds / 3600)
     state = _state(workspace, monkeypatch, flow)
     assert (state.type.name, state.name) == ("FAILED", "TimedOut")
-    assert state.message == f"{stopped} was stopped, for the run's time (limits.hours) is over; run again to go on."
+    assert state.message.startswith(f"{stopped} was stopped") and "limits.hours" in state.message
     assert state.result(raise_on_failure=False).code == 1
     pid = workspace / "pid"
-    assert not pid.exists() or _gone(int(pid.read_text()))  # on a very busy machine it has not even begun
+    assert not pid.exists() or _gone(int(pid.read_text()))  # on a very busy machine the stage has not even started
     if flow == "train_poses":
         assert _statuses(workspace / "mlflow.db") == ["FAILED"]
     ran(workspace)
     set_value(workspace / "params.yaml", "limits.hours", None)
     set_command(workspace, stopped, f"echo last >> runs.log; {PROMOTED}")
     assert _state(workspace, monkeypatch, flow).is_completed()
-    assert ran(workspace) == ["last"]  # what was made in time is not made again
+    assert ran(workspace) == ["last"]  # finished stages do not run again
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def _fill(disk: Path, left: int) -> Path:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_a_sentence_and_the_next_run_goes_on(
+def test_a_full_disk_fails_the_run_and_the_next_resumes(
     workspace: Path, small_disk: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = small_disk / "workspace"
@@ -120,7 +120,7 @@ def test_a_full_disk_is_a_sentence_and_the_next_run_goes_on(
     assert len(list(root.glob("data/raw/mannequin/*/*.png"))) == 24
 
 
-def test_where_mlflow_cannot_write_the_stages_own_sentence_is_the_runs(
+def test_a_failed_stage_keeps_its_sentence_when_mlflow_cannot_write(
     workspace: Path, small_disk: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_value(workspace / "params.yaml", "tracking.store", f"sqlite:///{small_disk}/mlflow.db")
@@ -128,7 +128,7 @@ def test_where_mlflow_cannot_write_the_stages_own_sentence_is_the_runs(
     set_command(workspace, "promote", f"{fill} echo 'contrapposto: Not this time.' >&2; exit 3")
     state = _state(workspace, monkeypatch)
     assert state.is_failed() and state.message == "Not this time."
-    state = _state(workspace, monkeypatch)  # it is still full: nothing is begun that could not be recorded
+    state = _state(workspace, monkeypatch)  # the disk is still full: no run starts that could not be recorded
     assert state.is_failed() and "MLflow's store" in state.message and "database or disk is full" in state.message
     (small_disk / "filler").unlink()
     set_command(workspace, "promote", f"{PROMOTED}; {fill} true")
@@ -141,7 +141,7 @@ def test_where_mlflow_cannot_write_the_stages_own_sentence_is_the_runs(
     assert sorted(_statuses(small_disk / "mlflow.db")) == ["FINISHED", "KILLED", "KILLED"]
 
 
-def test_a_run_does_not_begin_while_mlflows_server_is_away(
+def test_a_run_does_not_start_while_mlflows_server_is_unreachable(
     workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -13,7 +13,7 @@ import pytest
 
 from flows.private_server import Server, settings
 from flows.watcher import EVENT, RESOURCE
-from tasks.common import process_guard
+from tasks.common import process
 from tasks.config.params import set_value
 from tests.support.dvc_project import ran, rename_stage
 from tests.support.project import PROJECT
@@ -151,11 +151,11 @@ def test_a_worker_runs_the_deployed_flow(prefect_server: Server, workspace: Path
     environment = settings(prefect_server.home) | {"PREFECT_API_URL": prefect_server.api_url}
     with open(workspace / "worker.log", "w", encoding="utf-8") as log:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "trial"]
-        worker = process_guard.start(command, workspace, environment, log)
+        worker = process.start(command, workspace, environment, log)
     try:
         made = _prefect(prefect_server, workspace, "deployment", "run", "curate", "--watch", "--watch-timeout", "120")
     finally:
-        process_guard.release(worker)
+        process.stop(worker)
     told = (workspace / "worker.log").read_text()
     assert made.returncode == 0, made.stdout + made.stderr + told
     assert "[2/3] extract@mannequin: unchanged" in told

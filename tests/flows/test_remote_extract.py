@@ -13,7 +13,7 @@ import pytest
 
 from flows.private_server import Server, settings
 from tasks import paths
-from tasks.common import files, process_guard
+from tasks.common import files, process
 from tests.flows.test_plugin import make_pool
 from tests.support.dvc_project import dvc
 from tests.support.project import PROJECT
@@ -70,11 +70,11 @@ def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tm
     try:
         for clone in clones:
             with open(clone / "worker.log", "w", encoding="utf-8") as log:
-                workers.append(process_guard.start(work, clone, _environment(prefect_server, clone), log))
+                workers.append(process.start(work, clone, _environment(prefect_server, clone), log))
         told = _curate(prefect_server, home, WORKERS)
     finally:
         for worker in workers:
-            process_guard.release(worker)
+            process.stop(worker)
     logs = "\n".join((clone / "worker.log").read_text() for clone in clones)
     assert f"heap: {WORKERS} slices" in told, told + logs
     assert files.read_json(home / ".contrapposto/extract/heap.json")["extracted"] == 0

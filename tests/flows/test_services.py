@@ -1,4 +1,4 @@
-"""The standing services: started once, never a stranger killed, nothing left behind, and runs that survive trouble."""
+"""The standing services: `up`, `down` and `status`, and flow runs that survive failures of the services."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 
 from flows import private_server, services
 from flows.services import Service
+from tasks.common import process
 from tasks.common.errors import UserError
 from tasks.config.params import Params, load, set_value
 from tests.support.dvc_project import ran, set_command
@@ -43,29 +44,31 @@ def _states(params: Params, root: Path) -> dict[str, str]:
     return {entry.name: entry.state for entry in services.status(params, root)}
 
 
-def test_up_starts_once_and_down_stops(page: tuple[Params, Path]) -> None:
+def test_up_starts_once_and_down_stops(page: tuple[Params, Path], capsys: pytest.CaptureFixture[str]) -> None:
     params, root = page
-    said: list[str] = []
-    services.up(params, root, said.append)
+    services.up(params, root)
     first = services.status(params, root)[0]
     assert first.state == "up" and first.pid is not None
-    services.up(params, root, said.append)
-    assert [line.split("  ")[1].strip() for line in said] == ["started", "is up"]
+    services.up(params, root)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1].strip() for line in lines] == ["started", "is up"]
     assert services.status(params, root)[0].pid == first.pid
-    services.down(root, said.append)
+    services.down(root)
     assert not psutil.pid_exists(first.pid) or psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE
     assert _states(params, root) == {"mlflow": "down"}
-    services.down(root, said.append)
-    assert said[-1].split()[0] == "prefect" and said[-1].endswith("was down")
+    capsys.readouterr()
+    services.down(root)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.split()[0] == "prefect" and last.endswith("was down")
 
 
-def test_a_reused_pid_is_never_killed(page: tuple[Params, Path]) -> None:
+def test_a_process_that_reuses_a_pid_is_never_killed(page: tuple[Params, Path]) -> None:
     params, root = page
     stranger = subprocess.Popen(["sleep", "99"])
     home = root / ".contrapposto/services"
     home.mkdir(parents=True)
-    started = psutil.Process(stranger.pid).create_time()
-    (home / "mlflow.json").write_text(json.dumps({"pid": stranger.pid, "started": started - 100}))
+    pid, _, started = process.identity(psutil.Process(stranger.pid)).partition(":")
+    (home / "mlflow.json").write_text(json.dumps({"process": f"{pid}:{float(started) - 100:.2f}"}))
     try:
         assert _states(params, root) == {"mlflow": "down"}
         services.down(root)
@@ -107,19 +110,19 @@ def test_down_needs_no_valid_parameters(page: tuple[Params, Path]) -> None:
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def _until(found: Callable[[], Any], seconds: float) -> Any:
-    """What `found` returns as soon as it is true; fails after `seconds`."""
+def _until(condition: Callable[[], Any], seconds: float) -> Any:
+    """What `condition` returns as soon as that is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        value = found()
+        value = condition()
         if value:
             return value
         time.sleep(0.3)
     raise AssertionError(f"not within {seconds:.0f} s")
 
 
-class House:
-    """A workspace with everything up, and the commands that a user would type in it."""
+class ServicesUp:
+    """A workspace with all services up, and the commands that a user types in it."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.params = root, load(root / "params.yaml")
@@ -135,10 +138,10 @@ class House:
 
     def runs(self, deployment: str) -> dict[str, str]:
         """Flow run name -> name of its state, oldest first."""
-        return {run["name"]: run["state"]["name"] for run in reversed(self.told(deployment))}
+        return {run["name"]: run["state"]["name"] for run in reversed(self.raw_runs(deployment))}
 
-    def told(self, deployment: str) -> list[dict[str, Any]]:
-        """What the server tells of the runs, the latest first."""
+    def raw_runs(self, deployment: str) -> list[dict[str, Any]]:
+        """The runs as the server describes them, the latest first."""
         return flow_runs(self.environment["PREFECT_API_URL"], deployment)
 
     def start(self, deployment: str = "train-poses") -> None:
@@ -157,27 +160,27 @@ class House:
 
 
 @pytest.fixture
-def house(workspace: Path) -> Iterator[House]:
-    """The small DVC project of conftest with its services up."""
+def house(workspace: Path) -> Iterator[ServicesUp]:
+    """The small DVC project of conftest with all services up."""
     (workspace / "flows").mkdir()
     for name in ("prefect.yaml", "pyproject.toml", "flows/train_poses.py", "flows/remote_extract.py"):
         (workspace / name).write_bytes((PROJECT / name).read_bytes())
     for name in ("prefect_port", "mlflow_port"):
         set_value(workspace / "params.yaml", f"services.{name}", private_server.free_port())
     set_value(workspace / "params.yaml", "retrain.watch_seconds", 1.0)
-    house = House(workspace)
+    house = ServicesUp(workspace)
     try:
         house.call("flows", "up")
         ran(workspace)
         yield house
     finally:
         house.call("flows", "down")
-        here = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(workspace)]
-        assert here == []
+        left = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(workspace)]
+        assert left == []
 
 
 @pytest.mark.slow
-def test_a_run_survives_a_restarted_server_and_data_that_arrive_start_the_next(house: House) -> None:
+def test_a_run_survives_a_restart_of_the_server_and_new_data_start_a_retraining(house: ServicesUp) -> None:
     set_command(
         house.root, "promote", "echo promote >> runs.log; cp weights promoted; while [ -f wait ]; do sleep 0.2; done"
     )
@@ -186,7 +189,9 @@ def test_a_run_survives_a_restarted_server_and_data_that_arrive_start_the_next(h
     house.start()
     house.began("promote")
     prefect = house.root / ".contrapposto/services/prefect.json"
-    psutil.Process(json.loads(prefect.read_text())["pid"]).kill()
+    killed = process.find(json.loads(prefect.read_text())["process"])
+    assert killed is not None
+    killed.kill()
     house.call("flows", "up")
     (house.root / "wait").unlink()
     _until(lambda: house.runs("train-poses") and set(house.runs("train-poses").values()) == {"Completed"}, 120)
@@ -200,14 +205,14 @@ def test_a_run_survives_a_restarted_server_and_data_that_arrive_start_the_next(h
 
 
 @pytest.mark.slow
-def test_down_ends_the_run_and_the_dead_are_marked(house: House) -> None:
+def test_down_ends_the_run_and_killed_runs_become_crashed(house: ServicesUp) -> None:
     set_command(house.root, "promote", "echo promote >> runs.log; sleep 999")
     house.start()
     house.began("promote")
     below = house.worker().children(recursive=True)
     house.call("flows", "down")
     _, alive = psutil.wait_procs(below, timeout=40)
-    assert [process for process in alive if process.is_running()] == []
+    assert [survivor for survivor in alive if survivor.is_running()] == []
     house.call("flows", "up")
     assert list(house.runs("train-poses").values()) == ["Crashed"]
 
@@ -216,24 +221,24 @@ def test_down_ends_the_run_and_the_dead_are_marked(house: House) -> None:
     house.began("promote")
     worker = house.worker()
     below = worker.children(recursive=True)
-    for process in (worker, *worker.children()):
-        process.kill()
+    for victim in (worker, *worker.children()):
+        victim.kill()
     _until(lambda: list(house.runs("train-poses").values())[-1] == "Crashed", 240)
     _, alive = psutil.wait_procs(below, timeout=40)
-    assert [process for process in alive if process.is_running()] == []
+    assert [survivor for survivor in alive if survivor.is_running()] == []
 
 
 @pytest.mark.slow
-def test_a_cancelled_run_ends_and_missed_schedules_do_not_pile_up(house: House) -> None:
+def test_a_cancelled_run_ends_and_missed_schedules_do_not_pile_up(house: ServicesUp) -> None:
     set_command(house.root, "promote", "echo promote >> runs.log; sleep 999")
     house.start()
     house.began("promote")
     below = house.worker().children(recursive=True)
     (name,) = house.runs("train-poses")
-    house.call("prefect", "flow-run", "cancel", house.told("train-poses")[0]["id"])
+    house.call("prefect", "flow-run", "cancel", house.raw_runs("train-poses")[0]["id"])
     _until(lambda: house.runs("train-poses")[name] == "Cancelled", 120)
     _, alive = psutil.wait_procs(below, timeout=40)
-    assert [process for process in alive if process.is_running()] == []
+    assert [survivor for survivor in alive if survivor.is_running()] == []
 
     # three runs are due while no worker is there; when it comes back, one of them works
     house.worker().terminate()

@@ -1,4 +1,4 @@
-"""The Prefect flow against a real server, DVC and MLflow: states, lineage, failure, and the command around it."""
+"""The flows with a real Prefect server, DVC and MLflow: states, lineage, failures, and the command that runs a flow."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _mlflow_runs(root: Path) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id]))
 
 
-def test_nothing_changed_is_all_skipped(
+def test_every_stage_is_skipped_if_nothing_has_changed(
     workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dvc_graph, "run_stage", None)  # no DVC process may be started
@@ -75,10 +75,10 @@ def test_nothing_changed_is_all_skipped(
     assert (state.type, state.name) == (StateType.COMPLETED, "Skipped")
     assert _task_runs(state.state_details.flow_run_id) == dict.fromkeys(STAGES, "Skipped")
     assert ran(workspace) == []
-    assert _mlflow_runs(workspace) == []  # a run that made nothing leaves none
+    assert _mlflow_runs(workspace) == []  # a run that ran no stage leaves none
 
 
-def test_what_runs_and_what_fails_is_recorded(
+def test_completed_and_failed_stages_are_recorded(
     workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_value(workspace / "params.yaml", "mannequin.seed", 5)
@@ -113,11 +113,11 @@ def test_what_runs_and_what_fails_is_recorded(
 @pytest.fixture
 def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A web server's address, and the JSON that was posted to it."""
-    heard: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
 
     class Hook(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
 
@@ -127,18 +127,18 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook) as listening:
         thread = threading.Thread(target=listening.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{listening.server_port}/hook", heard
+        yield f"http://127.0.0.1:{listening.server_port}/hook", received
         listening.shutdown()
         thread.join()
 
 
-def test_the_webhook_hears_how_a_training_ended(
+def test_the_webhook_is_notified_of_the_outcome(
     workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch, webhook: tuple[str, list[dict[str, Any]]]
 ) -> None:
-    address, heard = webhook
+    address, received = webhook
     set_value(workspace / "params.yaml", "notify.webhook", address)
     assert _state(workspace, monkeypatch).name == "Skipped"
-    assert heard == []  # nothing was made
+    assert received == []  # nothing was made
     set_value(workspace / "params.yaml", "poses.seed", 5)
     assert _state(workspace, monkeypatch).is_completed()
     outcome = json.dumps({"promote": False, "reasons": ["It is worse."]})
@@ -150,16 +150,16 @@ def test_the_webhook_hears_how_a_training_ended(
     assert _state(workspace, monkeypatch).is_completed()
     set_command(workspace, "curate", "echo 'contrapposto: Nobody was found.' >&2; exit 3")
     assert _state(workspace, monkeypatch).is_failed()
-    told = [(message["event"], message["sentence"]) for message in heard]
-    promoted = ("promoted", "The new models are the champion now.")
+    told = [(message["event"], message["sentence"]) for message in received]
+    promoted = ("promoted", "The new models are now the champion.")
     assert told == [promoted, ("refused", "It is worse."), ("failed", "Nobody was found.")]
-    assert heard[1]["report"] == str(workspace / "reports/report.html") and heard[1]["mlflow_run"]
+    assert received[1]["report"] == str(workspace / "reports/report.html") and received[1]["mlflow_run"]
     set_value(workspace / "params.yaml", "notify.webhook", "http://127.0.0.1:9/gone")
     state = _state(workspace, monkeypatch)
-    assert state.message == "Nobody was found."  # and not the webhook's trouble
+    assert state.message == "Nobody was found."  # not the failure of the webhook
 
 
-def test_retrain_does_nothing_when_nothing_has_changed_or_another_run_works(
+def test_retrain_does_nothing_if_nothing_has_changed_or_another_run_holds_the_workspace(
     workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.train_poses import retrain
@@ -170,18 +170,18 @@ def test_retrain_does_nothing_when_nothing_has_changed_or_another_run_works(
     set_value(workspace / "params.yaml", "curate.seed", 5)
     with workspaces.alone(workspace):
         state = retrain(return_state=True)
-    assert state.name == "Skipped" and "Another pipeline run is under way" in state.message
+    assert state.name == "Skipped" and "Another pipeline run" in state.message
     assert ran(workspace) == []
     state = retrain(return_state=True)
     assert state.is_completed() and ran(workspace) == ["curate"]
 
 
-def test_changes_are_written_into_params_all_or_none(workspace: Path) -> None:
+def test_either_all_changes_are_written_into_params_or_none(workspace: Path) -> None:
     from flows.param_changes import Changes
 
     changes = Changes(pictures={"size": 48, "patch": 6}, generate={"pose": {"nose": [0.0, -1.5, 0.0]}})
     changed = workspaces.prepare(workspace, changes=changes)
-    assert (changed.pictures.size, changed.pictures.patch) == (48, 6)  # neither would do alone
+    assert (changed.pictures.size, changed.pictures.patch) == (48, 6)  # neither is valid alone
     assert changed.generate.pose == {"nose": [0.0, -1.5, 0.0]}
     before = (workspace / "params.yaml").read_text()
     assert "# pixels" in before
@@ -194,7 +194,7 @@ def test_changes_are_written_into_params_all_or_none(workspace: Path) -> None:
         Changes(poses={"imgs": 1})
 
 
-def test_wrong_parameters_fail_the_flow_with_a_sentence(
+def test_invalid_parameters_fail_the_flow_with_a_sentence(
     workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (workspace / "params.yaml").write_text("nonsense: 1")
@@ -204,7 +204,7 @@ def test_wrong_parameters_fail_the_flow_with_a_sentence(
     assert state.result(raise_on_failure=False).code == 2
 
 
-def test_raw_is_written_into_params_and_mannequin_brings_back_the_default(
+def test_raw_is_written_into_params_and_mannequin_restores_the_default(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = workspace.parent / "pictures"
@@ -224,13 +224,13 @@ def test_raw_is_written_into_params_and_mannequin_brings_back_the_default(
     )
 
 
-def test_without_git_dvc_is_told_so(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dvc_works_without_git(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(workspace / ".git")
     workspaces.prepare(workspace)
     assert dvc_graph.is_unchanged(workspace, "promote")
 
 
-def test_wrong_parameters_stop_the_command_before_prefect_is_imported(workspace: Path) -> None:
+def test_invalid_parameters_stop_the_command_before_prefect_is_imported(workspace: Path) -> None:
     set_value(workspace / "params.yaml", "pictures.patch", 8)
     text = (workspace / "params.yaml").read_text().replace("patch: 8", "patch: 7")
     (workspace / "params.yaml").write_text(text)
@@ -243,7 +243,7 @@ def test_wrong_parameters_stop_the_command_before_prefect_is_imported(workspace:
     assert result.stderr == "contrapposto: params.yaml: pictures: size must be a multiple of patch (7), got 32.\n"
 
 
-def test_two_pipelines_in_one_workspace_are_refused(workspace: Path) -> None:
+def test_a_second_run_in_a_workspace_is_refused(workspace: Path) -> None:
     with workspaces.alone(workspace):
         with pytest.raises(UserError, match=f"process {os.getpid()}"), workspaces.alone(workspace):
             pass
@@ -252,7 +252,7 @@ def test_two_pipelines_in_one_workspace_are_refused(workspace: Path) -> None:
 
 
 def _with_database(root: Path, server: Server) -> None:
-    """Give the workspace's private server a database that need not be migrated first (5 s)."""
+    """Give the workspace's private server a migrated database: the migration takes 5 s."""
     home = root / paths.PREFECT
     home.mkdir(parents=True)
     with sqlite3.connect(server.home / "prefect.db") as made, sqlite3.connect(home / "prefect.db") as mine:
@@ -260,7 +260,9 @@ def _with_database(root: Path, server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_the_failing_stages_sentence_and_code(workspace: Path, standing_server: Server) -> None:
+def test_the_command_ends_with_the_sentence_and_code_of_the_failed_stage(
+    workspace: Path, standing_server: Server
+) -> None:
     _with_database(workspace, standing_server)
     set_command(workspace, "promote", "echo 'contrapposto: Not this time.' >&2; exit 3")
     result = subprocess.run(COMMAND, cwd=workspace, capture_output=True, text=True, start_new_session=True)
@@ -298,7 +300,7 @@ def test_a_stopped_command_leaves_no_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"])
-def test_the_command_with_nothing_to_do_prints_where_to_look(workspace: Path, proxy: str | None) -> None:
+def test_the_command_with_nothing_to_do_prints_where_the_results_are(workspace: Path, proxy: str | None) -> None:
     ways = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
     environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
     environment |= dict.fromkeys(ways, proxy) if proxy else {}  # one that leads nowhere

@@ -1,4 +1,4 @@
-"""The one command of every stage: what is the user's to mend is a line and a code, and the rest is a trace."""
+"""`python -m tasks`: the user's mistakes end as one line and an exit code, bugs as a traceback."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_unknown_stage_names_the_stages(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_stage_is_answered_with_the_names(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nope", "--root", str(root)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("contrapposto: There is no stage 'nope'; the stages are ")
     assert error.count("\n") == 1 and "extract" in error and "__main__" not in error
 
 
-def test_missing_argument_and_missing_parameters_are_sentences(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_arguments_and_missing_parameters_are_sentences(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--root", str(root)]) == 2
     assert capsys.readouterr().err == "contrapposto: Stage train: missing a required argument: 'model'.\n"
     assert main(["extract", "--root", str(root / "nowhere")]) == 2
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_data_errors_keep_their_code_and_bugs_their_trace(
+def test_data_errors_keep_their_exit_code_and_bugs_their_traceback(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(params: Params, root: Path, what: str) -> None:
@@ -51,7 +51,7 @@ def test_data_errors_keep_their_code_and_bugs_their_trace(
         main(["any", "bug", "--root", str(root)])
 
 
-def test_sigterm_runs_what_stands_in_finally(root: Path) -> None:
+def test_sigterm_runs_finally_blocks(root: Path) -> None:
     code = (
         "import os, signal, sys, tasks.__main__ as command\n"
         "def run(params, root):\n"
@@ -68,7 +68,7 @@ def test_the_command_itself_imports_nothing_heavy(root: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-def test_every_stage_of_the_graph_has_a_body() -> None:
+def test_every_stage_of_the_graph_has_a_function() -> None:
     graph = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
     commanded = {re.findall(r"python -m tasks (\w+)", str(stage))[0] for stage in graph.values()}
     assert commanded == set(STAGES)

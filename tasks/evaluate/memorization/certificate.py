@@ -1,12 +1,13 @@
-"""The memorization certificate of one model: verdict, one sentence, p-values, and the evidence behind them."""
+"""The memorization certificate of one model: the verdict, a sentence, p-values, and the evidence behind them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest, false_discovery_control
 
 from tasks.evaluate.memorization.copy_score import Scores, TooFewItems, score
 from tasks.evaluate.memorization.copy_test import (
@@ -15,33 +16,31 @@ from tasks.evaluate.memorization.copy_test import (
     SplitTest,
     Tail,
     Verdict,
-    benjamini_hochberg,
     judge,
-    proportion_interval,
     split_exchangeability,
 )
 from tasks.evaluate.memorization.invariances import Bank
 from tasks.evaluate.memorization.reference import Items, Null, Reference, check_items
 
-# Planted copies: (training items, how many, random generator) -> items
+# Plants copies: (training items, how many, random generator) -> items
 Planter = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 ENOUGH = Enough()
 
 
-class Scored(NamedTuple):
-    """What one bank sees in the samples: their scores against train, and against train and held-out items together."""
+class BankScores(NamedTuple):
+    """Scores of the samples in one bank: against the training set, and against training and held-out items together."""
 
     to_train: Scores
     to_all: Scores
 
-    def rows(self, rows: np.ndarray) -> Scored:
-        """Some of the samples."""
-        return Scored(*(Scores(*(column[rows] for column in scores)) for scores in self))
+    def rows(self, rows: np.ndarray) -> BankScores:
+        """The scores of some of the samples."""
+        return BankScores(self.to_train.rows(rows), self.to_all.rows(rows))
 
 
 @dataclass(frozen=True)
 class BankResult:
-    """What one bank saw: the scores of the samples beside the null, and their p-values."""
+    """The result in one bank: the scores of the samples beside the null, and their p-values."""
 
     null: Null
     samples: Scores
@@ -49,29 +48,30 @@ class BankResult:
 
     @property
     def bank(self) -> Bank:
-        """The bank that looked."""
+        """The bank itself."""
         return self.null.bank
 
     @property
     def tail(self) -> Tail:
-        """The null's tail."""
+        """The tail of the null."""
         return self.null.tail
 
     @property
     def smallest_copy(self) -> float:
-        """The distance that a copy may have from its original and still be found at 1% among the samples, in parts of
-        the typical distance of a held-out item to its nearest training item."""
+        """The largest distance between a copy and its original at which the copy, one in a hundred samples, is found.
+
+        In units of the typical distance of a held-out item to its nearest training item.
+        """
         ratio = self.tail.ratio_at(0.01 / len(self.p))
         return float(ratio * np.median(self.null.left_out.first_distance) / np.median(self.null.heldout.first_distance))
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """The outcome of the copy test for one model."""
+class Evidence:
+    """Everything the verdict of one model rests on."""
 
-    verdict: Verdict
-    sentence: str
-    p: float  # of the whole sample set: tail and split test together
+    what: str  # what the samples are, for sentences: "poses", "pictures"
+    p: float  # of the whole set of samples: tail and split test together
     tail_p: float
     split: SplitTest
     sample_p: np.ndarray  # float64 [samples], over banks
@@ -83,14 +83,27 @@ class Certificate:
     banks: tuple[BankResult, ...]
     sizes: tuple[int, int, int]  # train, held-out, samples
 
+    def copies_interval(self) -> tuple[float, float]:
+        """The exact 95% interval of the share of copies (Clopper & Pearson 1934)."""
+        interval = binomtest(int(self.copies.sum()), len(self.copies)).proportion_ci(0.95, method="exact")
+        return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class Certificate(Evidence):
+    """The outcome of the copy test for one model."""
+
+    verdict: Verdict
+    sentence: str
+
     def best_bank(self, i: int) -> BankResult:
         """The bank in which sample `i` looks most like a copy."""
         return min(self.banks, key=lambda result: (result.p[i], result.samples.ratio[i]))
 
     def metrics(self) -> dict[str, float]:
-        """Flat numbers for tracking; what could not be computed is not there."""
+        """Flat numbers for tracking, without those that could not be computed."""
         train, heldout, samples = self.sizes
-        low, high = proportion_interval(int(self.copies.sum()), samples)
+        low, high = self.copies_interval()
         numbers: dict[str, float] = {
             "p": self.p,
             "p_tail": self.tail_p,
@@ -123,50 +136,65 @@ class Certificate:
         return {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
 
 
-def _small(p: float) -> str:
+def _p_text(p: float) -> str:
     return "p < 1e-12" if p < 1e-12 else f"p = {p:.2g}"
 
 
-def _sentence(what: str, verdict: Verdict, certificate: dict[str, Any], lacking: list[str]) -> str:
-    copies, samples = int(certificate["copies"].sum()), len(certificate["copies"])
-    split: SplitTest = certificate["split"]
-    if verdict is Verdict.SPLIT_UNRELIABLE:
-        heldout: Leak | None = certificate["leak_heldout"]
-        if heldout is not None and heldout.found:
-            return (
-                f"Held-out items have near-duplicates in the training set (dimension consistency "
-                f"{heldout.consistency:.2f}, below 0.9), so that nothing can be said about copies: split by scene."
-            )
+def _unreliable_sentence(evidence: Evidence) -> str:
+    heldout, train = evidence.leak_heldout, evidence.leak_train
+    if heldout is not None and heldout.found:
         return (
-            f"Training items have near-duplicates in other groups (dimension consistency "
-            f"{certificate['leak_train'].consistency:.2f}, below 0.9), which would hide copies: put near-duplicates "
-            f"into one group."
+            f"Held-out items have near-duplicates in the training set (dimension consistency "
+            f"{heldout.consistency:.2f}, below 0.9), so that nothing can be said about copies: split by scene."
         )
-    if verdict is Verdict.COPIES:
-        low, high = proportion_interval(copies, samples)
-        listed = (
-            f"{copies} of {samples} generated {what} ({copies / samples:.1%}, 95% interval {low:.1%} to {high:.1%}) "
-            f"are nearer to a training item than held-out items ever are"
-            if copies
-            else f"The generated {what} come close to training items more often than to held-out ones"
-        )
-        return (
-            f"{listed} ({_small(certificate['p'])}); of {split.originals} originals that they come close to, "
-            f"{split.in_train} are in train and {split.originals - split.in_train} held out "
-            f"({_small(split.p)})."
-        )
-    if verdict is Verdict.TOO_FEW:
-        lack = lacking + ["copies planted as a control were not found"] * (not certificate["planted_found"])
-        return f"No copies were shown among {samples} generated {what}, but this says little: {'; '.join(lack)}."
-    listed = f" ({copies} on the false-discovery list)" if copies else ""
+    assert train is not None  # the only other reason for this verdict
     return (
-        f"None of {samples} generated {what} is nearer to a training item than held-out items are "
-        f"({_small(certificate['p'])}){listed}; {certificate['planted_found']} of {certificate['planted']} planted "
-        f"copies were found. Were more than {1 - 0.05 ** (1 / samples):.1%} near copies, one would be here 19 times in 20."
+        f"Training items have near-duplicates in other groups (dimension consistency {train.consistency:.2f}, "
+        f"below 0.9), which would hide copies: put near-duplicates into one group."
     )
 
 
-def score_samples(what: str, samples: np.ndarray, reference: Reference) -> list[Scored]:
+def _copies_sentence(evidence: Evidence) -> str:
+    copies, samples = int(evidence.copies.sum()), len(evidence.copies)
+    low, high = evidence.copies_interval()
+    split = evidence.split
+    finding = (
+        f"{copies} of {samples} generated {evidence.what} ({copies / samples:.1%}, 95% interval {low:.1%} to {high:.1%}) "
+        f"are nearer to a training item than held-out items ever are"
+        if copies
+        else f"The generated {evidence.what} come close to training items more often than to held-out ones"
+    )
+    return (
+        f"{finding} ({_p_text(evidence.p)}); of {split.originals} originals that they come close to, {split.in_train} are in "
+        f"train and {split.originals - split.in_train} held out ({_p_text(split.p)})."
+    )
+
+
+def _clean_sentence(evidence: Evidence) -> str:
+    copies, samples = int(evidence.copies.sum()), len(evidence.copies)
+    listed = f" ({copies} on the false-discovery list)" if copies else ""
+    return (
+        f"None of {samples} generated {evidence.what} is nearer to a training item than held-out items are "
+        f"({_p_text(evidence.p)}){listed}; {evidence.planted_found} of {evidence.planted} planted copies were found. "
+        f"Were more than {1 - 0.05 ** (1 / samples):.1%} near copies, one would be here 19 times in 20."
+    )
+
+
+def _sentence(verdict: Verdict, evidence: Evidence, lacking: list[str]) -> str:
+    if verdict is Verdict.SPLIT_UNRELIABLE:
+        return _unreliable_sentence(evidence)
+    if verdict is Verdict.COPIES:
+        return _copies_sentence(evidence)
+    if verdict is Verdict.TOO_FEW:
+        reasons = lacking + ["copies planted as a control were not found"] * (not evidence.planted_found)
+        return (
+            f"No copies were shown among {len(evidence.copies)} generated {evidence.what}, but this says little: "
+            f"{'; '.join(reasons)}."
+        )
+    return _clean_sentence(evidence)
+
+
+def score_samples(what: str, samples: np.ndarray, reference: Reference) -> list[BankScores]:
     """The scores of samples (`what` they are: "poses", "pictures") in every bank of the reference.
 
     Raises TooFewItems if there are no samples, DataError if they are not finite or not of the shape of the training items.
@@ -177,14 +205,14 @@ def score_samples(what: str, samples: np.ndarray, reference: Reference) -> list[
     check_items(f"Generated {what}", samples, train.data)
     everything = Items(np.concatenate([train.data, heldout.data]), np.concatenate([train.group, heldout.group]))
     return [
-        Scored(*(score(null.bank, samples, base.data, base.group) for base in (train, everything)))
+        BankScores(*(score(null.bank, samples, base.data, base.group) for base in (train, everything)))
         for null in reference.nulls
     ]
 
 
 def certify(
     what: str,
-    scored: Sequence[Scored],
+    scored: Sequence[BankScores],
     reference: Reference,
     plant: Planter,
     rng: np.random.Generator,
@@ -194,57 +222,51 @@ def certify(
     planted: float = 0.01,
     needed: Enough = ENOUGH,
 ) -> Certificate:
-    """The certificate of samples from their scores.
+    """The certificate of samples from their scores, one BankScores per bank of the reference.
 
-    `level`: of the verdict; `false_discovery`: rate of the list of copies; `planted`: fraction of copies planted as a
-    control; `needed`: numbers without which the absence of copies is not said. Banks and the two tests (tail, split) are
-    joined by Bonferroni's inequality.
+    `level`: of the verdict; `false_discovery`: rate of the list of copies (Benjamini & Hochberg 1995); `planted`: share of
+    copies planted as a control; `needed`: numbers below which the verdict is never CLEAN. Banks, and the tail and the split
+    test, are joined by Bonferroni's inequality.
     """
     train, heldout, nulls = reference.train, reference.heldout, reference.nulls
     group = np.concatenate([train.group, heldout.group])
     samples = len(scored[0].to_train.ratio)
-    count = max(1, round(planted * samples))
-    copies_planted = plant(train.data, count, rng)
+    planted_count = max(1, round(planted * samples))
+    planted_copies = plant(train.data, planted_count, rng)
 
-    results, control_p, splits = [], np.ones(count), []
-    for null, here in zip(nulls, scored, strict=True):
-        results.append(BankResult(null, here.to_train, null.tail.p_values(here.to_train.ratio)))
-        control = score(null.bank, copies_planted, train.data, train.group)
+    results, control_p, splits = [], np.ones(planted_count), []
+    for null, scores in zip(nulls, scored, strict=True):
+        results.append(BankResult(null, scores.to_train, null.tail.p_values(scores.to_train.ratio)))
+        control = score(null.bank, planted_copies, train.data, train.group)
         control_p = np.minimum(control_p, len(nulls) * null.tail.p_values(control.ratio))
-        originals = group[here.to_all.first]
+        originals = group[scores.to_all.first]
         splits.append(
-            split_exchangeability(here.to_all.ratio, originals, reference.train_groups, reference.heldout_groups)
+            split_exchangeability(scores.to_all.ratio, originals, reference.train_groups, reference.heldout_groups)
         )
     sample_p = np.minimum(1.0, len(nulls) * np.min([result.p for result in results], axis=0))
     tail_p = min(1.0, float(samples * sample_p.min()))
     best = min(splits, key=lambda split: split.p)
     split = SplitTest(best.originals, best.in_train, min(1.0, len(nulls) * best.p))
-    p = min(1.0, 2 * min(tail_p, split.p))
-    found = int((samples * control_p < level / 2).sum())
-    leak_heldout, leak_train = reference.leak_heldout, reference.leak_train
-    lacking = needed.lacking(reference.train_groups, reference.heldout_groups, samples)
-    verdict = judge(
-        p,
-        level,
-        heldout_leaks=leak_heldout is not None and leak_heldout.found,
-        train_repeats=leak_train is not None and leak_train.found,
-        enough=found > 0 and not lacking,
-    )
-    fields: dict[str, Any] = {
-        "p": p,
-        "tail_p": tail_p,
-        "split": split,
-        "sample_p": sample_p,
-        "copies": benjamini_hochberg(sample_p, false_discovery),
-        "leak_heldout": leak_heldout,
-        "leak_train": leak_train,
-        "planted": count,
-        "planted_found": found,
-    }
-    return Certificate(
-        verdict=verdict,
-        sentence=_sentence(what, verdict, fields, lacking),
+    evidence = Evidence(
+        what=what,
+        p=min(1.0, 2 * min(tail_p, split.p)),
+        tail_p=tail_p,
+        split=split,
+        sample_p=sample_p,
+        copies=false_discovery_control(sample_p) <= false_discovery,
+        leak_heldout=reference.leak_heldout,
+        leak_train=reference.leak_train,
+        planted=planted_count,
+        planted_found=int((samples * control_p < level / 2).sum()),
         banks=tuple(results),
         sizes=(len(train), len(heldout), samples),
-        **fields,
     )
+    lacking = needed.lacking(reference.train_groups, reference.heldout_groups, samples)
+    verdict = judge(
+        evidence.p,
+        level,
+        heldout_leaks=evidence.leak_heldout is not None and evidence.leak_heldout.found,
+        train_repeats=evidence.leak_train is not None and evidence.leak_train.found,
+        enough=evidence.planted_found > 0 and not lacking,
+    )
+    return Certificate(**vars(evidence), verdict=verdict, sentence=_sentence(verdict, evidence, lacking))

@@ -1,8 +1,8 @@
-"""The copy score of a sample: how much nearer its nearest training item is than the second, of another group.
+"""The copy score of a sample: its distance to the nearest training item over that to the second, of another group.
 
 For a locally smooth law of intrinsic dimension k the ratio r = d1/d2 of a fresh sample satisfies P(r <= t) = t^k
 (Facco et al. 2017), whatever the local density; a copy has a ratio near 0. Near-duplicate training items (frames of a
-video, shots of one scene) belong to one group and count once, otherwise d2 is as small as d1 and hides the copy.
+video, shots of one scene) belong to one group and count once. Otherwise d2 would be as small as d1 and hide the copy.
 """
 
 from __future__ import annotations
@@ -15,50 +15,66 @@ from tasks.common.errors import DataError
 from tasks.evaluate.memorization.invariances import Bank
 from tasks.metrics.neighbours import Neighbours, search
 
-SMALLEST = 1e-9  # a ratio below is as good as 0 and is set to this, so that its logarithm exists
-ITEMS = 256  # items whose views are in memory at once
+SMALLEST = 1e-9  # smaller ratios are raised to this, so that their logarithm exists
+ITEMS = 256  # items whose transformations are in memory at once
 
 
 class TooFewItems(DataError):
-    """There is nothing to compare: no samples, nothing held out, or hardly a training set."""
+    """There is nothing to compare: no samples, nothing held out, or too small a training set."""
 
 
 class Scores(NamedTuple):
-    """One row a sample. `first`, `second`: rows of the training set; `view`: index of the nearest view."""
+    """One row per sample. `first`, `second`: rows of the training set; `invariance`: index of the best transformation."""
 
     ratio: np.ndarray  # float64 [n], in (0, 1]
     first_distance: np.ndarray  # float64 [n], feature units
     second_distance: np.ndarray  # float64 [n]
     first: np.ndarray  # int64 [n]
     second: np.ndarray  # int64 [n]
-    view: np.ndarray  # int64 [n]
+    invariance: np.ndarray  # int64 [n]
+
+    def rows(self, rows: np.ndarray) -> Scores:
+        """The scores of some of the samples."""
+        return Scores(*(column[rows] for column in self))
 
 
-def _over_views(found: Neighbours, views: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The k nearest training items of each sample by the smallest distance over its views: distance, index, view.
+class _Nearest(NamedTuple):
+    """The k nearest training items of each sample, over all transformations: `[n, k]` each."""
 
-    `found` holds the k nearest of every view, `[views * n, k]`; those of the best k items are among them.
+    distance: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    invariance: np.ndarray
+
+    def columns(self, order: np.ndarray) -> _Nearest:
+        """Each row with its columns in another order."""
+        return _Nearest(*(np.take_along_axis(column, order, 1) for column in self))
+
+
+def _over_invariances(neighbours: Neighbours, transformations: int, k: int) -> _Nearest:
+    """The k nearest training items by the smallest distance over the transformations.
+
+    `neighbours` holds the k nearest under every transformation, `[transformations * n, k]`; the k nearest items overall
+    are among them.
     """
-    n = len(found.index) // views
-    distance = found.distance.reshape(views, n, -1).transpose(1, 0, 2).reshape(n, -1)
-    index = found.index.reshape(views, n, -1).transpose(1, 0, 2).reshape(n, -1)
-    view = np.repeat(np.arange(views), found.index.shape[1])[None].repeat(n, axis=0)
-    order = np.lexsort((distance, index), axis=1)
-    distance, index, view = (np.take_along_axis(a, order, 1) for a in (distance, index, view))
-    again = np.zeros(index.shape, bool)
-    again[:, 1:] = index[:, 1:] == index[:, :-1]
-    distance = np.where(again, np.inf, distance)
-    order = np.argsort(distance, axis=1, kind="stable")[:, :k]
-    return tuple(np.take_along_axis(a, order, 1) for a in (distance, index, view))  # type: ignore[return-value]
+    n = len(neighbours.index) // transformations
+    distance, index = (part.reshape(transformations, n, -1).transpose(1, 0, 2).reshape(n, -1) for part in neighbours)
+    invariance = np.repeat(np.arange(transformations), neighbours.index.shape[1])[None].repeat(n, axis=0)
+    nearest = _Nearest(distance, index, invariance)
+    nearest = nearest.columns(np.lexsort((nearest.distance, nearest.index), axis=1))
+    # An item is found under several transformations; only its smallest distance counts.
+    repeated = np.zeros(nearest.index.shape, bool)
+    repeated[:, 1:] = nearest.index[:, 1:] == nearest.index[:, :-1]
+    nearest = nearest._replace(distance=np.where(repeated, np.inf, nearest.distance))
+    return nearest.columns(np.argsort(nearest.distance, axis=1, kind="stable")[:, :k])
 
 
 def _score_rows(
     bank: Bank, items: np.ndarray, own: np.ndarray | None, base: np.ndarray, groups: np.ndarray, k: int
 ) -> tuple[Scores, np.ndarray]:
-    """Scores from the k nearest training items, and which rows they do not suffice for."""
-    views = bank.all_views(items)
-    found = search(views.reshape(-1, views.shape[-1]), base, k)
-    distance, index, view = _over_views(found, len(views), k)
+    """Scores from the k nearest training items, and the rows for which k was too small."""
+    transformed = bank.transformed_features(items)
+    neighbours = search(transformed.reshape(-1, transformed.shape[-1]), base, k)
+    distance, index, invariance = _over_invariances(neighbours, len(transformed), k)
     group = groups[index]
     allowed = np.ones(index.shape, bool) if own is None else group != own[:, None]
     rows = np.arange(len(items))
@@ -68,7 +84,7 @@ def _score_rows(
     missing = ~other[rows, second]
     d1, d2 = distance[rows, first], distance[rows, second]
     ratio = np.clip(np.divide(d1, d2, out=np.zeros_like(d1), where=d2 > 0), SMALLEST, 1.0)
-    scores = Scores(ratio, d1, d2, index[rows, first], index[rows, second], view[rows, first])
+    scores = Scores(ratio, d1, d2, index[rows, first], index[rows, second], invariance[rows, first])
     return scores, np.flatnonzero(missing)
 
 
@@ -80,29 +96,29 @@ def score(
     `own`: the group of each item, left out of its search (leave-group-out scores of the training set itself).
     Raises TooFewItems if the training set does not hold two groups besides an item's own.
     """
-    enough = 2 if own is None else 3
-    if len(np.unique(groups)) < enough:
-        raise TooFewItems(f"the copy test needs {enough} groups of training items, and there are fewer.")
+    needed = 2 if own is None else 3
+    if len(np.unique(groups)) < needed:
+        raise TooFewItems(f"the copy test needs {needed} groups of training items, and there are fewer.")
     base = bank.features(train)
-    parts = []
+    blocks = []
     for start in range(0, len(items), ITEMS):
-        rows = slice(start, start + ITEMS)
-        here, mine = items[rows], None if own is None else own[rows]
-        k = min(len(base), enough)
-        part, missing = _score_rows(bank, here, mine, base, groups, k)
-        while len(missing):  # all k nearest are of one or two groups: look further, for those alone
+        block = items[start : start + ITEMS]
+        block_own = None if own is None else own[start : start + ITEMS]
+        k = min(len(base), needed)
+        scores, missing = _score_rows(bank, block, block_own, base, groups, k)
+        while len(missing):  # all k nearest are of one or two groups: widen the search for these items alone
             k = min(len(base), 4 * k)
-            again = None if mine is None else mine[missing]
-            more, still = _score_rows(bank, here[missing], again, base, groups, k)
-            for column, replacement in zip(part, more, strict=True):
+            missing_own = None if block_own is None else block_own[missing]
+            wider, still_missing = _score_rows(bank, block[missing], missing_own, base, groups, k)
+            for column, replacement in zip(scores, wider, strict=True):
                 column[missing] = replacement
-            missing = missing[still]
-        parts.append(part)
-    return Scores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+            missing = missing[still_missing]
+        blocks.append(scores)
+    return Scores(*(np.concatenate(columns) for columns in zip(*blocks, strict=True)))
 
 
 def null_scores(bank: Bank, train: np.ndarray, groups: np.ndarray, heldout: np.ndarray) -> tuple[Scores, Scores]:
-    """Scores of items that nobody generated: held-out to train, and train to the rest of train (own group left out).
+    """Scores of items that no model generated: held-out to train, and train to the rest of train (own group left out).
 
     Together they are the null of the copy test; the held-out set alone is too small to calibrate its tail.
     """

@@ -1,5 +1,4 @@
-"""Figures of the memorization report: the closest pairs side by side, the tails of the copy ratio, and what was watched while
-a model was trained."""
+"""Figures about memorization: the closest pairs side by side, the tails of the copy ratio, and the curves of a training."""
 
 from __future__ import annotations
 
@@ -15,19 +14,20 @@ from matplotlib.patches import Rectangle
 from tasks.common import skeleton
 from tasks.evaluate.memorization.certificate import Certificate
 
-POSE_HEIGHT, POSE_DOWN = 5.0, 0.03  # torso lengths in a cell; raised hands reach farther from the hips than feet
-WATCHED = 3  # noise levels in the figure of the training
+POSE_HEIGHT = 5.0  # torso lengths in a cell
+POSE_DOWN = 0.03  # of a cell: raised hands reach farther from the hips than feet do
+SIGMAS_SHOWN = 3  # noise levels in the figure of a training
 LISTED_COLOUR = "#c0392b"
 GENERATED, HELDOUT, TRAIN, FIT = "#c0392b", "#2c3e50", "#7f8c8d", "#2980b9"
 
 
 def _draw_pose(axes: Axes, pose: np.ndarray, column: int, row: int, colour: str) -> None:
-    """A skeleton seen from the camera inside one cell, left limbs dashed."""
+    """A skeleton as the camera sees it, inside one cell; left limbs are dashed."""
     bones = np.array(skeleton.BONES)
     left = np.array([all("left" in skeleton.LANDMARKS[end] for end in bone) for bone in bones])
     places = pose[:, :2] / POSE_HEIGHT + (column + 0.5, row + 0.5 + POSE_DOWN)
-    for some, style in ((bones[left], "--"), (bones[~left], "-")):
-        lines = LineCollection(list(places[some]), colors=colour, alpha=0.85, linewidths=1.3, linestyles=style)
+    for side, style in ((bones[left], "--"), (bones[~left], "-")):
+        lines = LineCollection(list(places[side]), colors=colour, alpha=0.85, linewidths=1.3, linestyles=style)
         axes.add_collection(lines)
 
 
@@ -43,7 +43,7 @@ def _draw(axes: Axes, item: np.ndarray, column: int, row: int, colour: str) -> N
 def closest_pairs(certificate: Certificate, samples: np.ndarray, train: np.ndarray, rows: int, path: Path) -> None:
     """PNG of the `rows` most suspicious samples: generated | nearest train | difference or overlay | second nearest.
 
-    The sample is shown in the view in which it was nearest, so that a mirrored copy lies on its original.
+    The sample is shown under the transformation that brought it nearest, so that a mirrored copy lies on its original.
     """
     pictures = samples.ndim == 4
     order = np.argsort(certificate.sample_p, kind="stable")[:rows]
@@ -55,8 +55,8 @@ def closest_pairs(certificate: Certificate, samples: np.ndarray, train: np.ndarr
     for row, i in enumerate(order):
         result = certificate.best_bank(int(i))
         scores = result.samples
-        view = result.bank.views[scores.view[i]]
-        sample = result.bank.aligned(view.apply(samples[i : i + 1]))[0]
+        invariance = result.bank.invariances[scores.invariance[i]]
+        sample = result.bank.aligned(invariance.apply(samples[i : i + 1]))[0]
         first, second = result.bank.aligned(train[[scores.first[i], scores.second[i]]])
         _draw(axes, sample, 0, row, GENERATED)
         _draw(axes, first, 1, row, HELDOUT)
@@ -69,7 +69,7 @@ def closest_pairs(certificate: Certificate, samples: np.ndarray, train: np.ndarr
         p = certificate.sample_p[i]
         note = (
             f"d1/d2 = {scores.first_distance[i] / scores.second_distance[i]:.3g}\n"
-            f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'}\n{result.bank.name}, {view.name}"
+            f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'}\n{result.bank.name}, {invariance.name}"
         )
         axes.text(-0.06, row + 0.5, note, ha="right", va="center", fontsize=9)
         listed = bool(certificate.copies[i])
@@ -97,9 +97,9 @@ def _cumulative(axes: Axes, ratios: np.ndarray, colour: str, label: str) -> None
 
 
 def ratio_tails(certificate: Certificate, path: Path) -> None:
-    """PNG with one panel a bank: log-log distribution functions of d1/d2 for the nulls, the samples, and the tail fit.
+    """PNG with one panel per bank: log-log distribution functions of d1/d2 for the nulls and the samples, and the tail fit.
 
-    Copies are a red line that leaves the others to the left.
+    If there are copies, the red line of the samples lies to the left of the others.
     """
     figure = Figure(figsize=(5.6 * len(certificate.banks), 4.2), layout="constrained")
     for axes, result in zip(
@@ -126,13 +126,14 @@ def ratio_tails(certificate: Certificate, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def training_watch(training: dict[str, Any], path: Path) -> None:
-    """PNG of a training.json, against images seen: the denoising error of train and held-out examples at the smallest noise
-    levels; the AUC by which their losses tell them apart, with its interval; the distance of samples to held-out data.
+def memorization_curves(training: dict[str, Any], path: Path) -> None:
+    """PNG of the evaluations during a training, `training.json`, against images seen.
 
-    Memorization begins where the held-out error turns upwards and the AUC leaves 0.5. Panels without numbers are left out.
+    Panels: the denoising error of training and held-out examples at the smallest noise levels; the AUC of membership
+    inference with its interval; the distance of samples to held-out data. A panel without numbers is left out.
+    Memorization begins where the held-out error turns upwards and the AUC leaves 0.5.
     """
-    rows, sigmas = training["levels"], training["sigmas"][:WATCHED]
+    rows, sigmas = training["levels"], training["sigmas"][:SIGMAS_SHOWN]
     shown = [_errors] + [draw for key, draw in (("gaps", _aucs), ("distance", _distances)) if key in rows[-1]]
     figure = Figure(figsize=(6.4, 0.8 + 2.4 * len(shown)), layout="constrained")
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
@@ -163,7 +164,7 @@ def _aucs(axes: Axes, rows: list[dict[str, Any]], sigmas: list[float]) -> None:
         axes.fill_between(images, low, high, color=f"C{level}", alpha=0.12, linewidth=0)
     axes.axhline(0.5, color=TRAIN, linewidth=0.8)
     axes.set_ylim(0.3, 1.02)
-    axes.set_ylabel("AUC: train known\nfrom held-out")
+    axes.set_ylabel("AUC: train\nagainst held-out")
 
 
 def _distances(axes: Axes, rows: list[dict[str, Any]], sigmas: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""The positive control: copies planted among the samples, which the copy test has to find every time it runs."""
+"""The positive control: near copies that are planted in every run and that the copy test has to find."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POSE_NOISE = 0.005  # standard deviation, in torso lengths
 
 
 def planted_pictures(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` near copies of training pictures float32 `[n, h, w, 3]` in [0, 1]: every second mirrored, all noisy."""
+    """`count` noisy copies of training pictures float32 `[n, h, w, 3]` in [0, 1]; every second one is mirrored."""
     copies = train[rng.choice(len(train), count, replace=count > len(train))].copy()
     copies[1::2] = flip(copies[1::2])
     noisy = copies + rng.normal(0, PIXEL_NOISE, copies.shape)
@@ -20,7 +20,7 @@ def planted_pictures(train: np.ndarray, count: int, rng: np.random.Generator) ->
 
 
 def planted_poses(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` near copies of training poses `[n, 33, 3]`: every second mirrored, all shaken by 0.5% of a torso."""
+    """`count` noisy copies of training poses `[n, 33, 3]`; every second one is mirrored."""
     copies = train[rng.choice(len(train), count, replace=count > len(train))].copy()
     copies[1::2] = skeleton.mirror(copies[1::2])
     return (copies + rng.normal(0, POSE_NOISE, copies.shape)).astype(np.float32)

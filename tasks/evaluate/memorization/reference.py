@@ -1,6 +1,7 @@
-"""What samples are compared with: training and held-out items, and the scores of items that nobody generated.
+"""What samples are compared with: training and held-out items, and the scores of items that no model generated.
 
-Made once and used for every set of samples that is judged against the same data: it is the larger part of the work.
+A reference is most of the work of a copy test. It is made once and serves every set of samples that is judged against the
+same data.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tasks.metrics.estimate import check_features
 
 @dataclass(frozen=True)
 class Items:
-    """Pictures `[n, h, w, 3]` or poses `[n, 33, 3]` (float32) with the group of each: integers `[n]`."""
+    """Pictures `[n, h, w, 3]` or poses `[n, 33, 3]` (float32), and the group of each: integers `[n]`."""
 
     data: np.ndarray
     group: np.ndarray
@@ -30,20 +31,20 @@ class Items:
 
 @dataclass(frozen=True)
 class Null:
-    """Scores of one bank for items that nobody generated, and the tail fitted to both kinds together."""
+    """Scores in one bank of items that no model generated, and the tail fitted to both kinds together."""
 
     bank: Bank
-    heldout: Scores  # to train
-    left_out: Scores  # of training items, to the other groups of train
+    heldout: Scores  # of held-out items to the training set
+    left_out: Scores  # of training items to the other groups of the training set
     tail: Tail
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Training and held-out items, with their nulls in every bank and what the leak detector saw.
+    """Training and held-out items, their nulls in every bank, and the results of the leak detector.
 
-    Groups are numbered anew, those of the training set first: 0 .. train_groups - 1. A held-out item whose group is also in
-    train counts as train.
+    Groups are renumbered with those of the training set first: 0 .. train_groups - 1. A held-out item whose group is also
+    in train counts as train.
     """
 
     train: Items
@@ -56,15 +57,15 @@ class Reference:
 
 
 def check_items(name: str, data: np.ndarray, like: np.ndarray | None = None) -> None:
-    """Raises DataError if items are not finite, or not of the shape of those they are compared with."""
+    """Raise DataError if items are not finite, or not of the shape of the items they are compared with."""
     if like is not None and data.shape[1:] != like.shape[1:]:
-        shapes = [" x ".join(map(str, some.shape[1:])) for some in (data, like)]
+        shapes = [" x ".join(map(str, items.shape[1:])) for items in (data, like)]
         raise DataError(f"{name} are {shapes[0]} numbers each, and the training items {shapes[1]}.")
     check_features(name, data.reshape(len(data), -1))
 
 
-def reference(banks: Sequence[Bank], train: Items, heldout: Items) -> Reference:
-    """The reference of a copy test in these banks; the leak detector looks at the first.
+def make_reference(banks: Sequence[Bank], train: Items, heldout: Items) -> Reference:
+    """The reference of a copy test in these banks; the leak detector uses the features of the first.
 
     Raises TooFewItems if nothing is held out or the training set has fewer than three groups, DataError if items are
     not finite or of different shapes.
@@ -83,8 +84,9 @@ def reference(banks: Sequence[Bank], train: Items, heldout: Items) -> Reference:
     train, heldout = Items(train.data, group[: len(train)]), Items(heldout.data, group[len(train) :])
     nulls = []
     for bank in banks:
-        outside, left_out = null_scores(bank, train.data, train.group, heldout.data)
-        nulls.append(Null(bank, outside, left_out, fit_tail(np.concatenate([outside.ratio, left_out.ratio]))))
+        heldout_scores, left_out = null_scores(bank, train.data, train.group, heldout.data)
+        tail = fit_tail(np.concatenate([heldout_scores.ratio, left_out.ratio]))
+        nulls.append(Null(bank, heldout_scores, left_out, tail))
     base = banks[0].features(train.data)
     train_groups = int(in_train.sum())
     return Reference(
@@ -94,5 +96,5 @@ def reference(banks: Sequence[Bank], train: Items, heldout: Items) -> Reference:
         heldout_groups=len(names) - train_groups,
         nulls=tuple(nulls),
         leak_heldout=leak(banks[0].features(heldout.data), base),
-        leak_train=leak(base, base, own=train.group, groups=train.group),
+        leak_train=leak(base, base, train.group),
     )

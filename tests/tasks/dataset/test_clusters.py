@@ -5,11 +5,10 @@ from __future__ import annotations
 import faiss
 import numpy as np
 import pytest
-from sklearn.metrics import silhouette_score
 
 from tasks.common import skeleton
 from tasks.dataset import clusters
-from tasks.dataset.clusters import fit, points, silhouette
+from tasks.dataset.clusters import fit, points
 
 KINDS = 5
 
@@ -53,13 +52,11 @@ def test_a_pose_turned_or_mirrored_is_the_same_point():
     assert points(poses @ quarter, axis) == pytest.approx(points(poses, axis), abs=1e-5)
 
 
-def test_silhouette_is_that_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(60, 3))
-    for labels in (rng.integers(0, 4, 60), np.r_[0, 1, np.full(58, 2)], np.repeat([0, 7], 30)):
-        distance = np.linalg.norm(x[:, None] - x, axis=2)
-        assert silhouette(distance, labels) == pytest.approx(silhouette_score(x, labels), abs=1e-9)
-    assert silhouette(distance, np.zeros(60, int)) == 0
+def test_poses_that_are_all_the_same_are_one_cluster():
+    poses, _ = planted(1)
+    clustering = fit(np.repeat(poses, 40, axis=0))
+    assert set(clustering.assign(poses).tolist()) == {0}
+    assert set(clustering.silhouettes.values()) == {0.0}
 
 
 def test_the_same_poses_give_the_same_bits_with_any_number_of_threads():

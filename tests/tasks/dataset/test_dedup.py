@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from tasks.common import skeleton
 from tasks.dataset import dedup
 from tasks.dataset.dedup import SAME_PICTURE, same_picture, same_scene
-from tasks.dataset.groups import UnionFind, group, thin
+from tasks.dataset.groups import group, join, thin
 from tasks.extract.perceptual_hash import SIDE, bits, cosine, fingerprint, mirrored
 from tasks.synthetic import stage as mannequin
 
@@ -137,18 +137,19 @@ def test_groups_are_transitive_and_named_by_their_smallest_key():
     assert joins == {"same_name": 2, "same_picture": 1, "same_scene": 0}
 
 
-def test_union_find_agrees_with_a_search_through_the_graph():
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
+def test_joining_pairs_block_by_block_gives_the_sets_that_the_pairs_connect():
     rng = np.random.default_rng(0)
     i, j = rng.integers(0, 200, (2, 150))
-    sets = UnionFind(200)
-    fewer = sum(sets.join(i[k : k + 40], j[k : k + 40]) for k in range(0, 150, 40))
-    count, labels = connected_components(coo_array((np.ones(150), (i, j)), shape=(200, 200)), directed=False)
-    assert fewer == 200 - count
-    smallest = [np.flatnonzero(labels == label).min() for label in labels]
-    assert sets.roots().tolist() == smallest
+    groups = np.arange(200)
+    for k in range(0, 150, 40):
+        groups = join(groups, i[k : k + 40], j[k : k + 40])
+    expected = [{n} for n in range(200)]
+    for a, b in zip(i.tolist(), j.tolist(), strict=True):
+        united = expected[a] | expected[b]
+        for n in united:
+            expected[n] = united
+    assert all(set(np.flatnonzero(groups == groups[n]).tolist()) == expected[n] for n in range(200))
+    assert set(groups.tolist()) == set(range(len({min(members) for members in expected})))
 
 
 def test_of_a_group_each_pose_is_kept_once_and_the_best_file_of_it():

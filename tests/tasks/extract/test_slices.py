@@ -13,7 +13,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from flows import dvc_graph, remote_extract
-from flows.remote_store import Shelf, fetch_slice
+from flows.remote_store import RemoteStore, fetch_slice
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import DataError, UserError
@@ -144,16 +144,16 @@ def test_files_come_from_the_remote_and_findings_go_there(tracked: Path, heap: P
     done.mkdir()
     (done / MARK).write_text("{}")
     (done / FINDINGS).write_bytes(bytes(range(256)) * 1000)
-    shelf = Shelf(tracked)
-    assert not shelf.has("heap/a/b/0-of-3", MARK)
-    shelf.put("heap/a/b/0-of-3", done, MARK)
-    assert Shelf(tracked).has("heap/a/b/0-of-3", MARK) and not shelf.has("heap/a/b/1-of-3", MARK)
-    shelf.get("heap/a/b/0-of-3", (FINDINGS, MARK), tmp_path / "back")
+    store = RemoteStore(tracked)
+    assert not store.has("heap/a/b/0-of-3", MARK)
+    store.put("heap/a/b/0-of-3", done, MARK)
+    assert RemoteStore(tracked).has("heap/a/b/0-of-3", MARK) and not store.has("heap/a/b/1-of-3", MARK)
+    store.get("heap/a/b/0-of-3", (FINDINGS, MARK), tmp_path / "back")
     assert (tmp_path / "back" / FINDINGS).read_bytes() == (done / FINDINGS).read_bytes()
 
 
 def test_a_part_that_dvc_does_not_know_is_a_sentence(workspace: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no data/raw/sky, and DVC cannot bring it: `dvc add data/raw/sky`"):
+    with pytest.raises(UserError, match=r"no data/raw/sky, and DVC cannot fetch it: `dvc add data/raw/sky`"):
         fetch_slice(workspace, "data/raw/sky", 0, 1, tmp_path / "sky")
 
 
@@ -178,14 +178,14 @@ def test_a_slice_that_failed_is_asked_for_again_and_the_others_are_not(
         if len(asked) == 2:
             raise UserError("1 of 2 slices failed")
 
-    monkeypatch.setattr(remote_extract, "_ask", ask)
+    monkeypatch.setattr(remote_extract, "_request", ask)
     monkeypatch.setattr(remote_extract, "_wait", wait)
     with pytest.raises(UserError, match="1 of 2 slices failed"):
-        remote_extract.share_out(chosen, workspace, plan)
-    remote_extract.share_out(chosen, workspace, plan)
+        remote_extract.extract_on_workers(chosen, workspace, plan)
+    remote_extract.extract_on_workers(chosen, workspace, plan)
     assert asked == [0, 1, 1]
     assert not list((workspace / paths.SLICES).rglob("*.*"))  # findings have one place, where `forget` finds them
     run(heap, workspace)
     assert files.read_json(workspace / ".contrapposto/extract/heap.json")["extracted"] == 0
     refused = remote_extract.extract_slice.fn("heap", 0, 2, "0" * 16, "0" * 16)
-    assert refused.is_failed() and "would find other things" in refused.message
+    assert refused.is_failed() and "Check out the same commit" in refused.message

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows import private_server
-from tasks.common import process_guard
+from tasks.common import process
 from tasks.config.params import load, set_value
 from tasks.registry.tracking import Store, server_command
 from tests.support.project import PROJECT
@@ -34,16 +34,16 @@ def test_a_training_outlives_the_servers_absence(tmp_path: Path) -> None:
     set_value(path, "tracking.store", f"http://127.0.0.1:{port}")
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "server.log", "w") as log:
-        serving = process_guard.start(command, tmp_path, environment, log, grace=5)
+        serving = process.start(command, tmp_path, environment, log, grace=5)
         training = subprocess.Popen(
             [sys.executable, "-m", "tasks", "train", "poses"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
         )
         try:
             _wait(tmp_path / ".contrapposto/training/poses", "*/checkpoint-*.safetensors")
-            process_guard.release(serving)
+            process.stop(serving)
             time.sleep(20)
             assert training.poll() is None  # it waits
-            serving = process_guard.start(command, tmp_path, environment, log, grace=5)
+            serving = process.start(command, tmp_path, environment, log, grace=5)
             assert training.wait(timeout=400) == 0
             params = load(path)
             store = Store(params.tracking, tmp_path)
@@ -54,4 +54,4 @@ def test_a_training_outlives_the_servers_absence(tmp_path: Path) -> None:
         finally:
             training.kill()
             training.wait()
-            process_guard.release(serving)
+            process.stop(serving)

@@ -4,11 +4,11 @@ import numpy as np
 
 from benchmarks.synthetic_law import Law, with_copies
 from tasks.evaluate.memorization.certificate import certify, score_samples
-from tasks.evaluate.memorization.invariances import Bank, View, identity
-from tasks.evaluate.memorization.reference import Items, reference
+from tasks.evaluate.memorization.invariances import Bank, Invariance, identity
+from tasks.evaluate.memorization.reference import Items, make_reference
 from tasks.report import page
 
-VECTORS = Bank("law vectors", (View("as is", identity),), lambda x: x, identity)
+VECTORS = Bank("law vectors", (Invariance("as is", identity),), lambda x: x, identity)
 
 
 def evidence(copied: int) -> dict[str, str]:
@@ -17,7 +17,7 @@ def evidence(copied: int) -> dict[str, str]:
     if copied:
         generated = with_copies(generated, train, heldout, copied, 0.05, rng)
     apart = Items(train, np.arange(150)), Items(heldout, 150 + np.arange(50))
-    compared = reference((VECTORS,), *apart)
+    compared = make_reference((VECTORS,), *apart)
     scored = score_samples("samples", generated, compared)
     certificate = certify("samples", scored, compared, lambda x, n, rng: x[:n] + 1e-3, rng)
     return dict(page._evidence(certificate.metrics()))

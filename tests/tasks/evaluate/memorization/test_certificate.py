@@ -5,11 +5,11 @@ from benchmarks.synthetic_law import Law, with_copies
 from tasks.common.errors import DataError
 from tasks.evaluate.memorization.certificate import Certificate, Planter, certify, score_samples
 from tasks.evaluate.memorization.copy_test import Verdict
-from tasks.evaluate.memorization.invariances import Bank, View, identity
-from tasks.evaluate.memorization.reference import Items, Reference, reference
+from tasks.evaluate.memorization.invariances import Bank, Invariance, identity
+from tasks.evaluate.memorization.reference import Items, Reference, make_reference
 
 LAW = Law(latent=12, width=64)
-VECTORS = Bank("vectors", (View("as is", identity),), lambda x: x, identity)
+VECTORS = Bank("vectors", (Invariance("as is", identity),), lambda x: x, identity)
 
 
 def plant(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -23,7 +23,7 @@ def judged(generated: np.ndarray, compared: Reference, plant: Planter, rng: np.r
 def outcome(generated: np.ndarray, train: np.ndarray, heldout: np.ndarray) -> Certificate:
     groups = np.arange(len(train) + len(heldout))
     apart = Items(train, groups[: len(train)]), Items(heldout, groups[len(train) :])
-    return judged(generated, reference((VECTORS,), *apart), plant, np.random.default_rng(0))
+    return judged(generated, make_reference((VECTORS,), *apart), plant, np.random.default_rng(0))
 
 
 def draws(n: int, m: int, g: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.random.Generator]:
@@ -50,7 +50,7 @@ def test_generators_that_are_bad_but_copy_nothing_are_not_accused(generator) -> 
     assert verdicts.count(Verdict.COPIES) <= 1
 
 
-def test_two_near_copies_among_five_hundred_are_found_and_named() -> None:
+def test_two_near_copies_among_five_hundred_are_listed() -> None:
     for seed in range(5):
         train, heldout, generated, rng = draws(300, 80, 500, seed)
         generated = with_copies(generated, train, heldout, 2, 0.1, rng)
@@ -82,7 +82,7 @@ def test_frames_of_one_scene_hide_a_copy_unless_grouped() -> None:
 
     def by(group: np.ndarray) -> Certificate:
         train, heldout = Items(x[~outside], group[~outside]), Items(x[outside], group[outside])
-        return judged(generated, reference((VECTORS,), train, heldout), plant, rng)
+        return judged(generated, make_reference((VECTORS,), train, heldout), plant, rng)
 
     grouped = by(scene)
     assert grouped.verdict is Verdict.COPIES
@@ -112,15 +112,15 @@ def test_metrics_are_flat_finite_numbers() -> None:
     assert 0 < metrics["vectors.smallest_copy"] < 1
 
 
-def test_absence_is_not_said_where_planted_copies_are_not_found() -> None:
+def test_the_verdict_is_not_clean_if_planted_copies_are_not_found() -> None:
     train, heldout, generated, rng = draws(300, 80, 300, 0)
     groups = np.arange(380)
-    compared = reference((VECTORS,), Items(train, groups[:300]), Items(heldout, groups[300:]))
+    compared = make_reference((VECTORS,), Items(train, groups[:300]), Items(heldout, groups[300:]))
 
-    def hopeless(some: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    def plant_fresh(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         return LAW.draw(count, rng)
 
-    certificate = judged(generated, compared, hopeless, rng)
+    certificate = judged(generated, compared, plant_fresh, rng)
     assert certificate.planted_found == 0
     assert certificate.verdict is Verdict.TOO_FEW
     assert certificate.sentence.endswith("this says little: copies planted as a control were not found.")
@@ -130,10 +130,10 @@ def test_absence_is_not_said_where_planted_copies_are_not_found() -> None:
     assert "more than 1.0% near copies" in judged(generated, compared, plant, rng).sentence
 
 
-def test_one_reference_serves_many_sets_of_samples() -> None:
+def test_a_reference_can_be_used_more_than_once() -> None:
     train, heldout, generated, rng = draws(200, 60, 150, 3)
     groups = np.arange(260)
-    compared = reference((VECTORS,), Items(train, groups[:200]), Items(heldout, groups[200:]))
+    compared = make_reference((VECTORS,), Items(train, groups[:200]), Items(heldout, groups[200:]))
     copied = with_copies(generated, train, heldout, 5, 0.05, rng)
     verdicts = [judged(x, compared, plant, rng).verdict for x in (generated, copied, generated)]
     assert verdicts == [Verdict.CLEAN, Verdict.COPIES, Verdict.CLEAN]
@@ -162,20 +162,18 @@ def test_nothing_held_out_is_refused() -> None:
         (np.ones((2, 3)), np.ones((4, 3)), np.ones((2, 3)), "needs 3 groups of training items"),
     ],
 )
-def test_bad_items_get_one_sentence(
-    train: np.ndarray, heldout: np.ndarray, generated: np.ndarray, sentence: str
-) -> None:
+def test_bad_items_are_refused(train: np.ndarray, heldout: np.ndarray, generated: np.ndarray, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         outcome(*(some.astype(np.float32) for some in (generated, train, heldout)))
 
 
-def test_some_of_the_samples_are_judged_as_if_they_had_been_scored_alone() -> None:
+def test_a_subset_of_scores_gives_the_same_certificate_as_scoring_the_subset() -> None:
     train, heldout, generated, _ = draws(200, 60, 150, 5)
     groups = np.arange(260)
-    compared = reference((VECTORS,), Items(train, groups[:200]), Items(heldout, groups[200:]))
+    compared = make_reference((VECTORS,), Items(train, groups[:200]), Items(heldout, groups[200:]))
     some = np.arange(20, 140)
-    scored = [found.rows(some) for found in score_samples("samples", generated, compared)]
-    there = certify("samples", scored, compared, plant, np.random.default_rng(0))
+    scored = [scores.rows(some) for scores in score_samples("samples", generated, compared)]
+    subset = certify("samples", scored, compared, plant, np.random.default_rng(0))
     alone = judged(generated[some], compared, plant, np.random.default_rng(0))
-    np.testing.assert_allclose(there.sample_p, alone.sample_p, rtol=1e-12)
-    assert (there.p, there.sizes, there.sentence) == (alone.p, alone.sizes, alone.sentence)
+    np.testing.assert_allclose(subset.sample_p, alone.sample_p, rtol=1e-12)
+    assert (subset.p, subset.sizes, subset.sentence) == (alone.p, alone.sizes, alone.sentence)

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ from tests.support.project import PROJECT
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    found = load(PROJECT / "params.yaml")
-    return found.model_copy(update={"memorization": found.memorization.model_copy(update={"needed_samples": 39})})
+    defaults = load(PROJECT / "params.yaml")
+    return defaults.model_copy(update={"memorization": defaults.memorization.model_copy(update={"needed_samples": 39})})
 
 
-def report(root: Path) -> dict:
-    return json.loads((root / "reports/memorization/memorization.json").read_text())
+def report(root: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((root / "reports/memorization/memorization.json").read_text())
+    return report
 
 
 def test_clean_samples_and_copies_are_told_apart(
@@ -51,16 +53,16 @@ def test_clean_samples_and_copies_are_told_apart(
     assert not (tmp_path / "reports/memorization.tmp").exists()
 
     explain.run(params, tmp_path, "picture00001")
-    told = capsys.readouterr().out
-    assert "pictures: p =" in told and "on the list of copies" in told
-    assert "nearest: train00001, stand, from train00001.png" in told
-    assert "pose reuse: p =" in told and "not on the list" in told
+    output = capsys.readouterr().out
+    assert "pictures: p =" in output and "on the list of copies" in output
+    assert "nearest: train00001, stand, from train00001.png" in output
+    assert "pose reuse: p =" in output and "not on the list" in output
     assert (tmp_path / "reports/explain/picture00001.png").is_file()
     explain.run(params, tmp_path, "picture00039")
     assert "pose reuse: not judged" in capsys.readouterr().out
     explain.run(params, tmp_path, "demanded00002")
-    told = capsys.readouterr().out
-    assert "asked to show the pose of train00000" in told and "nearest: train00002" in told
+    output = capsys.readouterr().out
+    assert "asked to show the pose of train00000" in output and "nearest: train00002" in output
     with pytest.raises(UserError, match="There is no sample 'nobody'"):
         explain.run(params, tmp_path, "nobody")
 
@@ -75,9 +77,9 @@ def test_too_little_data_is_a_verdict(
     if not val:
         empty_heldout(tmp_path)
     memorization.run(params, tmp_path)
-    found = report(tmp_path)
-    assert set(found["verdicts"].values()) == {"TOO-FEW"}
-    assert all(entry["sentence"].endswith(".") for entry in found["models"].values())
+    written = report(tmp_path)
+    assert set(written["verdicts"].values()) == {"TOO-FEW"}
+    assert all(entry["sentence"].endswith(".") for entry in written["models"].values())
 
 
 def empty_heldout(root: Path) -> None:
@@ -87,16 +89,16 @@ def empty_heldout(root: Path) -> None:
     path.write_text(json.dumps(index))
 
 
-def test_missing_samples_are_the_users_to_mend(tmp_path: Path, params: Params) -> None:
+def test_missing_samples_are_a_data_error(tmp_path: Path, params: Params) -> None:
     with pytest.raises(DataError, match="not a shard folder"):
         memorization.run(params, tmp_path)
     assert not (tmp_path / "reports").exists()
 
 
-def write_poses(root: Path, some: list[np.ndarray]) -> None:
+def write_poses(root: Path, poses: list[np.ndarray]) -> None:
     rows = [
         (f"p{i}", {"pose.npy": shards.encode_pose(pose), "json": shards.encode_json({"category": "stand"})})
-        for i, pose in enumerate(some)
+        for i, pose in enumerate(poses)
     ]
     shards.write(root / "samples/poses", {"samples": rows}, 10, {})
 

@@ -1,0 +1,180 @@
+"""The command `contrapposto`: every flow, stage and command, and the standing services, each with `--help`.
+
+A problem that the user can fix ends as one line `contrapposto: <sentence>` on stderr and an exit code (2: parameters or command
+line, 3: data); a bug keeps its traceback. Prefect, DVC and torch are imported only by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows import cli_tasks
+from tasks import paths
+from tasks.common import log
+from tasks.common.errors import UserError
+
+FLOWS, SERVICES, INFORMATION = "Flows", "Services", "Data and information"
+METHODS = Path(__file__).resolve().parents[1] / "docs/methods.md"
+
+app = typer.Typer(
+    help="From pictures of people to new poses and pictures of them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Raw = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="A folder of pictures, or `mannequin` for the built-in ones."),
+]
+Changed = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Write a value into params.yaml first, such as poses.seed=1."),
+]
+
+
+def _run(flow: str, changed: list[str] | None, **parameters: str | None) -> None:
+    from flows.param_changes import parse
+    from flows.run_here import run_flow
+
+    changes = parse(changed) if changed else None
+    raise typer.Exit(run_flow(flow, changes=changes, **parameters))
+
+
+@app.command(rich_help_panel=FLOWS)
+def train_poses(raw: Raw = None, changed: Changed = None) -> None:
+    """Run the whole pipeline: from pictures to promoted models and the report."""
+    _run("train-poses", changed, raw=raw)
+
+
+@app.command(rich_help_panel=FLOWS)
+def retrain(changed: Changed = None) -> None:
+    """Run the whole pipeline on the pictures that are there now, starting from the champion's weights."""
+    _run("retrain", changed)
+
+
+@app.command(rich_help_panel=FLOWS)
+def curate(raw: Raw = None, changed: Changed = None) -> None:
+    """Make the dataset, its shards and its card; train nothing."""
+    _run("curate", changed, raw=raw)
+
+
+@app.command(rich_help_panel=FLOWS)
+def generate(changed: Changed = None) -> None:
+    """Draw samples with a registered model, and keep those that show the requested pose."""
+    _run("generate", changed)
+
+
+@app.command(rich_help_panel=FLOWS)
+def evaluate(changed: Changed = None) -> None:
+    """Run the memorization test, and measure the distances to held-out data."""
+    _run("evaluate", changed)
+
+
+app.add_typer(cli_tasks.stages, name="stage", rich_help_panel=FLOWS)
+
+
+@app.command(rich_help_panel=SERVICES)
+def up() -> None:
+    """Start Prefect's server, MLflow's server, a worker and the watch for new data."""
+    from flows import services
+    from tasks.config.params import load
+
+    services.up(load(paths.PARAMS), Path.cwd())
+
+
+@app.command(rich_help_panel=SERVICES)
+def down() -> None:
+    """Stop them."""
+    from flows import services
+
+    services.down(Path.cwd())
+
+
+@app.command(rich_help_panel=SERVICES)
+def status() -> None:
+    """Show their state; exit code 1 unless all are up."""
+    from flows import services
+    from tasks.config.params import load
+
+    states = services.status(load(paths.PARAMS), Path.cwd())
+    services.show(states, Path.cwd())
+    raise typer.Exit(0 if all(service.state == "up" for service in states) else 1)
+
+
+@app.command(rich_help_panel=SERVICES)
+def service(name: Annotated[str, typer.Argument(help="prefect, mlflow, worker or watch.")]) -> None:
+    """Run one of them in the foreground, for a service manager such as systemd."""
+    from flows import services
+    from tasks.config.params import load
+
+    services.foreground(load(paths.PARAMS), Path.cwd(), name)
+
+
+@app.command(rich_help_panel=INFORMATION)
+def parts() -> None:
+    """Bring raw.parts of params.yaml up to date, and list the parts."""
+    from flows import parts as raw_parts
+    from tasks.config.params import load
+
+    for name, folder in raw_parts.update(Path.cwd(), load(paths.PARAMS)).raw.parts.items():
+        print(f"{name}  {folder}")
+
+
+@app.command(rich_help_panel=INFORMATION)
+def methods(
+    words: Annotated[list[str] | None, typer.Argument(help="Show only methods whose row contains all words.")] = None,
+) -> None:
+    """List the methods of diffusion_core: name, call, paper."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not METHODS.is_file():
+        raise UserError(f"There is no {METHODS}.")
+    for title, rows in method_tables(METHODS.read_text(encoding="utf-8")).items():
+        shown = [row for row in rows[1:] if all(word.lower() in " ".join(row).lower() for word in words or ())]
+        if shown:
+            table = Table(*rows[0], title=title, title_justify="left", box=None, pad_edge=False)
+            for row in shown:
+                table.add_row(*row)
+            Console(soft_wrap=True).print(table)
+            print()
+
+
+app.registered_commands += cli_tasks.commands.registered_commands
+
+
+def method_tables(text: str) -> dict[str, list[list[str]]]:
+    """The tables of a Markdown page: heading above the table -> rows of cells, the header row first."""
+    tables: dict[str, list[list[str]]] = {}
+    title = ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            title = line.lstrip("# ")
+        elif line.startswith("|") and not re.match(r"[|\s:-]+$", line):
+            tables.setdefault(title, []).append(
+                [cell.strip().replace("`", "") for cell in line.strip("|").split(" | ")]
+            )
+    return tables
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    log.to_stdout()
+    try:
+        app(args=argv, prog_name="contrapposto")
+    except UserError as error:
+        print(f"contrapposto: {error}", file=sys.stderr)
+        return error.code
+    except SystemExit as end:  # typer ends every command with it
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

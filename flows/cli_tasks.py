@@ -1,0 +1,164 @@
+"""The stages and commands of `tasks` as parts of the command `contrapposto`.
+
+The arguments are declared here and not read from the functions, because importing those takes seconds: `--help` and shell
+completion have to be quick. A test compares both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tasks.__main__ import call
+
+PANEL = "Tools"
+
+Model = Annotated[Literal["poses", "pictures"], typer.Argument(help="Which of the two models.")]
+Alias = Annotated[
+    Literal["champion", "challenger", "previous"], typer.Argument(help="Alias of the models in MLflow's registry.")
+]
+Part = Annotated[str, typer.Argument(help="Name of a part, as in raw.parts of params.yaml.")]
+
+stages = typer.Typer(
+    help="Run one stage of dvc.yaml by itself, without DVC and Prefect.", no_args_is_help=True, rich_markup_mode=None
+)
+commands = typer.Typer()
+
+
+def _call(name: str, *arguments: object) -> None:
+    raise typer.Exit(call(name, [str(value) for value in arguments if value is not None], Path.cwd()))
+
+
+@stages.command()
+def mannequin() -> None:
+    """Draw the built-in pictures, with their true joints."""
+    _call("mannequin")
+
+
+@stages.command()
+def extract(part: Part) -> None:
+    """Find people and their landmarks in the files of one part."""
+    _call("extract", part)
+
+
+@stages.command()
+def curate() -> None:
+    """Choose persons, group near-copies, split by group, and normalise poses."""
+    _call("curate")
+
+
+@stages.command()
+def shard() -> None:
+    """Write the dataset as WebDataset tars."""
+    _call("shard")
+
+
+@stages.command(name="dataset_card")
+def dataset_card() -> None:
+    """Write the page about the dataset."""
+    _call("dataset_card")
+
+
+@stages.command()
+def train(
+    model: Model,
+    checkpoint: Annotated[Path | None, typer.Argument(help="Resume from this checkpoint.", show_default=False)] = None,
+) -> None:
+    """Train one model; an interrupted training resumes."""
+    _call("train", model, checkpoint)
+
+
+@stages.command()
+def sample(model: Model) -> None:
+    """Draw the samples of one trained model."""
+    _call("sample", model)
+
+
+@stages.command()
+def memorization() -> None:
+    """Test whether samples are closer to training examples than unseen examples are."""
+    _call("memorization")
+
+
+@stages.command(name="membership_inference")
+def membership_inference() -> None:
+    """Test whether training examples are denoised better than held-out ones."""
+    _call("membership_inference")
+
+
+@stages.command(name="pose_accuracy")
+def pose_accuracy() -> None:
+    """Compare the poses in sampled pictures with the requested ones."""
+    _call("pose_accuracy")
+
+
+@stages.command()
+def fidelity() -> None:
+    """Measure the distances between samples and held-out data."""
+    _call("fidelity")
+
+
+@stages.command()
+def promote() -> None:
+    """Register the models, and make them the champion if they pass the gate."""
+    _call("promote")
+
+
+@stages.command()
+def report() -> None:
+    """Write the report."""
+    _call("report")
+
+
+@commands.command(rich_help_panel=PANEL)
+def compare(runs: Annotated[list[str], typer.Argument(help="Two or more: run ids, names or aliases.")]) -> None:
+    """Compare runs side by side: a table, compare.md and compare.png."""
+    _call("compare", *runs)
+
+
+@commands.command(rich_help_panel=PANEL)
+def explain(key: Annotated[str, typer.Argument(help="Key of a sample, as in the reports.")]) -> None:
+    """Show one sample with its nearest neighbours and what the memorization test says about it."""
+    _call("explain", key)
+
+
+@commands.command(rich_help_panel=PANEL)
+def export(alias: Alias = "champion") -> None:
+    """Export registered models for serving, in MLflow's and Hugging Face's layouts."""
+    _call("export", alias)
+
+
+@commands.command(name="extract-slice", rich_help_panel=PANEL)
+def extract_slice(
+    part: Part,
+    rank: Annotated[int, typer.Argument(min=0, help="Number of the slice.")],
+    world: Annotated[int, typer.Argument(min=1, help="Number of slices.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder with the files of the slice, if the part is not on this machine.")
+    ] = None,
+) -> None:
+    """Extract one slice of a part, as a worker does."""
+    _call("extract_slice", part, rank, world, folder)
+
+
+@commands.command(rich_help_panel=PANEL)
+def forget(keys: Annotated[list[str], typer.Argument(help="Keys of persons, as in tables and shards.")]) -> None:
+    """Exclude persons from all later datasets, and list the models that were trained on them."""
+    _call("forget", *keys)
+
+
+@commands.command(rich_help_panel=PANEL)
+def rollback() -> None:
+    """Exchange the champion and the previous champion."""
+    _call("rollback")
+
+
+@commands.command(name="video-distance", rich_help_panel=PANEL)
+def video_distance(
+    generated: Annotated[Path, typer.Argument(help="Folder of generated videos or pose sequences.")],
+    real: Annotated[Path, typer.Argument(help="Folder of real ones.")],
+) -> None:
+    """Measure the Frechet distance between two folders of videos or pose sequences."""
+    _call("video_distance", generated, real)
