@@ -1,7 +1,7 @@
-"""The 33 landmarks of MediaPipe's pose model (BlazePose GHUM): names, bones, sides, and the normal form of a pose.
+"""The 33 landmarks of MediaPipe's pose model (BlazePose GHUM): names, bones, sides, and normalised poses.
 
 A pose is an array `[..., 33, 3]` of world landmarks: metres, x to the picture's right, y down, z away from the camera.
-`left` and `right` are the person's own.
+`left` and `right` are the person's own left and right.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ LANDMARKS: tuple[str, ...] = (
 )  # fmt: skip
 INDEX: dict[str, int] = {name: i for i, name in enumerate(LANDMARKS)}
 
-# The 12 joints that carry a pose: their mean visibility is the gate, their error is the error.
+# The 12 limb joints: the gate checks their mean visibility, and joint errors are measured on them.
 LIMBS: tuple[int, ...] = (11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
 
-# What tells two poses apart: the limbs, the nose, and the tips of hands and feet (wrists and ankles alone do not turn).
+# The joints by which poses are compared: limbs, nose, and the tips of hands and feet, which show how wrists and ankles
+# are turned.
 POSED: tuple[int, ...] = (0, *LIMBS, 19, 20, 31, 32)
 
 # Rigid segments, as MediaPipe draws them.
@@ -39,38 +40,41 @@ LIMB_BONES: tuple[tuple[int, int], ...] = (
     (11, 13), (13, 15), (12, 14), (14, 16), (23, 25), (25, 27), (24, 26), (26, 28), (11, 12), (23, 24),
 )  # fmt: skip
 
-# mirrored[..., i] = original[..., MIRROR[i]] : what was left is right.
+# mirrored[..., i] = original[..., MIRROR[i]]: left landmarks become right ones.
 MIRROR: tuple[int, ...] = tuple(
     INDEX[name.replace("left", "LEFT").replace("right", "left").replace("LEFT", "right")] for name in LANDMARKS
 )
 
 
 def mirror(world: np.ndarray) -> np.ndarray:
-    """The pose seen in a mirror, `[..., 33, 3]`: x changes sign, left and right change names."""
-    return world[..., MIRROR, :] * np.array([-1.0, 1.0, 1.0], dtype=world.dtype)
+    """The mirrored pose, `[..., 33, 3]`: x changes sign, left and right landmarks are swapped."""
+    mirrored: np.ndarray = world[..., MIRROR, :] * np.array([-1.0, 1.0, 1.0], dtype=world.dtype)
+    return mirrored
 
 
 def torso_length(world: np.ndarray) -> np.ndarray:
     """Distance between the middle of the hips and the middle of the shoulders, `[...]`, in the input's unit."""
     hips = (world[..., 23, :] + world[..., 24, :]) / 2
     shoulders = (world[..., 11, :] + world[..., 12, :]) / 2
-    return np.linalg.norm(shoulders - hips, axis=-1)
+    length: np.ndarray = np.linalg.norm(shoulders - hips, axis=-1)
+    return length
 
 
 def normalise(world: np.ndarray) -> np.ndarray:
-    """Hip-centred, torso-scaled pose, `[..., 33, 3]`, without unit: the middle of the hips is 0, the torso is 1 long.
+    """Hip-centred, torso-scaled pose, `[..., 33, 3]`: the middle of the hips is 0, the torso has length 1.
 
-    Raises ValueError where a torso has no length (the landmarks do not describe a person).
+    Raises ValueError if a torso has length 0 (the landmarks do not describe a person).
     """
     scale = torso_length(world)
     if not np.all(scale > 1e-6):
         raise ValueError("a pose has a torso of length zero")
     hips = (world[..., 23:24, :] + world[..., 24:25, :]) / 2
-    return (world - hips) / scale[..., None, None]
+    normalised: np.ndarray = (world - hips) / scale[..., None, None]
+    return normalised
 
 
 def face_forward(poses: np.ndarray) -> np.ndarray:
-    """Poses `[n, 33, 3]` turned about the vertical until hips and shoulders together point along x: yaw taken out."""
+    """Poses `[n, 33, 3]` turned about the vertical so that hips and shoulders point along x: yaw is removed."""
     left, right = poses[:, [11, 23]].sum(axis=1), poses[:, [12, 24]].sum(axis=1)
     across = left - right
     yaw = np.arctan2(across[:, 2], across[:, 0])

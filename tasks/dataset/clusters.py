@@ -1,8 +1,8 @@
-"""Categories for people without labels: k-means of poses, with the number of clusters chosen by the silhouette.
+"""Categories for persons without labels: k-means of poses, with the number of clusters chosen by the silhouette.
 
-A category is what the body does, not where the camera stood and not which leg is in front: poses are turned to face
-forward, and of a pose and its mirror image the one is taken that leans to the positive side of the main left-right axis
-(the first right singular vector of all differences between a pose and its mirror image).
+A category should not depend on the camera's direction or on which leg is in front. So poses are turned to face forward,
+and of a pose and its mirror image only one is used: the one on the positive side of the main left-right axis, the first
+right singular vector of all differences between a pose and its mirror image.
 
 References:
     Rousseeuw 1987, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis".
@@ -18,18 +18,18 @@ import numpy as np
 from tasks.common.skeleton import embed, face_forward, mirror
 from tasks.common.subset import evenly_spaced
 
-MOST = 16  # clusters that are tried
-LEAST_MEMBERS = 10  # on average, in a cluster
-_COMPARED = 1000  # points whose silhouettes are averaged
+MAX_CLUSTERS = 16
+MIN_MEMBERS = 10  # of a cluster, on average
+_SILHOUETTES = 1000  # points whose silhouettes are averaged
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Pose clusters: enough to say of any pose which it belongs to."""
+    """Pose clusters, to which any pose can be assigned."""
 
     axis: np.ndarray  # float32 [51]: the main left-right axis
     centroids: np.ndarray  # float32 [k, 51]
-    silhouettes: dict[int, float]  # number of clusters tried -> mean silhouette, -1..1
+    silhouettes: dict[int, float]  # number of clusters -> mean silhouette, -1..1
 
     def assign(self, poses: np.ndarray) -> np.ndarray:
         """The nearest cluster of each normalised pose `[n, 33, 3]`, int32 `[n]`."""
@@ -37,7 +37,7 @@ class Clusters:
 
 
 def name(cluster: int) -> str:
-    """The category that a row without a label gets."""
+    """The category of a row without a label."""
     return f"pose-{cluster:02d}"
 
 
@@ -45,31 +45,34 @@ def left_right_axis(poses: np.ndarray) -> np.ndarray:
     """The unit direction, float32 `[51]`, along which poses `[n, 33, 3]` and their mirror images differ most."""
     forward = face_forward(poses)
     difference = embed(forward) - embed(mirror(forward))
-    axis = np.linalg.svd(difference, full_matrices=False)[2][0]
-    return axis * np.sign(axis[np.abs(axis).argmax()])
+    axis: np.ndarray = np.linalg.svd(difference, full_matrices=False)[2][0]
+    axis = axis * np.sign(axis[np.abs(axis).argmax()])
+    return axis
 
 
 def points(poses: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """Poses `[n, 33, 3]` as points float32 `[n, 51]`, the same for a pose turned about the vertical or mirrored."""
+    """Poses `[n, 33, 3]` as points float32 `[n, 51]`, invariant to turns about the vertical and to mirroring."""
     forward = face_forward(poses)
     as_is, reflected = embed(forward), embed(mirror(forward))
     return np.where(((as_is - reflected) @ axis < 0)[:, None], reflected, as_is)
 
 
 def fit(poses: np.ndarray) -> Clusters:
-    """Clusters of normalised poses `[n, 33, 3]`; the number of clusters with the largest mean silhouette, the largest
-    cluster first. One cluster where there are fewer than 2 * LEAST_MEMBERS poses."""
+    """Clusters of normalised poses `[n, 33, 3]`, the largest cluster first.
+
+    The number of clusters is the one with the largest mean silhouette; fewer than 2 * MIN_MEMBERS poses are one cluster.
+    """
     axis = left_right_axis(poses)
     x = points(poses, axis)
-    compared = x[evenly_spaced(len(x), _COMPARED)]
-    tried: dict[int, np.ndarray] = {}
+    subset = x[evenly_spaced(len(x), _SILHOUETTES)]
+    candidates: dict[int, np.ndarray] = {}
     silhouettes: dict[int, float] = {}
-    for k in range(2, min(MOST, len(x) // LEAST_MEMBERS) + 1):
-        tried[k] = _centroids(x, k)
-        silhouettes[k] = _silhouette(compared, _assign(compared, tried[k]))
-    if not tried:
+    for k in range(2, min(MAX_CLUSTERS, len(x) // MIN_MEMBERS) + 1):
+        candidates[k] = _centroids(x, k)
+        silhouettes[k] = _silhouette(subset, _assign(subset, candidates[k]))
+    if not candidates:
         return Clusters(axis, x.mean(axis=0, keepdims=True), {})
-    centroids = tried[max(silhouettes, key=lambda k: (silhouettes[k], -k))]
+    centroids = candidates[max(silhouettes, key=lambda k: (silhouettes[k], -k))]
     sizes = np.bincount(_assign(x, centroids), minlength=len(centroids))
     return Clusters(axis, centroids[np.argsort(-sizes, kind="stable")], silhouettes)
 

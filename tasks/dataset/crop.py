@@ -1,18 +1,18 @@
-"""A square picture around a person: never stretched; where the square leaves the picture, a blurred reflection goes on."""
+"""A square picture around a person. It is never stretched; outside the picture it shows a blurred reflection."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-BLUR = 1 / 12  # of the square's side: enough that a reflected hand is no second hand
+BLUR = 1 / 12  # of the square's side: a reflected hand must not look like a second hand
 
 
 def square(landmarks: np.ndarray, margin: float) -> tuple[int, int, int]:
     """The square (x0, y0, side) in pixels around image landmarks `[33, 2]` (pixels).
 
     The landmarks end at the eyes, so a disc around the nose, twice as wide as the nose-to-ear distance and at least an
-    eighth of the person, stands for the head. `margin` is added on each side, in parts of the longer side.
+    eighth of the person, stands for the head. `margin` is added on each side, as a fraction of the longer side.
     """
     low, high = landmarks.min(axis=0), landmarks.max(axis=0)
     nose = landmarks[0]
@@ -38,8 +38,8 @@ def crop(picture: np.ndarray, x0: int, y0: int, side: int, size: int) -> np.ndar
 
 
 def _reflect(index: np.ndarray, length: int) -> np.ndarray:
-    """Indices outside 0..length-1 folded back at the borders, as often as needed."""
+    """Indices outside 0..length-1, reflected at the borders as often as needed."""
     if length == 1:
         return np.zeros_like(index)
-    folded = np.mod(index, 2 * (length - 1))
+    folded: np.ndarray = np.mod(index, 2 * (length - 1))
     return np.where(folded < length, folded, 2 * (length - 1) - folded)

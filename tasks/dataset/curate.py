@@ -1,9 +1,9 @@
-"""Stage `curate`: which of the persons found are kept, which belong together, and which split each is in.
+"""Stage `curate`: decide which persons are kept, which belong to one group, and which split each group goes to.
 
-Reads `data/poses/` and the tombstones, writes `data/dataset/` (see `dataset_table`) with
+Reads `data/poses/` and the opt-outs. Writes `data/dataset/` (see `dataset_table`) with
 
-    summary.json      rows in and out by reason, groups, splits, distances, warnings
-    clusters.json     the pose clusters: what the next version's drift is measured against
+    summary.json      counts by reason, groups, splits, distances, warnings
+    clusters.json     the pose clusters, from which the drift of the next version is measured
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ Refused = dict[int, tuple[Gate, str]]  # row -> reason, detail
 
 
 def run(params: Params, root: Path) -> None:
-    """Gate, group, thin, cluster, split; raises DataError if nobody is kept."""
-    choice = params.curate
-    found = parts.read_poses(root, params.raw)
-    if not len(found):
-        raise DataError(_nobody(params, root))
-    refused = _refused(found, choice, root)
-    passed = [i for i in range(len(found)) if i not in refused]
+    """Gate, group, thin, cluster and split the persons. Raises DataError if nobody is kept."""
+    config = params.curate
+    table = parts.read_poses(root, params.raw)
+    if not len(table):
+        raise DataError(_nobody_found(params, root))
+    refused = _refused(table, config, root)
+    passed = [i for i in range(len(table)) if i not in refused]
     if not passed:
-        reasons = ", ".join(
-            f"{reason} {n}" for reason, n in Counter(r.value for r, _ in refused.values()).most_common()
-        )
-        raise DataError(f"None of the {len(found)} persons found is kept ({reasons}): see `curate` in params.yaml.")
-    poses = normalise(found.world[passed])
+        counts = Counter(reason.value for reason, _ in refused.values())
+        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.most_common())
+        raise DataError(f"None of the {len(table)} persons found is kept ({reasons}): see `curate` in params.yaml.")
+    poses = normalise(table.world[passed])
     groups, joins = group(
-        [found.key[i] for i in passed], [[found.source[i] for i in passed]], found.fingerprint[passed], poses
+        [table.key[i] for i in passed], [[table.source[i] for i in passed]], table.fingerprint[passed], poses
     )
-    refused |= _thinned(found, passed, groups, poses, choice.group_cap)
-    stay = [at for at, i in enumerate(passed) if i not in refused]
-    kept, groups_kept, poses_kept = [passed[at] for at in stay], [groups[at] for at in stay], poses[stay]
+    refused |= _thinned(table, passed, groups, poses, config.group_cap)
+    group_of = dict(zip(passed, groups, strict=True))
+    kept = [i for i in passed if i not in refused]
+    groups_kept = [group_of[i] for i in kept]
+    poses_kept = poses[[i not in refused for i in passed]]
     clustering = clusters.fit(poses_kept)
-    persons, moved = _persons(found, kept, groups_kept, poses_kept, clustering, choice)
-    name = dict(zip(passed, groups, strict=True))
+    persons, moved = _persons(table, kept, groups_kept, poses_kept, clustering, config)
     gated = [
-        Gated(found.key[i], found.source[i], int(found.frame[i]), found.category[i], name.get(i, ""), *refused[i])
+        Gated(table.key[i], table.source[i], int(table.frame[i]), table.category[i], group_of.get(i, ""), *refused[i])
         for i in sorted(refused)
     ]
     summary: dict[str, Any] = {
-        "persons_found": len(found),
+        "persons_found": len(table),
         "persons_kept": len(persons),
         "gated": dict(Counter(row.reason for row in gated)),
         "splits": {split: len(persons.of(split)) for split in dataset_table.SPLITS},
@@ -78,71 +78,69 @@ def run(params: Params, root: Path) -> None:
         files.write_json(folder / "summary.json", summary)
         files.write_json(folder / "clusters.json", _statistics(persons, clustering))
     splits = ", ".join(f"{n} {split}" for split, n in summary["splits"].items())
-    print(f"{len(persons)} of {len(found)} persons kept: {splits}")
+    print(f"{len(persons)} of {len(table)} persons kept: {splits}")
     for sentence in summary["warnings"]:
         print(sentence)
 
 
-def _nobody(params: Params, root: Path) -> str:
-    looked = parts.summary(root, params.raw)
-    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(looked["rejects"]).most_common())
-    where = ", ".join(params.raw.parts.values())
+def _nobody_found(params: Params, root: Path) -> str:
+    extraction = parts.summary(root, params.raw)
+    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(extraction["rejects"]).most_common())
+    folders = ", ".join(params.raw.parts.values())
     return (
-        f"Nobody was found in the {looked['files']} files of {where} ({reasons}); each refusal with its reason is in "
+        f"Nobody was found in the {extraction['files']} files of {folders} ({reasons}). Each refusal with its reason is in "
         f"{root / paths.POSES}."
     )
 
 
-def _refused(found: Poses, choice: Curate, root: Path) -> Refused:
-    """Who is out before anybody is compared with anybody: forgotten, below the gate, delivered before."""
+def _refused(table: Poses, config: Curate, root: Path) -> Refused:
+    """Refusals that concern a single row: opted out, below the gate, or the same file as in an earlier part."""
     refused: Refused = {
-        i: (Gate.FORGOTTEN, f"as {key}") for i, key in opt_outs.match(found, opt_outs.read(root)).items()
+        i: (Gate.FORGOTTEN, f"as {key}") for i, key in opt_outs.match(table, opt_outs.read(root)).items()
     }
-    for i, why in gate(found, choice).items():
-        refused.setdefault(i, why)
+    for i, refusal in gate(table, config).items():
+        refused.setdefault(i, refusal)
     first: dict[str, int] = {}
-    for i, key in enumerate(found.key):
+    for i, key in enumerate(table.key):
         if i not in refused and first.setdefault(key, i) != i:
-            refused[i] = Gate.IN_ANOTHER_PART, f"the same bytes as {found.source[first[key]]}"
+            refused[i] = Gate.IN_ANOTHER_PART, f"the same bytes as {table.source[first[key]]}"
     return refused
 
 
-def _thinned(found: Poses, passed: list[int], groups: list[str], poses: np.ndarray, cap: int) -> Refused:
-    """Who is left out of a group: those who repeat a pose and those above the cap; larger persons are preferred."""
-    best = np.lexsort((np.array([found.key[i] for i in passed]), -found.person_pixels[passed]))
+def _thinned(table: Poses, passed: list[int], groups: list[str], poses: np.ndarray, cap: int) -> Refused:
+    """Refusals inside a group: repeated poses, and rows above the cap. Larger persons are preferred."""
+    best = np.lexsort((np.array([table.key[i] for i in passed]), -table.person_pixels[passed]))
     rank = np.empty(len(passed), np.int64)
     rank[best] = np.arange(len(passed))
     repeats, above = thin(groups, poses, rank, cap)
-    out: Refused = {
-        passed[at]: (Gate.REPEATED_POSE, "pose kept already, in a better row of its group") for at in repeats
-    }
+    out: Refused = {passed[at]: (Gate.REPEATED_POSE, "a better row of its group has the same pose") for at in repeats}
     return out | {passed[at]: (Gate.ABOVE_CAP, f"at most {cap}, of a group") for at in above}
 
 
 def _persons(
-    found: Poses, kept: list[int], groups: list[str], poses: np.ndarray, clustering: Clusters, choice: Curate
+    table: Poses, kept: list[int], groups: list[str], poses: np.ndarray, clustering: Clusters, config: Curate
 ) -> tuple[Persons, list[str]]:
-    """The table of those kept, and the groups that are in another split than their hash alone says."""
-    split, moved = assign(groups, choice.seed, choice.val, choice.test)
+    """The table of kept persons, and the groups that are not in the split that their hash alone gives."""
+    split, moved = assign(groups, config.seed, config.val, config.test)
     cluster = clustering.assign(poses)
-    seen, pixels = found.pictured, found.pixels
+    pictured, pixels = table.pictured, table.pixels
     persons = Persons(
-        key=[found.key[i] for i in kept],
-        source=[found.source[i] for i in kept],
-        source_kind=[found.source_kind[i] for i in kept],
-        category=[found.category[i] or clusters.name(c) for i, c in zip(kept, cluster.tolist(), strict=True)],
+        key=[table.key[i] for i in kept],
+        source=[table.source[i] for i in kept],
+        source_kind=[table.source_kind[i] for i in kept],
+        category=[table.category[i] or clusters.name(c) for i, c in zip(kept, cluster.tolist(), strict=True)],
         group=groups,
         split=[split[name] for name in groups],
-        frame=found.frame[kept],
+        frame=table.frame[kept],
         cluster=cluster,
-        crop=np.array([square(pixels[i], choice.margin) if seen[i] else (0, 0, 0) for i in kept], np.int32),
+        crop=np.array([square(pixels[i], config.margin) if pictured[i] else (0, 0, 0) for i in kept], np.int32),
         pose=poses,
     )
     return persons, moved
 
 
 def _statistics(persons: Persons, clustering: Clusters) -> dict[str, Any]:
-    """What a later version is compared with."""
+    """What a later version of the dataset is compared with."""
     return {
         "axis": clustering.axis.tolist(),
         "centroids": clustering.centroids.tolist(),

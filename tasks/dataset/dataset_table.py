@@ -1,14 +1,14 @@
-"""The curated index `data/dataset/persons.parquet`: who is kept, in which group and split, cropped where.
+"""The curated index `data/dataset/persons.parquet`: the kept persons with their group, split and crop.
 
     key, source, source_kind, frame   as in the poses table
-    category                          as in the poses table; the pose cluster's name where that was empty
-    group                             smallest key of all that it belongs to: near-copies, video, subject
+    category                          as in the poses table; the pose cluster's name if it was empty
+    group                             smallest key of its group: near-copies, and rows of one picture or video
     split                             train, val or test; the same for a whole group
-    cluster                           number of the pose cluster (see `clusters`), the largest is 0
-    crop                              x0, y0, side of the square around the person, pixels; zeros without a picture
+    cluster                           number of the pose cluster (see `clusters`); 0 is the largest
+    crop                              x0, y0, side of the square around the person, pixels; zeros if there is no picture
     pose                              float32 [33, 3]: world landmarks, hip-centred, torso-scaled
 
-`gated.parquet` holds the persons that were found but not kept: key, source, frame, category, group, reason, detail.
+`gated.parquet` holds the persons that were found and not kept: key, source, frame, category, group, reason, detail.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _GATED = pa.schema(
 
 
 class Gate(StrEnum):
-    """Why a person that was found is not kept: the closed list, in the order in which it is asked."""
+    """Why a person that was found is not kept: the closed list, in the order of the checks."""
 
-    FORGOTTEN = "forgotten"  # somebody asked to be taken out, see tasks.registry.forget
-    LOW_VISIBILITY = "low_visibility"  # most limbs are guessed, not seen
+    FORGOTTEN = "forgotten"  # opted out, see tasks.registry.forget
+    LOW_VISIBILITY = "low_visibility"  # most limbs are guessed
     PERSON_TOO_SMALL = "person_too_small"
     TRUNCATED = "truncated"  # limbs are outside the picture
     BLURRED = "blurred"
     TOO_DARK = "too_dark"
     TOO_BRIGHT = "too_bright"
-    IN_ANOTHER_PART = "in_another_part"  # the same file was delivered before
-    REPEATED_POSE = "repeated_pose"  # of its group, a better row has the same pose
+    IN_ANOTHER_PART = "in_another_part"  # the same file is in an earlier part
+    REPEATED_POSE = "repeated_pose"  # a better row of its group has the same pose
     ABOVE_CAP = "above_cap"  # its group has more rows than curate.group_cap
 
 
@@ -88,7 +88,7 @@ class Persons:
 
 @dataclass(frozen=True)
 class Gated:
-    """One person that was found but not kept; `detail` says by how much, `group` is empty unless the group is why."""
+    """One person that was found and not kept. `detail` gives the figure; `group` is empty if the gate refused the row."""
 
     key: str
     source: str
@@ -129,6 +129,6 @@ def read(folder: Path) -> Persons:
 
 
 def read_gated(folder: Path) -> list[Gated]:
-    """The persons that were found but not kept."""
+    """The persons that were found and not kept."""
     rows = pq.read_table(folder / GATED).to_pylist()
     return [Gated(**{**row, "reason": Gate(row["reason"])}) for row in rows]

@@ -1,7 +1,7 @@
-"""Which rows show the same thing: the same picture, or the same person in a part of it.
+"""Duplicates: rows that show the same picture, or the same person in a part of it.
 
-All searches are exact, by FAISS: range searches in perceptual hashes (Hamming distance) and in poses (Euclidean), each
-for the rows as they are and for their mirror images. Memory is that of one block of rows against all.
+All searches are exact range searches by FAISS, in perceptual hashes (Hamming distance) and in poses (Euclidean
+distance), for the rows and for their mirror images. Memory holds one block of rows against all rows.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from tasks.common.skeleton import embed, mirror
 from tasks.extract.perceptual_hash import LENGTH, bits, cosine, mirrored
 
-# Two pictures are the same if their fingerprints agree this well. Measured (docs/curation.md): copies of any kind but
+# Cosine of two fingerprints from which on two pictures are the same. Measured (docs/curation.md): copies of any kind but
 # crops stay above 0.92, different pictures below 0.88, even figures of one kind in one room.
 SAME_PICTURE = 0.9
-# Two pictures that agree only this well are the same if their persons also stand the same: crops.
+# Cosine from which on two pictures are the same if their persons also have the same pose: crops.
 SAME_SCENE = 0.5
-# Two poses are the same if their joints are this near (root mean square, torso lengths): above MediaPipe's jitter
-# between two files of one picture (median 0.06), below the distance of nearly all figures to their nearest neighbour.
+# Distance up to which two poses are the same (root mean square over joints, torso lengths). It is above MediaPipe's jitter
+# between two files of one picture (median 0.06) and below the distance of nearly all figures to their nearest neighbour.
 SAME_POSE = 0.1
-# At a cosine of 0.9 two hashes differ in 37 of 256 bits or so (arccos(0.9) / pi of them), and never in more than 80.
+# At a cosine of 0.9 two hashes differ in about 37 of 256 bits (arccos(0.9) / pi of them), and never in more than 80.
 _SAME_PICTURE_BITS = 80
 _BLOCK = 256  # rows searched at once
 
@@ -30,9 +30,9 @@ Pairs = tuple[np.ndarray, np.ndarray]  # rows i, rows j
 
 
 def same_picture(fingerprints: np.ndarray) -> Iterator[Pairs]:
-    """Pairs i < j of fingerprints int8 `[n, 256]` with a cosine of at least SAME_PICTURE, one of them mirrored or none.
+    """Pairs i < j of fingerprints int8 `[n, 256]` with a cosine of at least SAME_PICTURE, as they are or one mirrored.
 
-    Rows without a picture or with one of a single colour (all zeros) belong to no pair.
+    Rows without a picture, or with a picture of a single colour (all zeros), are in no pair.
     """
     rows = np.flatnonzero(fingerprints.any(axis=1))
     index = faiss.IndexBinaryFlat(LENGTH)
@@ -47,21 +47,24 @@ def same_picture(fingerprints: np.ndarray) -> Iterator[Pairs]:
 
 
 def same_scene(fingerprints: np.ndarray, poses: np.ndarray) -> Iterator[Pairs]:
-    """Pairs i < j in the same pose `[n, 33, 3]` (normalised) in pictures that agree roughly, both mirrored or none."""
+    """Pairs i < j of rows with the same normalised pose `[n, 33, 3]` in similar pictures.
+
+    Pose and picture of a row are compared as they are or both mirrored.
+    """
     rows = np.flatnonzero(fingerprints.any(axis=1))
     index = faiss.IndexFlatL2(embed(poses[:1]).shape[1])
     index.add(embed(poses[rows]))
-    for queries, seen in ((poses, fingerprints), (mirror(poses), mirrored(fingerprints))):
+    for queries, query_fingerprints in ((poses, fingerprints), (mirror(poses), mirrored(fingerprints))):
         points = embed(queries[rows])
         for start in range(0, len(rows), _BLOCK):
             i, j = _ordered(start, index.range_search(points[start : start + _BLOCK], SAME_POSE**2))
             i, j = rows[i], rows[j]
-            same = cosine(seen[i], fingerprints[j]) >= SAME_SCENE
+            same = cosine(query_fingerprints[i], fingerprints[j]) >= SAME_SCENE
             yield i[same], j[same]
 
 
-def _ordered(start: int, found: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Pairs:
+def _ordered(start: int, result: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Pairs:
     """The pairs i < j of a range search whose first query is row `start`."""
-    limits, _, j = found
+    limits, _, j = result
     i = start + np.repeat(np.arange(len(limits) - 1), limits[1:].astype(np.int64) - limits[:-1].astype(np.int64))
     return i[i < j], j[i < j]

@@ -1,8 +1,8 @@
-"""Groups of rows that must not be parted, which of a group's rows are kept, and splits that keep a group together.
+"""Groups of rows that must be in the same split, and which rows of a group are kept.
 
-A near-copy of a training picture in the validation split ruins every memorization test, so whoever shares a picture, a
-video or a named subject shares a split. Standing alike is no reason: with a thousand figures in a dozen poses the pose
-alone chains a tenth of them into one group (docs/curation.md).
+A near-copy of a training picture in the validation split ruins every memorization test, so rows that share a picture, a
+video or a named subject share a split. A similar pose alone does not make a group: with a thousand figures in a dozen
+poses it would chain a tenth of them into one group (docs/curation.md).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tasks.dataset.dedup import SAME_POSE, Pairs, same_picture, same_scene
 
 def join(groups: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The groups after uniting those of each pair of rows: numbers from 0, int32 `[n]`. `groups`: the numbers before."""
-    apart = groups[rows] != groups[others]  # of a still video nearly all pairs are united already
+    apart = groups[rows] != groups[others]  # nearly all pairs of a still video are united already
     if not apart.any():
         return groups
     edges = groups[rows[apart]], groups[others[apart]]
     count = int(groups.max()) + 1
     graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(count, count))
-    united: np.ndarray = connected_components(graph, directed=False)[1]
-    return united[groups]
+    united: np.ndarray = connected_components(graph, directed=False)[1][groups]
+    return united
 
 
 def group(
@@ -69,8 +69,8 @@ def _same_name(together: Iterable[Sequence[str]]) -> Iterator[Pairs]:
 def thin(groups: Sequence[str], poses: np.ndarray, rank: np.ndarray, cap: int) -> tuple[list[int], list[int]]:
     """The rows to leave out: those that repeat a pose of their group, and those above `cap` rows of one group.
 
-    Rows are taken in order of `rank` (the best is smallest), so that of two files of one picture the better is kept. Of
-    more than `cap` different poses the most different are kept (farthest point sampling from the best row).
+    Rows are taken in order of `rank` (the best has the smallest), so that the better of two files of one picture is kept.
+    Of more than `cap` different poses the most different are kept (farthest point sampling from the best row).
     """
     repeats: list[int] = []
     above: list[int] = []
@@ -89,7 +89,7 @@ def thin(groups: Sequence[str], poses: np.ndarray, rank: np.ndarray, cap: int) -
 
 
 def _leaders(points: np.ndarray) -> list[int]:
-    """In their order, the points that are not within SAME_POSE of an earlier leader."""
+    """Numbers of the points that are farther than SAME_POSE from every earlier leader, in their order."""
     index = faiss.IndexFlatL2(points.shape[1])
     index.add(points)
     free = np.ones(len(points), bool)
@@ -102,7 +102,7 @@ def _leaders(points: np.ndarray) -> list[int]:
 
 
 def _farthest(points: np.ndarray, count: int) -> list[int]:
-    """At most `count` points, the first and then always the one that is farthest from those chosen."""
+    """Numbers of at most `count` points: the first, then always the one farthest from those chosen."""
     if len(points) <= count:
         return list(range(len(points)))
     chosen = [0]

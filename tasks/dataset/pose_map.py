@@ -1,7 +1,7 @@
-"""A pose drawn as soft bones on the square that its picture is cut to: where in the picture each limb is to appear.
+"""Pose maps: a pose drawn as soft bones on the square of its picture. They condition the picture model.
 
-The square is found from the pose by the rule that cuts the pictures (`crop.square`), so that a generated pose, which has
-no picture, gets the map that it would have had.
+The square follows from the pose by the rule that cuts the pictures (`crop.square`), so a generated pose without a picture
+gets the map that its picture would have.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tasks.dataset.crop import square
 
-# One channel each: the left and the right arm and leg, trunk, head (end points at nose and ears).
+# The bones of each channel: left arm, right arm, left leg, right leg, trunk, head (nose, ears, mouth).
 PARTS: tuple[tuple[tuple[int, int], ...], ...] = (
     ((11, 13), (13, 15), (15, 19)),
     ((12, 14), (14, 16), (16, 20)),
@@ -22,13 +22,13 @@ PARTS: tuple[tuple[tuple[int, int], ...], ...] = (
     ((0, 7), (0, 8), (9, 10)),
 )
 CHANNELS = len(PARTS)
-MIRRORED = (1, 0, 3, 2, 4, 5)  # the part that takes each one's place in a mirror
-WIDTH = 0.03  # standard deviation of a bone's profile, in parts of the square's side
-FINE = 1000  # `square` works in whole pixels: a torso is this many
+MIRRORED = (1, 0, 3, 2, 4, 5)  # the channel that replaces each one in a mirror image
+WIDTH = 0.03  # standard deviation of a bone's profile, as a fraction of the square's side
+FINE = 1000  # pixels per torso, since `square` works in whole pixels
 
 
 def places(poses: np.ndarray, margin: float) -> np.ndarray:
-    """Where the joints of poses `[n, 33, 3]` are in the squares that their pictures are cut to: x, y in 0..1, `[n, 33, 2]`."""
+    """Positions of the joints of poses `[n, 33, 3]` in the squares of their pictures: x, y in 0..1, `[n, 33, 2]`."""
     flat = poses[..., :2].astype(np.float64) * FINE
     boxes = np.array([square(pose, margin) for pose in flat], np.float64).reshape(-1, 3)
     return (flat - boxes[:, None, :2]) / boxes[:, None, 2:]
@@ -37,7 +37,7 @@ def places(poses: np.ndarray, margin: float) -> np.ndarray:
 def pose_map(poses: np.ndarray, size: int, margin: float) -> Tensor:
     """Maps float32 `[n, CHANNELS, size, size]` in 0..1 of poses `[n, 33, 3]` (torso = 1).
 
-    A channel is exp(-d^2 / 2 w^2) with d the distance to the nearest bone of its part, as seen from the front, and w WIDTH.
+    A channel is exp(-d^2 / 2 w^2) with d the distance to its nearest bone, seen from the front, and w = WIDTH.
     """
     points = torch.from_numpy(places(poses, margin)).float()
     centres = (torch.arange(size) + 0.5) / size

@@ -1,13 +1,14 @@
-"""Stage `shard`: the curated persons as WebDataset shards in `data/shards/`, pictures cropped and poses normalised."""
+"""Stage `shard`: write the curated persons as WebDataset shards, with cropped pictures and normalised poses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -25,12 +26,12 @@ from tasks.dataset.source_pictures import pictures
 from tasks.extract import parts
 from tasks.extract.decode import Refusal
 
-_FEW = 200  # files that are sooner read here than by processes that have to be started
+_FEW = 200  # files; for fewer, starting worker processes takes longer than reading them here
 
 
 @dataclass(frozen=True)
 class _File:
-    """What is to be cut from one file: for each person the frame and the square (x0, y0, side)."""
+    """The crops of one file: for each person the frame and the square (x0, y0, side)."""
 
     source: str
     kind: str
@@ -39,11 +40,11 @@ class _File:
 
 
 def run(params: Params, root: Path) -> None:
-    """Write the shards; one sample a person: `png` (square crop), `pose.npy` (float32 [33, 3]), `json` (who it is).
+    """Write one sample per person to `data/shards/`: `png` (square crop), `pose.npy` (float32 [33, 3]), `json` (metadata).
 
     A person without a picture (motion capture) is a sample without `png`. A file with several persons, or a video, is
-    opened once. The bytes do not depend on the number of processes. Raises DataError if a file has gone or changed since
-    it was extracted, or if a process dies on one.
+    opened once. The bytes do not depend on the number of processes. Raises DataError if a file was removed or changed
+    after extraction, or if a worker process dies.
     """
     persons = dataset_table.read(root / paths.DATASET)
     opened = [file for split in SPLITS for file in _files(persons, persons.of(split))]
@@ -65,11 +66,14 @@ def run(params: Params, root: Path) -> None:
 
 
 def _files(persons: Persons, rows: list[int]) -> Iterator[_File]:
-    """Rows of one split with a picture, file by file, in their order."""
-    seen = persons.pictured
-    for source, run in groupby((i for i in rows if seen[i]), key=persons.source.__getitem__):
+    """The files of the rows of one split, in order of the rows. Rows without a picture are left out."""
+    pictured = persons.pictured
+    for source, run in groupby((i for i in rows if pictured[i]), key=persons.source.__getitem__):
         same = list(run)
         yield _File(source, persons.source_kind[same[0]], persons.frame[same].tolist(), persons.crop[same])
+
+
+_Cutter = Callable[[], AbstractContextManager[Callable[[_File], list[bytes]]]]
 
 
 @contextmanager
@@ -79,14 +83,14 @@ def _cutter(place: parts.Places, size: int) -> Iterator[Callable[[_File], list[b
     def cut(file: _File) -> list[bytes]:
         places = [(file.source, file.kind, frame) for frame in file.frames]
         try:
-            shown = pictures(place, places)
+            whole = pictures(place, places)
             return [
                 encode_png(crop(picture, x0, y0, side, size))
-                for picture, (x0, y0, side) in zip(shown, file.squares.tolist(), strict=True)
+                for picture, (x0, y0, side) in zip(whole, file.squares.tolist(), strict=True)
             ]
         except Refusal as refusal:
             raise DataError(
-                f"{place(file.source)} cannot be read any more ({refusal.reason}: {refusal.detail}); "
+                f"{place(file.source)} can no longer be read ({refusal.reason}: {refusal.detail}); "
                 "run the extract stage."
             ) from refusal
 
@@ -94,8 +98,8 @@ def _cutter(place: parts.Places, size: int) -> Iterator[Callable[[_File], list[b
 
 
 @contextmanager
-def _cut(cutter: Callable, opened: list[_File]) -> Iterator[Iterator[bytes]]:
-    """The pictures of all files in order, as PNG."""
+def _cut(cutter: _Cutter, opened: list[_File]) -> Iterator[Iterator[bytes]]:
+    """The pictures of all files in order, as PNG; for many files by several processes."""
     if len(opened) < _FEW:
         with cutter() as cut:
             yield chain.from_iterable(map(cut, opened))
@@ -105,7 +109,7 @@ def _cut(cutter: Callable, opened: list[_File]) -> Iterator[Iterator[bytes]]:
         yield chain.from_iterable(done)
     except WorkerDied as error:
         raise DataError(
-            f"A worker process died (exit code {error.exit_code}) on {error.item.source}; take the file away, or give the "
+            f"A worker process died (exit code {error.exit_code}) on {error.item.source}. Remove the file, or give the "
             "machine more memory, and run again."
         ) from error
     finally:
@@ -113,12 +117,12 @@ def _cut(cutter: Callable, opened: list[_File]) -> Iterator[Iterator[bytes]]:
 
 
 def _samples(
-    persons: Persons, rows: list[int], cut: Iterator[bytes], bar: tqdm
+    persons: Persons, rows: list[int], cut: Iterator[bytes], bar: tqdm[NoReturn]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The samples of one split; `cut` holds the pictures of those that have one, and is advanced past them."""
-    seen = persons.pictured
+    """The samples of one split. `cut` yields the pictures of all rows that have one, and is advanced past them."""
+    pictured = persons.pictured
     for i in rows:
         about = {name: getattr(persons, name)[i] for name in ("source", "category", "group", "split")}
         members = {"pose.npy": shards.encode_pose(persons.pose[i]), "json": shards.encode_json(about)}
-        yield persons.key[i], {"png": next(cut), **members} if seen[i] else members
+        yield persons.key[i], {"png": next(cut), **members} if pictured[i] else members
         bar.update()

@@ -1,10 +1,10 @@
-"""Shards: WebDataset tars that are byte-identical whenever they are written, and an index to read any sample of them.
+"""Shards: WebDataset tars with reproducible bytes, and an index to read any sample of them.
 
     folder/{split}-000000.tar   members `key.png` (not for motion captures), `key.pose.npy` (float32 [33, 3]), `key.json`
-    folder/index.json           per shard its size and sha256, per sample its shard and the offset and size of each member
+    folder/index.json           size and sha256 of each shard; for each sample its shard, and offset and size of its members
 
-The tars stream with WebDataset from anywhere; the index turns them into a random-access dataset, so that the order
-of training is a pure function of (seed, image count) and not of how the files were cut.
+WebDataset can stream the tars from anywhere. With the index they are a random-access dataset, so that the order of
+training is a function of (seed, image count) alone and not of the division into files.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _index_of(path: Path) -> list[tuple[str, dict[str, tuple[int, int]]]]:
 
 
 def _chunks(rows: Iterable[T], size: int) -> Iterator[Iterator[T]]:
-    """The rows in runs of `size`, none of them held in memory; each run is to be used up before the next."""
+    """The rows in runs of `size` without holding them in memory. Use up each run before taking the next."""
     iterator = iter(rows)
     for first in iterator:
         yield chain([first], islice(iterator, size - 1))
@@ -66,12 +66,12 @@ def write(
     samples_per_shard: int,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write `folder` from (key, {extension: bytes}) samples a split, and return its index.
+    """Write the (key, {extension: bytes}) samples of each split into `folder`, and return its index.
 
-    `about` is kept in the index (categories, where the samples come from). The folder appears under its name only when
-    it is complete. Keys must be unique and without dots; a duplicate raises ValueError.
+    `about` is stored in the index (categories, origin of the samples). The folder appears under its name only when it is
+    complete. Raises ValueError if a key is not unique or contains a dot.
     """
-    from webdataset import TarWriter  # pulls in torch: only writers pay for it
+    from webdataset import TarWriter  # imports torch, which readers do not need
 
     index: dict[str, Any] = {"format": FORMAT, "about": dict(about), "shards": [], "samples": {}}
     seen: set[str] = set()

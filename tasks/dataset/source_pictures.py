@@ -1,4 +1,4 @@
-"""The pictures that rows of a dataset were read from, opened again: files, and frames of videos."""
+"""Open again the pictures that the rows of a dataset were read from: picture files, and frames of videos."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Place = tuple[str, str, int]  # source, kind, frame
 def pictures(file_of: Callable[[str], Path], places: Iterable[Place]) -> Iterator[np.ndarray]:
     """The picture of each place, RGB uint8 `[height, width, 3]`, in the order given.
 
-    Runs of places in one file open it once; frames must ascend within a run. `file_of` gives the file
-    of a source. Raises Refusal where a file cannot be read any more.
+    `file_of` gives the file of a source. Consecutive places in one file open it once; their frames must ascend. Raises
+    Refusal if a file can no longer be read.
     """
     for (source, kind), run in groupby(places, key=lambda place: place[:2]):
         frames = [frame for _, _, frame in run]
@@ -27,7 +27,7 @@ def pictures(file_of: Callable[[str], Path], places: Iterable[Place]) -> Iterato
             yield from [open_picture(file_of(source))] * len(frames)
         else:
             with open_regular(file_of(source)) as file:
-                shown = video.numbered(file, sorted(set(frames)))
+                decoded = video.numbered(file, sorted(set(frames)))
                 for _, same in groupby(frames):
-                    picture = next(shown).picture
+                    picture = next(decoded).picture
                     yield from [picture for _ in same]

@@ -1,10 +1,10 @@
 """`python -m tasks forget KEY ...`: take persons out of the dataset for good, and say which models have seen them.
 
 A KEY is that of a row (as in reports, shards and tables), or the first 16 digits of it for everybody in that file. In a
-video the person is followed: all rows of the same track go. Each row leaves a tombstone in `forgotten.json` (see
-`dataset.tombstones`); near-copies in other files are recognised by it and go as well, now and whenever they come again.
+video the person is followed: all rows of the same track go. Each row leaves an opt-out in `forgotten.json` (see
+`dataset.opt_outs`); near-copies in other files are recognised by it and go as well, now and whenever they come again.
 
-Nothing is rebuilt here: the stage `curate` depends on the tombstones, so the next run makes the dataset and the shards
+Nothing is rebuilt here: the stage `curate` depends on the opt-outs, so the next run makes the dataset and the shards
 without these rows. What cannot be taken back is named: models that were trained on them.
 """
 
@@ -25,13 +25,13 @@ _DIGITS = 16  # of a key that are its file's
 
 
 def run(params: Params, root: Path, *keys: str) -> None:
-    """Write tombstones for the rows that `keys` name; raises UserError if one of them names no row of any part."""
+    """Write opt-outs for the rows that `keys` name; raises UserError if one of them names no row of any part."""
     if not keys:
         raise UserError("forget needs the key of at least one person.")
     parts = {folder.name: poses_table.read_poses(folder) for folder in sorted((root / paths.POSES).glob("*/"))}
     known = opt_outs.read(root)
     buried = {one.key: one for one in known}
-    new: dict[str, opt_outs.Tombstone] = {}
+    new: dict[str, opt_outs.OptOut] = {}
     for key in keys:
         named = {part: _rows(found, key) for part, found in parts.items()}
         if not any(named.values()):
@@ -47,7 +47,7 @@ def run(params: Params, root: Path, *keys: str) -> None:
         matched = opt_outs.match(found, list(new.values()))
         gone |= {found.key[i] for i in matched}
         _say(part, found, matched, new)
-    print(f"{len(new)} tombstones written to {opt_outs.FILE}; run the pipeline again to rebuild dataset and shards.")
+    print(f"{len(new)} entries written to {opt_outs.FILE}; run the pipeline again to rebuild dataset and shards.")
     _say_models(params, root, gone | set(keys))
 
 
@@ -69,7 +69,7 @@ def _drop_findings(root: Path, contents: set[str]) -> None:
                 store.forget(content)
 
 
-def _say(part: str, found: Poses, matched: dict[int, str], new: dict[str, opt_outs.Tombstone]) -> None:
+def _say(part: str, found: Poses, matched: dict[int, str], new: dict[str, opt_outs.OptOut]) -> None:
     for i, key in matched.items():
         why = "" if found.key[i] in new else f" (the same person in the same picture as {key})"
         print(f"{part}/{found.source[i]}: {found.key[i]}{why}")

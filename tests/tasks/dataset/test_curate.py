@@ -135,7 +135,7 @@ def test_warnings_name_small_categories_and_a_dominant_source(tmp_path):
     ]
     curated(tmp_path, [*(person(i) for i in range(10)), *video])
     warnings = files.read_json(tmp_path / "data/dataset/summary.json")["warnings"]
-    assert any(text.startswith("90 of 100 persons belong together with mannequin/clip.mp4") for text in warnings)
+    assert any(text.startswith("90 of 100 persons are in the group of mannequin/clip.mp4") for text in warnings)
     assert not any("is empty" in text for text in warnings)
     write_params(tmp_path)
     curated(tmp_path / "few", [person(0), *(person(2 * i + 1) for i in range(60))])
@@ -196,6 +196,6 @@ def test_a_picture_that_has_gone_is_one_sentence(tmp_path, monkeypatch, few):
     monkeypatch.setattr(shard, "_FEW", few)
     curated(tmp_path, [person(i) for i in range(6)])
     (tmp_path / "data/raw" / PART / person(3).source).unlink()
-    with pytest.raises(DataError, match="cannot be read any more"):
+    with pytest.raises(DataError, match="can no longer be read"):
         shard.run(load(tmp_path / "params.yaml"), tmp_path)
     assert not (tmp_path / "data/shards").exists()

@@ -126,26 +126,26 @@ def test_unknown_keys_change_nothing_and_known_ones_may_be_forgotten_twice(works
     assert (workspace / opt_outs.FILE).read_bytes() == first
 
 
-def test_tombstones_are_read_back_as_they_were_and_hold_no_picture(workspace):
+def test_opt_outs_are_read_back_unchanged_and_hold_no_picture(workspace):
     found = read_poses(workspace / "data/poses" / PART)
-    stones = opt_outs.of(found, [3, 1])
-    opt_outs.write(workspace, stones)
+    opted_out = opt_outs.of(found, [3, 1])
+    opt_outs.write(workspace, opted_out)
     read = opt_outs.read(workspace)
-    assert [one.key for one in read] == sorted(one.key for one in stones)
-    for one, two in zip(sorted(stones, key=lambda one: one.key), read, strict=True):
+    assert [one.key for one in read] == sorted(one.key for one in opted_out)
+    for one, two in zip(sorted(opted_out, key=lambda one: one.key), read, strict=True):
         assert np.array_equal(one.fingerprint, two.fingerprint) and np.array_equal(one.pose, two.pose)
         assert two.box == pytest.approx(one.box, abs=1e-4)
-    assert len((workspace / opt_outs.FILE).read_bytes()) < 2000 * len(stones)
+    assert len((workspace / opt_outs.FILE).read_bytes()) < 2000 * len(opted_out)
     (workspace / opt_outs.FILE).write_text('{"forgotten": [{"key": "x"}]}')
     with pytest.raises(UserError, match="damaged"):
         opt_outs.read(workspace)
 
 
-def test_nobody_of_others_matches_a_tombstone(tmp_path):
+def test_other_persons_match_no_opt_out(tmp_path):
     write(tmp_path, [person(i) for i in range(150)])
     found = read_poses(tmp_path / "data/poses" / PART)
-    stones = opt_outs.of(found, list(range(0, 150, 2)))
-    assert set(opt_outs.match(found, stones)) == set(range(0, 150, 2))
+    opted_out = opt_outs.of(found, list(range(0, 150, 2)))
+    assert set(opt_outs.match(found, opted_out)) == set(range(0, 150, 2))
 
 
 def test_the_models_that_saw_a_row_are_named(workspace, capsys):
