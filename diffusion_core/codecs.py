@@ -1,6 +1,6 @@
-"""Codecs: from data units to what the network sees, `encode`, and back, `decode`.
+"""Codecs: `encode` maps data units to the units that the network sees, `decode` maps back.
 
-Diffusion happens in the network's units. Anything with the two methods is a codec; the affine one is enough for poses and
+Diffusion runs in the network's units. Any object with these two methods is a codec; the affine one is enough for poses and
 pictures.
 """
 
@@ -22,14 +22,14 @@ class Affine:
     def fit(cls, x0: Tensor, sd: float, per_coordinate: bool) -> Affine:
         """The codec that gives the examples `[n, *S]` mean 0 and root mean square `sd`.
 
-        One mean a coordinate, or one for all; always one scale, so that shapes are kept. Raises ValueError if the examples do
-        not differ.
+        The mean is per coordinate or a single number. The scale is always a single number, so that shapes are preserved.
+        Raises ValueError if all examples are equal.
         """
         mean = x0.mean(0) if per_coordinate else x0.mean()
-        spread = (x0 - mean).square().mean().sqrt()
-        if not spread > 0:
-            raise ValueError("the examples are all the same, so they have no scale")
-        return cls(mean, spread / sd)
+        rms = (x0 - mean).square().mean().sqrt()
+        if not rms > 0:
+            raise ValueError("all examples are the same, so they have no scale")
+        return cls(mean, rms / sd)
 
     def encode(self, x0: Tensor) -> Tensor:
         """Data units to network units."""

@@ -1,12 +1,12 @@
-"""Conditions: a dict of tensors whose key says how the network takes them.
+"""Conditions: a dict of tensors. The prefix of a key says how the network uses the condition.
 
-`vec:*` `[B, width]` modulates every layer (adaLN), `map:*` `[B, C, H, W]` is concatenated to the channels of x (to the last
-dimension where x is a set of tokens), `tok:*` `[B, n, width]` is attended to. A condition that is not in the dict is withheld
-from the whole batch; one withheld from some rows only has a mask `keep:<key>` `[B]` of booleans beside it. The network puts
-something learned in a withheld one's place.
+`vec:*` `[B, width]` modulates every layer (adaLN). `map:*` `[B, C, H, W]` is concatenated to the channels of x (to the last
+dimension if x is a set of tokens). `tok:*` `[B, n, width]` is attended to. A condition that is missing from the dict is
+withheld from the whole batch. To withhold it from some rows only, a boolean mask `keep:<key>` `[B]` lies beside it. The
+network replaces a withheld condition by a learned embedding.
 
-Two entries say what an example is rather than what is wanted, and are never withheld: `vec:augment`, how it was transformed
-(zeros in sampling), and `mask:x` `[B, N]`, which tokens of x there are.
+Two entries describe the example itself and are never withheld: `vec:augment`, how it was augmented (zeros when sampling), and
+`mask:x` `[B, N]`, which tokens of x exist.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ AUGMENT = "vec:augment"
 
 
 def keep_mask(cond: Cond, key: str) -> Tensor | None:
-    """Rows that have the condition, `[B]` of booleans; None if all have it. The key must be in cond."""
+    """Which rows have the condition, booleans `[B]`; None if all rows have it. The key must be in cond."""
     return cond.get(KEEP + key)
 
 
 def keys(cond: Cond) -> list[str]:
-    """The conditions in the dict that can be withheld."""
+    """The keys of the conditions that can be withheld."""
     return [key for key in cond if not key.startswith(KEEP) and key not in (MASK, AUGMENT)]
 
 
 def drop(cond: Cond, p: float, seed: rng.Seed, ids: Tensor, each: float = 0.0) -> Cond:
-    """Withhold all conditions of a row together with probability p, as classifier-free guidance is trained.
+    """Condition dropout for classifier-free guidance: withhold all conditions of a row with probability p.
 
-    Beside that each condition is withheld by itself with probability `each`, so that guidance may leave out one of several.
-    Row i's fate is a pure function of (seed, ids[i]). Ho & Salimans 2022 (arXiv 2207.12598); Brooks et al. 2023 (arXiv
-    2211.09800), section 3.2, for several conditions.
+    In addition, each condition is withheld on its own with probability `each`, so that guidance can leave out one of several.
+    What happens to row i is a function of (seed, ids[i]) alone. Ho & Salimans 2022 (arXiv 2207.12598); for several conditions
+    Brooks et al. 2023 (arXiv 2211.09800), section 3.2.
     """
     names = keys(cond)
     if not names or not (p or each):
@@ -47,24 +47,23 @@ def drop(cond: Cond, p: float, seed: rng.Seed, ids: Tensor, each: float = 0.0) -
     alone = rng.uniform((len(names),), rng.fold(seed, 1), ids) >= each if each else None
     masks = {}
     for i, key in enumerate(names):
-        keep = together if alone is None else together & alone[:, i]
+        keep = (together if alone is None else together & alone[:, i]).to(cond[key].device)
         before = keep_mask(cond, key)
-        here = keep.to(cond[key].device)
-        masks[KEEP + key] = here if before is None else before & here
+        masks[KEEP + key] = keep if before is None else before & keep
     return {**cond, **masks}
 
 
 def without(cond: Cond, *names: str) -> Cond:
-    """The conditions but for the named ones (and their masks); without names, none that can be withheld."""
-    gone = names or tuple(keys(cond))
-    return {key: value for key, value in cond.items() if key.removeprefix(KEEP) not in gone}
+    """The dict without the named conditions and their masks; if no name is given, without all that can be withheld."""
+    withheld = names or tuple(keys(cond))
+    return {key: value for key, value in cond.items() if key.removeprefix(KEEP) not in withheld}
 
 
 def rows(cond: Cond, index: Tensor | slice) -> Cond:
-    """Some rows of every condition."""
+    """The given rows of every condition."""
     return {key: value[index] for key, value in cond.items()}
 
 
 def to(cond: Cond, device: torch.device) -> Cond:
-    """Every condition on the device."""
+    """All conditions, moved to the device."""
     return {key: value.to(device) for key, value in cond.items()}

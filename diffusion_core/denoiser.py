@@ -1,4 +1,4 @@
-"""A network as a denoiser: scale its input, embed the level, and turn what it predicts into the clean example."""
+"""A network as a denoiser: scale the input, embed the noise level, convert the prediction to an estimate of x0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Denoiser = Callable[[Tensor, Level, Cond], Tensor]  # x [B, *S], level, conditio
 
 
 class Posterior(NamedTuple):
-    """What a denoiser that knows its uncertainty returns: mean and variance of x0 given x, `[B, *S]` each."""
+    """Mean and variance of x0 given x, `[B, *S]` each, as returned by an `UncertainDenoiser`."""
 
     mean: Tensor
     var: Tensor
@@ -26,7 +26,7 @@ UncertainDenoiser = Callable[[Tensor, Level, Cond], Posterior]
 
 
 def log_sigma(level: Level) -> Tensor:
-    """log(sigma) / 4, EDM's noise embedding; held within +-3 where a path starts without signal or ends without noise."""
+    """log(sigma) / 4, EDM's noise embedding; clamped to +-3, because sigma is 0 or infinite at the ends of some schedules."""
     return (level.logsnr / -8).clamp(-3, 3)
 
 
@@ -36,10 +36,10 @@ def angle(level: Level) -> Tensor:
 
 
 class Preconditioned(nn.Module):
-    """`net: (x [B, *S], c_noise [B], cond) -> [B, *S]` as a denoiser.
+    """Wraps `net: (x [B, *S], c_noise [B], cond) -> [B, *S]` as a denoiser.
 
-    The net sees x scaled to unit variance, c_in = 1 / sqrt((a sd)^2 + s^2) for data of standard deviation sd, and predicts
-    `target`. It runs in its parameters' type; everything around it runs in the type of x.
+    The net's input is c_in x with c_in = 1 / sqrt((a sd)^2 + s^2), which has unit variance for data of standard deviation sd.
+    The net predicts `target`. It runs in the dtype of its parameters; all other arithmetic runs in the dtype of x.
     """
 
     def __init__(
@@ -56,13 +56,14 @@ class Preconditioned(nn.Module):
         self.c_noise = c_noise
 
     def predict(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
-        """What the net predicts at x `[B, *S]`, in the type of x."""
+        """The net's prediction of the target at x `[B, *S]`, in the dtype of x."""
         dtype = next(self.net.parameters()).dtype
         c_in = 1 / torch.hypot(level.a * self.sd, level.s)
         c_noise = self.c_noise(level).to(device=x.device, dtype=dtype).expand(len(x))
         typed = {k: v.to(dtype) if v.is_floating_point() else v for k, v in (cond or {}).items()}
-        return self.net((expand_like(c_in, x) * x).to(dtype), c_noise, typed).to(x.dtype)
+        prediction: Tensor = self.net((expand_like(c_in, x) * x).to(dtype), c_noise, typed)
+        return prediction.to(x.dtype)
 
     def forward(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
-        """x0_hat, same shape and type as x."""
+        """x0_hat, with the shape and dtype of x."""
         return to_x0(self.predict(x, level, cond), x, level, self.target)

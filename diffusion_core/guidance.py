@@ -1,7 +1,6 @@
-"""Guides: denoisers in, denoiser out, composed as plain functions. All work on the clean estimate.
+"""Guidance: functions that take denoisers and return a denoiser. All of them change the estimate of x0.
 
-A strength is a number or a function of the level, so that "only in an interval" and "more towards the end" need no guide of
-their own.
+A guidance strength is a number or a function of the noise level (`interval`, `ramp`, `oscillate`).
 """
 
 from __future__ import annotations
@@ -20,48 +19,49 @@ Strength = float | Callable[[Level], float]
 
 
 def extrapolate(good: Denoiser, bad: Denoiser, strength: Strength) -> Denoiser:
-    """bad + w (good - bad): strength 1 is `good`, more goes beyond it.
+    """bad + w (good - bad): strength w = 1 gives `good`, a larger w extrapolates beyond it.
 
-    Autoguidance (Karras et al. 2024, arXiv 2406.02507) when `bad` is a smaller or earlier model. Where w is 1, `bad` is not
-    evaluated.
+    This is autoguidance (Karras et al. 2024, arXiv 2406.02507) if `bad` is a smaller or less trained model. `bad` is not
+    evaluated where w is 1.
     """
 
     def guided(x: Tensor, level: Level, cond: Cond) -> Tensor:
         w = strength(level) if callable(strength) else strength
         if w == 1:
             return good(x, level, cond)
-        low = bad(x, level, cond)
-        return low + w * (good(x, level, cond) - low)
+        bad_x0 = bad(x, level, cond)
+        return bad_x0 + w * (good(x, level, cond) - bad_x0)
 
     return guided
 
 
 def unconditional(denoiser: Denoiser, *names: str) -> Denoiser:
-    """The denoiser with the named conditions withheld (without names, all of them)."""
+    """The denoiser with the named conditions withheld; if no name is given, all conditions."""
     return lambda x, level, cond: denoiser(x, level, without(cond, *names))
 
 
 def cfg(denoiser: Denoiser, strength: Strength, *names: str) -> Denoiser:
-    """Classifier-free guidance; strength 1 is none. Ho & Salimans 2022 (arXiv 2207.12598).
+    """Classifier-free guidance; strength 1 means no guidance. Ho & Salimans 2022 (arXiv 2207.12598).
 
-    In x0 it is the same extrapolation as in eps, v or velocity. With names it is away from having all but the named conditions;
-    applied once for each of several conditions it gives each a strength of its own (Brooks et al. 2023, arXiv 2211.09800).
+    Extrapolating x0 is the same as extrapolating eps, v or the velocity. If names are given, only these conditions are
+    withheld from the second evaluation; nested calls then give each condition its own strength (Brooks et al. 2023, arXiv
+    2211.09800).
     """
     return extrapolate(denoiser, unconditional(denoiser, *names), strength)
 
 
 def negative(denoiser: Denoiser, unwanted: Cond, strength: Strength) -> Denoiser:
-    """Away from another condition instead of from none: the negative prompt. Liu et al. 2022 (arXiv 2206.01714), "NOT"."""
+    """Guidance away from an unwanted condition: the negative prompt. Liu et al. 2022 (arXiv 2206.01714), section 4, "NOT"."""
     return extrapolate(denoiser, lambda x, level, cond: denoiser(x, level, {**cond, **unwanted}), strength)
 
 
 def interval(strength: float, low: float, high: float) -> Strength:
-    """The strength where low < sigma <= high, 1 elsewhere. Kynkaanniemi et al. 2024 (arXiv 2404.07724)."""
+    """The strength where low < sigma <= high, and 1 elsewhere. Kynkaanniemi et al. 2024 (arXiv 2404.07724)."""
     return lambda level: strength if low < float(level.sigma) <= high else 1.0
 
 
 def ramp(first: float, last: float) -> Strength:
-    """Linear in the angle from `first` at pure noise to `last` at clean: Muse's growing scale (arXiv 2301.00704), on levels."""
+    """Linear in the angle, from `first` at pure noise to `last` at no noise. Muse (arXiv 2301.00704), section 2.7."""
     return lambda level: last + (first - last) * float(level.angle) / (math.pi / 2)
 
 
@@ -77,34 +77,35 @@ def oscillate(levels: list[Level], high: float, low: float, start: int) -> Stren
 
 
 def rescale(guided: Denoiser, plain: Denoiser, share: float = 0.7) -> Denoiser:
-    """The guided estimate with, by `share`, the standard deviation of the plain one, each sample's own.
+    """The guided estimate rescaled to the standard deviation of the plain one, mixed with the unscaled estimate by `share`.
 
-    Lin et al. 2023 (arXiv 2305.08891), eq. 14 to 16, on x0 instead of the prediction.
+    Standard deviations are per sample. Lin et al. 2023 (arXiv 2305.08891), eq. 14 to 16, applied to x0 instead of to the
+    network's prediction.
     """
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
-        strong = guided(x, level, cond)
-        ratio = plain(x, level, cond).flatten(1).std(1) / strong.flatten(1).std(1)
-        return strong * expand_like(1 + share * (ratio - 1), x)
+        x0 = guided(x, level, cond)
+        ratio = plain(x, level, cond).flatten(1).std(1) / x0.flatten(1).std(1)
+        return x0 * expand_like(1 + share * (ratio - 1), x)
 
     return denoise
 
 
 def threshold(denoiser: Denoiser, limit: float = 1.0) -> Denoiser:
-    """The estimate clamped to +-limit: static thresholding."""
+    """Static thresholding: the estimate clamped to +-limit. Saharia et al. 2022 (arXiv 2205.11487), section 2.3."""
     return lambda x, level, cond: denoiser(x, level, cond).clamp(-limit, limit)
 
 
 def dynamic_threshold(denoiser: Denoiser, quantile: float = 0.995, limit: float = 1.0) -> Denoiser:
-    """The estimate clamped to its own quantile of magnitude and scaled back to +-limit, where that exceeds the limit.
+    """Dynamic thresholding: clamp each estimate to +-q and scale it by limit / q, where q = max(limit, its |x0| quantile).
 
     Saharia et al. 2022 (arXiv 2205.11487), section 2.3.
     """
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
         x0 = denoiser(x, level, cond)
-        size = expand_like(x0.abs().flatten(1).quantile(quantile, 1).clamp(min=limit), x)
-        return x0.clamp(-size, size) * (limit / size)
+        q = expand_like(x0.abs().flatten(1).quantile(quantile, 1).clamp(min=limit), x)
+        return x0.clamp(-q, q) * (limit / q)
 
     return denoise
 
@@ -112,32 +113,32 @@ def dynamic_threshold(denoiser: Denoiser, quantile: float = 0.995, limit: float 
 def classifier_guidance(
     denoiser: Denoiser, log_p: Callable[[Tensor, Level], Tensor], strength: Strength = 1.0
 ) -> Denoiser:
-    """x0 + w (s^2 / a) grad log p(y | x): classifier guidance, log_p `[B]` from a noise-aware classifier.
+    """Classifier guidance: x0 + w (s^2 / a) grad_x log p(y | x), with log_p `[B]` of a noise-aware classifier.
 
-    By Tweedie's formula with w = 1 it is the exact conditional denoiser if the classifier is exact. Dhariwal & Nichol 2021
-    (arXiv 2105.05233), algorithm 2. Undefined at a = 0.
+    By Tweedie's formula w = 1 gives the exact conditional denoiser if the classifier is exact. Dhariwal & Nichol 2021 (arXiv
+    2105.05233), algorithm 2. Undefined at a = 0.
     """
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
         w = strength(level) if callable(strength) else strength
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(log_p(leaf, level).sum(), leaf)
-        return denoiser(x, level, cond) + expand_like(w * level.s**2 / level.a, x) * slope
+            (gradient,) = torch.autograd.grad(log_p(leaf, level).sum(), leaf)
+        return denoiser(x, level, cond) + expand_like(w * level.s**2 / level.a, x) * gradient
 
     return denoise
 
 
 def self_condition(denoiser: Denoiser, key: str) -> Denoiser:
-    """The denoiser asked twice, the second time with its own first estimate as condition `key` (as vector or as map).
+    """Self-conditioning: evaluate the denoiser twice, the second time with its first estimate as condition `key`.
 
-    Chen et al. 2022 (arXiv 2208.04202) reuse the estimate of the previous step instead; asking twice needs no hidden state and
-    works with every solver, at twice the evaluations.
+    The condition is flattened if the key starts with `vec:`. Chen et al. 2022 (arXiv 2208.04202) reuse the estimate of the
+    previous step instead; two evaluations need no state and work with every solver, at twice the cost.
     """
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
         first = denoiser(x, level, without(cond, key)).detach()
-        shown = first.flatten(1) if key.startswith("vec:") else first
-        return denoiser(x, level, {**cond, key: shown})
+        estimate = first.flatten(1) if key.startswith("vec:") else first
+        return denoiser(x, level, {**cond, key: estimate})
 
     return denoise

@@ -1,7 +1,8 @@
-"""Inverse problems: samples that agree with a measurement y = A x0 + noise, by guides and by constraints on the way.
+"""Inverse problems: samples that agree with a measurement y = A x0 + noise.
 
-The operator is given as a linear function on batches `[B, *S] -> [B, m]`; a matrix is only needed where one is inverted. Which
-methods are right and which are biased is measured against the exact Gaussian posterior in `benchmarks.inverse`.
+There are guided denoisers (`pigdm`, `moment_matching`, `dps`) and constraints on x after each step (`project`). An operator A
+is a function on batches, `[B, *S] -> [B, m]`; methods that invert it need its `matrix`. `benchmarks.inverse` compares all
+methods with the exact posterior of Gaussian data, and so shows which of them are biased.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ def downsample(factor: int) -> Operator:
 
 
 def blur(width: float, radius: int) -> Operator:
-    """Pictures `[B, C, H, W]` convolved with a normal kernel of this standard deviation in pixels, edges repeated, `[B, m]`."""
-    line = torch.exp(-(torch.arange(-radius, radius + 1, dtype=torch.float64) ** 2) / (2 * width**2))
-    line = line / line.sum()
+    """Pictures `[B, C, H, W]` blurred by a normal kernel of this standard deviation in pixels, edges repeated, `[B, m]`."""
+    kernel1d = torch.exp(-(torch.arange(-radius, radius + 1, dtype=torch.float64) ** 2) / (2 * width**2))
+    kernel1d = kernel1d / kernel1d.sum()
 
     def apply(x: Tensor) -> Tensor:
         channels = x.shape[1]
         padded = torch.nn.functional.pad(x, [radius] * 4, mode="replicate")
         for shape in ((1, 1, -1, 1), (1, 1, 1, -1)):
-            kernel = line.to(x).reshape(shape).expand(channels, -1, -1, -1)
+            kernel = kernel1d.to(x).reshape(shape).expand(channels, -1, -1, -1)
             padded = torch.nn.functional.conv2d(padded, kernel, groups=channels)
         return padded.flatten(1)
 
@@ -48,10 +49,11 @@ def blur(width: float, radius: int) -> Operator:
 def matrix(operator: Operator, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
     """The operator's matrix `[m, d]` for one example of this shape."""
     d = int(torch.tensor(shape).prod())
-    return operator(torch.eye(d, dtype=dtype).reshape(d, *shape)).T
+    columns = operator(torch.eye(d, dtype=dtype).reshape(d, *shape))
+    return columns.T
 
 
-# Guides
+# Guided denoisers
 
 
 def gaussian_posterior(
@@ -59,8 +61,7 @@ def gaussian_posterior(
 ) -> Denoiser:
     """D + C A^T (noise^2 I + A C A^T)^-1 (y - A D) with C = prior(level) I, for the matrix `a` `[m, d]` and y `[B, m]`.
 
-    The mean of x0 given x and y as if x0 given x were normal with covariance C. PiGDM (Song et al. 2023, ICLR) has
-    C = sigma^2 / (1 + sigma^2) I for data of unit variance, see `pigdm`; its Jacobian factor is left out.
+    This is the mean of x0 given x and y if x0 given x is normal with covariance C. It is `pigdm` without the Jacobian factor.
     """
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
@@ -73,14 +74,15 @@ def gaussian_posterior(
 
 
 def normal_prior(sd: float) -> Callable[[Level], float]:
-    """Variance of x0 given x for normal data of standard deviation sd, s^2 sd^2 / (a^2 sd^2 + s^2)."""
+    """The variance of x0 given x for normal data of standard deviation sd: s^2 sd^2 / (a^2 sd^2 + s^2)."""
     return lambda level: float((level.s * sd) ** 2 / ((level.a * sd) ** 2 + level.s**2))
 
 
 def pigdm(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float, sd: float = 1.0) -> Denoiser:
-    """D + (s^2 / a) grad_x log N(y; A D(x), noise^2 I + r^2 A A^T), r^2 the variance of x0 given x for normal data.
+    """D + (s^2 / a) grad_x log N(y; A D(x), noise^2 I + r^2 A A^T), where r^2 is `normal_prior(sd)`.
 
-    Song et al. 2023, "Pseudoinverse-guided diffusion models" (ICLR 2023), eq. 7 and 8.
+    For the matrix `a` `[m, d]` and y `[B, m]`. Song et al. 2023, "Pseudoinverse-guided diffusion models" (ICLR 2023), eq. 7
+    and 8.
     """
     variance = normal_prior(sd)
 
@@ -89,31 +91,33 @@ def pigdm(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float, sd: float = 1.
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             x0 = denoiser(leaf, level, cond)
-            miss = y - x0.flatten(1) @ a.T.to(x)
-            pull = (torch.linalg.solve(cov, a).to(x).T @ miss.detach().T).T  # A^T cov^-1 (y - A D)
-            (slope,) = torch.autograd.grad((x0.flatten(1) * pull).sum(), leaf)
-        return x0.detach() + expand_like(level.s**2 / level.a, x) * slope
+            residual = y - x0.flatten(1) @ a.T.to(x)
+            direction = (torch.linalg.solve(cov, a).to(x).T @ residual.detach().T).T  # A^T cov^-1 (y - A D)
+            (gradient,) = torch.autograd.grad((x0.flatten(1) * direction).sum(), leaf)
+        return x0.detach() + expand_like(level.s**2 / level.a, x) * gradient
 
     return denoise
 
 
 def moment_matching(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float) -> Denoiser:
-    """As `gaussian_posterior` with the true covariance of x0 given x, C = (s^2 / a) dD/dx by automatic differentiation.
+    """`gaussian_posterior` with the covariance of x0 given x, C = (s^2 / a) dD/dx, from automatic differentiation.
 
-    Exact for Gaussian data. One backward pass a measured number. Rozet et al. 2024 (arXiv 2405.13712), section 4, solved
-    directly instead of by conjugate gradients.
+    Exact for Gaussian data. Needs one backward pass per measured number. Rozet et al. 2024 (arXiv 2405.13712), section 4, with
+    a direct solver instead of conjugate gradients.
     """
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             x0 = denoiser(leaf, level, cond)
-            seen = x0.flatten(1) @ a.T.to(x)
-            rows = [torch.autograd.grad(seen[:, i].sum(), leaf, retain_graph=True)[0].flatten(1) for i in range(len(a))]
-        cov_a = expand_like(level.s**2 / level.a, x) * torch.stack(rows, 1)  # A C, [B, m, d]
-        seen_cov = cov_a @ a.T.to(x) + noise**2 * torch.eye(len(a)).to(x)
-        weight = torch.linalg.solve(seen_cov, (y - seen.detach())[..., None])
-        return (x0.detach().flatten(1) + (cov_a.mT @ weight)[..., 0]).view_as(x)
+            y_hat = x0.flatten(1) @ a.T.to(x)
+            rows = [
+                torch.autograd.grad(y_hat[:, i].sum(), leaf, retain_graph=True)[0].flatten(1) for i in range(len(a))
+            ]
+        a_cov = expand_like(level.s**2 / level.a, x) * torch.stack(rows, 1)  # A C, [B, m, d]
+        y_cov = a_cov @ a.T.to(x) + noise**2 * torch.eye(len(a)).to(x)
+        weight = torch.linalg.solve(y_cov, (y - y_hat.detach())[..., None])
+        return (x0.detach().flatten(1) + (a_cov.mT @ weight)[..., 0]).view_as(x)
 
     return denoise
 
@@ -140,19 +144,20 @@ def dps(denoiser: Denoiser, operator: Operator, y: Tensor, strength: float = 1.0
 
 
 def project(a: Tensor, y: Tensor) -> Constrain:
-    """After each step x moved to the nearest point whose measurement is that of y noised to the level.
+    """After each step, replace x by the nearest point whose measurement A x equals a y + s A noise.
 
-    Score SDE's replacement when A picks entries (Song et al. 2021, arXiv 2011.13456, appendix I.2), a projection onto a convex
-    set else (POCS), ILVR when A averages (Choi et al. 2021, arXiv 2108.02938). Manifold-constrained gradients (Chung et al.
-    2022, arXiv 2206.00941) are `dps` with it, CCDF (arXiv 2112.05146) is `timesteps.truncate` with it. Biased: x0 hears of y
-    late; `timesteps.repaint` lessens that.
+    If A selects entries, this is the replacement method of Score SDE (Song et al. 2021, arXiv 2011.13456, appendix I.2). If A
+    averages, it is ILVR (Choi et al. 2021, arXiv 2108.02938). In general it is a projection onto a convex set (POCS). Together
+    with `dps` it makes manifold-constrained gradients (MCG; Chung et al. 2022, arXiv 2206.00941), together with
+    `timesteps.truncate` CCDF (arXiv 2112.05146). The samples are biased, because the other entries of x adapt to y too late;
+    `timesteps.repaint` reduces the bias.
     """
     inverse = torch.linalg.pinv(a)
 
     def constrain(x: Tensor, level: Level, noise: Iterator[Tensor]) -> Tensor:
-        fresh = next(noise).to(x).flatten(1) @ a.T.to(x)
-        wanted = level.a.to(x) * y.to(x) + level.s.to(x) * fresh
+        a_noise = next(noise).to(x).flatten(1) @ a.T.to(x)
+        noisy_y = level.a.to(x) * y.to(x) + level.s.to(x) * a_noise
         flat = x.flatten(1)
-        return (flat + (wanted - flat @ a.T.to(x)) @ inverse.T.to(x)).view_as(x)
+        return (flat + (noisy_y - flat @ a.T.to(x)) @ inverse.T.to(x)).view_as(x)
 
     return constrain

@@ -1,4 +1,4 @@
-"""Loss weights of the literature, all as factors of the squared error of x0, whatever the network predicts."""
+"""Loss weights of the literature, written as factors of the squared error of x0, whatever the network predicts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
 
 
 def soft_min_snr(sd: float = 1.0) -> Weight:
-    """1 / (sigma^2 + sd^2): min-SNR's shape without its corner. Crowson et al. 2024 (arXiv 2401.11605), k-diffusion."""
+    """1 / (sigma^2 + sd^2), a smooth min-SNR. Crowson et al. 2024 (arXiv 2401.11605), as in k-diffusion."""
     return lambda level: 1 / (level.sigma**2 + sd**2)
 
 
@@ -35,24 +35,25 @@ def debiased() -> Weight:
 
 
 def elbo(schedule: NoiseSchedule) -> Weight:
-    """-dSNR/dt / 2, for a density uniform in t on the schedule: the loss is then the bound on -log p, in nats a dimension.
+    """-dSNR/dt / 2. With t uniform on the schedule the loss is the diffusion term of the bound on -log p, nats per dimension.
 
-    Kingma et al. 2021 (arXiv 2107.00630), eq. 18, but for its two end terms. Differentiable where the path is learned.
+    Kingma et al. 2021 (arXiv 2107.00630), eq. 18; the prior and reconstruction terms are not included. Differentiable with
+    respect to a learned schedule.
     """
 
     def weight(level: Level) -> Tensor:
         with torch.enable_grad():
             t = schedule.invert(level.logsnr).detach().requires_grad_()
-            (slope,) = torch.autograd.grad(schedule(t).snr.sum(), t, create_graph=True)
-        return -slope / 2 if slope.requires_grad and torch.is_grad_enabled() else -slope.detach() / 2
+            (dsnr,) = torch.autograd.grad(schedule(t).snr.sum(), t, create_graph=True)
+        return -dsnr / 2 if dsnr.requires_grad and torch.is_grad_enabled() else -dsnr.detach() / 2
 
     return weight
 
 
 class Uncertainty(nn.Module):
-    """A loss that learns how large it is: L / exp(u(level)) + u(level), whose gradient has unit size at every level.
+    """Learned uncertainty: L / exp(u(level)) + u(level), which gives all levels gradients of similar size.
 
-    The inner loss is the recipe's; u is linear in Fourier features of the level. Karras et al. 2024 (arXiv 2312.02696), eq. 22.
+    L is the denoising loss; u is linear in Fourier features of the level. Karras et al. 2024 (arXiv 2312.02696), eq. 22.
     """
 
     def __init__(self, width: int = 128) -> None:
@@ -61,9 +62,10 @@ class Uncertainty(nn.Module):
         self.linear = zero_init(nn.Linear(width, 1))
 
     def log_variance(self, level: Level) -> Tensor:
-        """u(level), `[B]`: the logarithm of the loss to be expected."""
+        """u(level), `[B]`: the logarithm of the expected loss."""
         c = log_sigma(level).to(self.linear.weight)
-        return self.linear(self.features(c))[:, 0]
+        u: Tensor = self.linear(self.features(c))[:, 0]
+        return u
 
     def forward(
         self, denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond

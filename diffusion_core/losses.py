@@ -1,7 +1,7 @@
-"""The training objective: a draw of u in (0, 1), a density that makes it a level, a weight, and one loss.
+"""The training objective: draw u in (0, 1), map it to a noise level by a density, and weight the denoising error.
 
-The loss estimates  integral w(level) E||x0_hat - x0||^2 p(level) d level:  only the product of weight and density decides
-what is learned, the density alone decides how noisy the estimate is. Kingma & Gao 2023 (arXiv 2303.00848).
+The loss estimates the integral of w(level) E||x0_hat - x0||^2 p(level) over levels. Only the product of weight w and density
+p decides what is learned; the density alone decides the variance of the estimate. Kingma & Gao 2023 (arXiv 2303.00848).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ Weight = Callable[[Level], Tensor]  # level [B] -> [B], of the squared error of 
 
 
 def iid(seed: int, nimg: int, batch: int) -> Tensor:
-    """Independent u for images nimg ... nimg + batch - 1, `[batch]` float64; image i's does not depend on the batch."""
+    """Independent u for images nimg ... nimg + batch - 1, `[batch]` float64; an image's u does not depend on its batch."""
     return rng.uniform((), seed, torch.arange(nimg, nimg + batch))
 
 
 def stratified(seed: int, nimg: int, batch: int) -> Tensor:
-    """u = (u0 + i / batch) mod 1: one offset for the whole batch, evenly spaced, each u still uniform.
+    """u = (u0 + i / batch) mod 1: evenly spaced over the batch with one random offset; each u alone is uniform.
 
-    Kingma et al. 2021 (arXiv 2107.00630), Appendix I.1. Being over the whole batch it covers ranks and accumulation.
+    Kingma et al. 2021 (arXiv 2107.00630), appendix I.1. The batch is the total batch over all ranks and micro-batches.
     """
     first = rng.uniform((), seed, torch.tensor([nimg]))
     return (first + torch.arange(batch, dtype=torch.float64) / batch).remainder(1).clamp(2.0**-54, 1 - 2.0**-53)
 
 
 def uniform(schedule: NoiseSchedule, low: float = 0.0, high: float = 1.0) -> Density:
-    """t uniform in (low, high) on the schedule."""
+    """t uniform in (low, high)."""
     return lambda u: schedule(low + (high - low) * u)
 
 
@@ -57,19 +57,19 @@ def logitnormal(schedule: NoiseSchedule, mean: float = 0.0, std: float = 1.0) ->
     return lambda u: schedule(torch.sigmoid(mean + std * torch.special.ndtri(u)))
 
 
-def geometric(low: float, high: float) -> Density:
-    """log sigma uniform between log low and log high."""
-    return lambda u: sigma_level(torch.exp(math.log(low) + math.log(high / low) * u))
+def geometric(sigma_min: float, sigma_max: float) -> Density:
+    """log sigma uniform between log sigma_min and log sigma_max."""
+    return lambda u: sigma_level(torch.exp(math.log(sigma_min) + math.log(sigma_max / sigma_min) * u))
 
 
 def one_of(levels: Sequence[Level]) -> Density:
-    """One of the levels, each as likely."""
-    table = Level(torch.stack([here.a for here in levels]), torch.stack([here.s for here in levels]))
+    """One of the levels, all equally likely."""
+    table = Level(torch.stack([level.a for level in levels]), torch.stack([level.s for level in levels]))
     return lambda u: table.rows((u * len(levels)).long().clamp(max=len(levels) - 1))
 
 
 def unit(target: Target) -> Weight:
-    """Plain squared error of what the network predicts."""
+    """The weight that makes the loss the plain squared error of the network's prediction."""
     return partial(unit_weight, target)
 
 
@@ -81,7 +81,7 @@ def loss(
     weight: Weight,
     cond: Cond | None = None,
 ) -> Tensor:
-    """weight(level) * mean over an example of (x0_hat - x0)^2, one number an example, `[B]`."""
+    """weight(level) * (x0_hat - x0)^2, averaged over each example, `[B]`."""
     x0_hat = denoiser(level.corrupt(x0, noise), level, cond or {})
     return weight(level).to(x0) * (x0_hat - x0).square().flatten(1).mean(1)
 
@@ -94,18 +94,19 @@ def paired_loss(
     weight: Weight,
     cond: Cond,
 ) -> Tensor:
-    """The loss with the noise that belongs to x0, given by the data as condition `pair:noise`, instead of a fresh one.
+    """The loss with noise from the data, given as condition `pair:noise`, instead of the independent `noise`.
 
-    With pairs (noise, what a flow makes of it) this is reflow. Liu et al. 2023 (arXiv 2209.03003), section 2.2.
+    With pairs (noise, the sample that a flow generates from it) this is reflow. Liu et al. 2023 (arXiv 2209.03003), section
+    2.2.
     """
     return loss(denoiser, x0, level, cond["pair:noise"].to(x0), weight, without(cond, "pair:noise"))
 
 
 class SelfConditioned(nn.Module):
-    """A loss of a denoiser that is shown, in half of the rows, its own first estimate as condition `key`.
+    """Self-conditioning: in a random half of the rows the denoiser gets its own first estimate as condition `key`.
 
-    `inner` is the loss that it would have otherwise, of any recipe; a module among them goes on learning. No gradient flows
-    through the first estimate. Chen et al. 2022 (arXiv 2208.04202), algorithm 1. `guide.self_condition` samples.
+    `inner` is any recipe's loss; if it is a module, its parameters are trained as usual. No gradient flows through the first
+    estimate. Chen et al. 2022 (arXiv 2208.04202), algorithm 1. Sample with `guidance.self_condition`.
     """
 
     def __init__(self, key: str, inner: Callable[..., Tensor] = loss) -> None:
@@ -125,6 +126,6 @@ class SelfConditioned(nn.Module):
         """The inner loss, `[B]`."""
         with torch.no_grad():
             first = denoiser(level.corrupt(x0, noise), level, without(cond, self.key))
-        shown = first.flatten(1) if self.key.startswith("vec:") else first
-        keep = torch.rand(len(x0), device=x0.device) < 0.5  # seeded by the training loop at every step
-        return self.inner(denoiser, x0, level, noise, weight, {**cond, self.key: shown, KEEP + self.key: keep})
+        estimate = first.flatten(1) if self.key.startswith("vec:") else first
+        keep = torch.rand(len(x0), device=x0.device) < 0.5  # the training loop seeds torch at every step
+        return self.inner(denoiser, x0, level, noise, weight, {**cond, self.key: estimate, KEEP + self.key: keep})

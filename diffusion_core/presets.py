@@ -1,4 +1,4 @@
-"""The named methods, a line each where the defaults allow. `sd` is the standard deviation of the data."""
+"""Named methods of the literature as recipes. `sd` is the standard deviation of the data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffusion_core.targets import edm as edm_target
 
 
 def ddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
-    """Ho et al. 2020 (arXiv 2006.11239): linear betas, the noise, L_simple; all `total` ancestral steps or fewer."""
+    """DDPM, Ho et al. 2020 (arXiv 2006.11239): linear betas, noise prediction, L_simple, ancestral sampling."""
     schedule = schedules.betas(schedules.linear_betas(total))
     return Recipe(
         target=EPS,
@@ -30,10 +30,11 @@ def ddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
 
 
 def iddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
-    """Nichol & Dhariwal 2021 (arXiv 2102.09672): cosine betas, learned variance, L_hybrid. The net has twice the channels.
+    """Improved DDPM, Nichol & Dhariwal 2021 (arXiv 2102.09672): cosine betas, learned variance, L_hybrid.
 
-    Sample with `denoiser.posterior`; add `importance=Importance()` for their sampling of steps. Short walks leave out the last
-    steps of the chain, where the cosine schedule has next to no signal and the noise tells nothing about x0.
+    The network returns twice as many channels as its input has. Sample with `denoiser.posterior`. For the paper's importance
+    sampling of levels add `importance=Importance()`. Sampling with few steps leaves out the noisiest levels of the chain, where
+    the cosine schedule has almost no signal and predicting the noise tells nothing about x0.
     """
     schedule = schedules.betas(schedules.cosine_betas(total))
     return ddpm(sd, total).replace(
@@ -47,26 +48,27 @@ def iddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
 def ncsn(
     sd: float = 1.0, sigma_min: float = 0.01, sigma_max: float = 20.0, levels: int = 20, langevin_steps: int = 20
 ) -> Recipe:
-    """Song & Ermon 2019 (arXiv 1907.05600): denoising score matching weighted by sigma^2, annealed Langevin dynamics.
+    """NCSN, Song & Ermon 2019 (arXiv 1907.05600): denoising score matching, annealed Langevin dynamics.
 
-    The score is -eps / sigma and the net predicts eps, as in their second version (arXiv 2006.09011). The walk has `levels`
-    noise levels whatever the number of steps asked for.
+    The score is -eps / sigma; the network predicts eps, as in the authors' second paper (arXiv 2006.09011). Sampling makes
+    `langevin_steps` steps at each of `levels` noise levels, whatever number of steps is requested.
     """
-    ladder = timesteps.geometric(levels, sigma_min, sigma_max)
+    noise_levels = timesteps.geometric(levels, sigma_min, sigma_max)
     return Recipe(
         target=EPS,
-        density=losses.one_of(ladder),
+        density=losses.one_of(noise_levels),
         weight=unit(EPS),
-        timesteps=lambda _: [*timesteps.repeat_levels(ladder, langevin_steps), timesteps.clean()],
+        timesteps=lambda _: [*timesteps.repeat_levels(noise_levels, langevin_steps), timesteps.clean()],
         step=predictor_corrector(keep_x, langevin(0.2)),
         sd=sd,
     )
 
 
 def score_sde(schedule: NoiseSchedule, sd: float = 1.0, low: float = 1e-3, high: float = 1.0) -> Recipe:
-    """Song et al. 2021 (arXiv 2011.13456) on a schedule: t uniform, the noise, predictor-corrector sampling.
+    """Score SDE, Song et al. 2021 (arXiv 2011.13456): uniform t, noise prediction, predictor-corrector sampling.
 
-    Paths `level.vp()`, `level.sub_vp()`; the variance-exploding SDE is `score_ve`, the probability-flow ODE `ode.solve`.
+    For the schedules `schedules.vp()` and `schedules.sub_vp()`. The variance-exploding SDE is `score_ve`; the
+    probability-flow ODE is solved by `sampling.ode.solve`.
     """
     return Recipe(
         target=EPS,
@@ -79,7 +81,7 @@ def score_sde(schedule: NoiseSchedule, sd: float = 1.0, low: float = 1e-3, high:
 
 
 def score_ve(sd: float = 1.0, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Recipe:
-    """The variance-exploding SDE: log sigma uniform. Song et al. 2021 (arXiv 2011.13456)."""
+    """The variance-exploding SDE, Song et al. 2021 (arXiv 2011.13456): log sigma uniform."""
     return score_sde(schedules.ve(), sd).replace(
         density=losses.geometric(sigma_min, sigma_max),
         timesteps=lambda n: [
@@ -90,7 +92,7 @@ def score_ve(sd: float = 1.0, sigma_min: float = 0.01, sigma_max: float = 50.0) 
 
 
 def vdm(learned: LearnedSchedule, sd: float = 1.0) -> Recipe:
-    """Kingma et al. 2021 (arXiv 2107.00630): a learned schedule, the variational bound, ancestral sampling."""
+    """VDM, Kingma et al. 2021 (arXiv 2107.00630): learned schedule, variational bound, ancestral sampling."""
     return Recipe(
         target=EPS,
         density=learned,
@@ -105,7 +107,7 @@ def vdm(learned: LearnedSchedule, sd: float = 1.0) -> Recipe:
 def edm(
     sd: float = 0.5, p_mean: float = -1.2, p_std: float = 1.2, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> Recipe:
-    """Karras et al. 2022 (arXiv 2206.00364): log-normal sigma, preconditioned target, Heun on rho = 7 levels."""
+    """EDM, Karras et al. 2022 (arXiv 2206.00364): log-normal sigma, preconditioning, Heun on the rho = 7 timesteps."""
     target = edm_target(sd)
     return Recipe(
         target=target,
@@ -118,12 +120,15 @@ def edm(
 
 
 def edm2(sd: float = 0.5, p_mean: float = -0.4, p_std: float = 1.0) -> Recipe:
-    """Karras et al. 2024 (arXiv 2312.02696), the training: learned uncertainty. Use `average.power` for its averages."""
+    """EDM2, Karras et al. 2024 (arXiv 2312.02696): EDM with learned uncertainty. Its weight averages are `ema.power`."""
     return edm(sd, p_mean, p_std).replace(loss=loss_weights.Uncertainty())
 
 
 def rectified_flow(sd: float = 1.0) -> Recipe:
-    """Liu et al. 2023 (arXiv 2209.03003): the straight schedule, uniform t, the velocity. Reflow: `loss=losses.paired_loss`."""
+    """Rectified flow, Liu et al. 2023 (arXiv 2209.03003): linear schedule, uniform t, velocity prediction.
+
+    For reflow replace the loss by `losses.paired_loss`.
+    """
     schedule = schedules.linear()
     return Recipe(
         target=FLOW,
@@ -136,7 +141,7 @@ def rectified_flow(sd: float = 1.0) -> Recipe:
 
 
 def sd3(sd: float = 1.0, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Recipe:
-    """Esser et al. 2024 (arXiv 2403.03206): rectified flow with logit-normal t and sampling times shifted to more noise."""
+    """SD3, Esser et al. 2024 (arXiv 2403.03206): rectified flow with logit-normal t; `shift` > 1 samples at noisier levels."""
     return rectified_flow(sd).replace(
         density=losses.logitnormal(schedules.linear(), mean, std),
         timesteps=lambda n: timesteps.uniform(schedules.shift(schedules.linear(), 1 / shift), n),
@@ -144,7 +149,7 @@ def sd3(sd: float = 1.0, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
 
 
 def simple_diffusion(sd: float = 1.0, size: int = 64) -> Recipe:
-    """Hoogeboom et al. 2023 (arXiv 2301.11093): the cosine path shifted by 64 / size, v, uniform t."""
+    """Simple diffusion, Hoogeboom et al. 2023 (arXiv 2301.11093): cosine schedule shifted by 64 / size, v-prediction."""
     schedule = schedules.shift(schedules.trig(), 64 / size)
     return Recipe(
         target=V,
@@ -157,7 +162,7 @@ def simple_diffusion(sd: float = 1.0, size: int = 64) -> Recipe:
 
 
 def trigflow(sd: float = 0.5, p_mean: float = -1.0, p_std: float = 1.4) -> Recipe:
-    """Lu & Song 2024 (arXiv 2410.11081): EDM in angle coordinates; the net is told the angle, and steps are even in it."""
+    """TrigFlow, Lu & Song 2024 (arXiv 2410.11081): EDM with the angle as noise embedding and timesteps even in the angle."""
     return edm(sd, p_mean, p_std).replace(
         c_noise=angle, timesteps=lambda n: timesteps.uniform(schedules.trig(), n), step=solvers.ddim()
     )

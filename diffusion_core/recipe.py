@@ -1,4 +1,4 @@
-"""A recipe: everything that distinguishes one diffusion method from another, as data."""
+"""A recipe: all choices that distinguish one diffusion method from another, in one dataclass."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from diffusion_core.targets import Target
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train and how to sample. All parts are plain functions; an nn.Module among density, weight and loss is trained."""
+    """How to train and how to sample. Fields are plain functions; a density, weight or loss that is an nn.Module is trained."""
 
-    target: Target  # what the net predicts
+    target: Target  # what the network predicts
     density: losses.Density  # which levels are trained
-    weight: losses.Weight  # what an error costs there
-    timesteps: Callable[[int], Timesteps]  # number of steps -> levels visited in sampling
-    step: Step  # how sampling goes from one to the next
-    sd: float = 1.0  # standard deviation of the data, for scaling the net's input
-    c_noise: Callable[[Level], Tensor] = denoiser.log_sigma  # how the net is told the level
+    weight: losses.Weight  # of the squared error of x0 at each level
+    timesteps: Callable[[int], Timesteps]  # number of steps -> levels visited when sampling
+    step: Step  # the solver, which goes from one level to the next
+    sd: float = 1.0  # standard deviation of the data, for scaling the network's input
+    c_noise: Callable[[Level], Tensor] = denoiser.log_sigma  # noise embedding: level -> number that the network sees
     form: Callable[..., Preconditioned] = Preconditioned  # (net, target, sd, c_noise) -> denoiser
-    draw: losses.Draw = losses.stratified
+    draw: losses.Draw = losses.stratified  # how the uniform numbers behind the levels are drawn
     loss: Callable[..., Tensor] = losses.loss
-    noise: rng.Noise = rng.normal  # what corrupts, mean 0 and variance 1
-    importance: Importance | None = None  # levels drawn in proportion to the size of their loss
+    noise: rng.Noise = rng.normal  # distribution of the noise, mean 0 and variance 1
+    importance: Importance | None = None  # draw levels in proportion to their loss
 
     def replace(self, **changes: Any) -> Recipe:
-        """This recipe with some parts changed."""
+        """A copy of this recipe with some fields changed."""
         return replace(self, **changes)
 
     def denoiser(self, net: nn.Module) -> Preconditioned:
-        """The net as this recipe's denoiser."""
+        """The network wrapped as this recipe's denoiser."""
         return self.form(net, self.target, self.sd, self.c_noise)

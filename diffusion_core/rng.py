@@ -1,7 +1,7 @@
-"""Random numbers as a pure function of (seed, id): row i never depends on the batch that it is drawn in.
+"""Random numbers as a pure function of (seed, id): a row does not depend on the batch in which it is drawn.
 
-A counter is hashed with SplitMix64 (Steele, Lea & Flood 2014), so there is no generator state to save: a sample keeps its
-noise in any batch, a training example keeps its noise on any number of ranks, and a GPU draws what a CPU draws.
+A counter is hashed with SplitMix64 (Steele, Lea & Flood 2014), so there is no generator state to save. A sample has the same
+noise in any batch, a training example has the same noise on any number of ranks, and CPU and GPU draw the same numbers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MASK = (1 << 64) - 1
 
 
 def _shift(z: Tensor, k: int) -> Tensor:
-    return (z >> k) & ((1 << (64 - k)) - 1)  # torch shifts the sign in; this shifts zeros in
+    return (z >> k) & ((1 << (64 - k)) - 1)  # a logical shift: torch's is arithmetic and copies the sign bit
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def fold(seed: Seed, *more: int) -> int:
-    """One 63-bit seed out of several numbers; different tuples give unrelated seeds."""
+    """Hash several numbers to one 63-bit seed; different tuples give unrelated seeds."""
     key = 0
     for part in (*(seed if isinstance(seed, tuple) else (seed,)), *more):
         z = (key + part + 1) * 0x9E3779B97F4A7C15 & _MASK
@@ -78,21 +78,21 @@ def bits(seed: Seed, ids: Tensor, count: int) -> Tensor:
 
 def uniform(shape: Sequence[int], seed: Seed, ids: Tensor) -> Tensor:
     """Uniform numbers in the open interval (0, 1), `[B, *shape]` float64."""
-    draws = _shift(bits(seed, ids, math.prod(shape)), 12).double()  # 52 bits, so that adding a half is exact
+    draws = _shift(bits(seed, ids, math.prod(shape)), 12).double()  # 52 bits, so that adding 0.5 is exact
     return ((draws + 0.5) * 2.0**-52).reshape(len(ids), *shape)
 
 
 def normal(shape: Sequence[int], seed: Seed, ids: Tensor) -> Tensor:
-    """Standard normal numbers `[B, *shape]` float32, by Box and Muller's transform in float64.
+    """Standard normal numbers `[B, *shape]` float32, by the Box-Muller transform in float64.
 
-    Rounding at the end hides that vectorised and scalar kernels differ in a double's last bit.
+    Rounding to float32 hides that vectorised and scalar kernels differ in the last bit of a double.
     """
     count = math.prod(shape)
     half = (count + 1) // 2
     u = uniform((2 * half,), seed, ids)
     radius = torch.sqrt(-2 * torch.log(u[:, :half]))
-    turn = 2 * math.pi * u[:, half:]
-    draws = torch.cat([radius * torch.cos(turn), radius * torch.sin(turn)], dim=1)[:, :count]
+    angle = 2 * math.pi * u[:, half:]
+    draws = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]
     return draws.float().reshape(len(ids), *shape)
 
 
@@ -100,7 +100,7 @@ Noise = Callable[[Sequence[int], Seed, Tensor], Tensor]  # (shape, seed, ids [B]
 
 
 def gamma(k: int) -> Noise:
-    """Gamma noise of whole-number shape k, centred and scaled. Nachmani et al. 2021 (arXiv 2106.07582)."""
+    """Gamma noise with integer shape parameter k, centred and scaled. Nachmani et al. 2021 (arXiv 2106.07582)."""
 
     def draw(shape: Sequence[int], seed: Seed, ids: Tensor) -> Tensor:
         sums = -uniform((k, *shape), seed, ids).log().sum(1)
@@ -112,7 +112,7 @@ def gamma(k: int) -> Noise:
 def stream(
     shape: Sequence[int], seed: Seed, ids: Tensor, dtype: torch.dtype = torch.float32, noise: Noise = normal
 ) -> Iterator[Tensor]:
-    """Endless independent draws of noise `[B, *shape]`; the k-th is drawn under the seed folded with k."""
+    """An endless stream of independent noise `[B, *shape]`; draw k uses the seed folded with k."""
     draw = 0
     while True:
         yield noise(shape, fold(seed, draw), ids).to(dtype)

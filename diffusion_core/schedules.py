@@ -1,7 +1,8 @@
-"""Noise levels and the paths they lie on.
+"""Noise levels and noise schedules.
 
-A noisy example is `x = a * x0 + s * eps` with clean data x0 and standard normal eps; the pair (a, s) is its level.
-Nothing else in this package knows what "t" is: papers disagree about it, and sigma = s / a is infinite where a flow starts.
+A noisy example is `x = a * x0 + s * eps` with clean data x0 and standard normal eps; the pair (a, s) is its noise level. The
+rest of this package works with levels instead of a time t, because papers define t differently, and instead of
+sigma = s / a, because sigma is infinite at the start of a flow.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch.nn.functional import softplus
 
 
 class Level(NamedTuple):
-    """The point [a : s] of `x = a * x0 + s * eps`; both `[]` (one level) or `[B]` (one a row).
+    """The coefficients of `x = a * x0 + s * eps`, both `[]` (one level) or `[B]` (one per row).
 
-    Scaling both numbers scales x and changes no information: only their ratio says how noisy x is.
+    Multiplying both by a constant rescales x without changing its information content, which depends on s / a alone.
     """
 
     a: Tensor
@@ -27,12 +28,12 @@ class Level(NamedTuple):
 
     @property
     def sigma(self) -> Tensor:
-        """Noise relative to signal, s / a."""
+        """Noise-to-signal ratio of amplitudes, s / a."""
         return self.s / self.a
 
     @property
     def snr(self) -> Tensor:
-        """Signal-to-noise ratio of powers, (a / s)^2."""
+        """Signal-to-noise ratio of variances, (a / s)^2."""
         return (self.a / self.s) ** 2
 
     @property
@@ -42,15 +43,15 @@ class Level(NamedTuple):
 
     @property
     def angle(self) -> Tensor:
-        """atan2(s, a): 0 is clean, pi / 2 is pure noise; finite everywhere."""
+        """atan2(s, a): 0 without noise, pi / 2 for pure noise; finite everywhere."""
         return torch.atan2(self.s, self.a)
 
     def like(self, x: Tensor) -> Level:
-        """The level in x's type and device, `[B]` reshaped to `[B, 1, ..., 1]` so that it multiplies x `[B, *S]`."""
+        """The level in the dtype and on the device of x `[B, *S]`, reshaped to `[B, 1, ..., 1]` to broadcast against x."""
         return Level(expand_like(self.a, x), expand_like(self.s, x))
 
     def rows(self, rows: slice | Tensor) -> Level:
-        """Some rows of a `[B]` level, by a slice or by indices on any device; a `[]` level is every row's."""
+        """The given rows of a `[B]` level, by a slice or by indices on any device; a `[]` level is returned as it is."""
         if self.a.ndim == 0:
             return self
         rows = rows.to(self.a.device) if isinstance(rows, Tensor) else rows
@@ -62,31 +63,31 @@ class Level(NamedTuple):
         return a * x0 + s * noise
 
     def noisier(self, other: Level) -> bool:
-        """Whether this `[]` level has more noise relative to signal than the other; finite arithmetic at a = 0 too."""
+        """Whether this `[]` level has a larger s / a than the other; also correct at a = 0."""
         return bool(self.s * other.a > other.s * self.a)
 
 
 def expand_like(v: Tensor, x: Tensor) -> Tensor:
-    """A number `[]` or one a row `[B]` in x's type and device, shaped `[B, 1, ..., 1]` to multiply x `[B, *S]`."""
+    """v `[]` or `[B]` in the dtype and on the device of x `[B, *S]`, reshaped to `[B, 1, ..., 1]` to broadcast against x."""
     v = v.to(x)
     return v if v.ndim == 0 else v.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def sigma_level(sigma: Tensor) -> Level:
-    """The level (1, sigma), the gauge of EDM and of variance-exploding diffusion."""
+    """The level (1, sigma), as in EDM and variance-exploding diffusion."""
     return Level(torch.ones_like(sigma), sigma)
 
 
 def logsnr_level(logsnr: Tensor) -> Level:
-    """The variance-preserving level (a^2 + s^2 = 1) of a log-SNR; stable at both ends."""
+    """The variance-preserving level (a^2 + s^2 = 1) with this log-SNR; accurate at both ends."""
     return Level(torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt())
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A curve of levels: `schedule(t)` is the level at t, `schedule.invert(logsnr)` the t with that log-SNR.
+    """A noise schedule: `schedule(t)` is the level at time t, `schedule.invert(logsnr)` is the t with this log-SNR.
 
-    Larger t is noisier. t runs over [0, 1] unless the preset says otherwise.
+    Noise grows with t. t runs over [0, 1] unless the schedule's docstring says otherwise.
     """
 
     at: Callable[[Tensor], Level]
@@ -122,7 +123,7 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
         return Level(torch.exp(-integral / 2), -torch.expm1(-integral))
 
     def invert(g: Tensor) -> Tensor:
-        # With r = a / s: a = r (1 - a^2), whose positive root is 2 / (1/r + sqrt(1/r^2 + 4)).
+        # s = 1 - a^2 and sigma = s / a give a^2 + sigma a - 1 = 0, whose positive root is 2 / (sigma + sqrt(sigma^2 + 4)).
         sigma = torch.exp(-g / 2)
         a = 2 / (sigma + torch.sqrt(sigma**2 + 4))
         return _vp_time(-2 * a.log(), beta_min, beta_max)
@@ -139,41 +140,41 @@ def _vp_time(integral: Tensor, beta_min: float, beta_max: float) -> Tensor:
 
 
 def betas(steps: Sequence[float] | Tensor) -> NoiseSchedule:
-    """The discrete variance-preserving chain a_t^2 = prod (1 - beta), t = 0 ... N - 1; between integers log-SNR is linear.
+    """The discrete variance-preserving schedule a_t^2 = prod (1 - beta_i), t = 0 ... N - 1; log-SNR is linear in between.
 
     Ho et al. 2020 (arXiv 2006.11239), eq. 4.
     """
     beta = torch.as_tensor(steps, dtype=torch.float64)
-    log_keep = torch.cumsum(torch.log1p(-beta), 0)
-    table = log_keep - torch.log(-torch.expm1(log_keep))  # log-SNR, falling
+    log_alpha_bar = torch.cumsum(torch.log1p(-beta), 0)
+    logsnr = log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))  # falls with t
 
     def at(t: Tensor) -> Level:
-        low = t.floor().long().clamp(0, len(table) - 2)
-        here = table.to(t.device)
-        return logsnr_level(torch.lerp(here[low], here[low + 1], t.double() - low))
+        low = t.floor().long().clamp(0, len(logsnr) - 2)
+        table = logsnr.to(t.device)
+        return logsnr_level(torch.lerp(table[low], table[low + 1], t.double() - low))
 
     def invert(g: Tensor) -> Tensor:
-        here = table.to(g.device)
-        low = torch.searchsorted(-here, -g.double().contiguous()).sub(1).clamp(0, len(table) - 2)
-        return low + (g.double() - here[low]) / (here[low + 1] - here[low])
+        table = logsnr.to(g.device)
+        low = torch.searchsorted(-table, -g.double().contiguous()).sub(1).clamp(0, len(table) - 2)
+        return low + (g.double() - table[low]) / (table[low + 1] - table[low])
 
     return NoiseSchedule(at, invert)
 
 
 def linear_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """DDPM's schedule of n betas, `[n]` float64."""
+    """DDPM's linear betas, `[n]` float64. Ho et al. 2020 (arXiv 2006.11239), section 4."""
     return torch.linspace(first, last, n, dtype=torch.float64)
 
 
 def cosine_betas(n: int = 4000, offset: float = 0.008, largest: float = 0.999) -> Tensor:
-    """The cosine schedule, `[n]` float64. Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 17."""
+    """The betas of the cosine schedule, `[n]` float64. Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 17."""
     t = torch.arange(n + 1, dtype=torch.float64) / n
-    keep = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
-    return (1 - keep[1:] / keep[:-1]).clamp(max=largest)
+    alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest)
 
 
 def trig() -> NoiseSchedule:
-    """(cos, sin) of pi t / 2: v-diffusion's cosine path (arXiv 2202.00512) and TrigFlow (arXiv 2410.11081)."""
+    """(cos, sin) of pi t / 2: the cosine schedule of v-diffusion (arXiv 2202.00512) and TrigFlow (arXiv 2410.11081)."""
     return NoiseSchedule(
         lambda t: Level(torch.cos(t * math.pi / 2), torch.sin(t * math.pi / 2)),
         lambda g: torch.atan(torch.exp(-g / 2)) * (2 / math.pi),
@@ -186,7 +187,7 @@ def linear() -> NoiseSchedule:
 
 
 def logsnr(highest: float = 13.3, lowest: float = -5.0) -> NoiseSchedule:
-    """Variance preserving with log-SNR linear in t. Kingma et al. 2021 (arXiv 2107.00630), their fixed schedule."""
+    """Variance preserving with log-SNR linear in t. Kingma et al. 2021 (arXiv 2107.00630), the fixed schedule."""
     return NoiseSchedule(
         lambda t: logsnr_level(highest + (lowest - highest) * t),
         lambda g: (g - highest) / (lowest - highest),
@@ -194,9 +195,10 @@ def logsnr(highest: float = 13.3, lowest: float = -5.0) -> NoiseSchedule:
 
 
 def shift(schedule: NoiseSchedule, ratio: float) -> NoiseSchedule:
-    """The same curve walked so that at every t the log-SNR is 2 log(ratio) higher; ratio < 1 gives more noise.
+    """The schedule with its log-SNR raised by 2 log(ratio) at every t; ratio < 1 gives more noise.
 
-    Hoogeboom et al. 2023 (arXiv 2301.11093), ratio = 64 / side; on `linear` it is the time shift of arXiv 2403.03206, eq. 23.
+    Hoogeboom et al. 2023 (arXiv 2301.11093), with ratio = 64 / side. Applied to `linear` it is the time shift of Esser et al.
+    2024 (arXiv 2403.03206), eq. 23.
     """
     return NoiseSchedule(
         lambda t: schedule(schedule.invert(schedule(t).logsnr + 2 * math.log(ratio))),

@@ -1,8 +1,8 @@
-"""What the network predicts: a second combination `y = p * x0 + q * eps` beside the level's `x = a * x0 + s * eps`.
+"""Prediction targets. The network predicts `y = p * x0 + q * eps`, given `x = a * x0 + s * eps`.
 
-Two equations, two unknowns: whatever is predicted, the clean example and the noise follow, and so does the loss weight
-that makes an error of the prediction an error of x0. Every target depends on the ratio s / a alone, so that a denoiser
-gives the same answer for (k x; k a, k s) as for (x; a, s).
+These are two equations in two unknowns, so every prediction determines x0 and eps. They also determine the loss weight that
+turns an error of x0 into an error of the prediction. Every target depends on the ratio s / a alone, so that a denoiser
+returns the same estimate for (k x; k a, k s) as for (x; a, s).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def EPS(level: Level) -> tuple[Tensor, Tensor]:
 
 
 def X0(level: Level) -> tuple[Tensor, Tensor]:
-    """The clean example."""
+    """The clean example x0."""
     return torch.ones_like(level.a), torch.zeros_like(level.s)
 
 
@@ -46,7 +46,7 @@ def SCORE(level: Level) -> tuple[Tensor, Tensor]:
 def edm(sd: float) -> Target:
     """EDM's network output for data of standard deviation sd. Karras et al. 2022 (arXiv 2206.00364), Table 1.
 
-    Its c_skip, c_out and loss weight are not stated here: they follow from p and q. With sd = 1 it is -V.
+    EDM's c_skip, c_out and loss weight follow from p and q. With sd = 1 this target is -V.
     """
 
     def target(level: Level) -> tuple[Tensor, Tensor]:
@@ -57,21 +57,21 @@ def edm(sd: float) -> Target:
 
 
 def det(target: Target, level: Level) -> Tensor:
-    """Determinant a q - s p of the two equations; where it is 0 the prediction says nothing about x0."""
+    """Determinant a q - s p of the two equations; where it is 0, the prediction does not determine x0."""
     p, q = target(level)
     return level.a * q - level.s * p
 
 
 def to_x0(y: Tensor, x: Tensor, level: Level, target: Target) -> Tensor:
-    """The clean example that the prediction y `[B, *S]` implies at x `[B, *S]`."""
+    """The estimate of x0 that follows from the prediction y `[B, *S]` at x `[B, *S]`."""
     p, q = target(level)
     d = level.a * q - level.s * p
-    skip, out = Level(q / d, level.s / d).like(x)  # in the level's own (double) precision first
+    skip, out = Level(q / d, level.s / d).like(x)  # divide in the level's (double) precision, then convert
     return skip * x - out * y
 
 
 def to_eps(y: Tensor, x: Tensor, level: Level, target: Target) -> Tensor:
-    """The noise that the prediction y implies at x."""
+    """The estimate of the noise that follows from the prediction y at x."""
     p, q = target(level)
     d = level.a * q - level.s * p
     out, skip = Level(level.a / d, p / d).like(x)
@@ -79,12 +79,12 @@ def to_eps(y: Tensor, x: Tensor, level: Level, target: Target) -> Tensor:
 
 
 def from_x0(x0: Tensor, x: Tensor, level: Level, target: Target) -> Tensor:
-    """The prediction y with which the target says x0 at x; needs s > 0."""
+    """The prediction y from which `to_x0` gives x0 at x; needs s > 0."""
     p, q = target(level)
     of_x0, of_x = Level(p - q * level.a / level.s, q / level.s).like(x)
     return of_x0 * x0 + of_x * x
 
 
 def unit_weight(target: Target, level: Level) -> Tensor:
-    """(det / s)^2: the weight with which the error of x0 equals the plain squared error of the prediction, `[B]`."""
+    """(det / s)^2, `[B]`: with this weight the squared error of x0 equals the squared error of the prediction."""
     return (det(target, level) / level.s) ** 2

@@ -1,1 +1,1 @@
-"""Methods beside the common path: variational bounds, learned variance, other corruptions, closed forms."""
+"""Less common methods: variational bounds, learned variance, other corruptions, closed-form denoisers."""

@@ -1,8 +1,7 @@
-"""Corruptions other than added noise, in the same training and sampling loops.
+"""Corruptions other than added noise, for the same training and sampling loops.
 
-Every process here predicts the clean thing, so it is two functions: how x0 is corrupted at time t in (0, 1), which makes
-a `loss` for the recipe, and how x moves given the clean estimate, which is a `Step`. Levels are only the clock:
-t = 2 angle / pi.
+All these processes predict x0. Each consists of a loss for the recipe, which corrupts x0 at time t in (0, 1), and a `Step`,
+which goes to a smaller t given the estimate of x0. The noise level only encodes the time, t = 2 angle / pi.
 """
 
 from __future__ import annotations
@@ -17,20 +16,19 @@ from torch.nn.functional import cross_entropy
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.losses import Weight
-from diffusion_core.sampling.loop import Estimate, Step
-from diffusion_core.sampling.solvers import Denoise
+from diffusion_core.sampling.loop import Denoise, Estimate, Step
 from diffusion_core.schedules import Level, expand_like
 
 Degrade = Callable[[Tensor, Tensor], Tensor]  # (x0 [B, *S], t [] or [B]) -> [B, *S]; the identity at t = 0
 
 
 def process_time(level: Level) -> Tensor:
-    """The process time of a level, 0 clean and 1 all corrupted."""
+    """The time t of a level: 0 is clean, 1 is fully corrupted."""
     return level.angle * (2 / math.pi)
 
 
 class Direct(nn.Module):
-    """A net that sees x and t as they are and predicts the clean thing itself."""
+    """A denoiser whose network gets x and t unscaled and predicts x0 directly."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -39,16 +37,18 @@ class Direct(nn.Module):
     def forward(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
         dtype = next(self.net.parameters()).dtype
         t = process_time(level).to(device=x.device, dtype=dtype).expand(len(x))
-        if not x.is_floating_point():
-            return self.net(x, t, cond or {})
-        return self.net(x.to(dtype), t, cond or {}).to(x.dtype)
+        if not x.is_floating_point():  # tokens
+            logits: Tensor = self.net(x, t, cond or {})
+            return logits
+        x0: Tensor = self.net(x.to(dtype), t, cond or {})
+        return x0.to(x.dtype)
 
 
 # Cold diffusion
 
 
 def cold_loss(degrade: Degrade) -> Callable[..., Tensor]:
-    """Mean absolute error of the restoration. Bansal et al. 2022 (arXiv 2208.09392), eq. 1."""
+    """Mean absolute error of the restored x0, `[B]`. Bansal et al. 2022 (arXiv 2208.09392), eq. 1."""
 
     def loss(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
         return (denoiser(degrade(x0, process_time(level).to(x0)), level, cond) - x0).abs().flatten(1).mean(1)
@@ -57,18 +57,20 @@ def cold_loss(degrade: Degrade) -> Callable[..., Tensor]:
 
 
 def cold(degrade: Degrade) -> Step:
-    """x - C(x0, t) + C(x0, t'): algorithm 2 of the same paper. With C = a x0 + s eps_hat it is DDIM."""
+    """x - C(x0, t) + C(x0, t'), where C is `degrade`. With C = a x0 + s eps_hat this is DDIM.
+
+    Bansal et al. 2022 (arXiv 2208.09392), algorithm 2.
+    """
 
     def step(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
-        here = history[-1]
-        x0 = here.x0
-        return here.x - degrade(x0, process_time(here.level).to(x0)) + degrade(x0, process_time(to).to(x0))
+        level, x, x0 = history[-1][:3]
+        return x - degrade(x0, process_time(level).to(x0)) + degrade(x0, process_time(to).to(x0))
 
     return step
 
 
 def blur_degradation(widest: float) -> Degrade:
-    """Gaussian blur of pictures `[B, C, H, W]` by t * widest pixels (standard deviation), a factor in the cosine basis."""
+    """Gaussian blur of pictures `[B, C, H, W]` with a standard deviation of t * widest pixels, in the cosine basis."""
 
     def degrade(x0: Tensor, t: Tensor) -> Tensor:
         rows, columns = cosine_basis(x0.shape[-2]).to(x0), cosine_basis(x0.shape[-1]).to(x0)
@@ -81,20 +83,20 @@ def blur_degradation(widest: float) -> Degrade:
 
 
 def cosine_basis(n: int) -> Tensor:
-    """The orthonormal discrete cosine transform, `[n, n]` float64, one basis vector a row."""
-    place = torch.arange(n, dtype=torch.float64)
-    basis = torch.cos(math.pi * (place + 0.5) * place[:, None] / n) * math.sqrt(2 / n)
+    """The orthonormal discrete cosine transform, `[n, n]` float64, one basis vector per row."""
+    index = torch.arange(n, dtype=torch.float64)
+    basis = torch.cos(math.pi * (index + 0.5) * index[:, None] / n) * math.sqrt(2 / n)
     basis[0] /= math.sqrt(2)
     return basis
 
 
 def mask_degradation(mask: Tensor) -> Degrade:
-    """The values where mask `[*S]` is 1 fade to 0 with t."""
+    """Values where mask `[*S]` is 1 are multiplied by 1 - t."""
     return lambda x0, t: x0 * (1 - expand_like(t, x0) * mask.to(x0))
 
 
 def downsample_degradation(factor: int) -> Degrade:
-    """Pictures blended with t into their averages over squares of factor x factor pixels."""
+    """Pictures blended linearly in t with their averages over squares of factor x factor pixels."""
 
     def degrade(x0: Tensor, t: Tensor) -> Tensor:
         low = torch.nn.functional.avg_pool2d(x0, factor)
@@ -107,21 +109,22 @@ def downsample_degradation(factor: int) -> Degrade:
 
 
 def masked_share(t: Tensor) -> Tensor:
-    """The share of tokens masked at time t, sin(pi t / 2). Chang et al. 2022 (arXiv 2202.04200), their cosine schedule."""
+    """The share of tokens masked at time t, sin(pi t / 2). Chang et al. 2022 (arXiv 2202.04200), the cosine schedule."""
     return torch.sin(t * math.pi / 2)
 
 
 def masked_loss(mask: int) -> Callable[..., Tensor]:
-    """Cross-entropy of the masked tokens: x0 `[B, N]` of integers below `mask`, which is the token that hides.
+    """Cross-entropy averaged over each example's masked tokens, `[B]`. Chang et al. 2022 (arXiv 2202.04200), eq. 1.
 
-    The denoiser returns logits `[B, N, mask]`. Chang et al. 2022, eq. 1, averaged over each example's masked tokens.
+    x0 `[B, N]` are integers below `mask`, and `mask` is the mask token. The denoiser returns logits `[B, N, mask]`.
     """
 
     def loss(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
-        hidden = torch.special.ndtr(noise) < masked_share(process_time(level))[:, None].to(noise)
-        logits = denoiser(torch.where(hidden, mask, x0), level, cond)
-        each = cross_entropy(logits.transpose(1, 2), x0, reduction="none")
-        return (each * hidden).sum(1) / hidden.sum(1).clamp(min=1)
+        masked = torch.special.ndtr(noise) < masked_share(process_time(level))[:, None].to(noise)
+        logits = denoiser(torch.where(masked, mask, x0), level, cond)
+        nll = cross_entropy(logits.transpose(1, 2), x0, reduction="none")
+        mean: Tensor = (nll * masked).sum(1) / masked.sum(1).clamp(min=1)
+        return mean
 
     return loss
 

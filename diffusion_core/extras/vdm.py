@@ -1,4 +1,4 @@
-"""Variational diffusion: the bound on the log-likelihood, and a noise schedule that learns to estimate it with little variance.
+"""Variational diffusion models: the bound on the log-likelihood, and a learned schedule that minimises its variance.
 
 Kingma et al. 2021 (arXiv 2107.00630).
 """
@@ -22,7 +22,7 @@ from diffusion_core.schedules import Level, NoiseSchedule, logsnr_level
 class LearnedSchedule(nn.Module):
     """A density whose log-SNR falls from `highest` to `lowest` along a learned monotone function of u.
 
-    A sum of a line and of sigmoids with positive weights. `schedule` is the noise schedule.
+    The function is a sum of a line and of sigmoids with positive weights. `schedule` is the same as a `NoiseSchedule`.
     """
 
     def __init__(self, highest: float = 13.3, lowest: float = -5.0, width: int = 32) -> None:
@@ -37,10 +37,10 @@ class LearnedSchedule(nn.Module):
 
     def forward(self, u: Tensor) -> Level:
         level = self.schedule(u)
-        return Level(level.a.detach(), level.s.detach())  # the schedule learns by `VariationalLoss` alone
+        return Level(level.a.detach(), level.s.detach())  # `VariationalLoss` alone trains the schedule
 
     def logsnr(self, t: Tensor) -> Tensor:
-        """The log-SNR at t `[B]` in [0, 1]; falls strictly."""
+        """The log-SNR at t `[B]` in [0, 1], strictly decreasing."""
         low, high = self._rise(torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
         return self.highest + (self.lowest - self.highest) * (self._rise(t) - low) / (high - low)
 
@@ -61,41 +61,41 @@ class LearnedSchedule(nn.Module):
 
 
 class VariationalLoss(nn.Module):
-    """The diffusion term of the bound, nats a dimension, for a `LearnedSchedule`; the recipe's weight is not used.
+    """The diffusion term of the bound in nats per dimension, for a `LearnedSchedule`. The recipe's weight is not used.
 
-    The net minimises the mean of the loss, which the schedule's inside does not change; the schedule minimises its square,
-    which makes the estimate steady (appendix I.2). Both happen in one backward pass: gradients into the schedule are
-    multiplied by twice the loss.
+    The network minimises the mean of the loss, which does not depend on the schedule between its end points. The schedule
+    minimises the mean square of the loss, and thereby its variance (appendix I.2). One backward pass does both: gradients
+    into the schedule are multiplied by twice the loss.
     """
 
     def __init__(self, schedule: LearnedSchedule) -> None:
         super().__init__()
-        self._schedule = (schedule,)  # a tuple: it is the recipe's density and is saved as such
+        self._schedule = (schedule,)  # in a tuple, so that it is not registered twice: it is also the recipe's density
 
     def forward(
         self, denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond
     ) -> Tensor:
         schedule = self._schedule[0]
         t = schedule.invert(level.logsnr)
-        here = schedule.logsnr(t)
-        moving = t.clone().requires_grad_()
-        (fall,) = torch.autograd.grad(schedule.logsnr(moving).sum(), moving, create_graph=True)
-        learned_level = logsnr_level(here)
+        logsnr = schedule.logsnr(t)
+        leaf = t.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(schedule.logsnr(leaf).sum(), leaf, create_graph=True)
+        learned_level = logsnr_level(logsnr)
         error = (denoiser(learned_level.corrupt(x0, noise), learned_level, cond) - x0).square().flatten(1).mean(1)
-        value = -fall.to(x0) / 2 * here.exp().to(x0) * error
-        for part in (here, fall):
-            part.register_hook(lambda gradient: gradient * 2 * value.detach().to(gradient))
-        return value
+        loss: Tensor = -slope.to(x0) / 2 * logsnr.exp().to(x0) * error
+        for tensor in (logsnr, slope):
+            tensor.register_hook(lambda gradient: gradient * 2 * loss.detach().to(gradient))
+        return loss
 
 
 @torch.no_grad()
 def bits_per_dim(
     denoiser: Denoiser, x0: Tensor, schedule: NoiseSchedule, seed: int = 0, cond: Cond | None = None, draws: int = 8
 ) -> Tensor:
-    """The variational upper bound on -log2 p(x0) / d, `[B]`, for continuous data x0 `[B, *S]` and t in (0, 1) on the path.
+    """The variational upper bound on -log2 p(x0) / d, `[B]`, for continuous data x0 `[B, *S]` and t in (0, 1).
 
-    Prior, diffusion and reconstruction terms (eq. 11 and 17); the last decodes the least noisy x / a with variance sigma^2.
-    The diffusion term is a mean over `draws` stratified levels an example.
+    The sum of the prior, diffusion and reconstruction terms (eq. 11 and 17). The decoder of the reconstruction term is normal
+    with mean x / a and variance sigma^2 at t = 0. The diffusion term is averaged over `draws` stratified levels per example.
     """
     ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
     (a1, s1), sigma0 = (v[1] for v in ends), ends.sigma[0]

@@ -1,4 +1,4 @@
-"""The sampling loop, the only one: estimate the clean example, step to the walk's next level, again."""
+"""The sampling loop, used by all samplers: estimate the clean example, step to the next level, repeat."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from diffusion_core.schedules import Level
 
 
 class Estimate(NamedTuple):
-    """One visit of the walk: where, what x was there, and the clean example estimated from it."""
+    """One evaluation of the denoiser: the level, x at this level, and the estimate of x0."""
 
     level: Level
     x: Tensor  # [B, *S]
     x0: Tensor  # [B, *S]
-    var: Tensor | None = None  # of x0 given x, if the denoiser tells
+    var: Tensor | None = None  # of x0 given x, from an `UncertainDenoiser`
 
 
-# The visits so far, the present one last (a corrector may replace it); the level to go to; the denoiser, should more
-# evaluations be needed; fresh noise.
-Step = Callable[[list[Estimate], Level, Callable[[Tensor, Level], Tensor], Iterator[Tensor]], Tensor]
-Constrain = Callable[[Tensor, Level, Iterator[Tensor]], Tensor]  # x after a step, its level, fresh noise -> x
+Denoise = Callable[[Tensor, Level], Tensor]  # x, level -> x0_hat, with the conditions already applied
+# (estimates so far, latest last; next level; denoiser for further evaluations; noise) -> x at the next level. A step may
+# replace the latest estimate in the list.
+Step = Callable[[list[Estimate], Level, Denoise, Iterator[Tensor]], Tensor]
+Constrain = Callable[[Tensor, Level, Iterator[Tensor]], Tensor]  # (x after a step, its level, noise) -> x
 
-_MEMORY = 4  # visits that any solver looks back on
+_HISTORY = 4  # estimates that are kept; no solver uses more
 
 
 def sample(
@@ -44,10 +45,11 @@ def sample(
     constrain: Constrain | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """x `[B, *S]` at the walk's first level carried to its last.
+    """Carry x `[B, *S]` from the first timestep to the last, and return it.
 
-    Where the walk goes up, noise is added and the solver's memory is cleared. `progress(done, total)` is called after each
-    step. The state keeps the type of x: give float64 for a long walk. Gradients flow through, if they are on.
+    Where a timestep is noisier than the one before it, noise is added and the solver's history is cleared. After each step
+    `constrain` may change x, and `progress(done, total)` is called. All arithmetic is in the dtype of x; use float64 for many
+    steps. Gradients flow through the sampler if they are enabled.
     """
 
     def estimate(x: Tensor, level: Level) -> tuple[Tensor, Tensor | None]:
@@ -58,12 +60,12 @@ def sample(
         return estimate(x, level)[0]
 
     history: list[Estimate] = []
-    for done, (here, to) in enumerate(pairwise(timesteps), 1):
-        if to.noisier(here):
-            x = renoise(x, here, to, next(noise))
+    for done, (level, to) in enumerate(pairwise(timesteps), 1):
+        if to.noisier(level):
+            x = renoise(x, level, to, next(noise))
             history.clear()
         else:
-            history = [*history[1 - _MEMORY :], Estimate(here, x, *estimate(x, here))]
+            history = [*history[1 - _HISTORY :], Estimate(level, x, *estimate(x, level))]
             x = step(history, to, denoise, noise)
         if constrain is not None:
             x = constrain(x, to, noise)
@@ -86,23 +88,24 @@ def generate(
     progress: Callable[[int, int], None] | None = None,
     noise: rng.Noise = rng.normal,
 ) -> Tensor:
-    """Samples `[len(ids), *shape]` float32, sample i a function of (seed, ids[i], its conditions) and not of its batch.
+    """Samples `[len(ids), *shape]` float32, computed in float64 `batch` at a time.
 
-    ids lie on the device to work on; cond has a row for each. The walk's first level is taken as pure noise, x = s * noise.
-    `progress(done, total)` counts steps over all batches.
+    Sample i is a function of (seed, ids[i], its conditions) and does not depend on its batch. ids lie on the device to compute
+    on; cond has one row per id. The first timestep is treated as pure noise, x = s * noise. `progress(done, total)` counts
+    steps over all batches.
     """
     batch = batch or len(ids)
-    parts = range(0, len(ids), batch)
-    out = []
-    for part, start in enumerate(parts):
-        here = slice(start, start + batch)
-        draws = rng.stream(shape, seed, ids[here], torch.float64, noise)
+    starts = range(0, len(ids), batch)
+    samples = []
+    for index, start in enumerate(starts):
+        chunk = slice(start, start + batch)
+        draws = rng.stream(shape, seed, ids[chunk], torch.float64, noise)
         x = timesteps[0].s.to(ids.device) * next(draws)
 
-        def report(done: int, total: int, part: int = part) -> None:
+        def report(done: int, total: int, index: int = index) -> None:
             if progress is not None:
-                progress(part * total + done, len(parts) * total)
+                progress(index * total + done, len(starts) * total)
 
-        part_cond = rows(cond, here) if cond else None
-        out.append(sample(denoiser, x, timesteps, step, draws, part_cond, constrain, report).float())
-    return torch.cat(out)
+        chunk_cond = rows(cond, chunk) if cond else None
+        samples.append(sample(denoiser, x, timesteps, step, draws, chunk_cond, constrain, report).float())
+    return torch.cat(samples)

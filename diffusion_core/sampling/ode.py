@@ -1,7 +1,7 @@
-"""The probability-flow ODE by an adaptive Runge-Kutta method, and exact log-likelihood along it.
+"""The probability-flow ODE, solved by an adaptive Runge-Kutta method, and the exact log-likelihood.
 
-In the angle gauge (x scaled to a^2 + s^2 = 1) it reads dx/dangle = (cos x - x0_hat) / sin, finite from pure noise down to any
-positive noise. Song et al. 2021 (arXiv 2011.13456), sections 4.3 and D.
+With x scaled to a^2 + s^2 = 1 and the angle as time, the ODE is dx/dangle = (cos(angle) x - x0_hat) / sin(angle), which is
+finite for all s > 0. Song et al. 2021 (arXiv 2011.13456), section 4.3 and appendix D.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diffusion_core.schedules import Level
 
 Slope = Callable[[Tensor, Tensor], Tensor]  # (angle [], state [B, n]) -> [B, n]
 
-# Dormand & Prince 1980: nodes, stages, fifth-order weights less fourth-order weights.
+# Dormand & Prince 1980: nodes, stages, and fifth-order minus fourth-order weights.
 _NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _STAGES = (
     (),
@@ -35,9 +35,9 @@ _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1
 def dormand_prince(
     slope: Slope, state: Tensor, start: float, end: float, rtol: float, atol: float
 ) -> tuple[Tensor, int]:
-    """The state `[B, n]` carried from start to end, and the number of slope evaluations.
+    """The state `[B, n]` integrated from start to end, and the number of slope evaluations.
 
-    The step is one for the whole batch, by the worst row's error. Raises ArithmeticError if it shrinks to nothing.
+    All rows share one step size, chosen by the row with the largest error. Raises ArithmeticError if the step size underflows.
     """
     time, h = start, (end - start) / 20
     first = slope(state.new_tensor(time), state)
@@ -55,7 +55,7 @@ def dormand_prince(
         if size <= 1:
             time, state, first = time + h, at, slopes[-1]
         elif not math.isfinite(size) or abs(h) < 1e-9 * abs(end - start):
-            raise ArithmeticError(f"the ODE's step vanished at angle {time:.6g} (error {size:.3g})")
+            raise ArithmeticError(f"the step size of the ODE solver underflowed at angle {time:.6g} (error {size:.3g})")
         h *= min(5.0, max(0.2, 0.9 * max(size, 1e-8) ** -0.2))
     return state, evaluations
 
@@ -70,9 +70,9 @@ def solve(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> tuple[Tensor, int]:
-    """x `[B, *S]` at level start carried along the flow to level end (either way), and the evaluations it took.
+    """x `[B, *S]` at level `start` integrated along the ODE to level `end`, and the number of denoiser evaluations.
 
-    Both levels need s > 0; end on a small sigma. The result is the flow's within the tolerances, not a fixed walk's.
+    Either level may be the noisier one; both need s > 0.
     """
 
     def slope(angle: Tensor, state: Tensor) -> Tensor:
@@ -95,10 +95,11 @@ def log_likelihood(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> Tensor:
-    """log p(x), `[B]` nats, of x `[B, *S]` at level `start` (little noise), by the flow to `end` (much noise).
+    """log p(x), `[B]` nats, of x `[B, *S]` at level `start` (little noise), by the ODE to level `end` (much noise).
 
-    The divergence is exact (one backward pass a dimension). At `end` x is taken as normal of mean 0 and standard deviation
-    sqrt((a sd)^2 + s^2); the data's mean makes that wrong by about mean / sigma. Divide by -d log 2 for bits per dimension.
+    The divergence is exact and needs one backward pass per dimension. At `end` x is assumed normal with mean 0 and standard
+    deviation sqrt((a sd)^2 + s^2); a nonzero data mean makes an error of about mean / sigma. Divide by -d log 2 for bits per
+    dimension.
     """
     d = x[0].numel()
 

@@ -1,6 +1,6 @@
-"""Walks: the lists of levels that a sampler visits. A walk may go up again; the sampling loop then adds noise.
+"""Timesteps: the list of noise levels that a sampler visits, n + 1 levels for n steps, each `[]` float64.
 
-Each level is `[]` float64. A walk of n steps has n + 1 levels.
+The levels need not be decreasing. Where a level is noisier than the one before it, the sampling loop adds noise.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Timesteps = Sequence[Level]
 
 
 def levels(schedule: NoiseSchedule, times: Tensor) -> list[Level]:
-    """The path's levels at times `[n]`."""
+    """The schedule's levels at times `[n]`."""
     a, s = schedule(times.double())
     return [Level(*pair) for pair in zip(a, s, strict=True)]
 
 
 def detached(timesteps: Timesteps) -> list[Level]:
-    """The walk's numbers without their history of gradients, as from a learned schedule."""
-    return [Level(here.a.detach(), here.s.detach()) for here in timesteps]
+    """The levels without gradient history, for timesteps on a learned schedule."""
+    return [Level(level.a.detach(), level.s.detach()) for level in timesteps]
 
 
 def clean() -> Level:
@@ -55,60 +55,60 @@ def uniform(schedule: NoiseSchedule, n: int, high: float = 1.0, low: float = 0.0
 
 
 def trailing(schedule: NoiseSchedule, n: int, total: int) -> list[Level]:
-    """n of a discrete path's `total` levels, counted from the noisiest, then clean. Lin et al. 2023 (arXiv 2305.08891)."""
+    """n of a discrete schedule's `total` levels, evenly spaced from the noisiest, then s = 0. arXiv 2305.08891, section 3.3."""
     times = torch.arange(n, 0, -1, dtype=torch.float64).mul(total / n).round().sub(1)
     return [*levels(schedule, times), clean()]
 
 
 def leading(schedule: NoiseSchedule, n: int, total: int) -> list[Level]:
-    """n of a discrete path's `total` levels, counted from the cleanest, then clean, as DDIM was published."""
+    """n of a discrete schedule's `total` levels, evenly spaced from the least noisy, then s = 0. DDIM (arXiv 2010.02502)."""
     return [*levels(schedule, torch.arange(n - 1, -1, -1, dtype=torch.float64) * (total // n)), clean()]
 
 
 def truncate(timesteps: Timesteps, level: Level) -> list[Level]:
-    """The walk from `level` on: started late, with x from elsewhere.
+    """The timesteps that are less noisy than `level`, after `level` itself. The start x comes from another model or an example.
 
     TDPM (arXiv 2202.09671), ES-DDPM (arXiv 2205.12524), CCDF (arXiv 2112.05146), SDEdit (arXiv 2108.01073).
     """
-    return [level, *(here for here in timesteps if level.noisier(here))]
+    return [level, *(later for later in timesteps if level.noisier(later))]
 
 
-def churn(timesteps: Timesteps, amount: float, low: float = 0.0, high: float = float("inf")) -> list[Level]:
-    """Before each step, sigma raised by min(amount / n, sqrt(2) - 1) of itself where low <= sigma <= high.
+def churn(timesteps: Timesteps, s_churn: float, s_tmin: float = 0.0, s_tmax: float = float("inf")) -> list[Level]:
+    """Before each step, raise sigma by the factor 1 + min(s_churn / n, sqrt(2) - 1) if s_tmin <= sigma <= s_tmax.
 
     Karras et al. 2022 (arXiv 2206.00364), algorithm 2.
     """
-    gamma = min(amount / (len(timesteps) - 1), 2**0.5 - 1)
-    out = list(timesteps[:1])
-    for here in timesteps[1:]:
-        last = out[-1]
-        if gamma > 0 and low <= last.sigma <= high:
-            out.append(Level(last.a, last.s * (1 + gamma)))
-        out.append(here)
-    return out
+    gamma = min(s_churn / (len(timesteps) - 1), 2**0.5 - 1)
+    churned = list(timesteps[:1])
+    for level in timesteps[1:]:
+        last = churned[-1]
+        if gamma > 0 and s_tmin <= last.sigma <= s_tmax:
+            churned.append(Level(last.a, last.s * (1 + gamma)))
+        churned.append(level)
+    return churned
 
 
 def restart(timesteps: Timesteps, low: float, high: float, times: int) -> list[Level]:
-    """The part of the walk between sigma = low and high walked again `times` times, each time from high with fresh noise.
+    """The timesteps with low <= sigma <= high repeated `times` times, each time from the noisiest with new noise.
 
-    Xu et al. 2023 (arXiv 2306.14878), algorithm 1.
+    Xu et al. 2023 (arXiv 2306.14878), algorithm 1. Raises ValueError if there is no level in the interval.
     """
-    inside = [here for here in timesteps if low <= here.sigma <= high]
+    inside = [level for level in timesteps if low <= level.sigma <= high]
     if not inside:
-        raise ValueError(f"the walk has no level with sigma between {low} and {high}")
-    after = [here for here in timesteps if here.sigma < low]
-    before = [here for here in timesteps if not here.sigma < low]
+        raise ValueError(f"there is no timestep with sigma between {low} and {high}")
+    after = [level for level in timesteps if level.sigma < low]
+    before = [level for level in timesteps if not level.sigma < low]
     return [*before, *inside * times, *after]
 
 
 def repaint(timesteps: Timesteps, times: int) -> list[Level]:
-    """Every step but the last taken `times` times, noise added back in between. Lugmayr et al. 2022 (arXiv 2201.09865)."""
-    out = list(timesteps[:1])
-    for last, here in pairwise(timesteps[:-1]):
-        out += [here, *[last, here] * (times - 1)]
-    return [*out, timesteps[-1]]
+    """Every step but the last made `times` times, with noise added in between. Lugmayr et al. 2022 (arXiv 2201.09865)."""
+    repeated = list(timesteps[:1])
+    for level, to in pairwise(timesteps[:-1]):
+        repeated += [to, *[level, to] * (times - 1)]
+    return [*repeated, timesteps[-1]]
 
 
 def repeat_levels(timesteps: Timesteps, times: int) -> list[Level]:
-    """Every noisy level visited `times` more times, for Langevin steps there. Song & Ermon 2019 (arXiv 1907.05600)."""
-    return [here for level in timesteps for here in [level] * (1 + (times if level.s > 0 else 0))]
+    """Every noisy level repeated `times` more times, for Langevin steps. Song & Ermon 2019 (arXiv 1907.05600)."""
+    return [copy for level in timesteps for copy in [level] * (1 + (times if level.s > 0 else 0))]

@@ -11,7 +11,7 @@ from diffusion_core.extras import closed_form
 from diffusion_core.sampling import timesteps
 from diffusion_core.sampling.loop import generate, sample
 from diffusion_core.sampling.solvers import FLOW_ODE, SIGMA_ODE, ddim, dpmpp_2m, dpmpp_3m, heun, lms, unipc
-from diffusion_core.sampling.transition import renoise, split, transition
+from diffusion_core.sampling.transition import renoise, split_noise, transition
 
 STEPS = {
     "ddim": ddim(),
@@ -256,5 +256,5 @@ def test_start_is_pure_noise_of_the_seed():
 def test_the_split_of_noise_keeps_its_square():
     high, low = timesteps.karras(3)[:2]
     for eta in (0.0, 0.3, 1.0):
-        stays, fresh = split(high, low, eta)
-        torch.testing.assert_close(stays**2 + fresh**2, low.s**2)
+        kept, added = split_noise(high, low, eta)
+        torch.testing.assert_close(kept**2 + added**2, low.s**2)
