@@ -68,7 +68,8 @@ def gaussian_posterior(
         x0 = denoiser(x, level, cond)
         c = prior(level)
         gain = torch.linalg.solve(noise**2 * torch.eye(len(a), dtype=a.dtype) + c * a @ a.T, c * a).T
-        return x0 + ((y - x0.flatten(1) @ a.T.to(x)) @ gain.T.to(x)).view_as(x)
+        correction: Tensor = (y - x0.flatten(1) @ a.T.to(x)) @ gain.T.to(x)
+        return x0 + correction.view_as(x)
 
     return denoise
 
@@ -117,7 +118,8 @@ def moment_matching(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float) -> D
         a_cov = expand_like(level.s**2 / level.a, x) * torch.stack(rows, 1)  # A C, [B, m, d]
         y_cov = a_cov @ a.T.to(x) + noise**2 * torch.eye(len(a)).to(x)
         weight = torch.linalg.solve(y_cov, (y - y_hat.detach())[..., None])
-        return (x0.detach().flatten(1) + (a_cov.mT @ weight)[..., 0]).view_as(x)
+        correction: Tensor = (a_cov.mT @ weight)[..., 0]
+        return (x0.detach().flatten(1) + correction).view_as(x)
 
     return denoise
 
@@ -158,6 +160,7 @@ def project(a: Tensor, y: Tensor) -> Constrain:
         a_noise = next(noise).to(x).flatten(1) @ a.T.to(x)
         noisy_y = level.a.to(x) * y.to(x) + level.s.to(x) * a_noise
         flat = x.flatten(1)
-        return (flat + (noisy_y - flat @ a.T.to(x)) @ inverse.T.to(x)).view_as(x)
+        correction: Tensor = (noisy_y - flat @ a.T.to(x)) @ inverse.T.to(x)
+        return (flat + correction).view_as(x)
 
     return constrain

@@ -6,6 +6,7 @@ Kingma et al. 2021 (arXiv 2107.00630).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,14 @@ class LearnedSchedule(nn.Module):
     def logsnr(self, t: Tensor) -> Tensor:
         """The log-SNR at t `[B]` in [0, 1], strictly decreasing."""
         low, high = self._rise(torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
-        return self.highest + (self.lowest - self.highest) * (self._rise(t) - low) / (high - low)
+        drop: Tensor = (self.lowest - self.highest) * (self._rise(t) - low) / (high - low)
+        return self.highest + drop
 
     def _rise(self, t: Tensor) -> Tensor:
         share = softplus(self.shares).to(t)
         waves = torch.sigmoid(softplus(self.slopes).to(t) * (t[:, None] - self.offsets.to(t)))
-        return share[0] * t + waves @ share[1:] / len(self.offsets)
+        rise: Tensor = share[0] * t + waves @ share[1:] / len(self.offsets)
+        return rise
 
     @torch.no_grad()
     def invert(self, logsnr: Tensor) -> Tensor:
@@ -84,7 +87,8 @@ class VariationalLoss(nn.Module):
         error = (denoiser(learned_level.corrupt(x0, noise), learned_level, cond) - x0).square().flatten(1).mean(1)
         loss: Tensor = -slope.to(x0) / 2 * logsnr.exp().to(x0) * error
         for tensor in (logsnr, slope):
-            tensor.register_hook(lambda gradient: gradient * 2 * loss.detach().to(gradient))
+            register_hook: Callable[..., object] = tensor.register_hook  # not annotated in torch
+            register_hook(lambda gradient: gradient * 2 * loss.detach().to(gradient))
         return loss
 
 

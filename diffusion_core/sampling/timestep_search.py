@@ -72,6 +72,6 @@ def learn_timesteps(
         if float(value.detach()) < best_loss:
             best, best_loss = candidate, float(value.detach())
         optimizer.zero_grad()
-        value.backward()
+        torch.autograd.backward(value)
         optimizer.step()
     return detached(best)

@@ -77,7 +77,7 @@ def test_shortest_way_is_the_cheapest_of_all():
 
     best = min(((0, *inner, 7) for inner in combinations(range(1, 7), 3)), key=price)
     assert timestep_search.shortest_path(cost, 4) == list(best)
-    with pytest.raises(ValueError, match="no way"):
+    with pytest.raises(ValueError, match="no path"):
         timestep_search.shortest_path(cost, 8)
 
 

@@ -231,7 +231,7 @@ def test_walks_go_where_they_say():
     assert [here.noisier(there) for here, there in itertools.pairwise(trailing)] == [True] * 10
     start = timesteps.truncate(karras, karras[4])
     assert start == karras[4:]
-    with pytest.raises(ValueError, match="no level"):
+    with pytest.raises(ValueError, match="no timestep"):
         timesteps.restart(karras, 100, 200, 1)
 
 
