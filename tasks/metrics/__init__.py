@@ -1,1 +1,1 @@
-"""Distances between sets, features, nearest neighbours, and loss gaps."""
+"""Distances between sets, features, nearest neighbours, and membership inference."""

@@ -1,4 +1,4 @@
-"""Is a generated pose a human body? Bone lengths and the order of left and right, beside the training data's."""
+"""Is a generated pose a human body? Bone lengths, and whether left and right are mixed up."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ def bone_name(bone: tuple[int, int]) -> str:
 def bone_lengths(poses: np.ndarray) -> np.ndarray:
     """Lengths of LIMB_BONES, `[n, bones]`, in the unit of `poses` `[n, 33, 3]` (torso lengths)."""
     ends = np.array(LIMB_BONES)
-    return np.linalg.norm(poses[:, ends[:, 0]] - poses[:, ends[:, 1]], axis=-1)
+    lengths: np.ndarray = np.linalg.norm(poses[:, ends[:, 0]] - poses[:, ends[:, 1]], axis=-1)
+    return lengths
+
+
+def _sides(poses: np.ndarray, joint: str) -> tuple[np.ndarray, np.ndarray]:
+    """The left and the right joint of that name, `[n, 3]` each."""
+    return poses[:, INDEX[f"left_{joint}"]], poses[:, INDEX[f"right_{joint}"]]
 
 
 def sides_mixed(poses: np.ndarray) -> np.ndarray:
     """Which poses `[n, 33, 3]` have left and right mixed up: bool `[n]`.
 
-    From right to left, hips and shoulders must point the same way (a torso twists by less than 90 degrees), and with
-    up along the torso and the face forward, left must be left: the triple product left x up . forward is positive in
-    MediaPipe's axes (x right, y down, z away). A mirrored body whose names were not swapped fails the second.
+    A pose fails if hips and shoulders, from right to left, point in opposite directions (a torso twists by less than 90
+    degrees). It also fails if left is not left: with up along the torso and the face forward, the triple product
+    left x up . forward is positive in MediaPipe's axes (x right, y down, z away). That catches a mirrored body whose
+    landmark names were not swapped.
     """
-    left, right, middle = (
-        lambda name: poses[:, INDEX[f"left_{name}"]],
-        lambda name: poses[:, INDEX[f"right_{name}"]],
-        lambda name: (poses[:, INDEX[f"left_{name}"]] + poses[:, INDEX[f"right_{name}"]]) / 2,
-    )
-    across_hips = left("hip") - right("hip")
-    across_shoulders = left("shoulder") - right("shoulder")
-    up = middle("shoulder") - middle("hip")
-    forward = poses[:, INDEX["nose"]] - middle("ear")
-    twisted = (across_hips * across_shoulders).sum(axis=-1) < 0
+    (left_hip, right_hip), (left_shoulder, right_shoulder) = (_sides(poses, joint) for joint in ("hip", "shoulder"))
+    left_ear, right_ear = _sides(poses, "ear")
+    across_shoulders = left_shoulder - right_shoulder
+    up = (left_shoulder + right_shoulder) / 2 - (left_hip + right_hip) / 2
+    forward = poses[:, INDEX["nose"]] - (left_ear + right_ear) / 2
+    twisted: np.ndarray = ((left_hip - right_hip) * across_shoulders).sum(axis=-1) < 0
     handedness = (np.cross(across_shoulders, up) * forward).sum(axis=-1)
     return twisted | (handedness < 0)

@@ -1,6 +1,6 @@
 """The vision transformer of DINOv2 (Oquab et al. 2023, arXiv 2304.07193), as far as its class token needs it.
 
-Parameters are named as in the published weights (dinov2_vit{s,b,l}14_pretrain.pth), so that those load as they are.
+Parameters have the names of the published weights (dinov2_vit{s,b,l}14_pretrain.pth), which load unchanged.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-HEAD = 64  # numbers a head of attention
-OFFSET = 0.1  # of the published code, which interpolates positions by a scale factor of (side + 0.1) / stored side
+HEAD = 64  # width of an attention head
+OFFSET = 0.1  # the published code interpolates positions by a factor of (side + 0.1) / stored side
 
 
 class _Attention(nn.Module):
@@ -25,7 +25,8 @@ class _Attention(nn.Module):
         n, tokens, width = x.shape
         q, k, v = self.qkv(x).reshape(n, tokens, 3, width // HEAD, HEAD).permute(2, 0, 3, 1, 4)
         y = functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).reshape(n, tokens, width))
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(n, tokens, width))
+        return out
 
 
 class _Mlp(nn.Module):
@@ -35,7 +36,8 @@ class _Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(functional.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return out
 
 
 class _Scale(nn.Module):
@@ -56,7 +58,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        out: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
+        return out
 
 
 class _PatchEmbed(nn.Module):
@@ -65,13 +68,15 @@ class _PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        patches: Tensor = self.proj(x)
+        return patches.flatten(2).transpose(1, 2)
 
 
 class Dinov2(nn.Module):
-    """Pictures float `[n, 3, h, w]`, normalised, sides multiples of `patch`, to class tokens `[n, width]`.
+    """Class tokens `[n, width]` of normalised pictures float `[n, 3, h, w]`, sides multiples of `patch`.
 
-    `positions`: patches of the weights' own resolution (37 x 37); others are interpolated from them.
+    `positions`: number of patches at the resolution of the weights (37 x 37). At other resolutions the position embeddings are
+    interpolated.
     """
 
     def __init__(self, width: int, depth: int, positions: int, patch: int) -> None:
@@ -79,13 +84,13 @@ class Dinov2(nn.Module):
         self.patch_embed = _PatchEmbed(width, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, positions + 1, width))
-        self.mask_token = nn.Parameter(torch.zeros(1, width))  # of the training; in the file, and not used
+        self.mask_token = nn.Parameter(torch.zeros(1, width))  # in the published file; only training uses it
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> Dinov2:
-        """The network that the tensors belong to; KeyError or RuntimeError if they belong to none."""
+        """The network of the size that the tensors have. Raises KeyError or RuntimeError if they are not of DINOv2."""
         width, _, patch, _ = weights["patch_embed.proj.weight"].shape
         depth = len([name for name in weights if name.endswith(".attn.qkv.weight")])
         network = cls(width, depth, weights["pos_embed"].shape[1] - 1, patch)
@@ -96,7 +101,7 @@ class Dinov2(nn.Module):
         stored = round((self.pos_embed.shape[1] - 1) ** 0.5)
         if (down, across) == (stored, stored):
             return self.pos_embed
-        grid = self.pos_embed[:, 1:].unflatten(1, (stored, stored)).permute(0, 3, 1, 2)
+        grid = self.pos_embed[:, 1:].reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
         factor = ((down + OFFSET) / stored, (across + OFFSET) / stored)
         resized = functional.interpolate(grid, scale_factor=factor, mode="bicubic")
         return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
@@ -107,4 +112,5 @@ class Dinov2(nn.Module):
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), self.patch_embed(x)], dim=1) + positions
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)[:, 0]
+        tokens: Tensor = self.norm(x)
+        return tokens[:, 0]

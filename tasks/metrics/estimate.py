@@ -1,4 +1,4 @@
-"""A number with its interval, and the refusal to give one from too few samples."""
+"""A statistic with its confidence interval, and the error for too few samples."""
 
 from __future__ import annotations
 

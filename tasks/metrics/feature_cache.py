@@ -1,4 +1,4 @@
-"""Features of pictures that are read block by block, kept on disk and found again by what they were computed from."""
+"""Features of pictures that are read block by block, cached on disk under a digest of what they were computed from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from tqdm import tqdm
 from tasks.common import files
 
 Arrays = dict[str, np.ndarray]
-Blocks = Callable[[], Iterator[np.ndarray]]  # the items, some at a time, from the beginning at every call
+Blocks = Callable[[], Iterator[np.ndarray]]  # yields the items in blocks; every call starts from the beginning
 
 
 def digest(blocks: Blocks, about: Mapping[str, str | int]) -> str:
-    """sha256 over the extractor's description (network, weights, resize filter, range, dtype) and the items' type, shape
-    and bytes. How the items are cut into blocks does not count."""
+    """sha256 over the description of the extractor and the items' dtype, shape and bytes, however they are cut into blocks.
+
+    `about`: network, weights, resize filter, range, dtype.
+    """
     h = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
     count = 0
     for block in blocks():
@@ -31,7 +33,7 @@ def digest(blocks: Blocks, about: Mapping[str, str | int]) -> str:
 
 
 def extract(blocks: Blocks, compute: Callable[[np.ndarray], Arrays], name: str) -> Arrays:
-    """`compute` of every block, laid end to end: one block of items is in memory at a time, and all features."""
+    """`compute` of every block, concatenated. One block of items is in memory at a time. `name` labels the progress bar."""
     parts = [compute(block) for block in tqdm(blocks(), desc=name, unit="block", mininterval=2)]
     return {field: np.concatenate([part[field] for part in parts]) for field in parts[0]}
 
@@ -39,10 +41,7 @@ def extract(blocks: Blocks, compute: Callable[[np.ndarray], Arrays], name: str) 
 def cached(
     folder: Path, blocks: Blocks, about: Mapping[str, str | int], compute: Callable[[np.ndarray], Arrays], name: str
 ) -> Arrays:
-    """`extract`, or what it gave before for the same items and extractor; kept in `folder/<digest>.npz`.
-
-    Change one pixel, the weights or the description, and it is computed again.
-    """
+    """`extract`, cached in `folder/<digest>.npz`: a change of one pixel, the weights or the description computes it again."""
     path = folder / f"{digest(blocks, about)}.npz"
     if not path.is_file():
         arrays = extract(blocks, compute, name)

@@ -13,13 +13,14 @@ def pixels(pictures: np.ndarray) -> np.ndarray:
 def edges(pictures: np.ndarray) -> np.ndarray:
     """Edge features float32 `[n, h * w]`: gradient length of luminance (ITU-R BT.601), scaled to unit norm.
 
-    Blind to brightness, contrast and most of colour. A picture without any edge has features 0.
+    They do not depend on brightness and contrast, and hardly on colour. A picture without edges has features 0.
     """
     luminance = pictures.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     down, right = np.gradient(luminance, axis=(1, 2))
     strength = np.hypot(down, right).reshape(len(pictures), -1)
     norm = np.linalg.norm(strength, axis=1, keepdims=True)
-    return np.divide(strength, norm, out=np.zeros_like(strength), where=norm > 1e-6)
+    features: np.ndarray = np.divide(strength, norm, out=np.zeros_like(strength), where=norm > 1e-6)
+    return features
 
 
 def joints(poses: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a comparison of samples with held-out data found: numbers under flat names, and why those that are absent are."""
+"""Results of a comparison of samples with held-out data: numbers under flat names, and reasons for the absent ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tasks.metrics.precision_recall import Manifold, precision_recall_density_co
 
 
 class Findings:
-    """Flat metrics, and for each metric that is absent the reason."""
+    """Flat metrics, and the reason for each metric that is absent."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
         self.absent: dict[str, str] = {}
 
     def add(self, name: str, compute: Callable[[], float | Estimate]) -> None:
-        """Compute and keep a number (an estimate also leaves name_low and name_high), or the reason it is absent."""
+        """Store what `compute` returns, or the reason it is absent. An Estimate also sets name_low and name_high."""
         try:
             value = compute()
         except TooFewSamples as error:

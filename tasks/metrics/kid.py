@@ -25,9 +25,10 @@ def kernel_row_sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _own_row_sums(x: np.ndarray, sources: Sources) -> np.ndarray:
-    """For each row of `x` `[n, d]` the sum of the kernel over the rows of its own source, itself included: `[n]`."""
+    """For each row of `x` `[n, d]`, the sum of the kernel over the rows of its source, the row itself included: `[n]`."""
     if sources.number == len(x):
-        return ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3
+        itself: np.ndarray = ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3
+        return itself
     sums = np.empty(len(x))
     for rows in np.split(np.argsort(sources.of, kind="stable"), np.cumsum(np.bincount(sources.of))[:-1]):
         sums[rows] = kernel_row_sums(x[rows], x[rows])
@@ -37,9 +38,9 @@ def _own_row_sums(x: np.ndarray, sources: Sources) -> np.ndarray:
 def kid(x: np.ndarray, y: np.ndarray, *, level: float = 0.95, sources: SourceNames | None = None) -> Estimate:
     """Kernel (Inception) distance of Binkowski et al. 2018: the unbiased squared MMD with kernel (x.y/d + 1)^3.
 
-    Over all pairs of `x` `[n, d]` and `y` `[m, d]`, not over random subsets; interval from the delete-one jackknife
-    of both sets. With `sources`, over all pairs of different sources, and a whole source is deleted at a time. Memory is
-    bounded by blocks of kernel rows. Raises TooFewSamples below 20 vectors, or sources, a side.
+    The mean is over all pairs of `x` `[n, d]` and `y` `[m, d]`, not over random subsets. The interval comes from the
+    delete-one jackknife of both sets. With `sources`, only pairs of different sources count, and the jackknife deletes whole
+    sources. Memory is bounded by blocks of kernel rows. Raises TooFewSamples below 20 vectors, or sources, a side.
     """
     d = check_features("the first set", x).shape[1]
     check_features("the second set", y, d)
@@ -58,10 +59,10 @@ def kid(x: np.ndarray, y: np.ndarray, *, level: float = 0.95, sources: SourceNam
     pairs_x, pairs_y = n * n - size_x @ size_x, m * m - size_y @ size_y
 
     value = xx / pairs_x + yy / pairs_y - 2 * xy / (n * m)
-    # The statistic without one source of x (of y), from the same sums.
+    # The jackknife: the statistic without each source of x, and without each source of y, from the same sums.
     left_x, left_y = n - size_x, m - size_y
     without_x = (xx - 2 * within_x) / (pairs_x - 2 * size_x * left_x) + yy / pairs_y - 2 * (xy - from_x) / (left_x * m)
     without_y = xx / pairs_x + (yy - 2 * within_y) / (pairs_y - 2 * size_y * left_y) - 2 * (xy - from_y) / (n * left_y)
     variance = (of_x.number - 1) * without_x.var() + (of_y.number - 1) * without_y.var()
-    reach = float(ndtri(0.5 + level / 2) * np.sqrt(variance))
-    return Estimate(float(value), float(value) - reach, float(value) + reach, 0.0, n, m)
+    half_width = float(ndtri(0.5 + level / 2) * np.sqrt(variance))
+    return Estimate(float(value), float(value) - half_width, float(value) + half_width, 0.0, n, m)

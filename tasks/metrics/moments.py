@@ -1,4 +1,4 @@
-"""Mean and covariance of features, accumulated in float64 and mergeable across shards and ranks."""
+"""Mean and covariance of features in float64, mergeable across parts of a set."""
 
 from __future__ import annotations
 

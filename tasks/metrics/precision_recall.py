@@ -15,18 +15,18 @@ BLOCK = 2048  # rows and columns of the distance matrix held at once
 class Manifold(NamedTuple):
     """Shares in [0, 1] (density may exceed 1)."""
 
-    precision: float  # of generated vectors inside the ball of some real one
-    recall: float  # of real vectors inside the ball of some generated one
-    density: float  # real balls a generated vector lies in, over k
-    coverage: float  # of real balls with a generated vector inside
+    precision: float  # share of generated vectors inside the ball of a real one
+    recall: float  # share of real vectors inside the ball of a generated one
+    density: float  # number of real balls a generated vector lies in, over k
+    coverage: float  # share of real balls with a generated vector inside
 
 
 def _inside(x: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many balls each row of `x` lies in (border included) `[r, n]`, and whether each ball holds a row of `x`
-    `[r, m]`, for several radii `[r, m]` of the same centres.
+    """How many balls each row of `x` lies in `[r, n]`, and whether each ball holds a row of `x` `[r, m]`.
 
-    Squared distances by matrix product in float32, blocks of BLOCK x BLOCK; the pairs that rounding could take to the other
-    side of a border are computed again in float64. Memory does not grow with n x m.
+    `radii` `[r, m]`: several radii for each of the same centres. A ball includes its border. Squared distances come from
+    matrix products in float32, in blocks of BLOCK x BLOCK. Pairs whose side of the border rounding could change are computed
+    again in float64. Memory does not grow with n x m.
     """
     width, origin = x.shape[1], centres.mean(axis=0)
     count = np.zeros((len(radii), len(x)), np.int64)
@@ -45,9 +45,9 @@ def _inside(x: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> tuple[np.n
             for r, radius in enumerate(radii[:, j : j + BLOCK]):
                 beyond = squared - radius**2
                 inside = beyond <= 0
-                some, which = np.nonzero(np.abs(beyond) <= slack)
-                exact = squared_distances(x, i + some, centres, j + which)
-                inside[some, which] = np.sqrt(exact) <= radius[which]
+                near_row, near_column = np.nonzero(np.abs(beyond) <= slack)
+                exact = squared_distances(x, i + near_row, centres, j + near_column)
+                inside[near_row, near_column] = np.sqrt(exact) <= radius[near_column]
                 count[r, i : i + BLOCK] += inside.sum(axis=1)
                 held[r, j : j + BLOCK] |= inside.any(axis=0)
     return count, held
@@ -63,7 +63,7 @@ def precision_recall_density_coverage(
     """
     d = check_features("the generated set", generated).shape[1]
     check_features("the real set", real, d)
-    generated, real = (np.ascontiguousarray(some, dtype=np.float32) for some in (generated, real))
+    generated, real = (np.ascontiguousarray(features, dtype=np.float32) for features in (generated, real))
     n = min(len(generated), len(real))
     if n <= max(k, k_density):
         raise TooFewSamples("precision and recall", n, max(k, k_density) + 1)

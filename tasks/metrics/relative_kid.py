@@ -1,7 +1,7 @@
-"""Which of two samples is nearer to a third: the difference of two kernel distances, with its own interval.
+"""Which of two models is nearer to a reference: the difference of two kernel distances, with its own interval.
 
-The two distances share the third sample, and two models that draw with the same seeds make samples in pairs. The interval of
-the difference knows of both, and is narrower than the two intervals apart.
+Both distances share the reference, and two models that sample from the same seeds make samples in pairs. The interval of the
+difference takes both into account, so it is narrower than two separate intervals suggest.
 """
 
 from __future__ import annotations
@@ -25,31 +25,33 @@ class _Sums:
         self.all_within, self.all_across = self.within.sum(), self.across.sum()
 
     def value(self) -> float:
-        """The squared distance to the reference but for the reference's own part, which is the same for all samples."""
+        """The squared distance to the reference without the reference's own term, which cancels in a difference."""
         n, m = self.n, self.m
         return float(self.all_within / (n * (n - 1)) - 2 * self.all_across / (n * m))
 
     def without_each(self) -> np.ndarray:
-        """The same without one vector of the sample, `[n]`."""
+        """`value` without each vector of the sample in turn, `[n]`."""
         n, m = self.n, self.m
-        left = (self.all_within - 2 * self.within) / ((n - 1) * (n - 2))
-        return left - 2 * (self.all_across - self.across) / ((n - 1) * m)
+        within = (self.all_within - 2 * self.within) / ((n - 1) * (n - 2))
+        values: np.ndarray = within - 2 * (self.all_across - self.across) / ((n - 1) * m)
+        return values
 
     def without_each_reference(self) -> np.ndarray:
-        """The same without one vector of the reference, `[m]`."""
+        """`value` without each vector of the reference in turn, `[m]`."""
         n, m = self.n, self.m
-        return self.all_within / (n * (n - 1)) - 2 * (self.all_across - self.back) / (n * (m - 1))
+        values: np.ndarray = self.all_within / (n * (n - 1)) - 2 * (self.all_across - self.back) / (n * (m - 1))
+        return values
 
 
 def relative_kernel_distance(
     new: np.ndarray, old: np.ndarray, reference: np.ndarray, *, level: float = 0.95
 ) -> Estimate:
-    """kid(new, reference) - kid(old, reference), below 0 where `new` is nearer.
+    """kid(new, reference) - kid(old, reference); below 0 if `new` is nearer.
 
-    `new`, `old` `[n, d]`: row i of both was drawn with the same noise and the same condition. Both terms are unbiased
-    squared MMDs with kernel (x.y/d + 1)^3, as in `distance.kid`; the interval is the delete-one jackknife's over pairs and
-    reference vectors. The idea of comparing two models by the difference of MMDs is Bounliphone et al. 2016 (arXiv
-    1511.04581). Raises TooFewSamples below 20 vectors a side.
+    Row i of `new` and of `old` `[n, d]` was sampled from the same noise and the same condition. Both terms are unbiased
+    squared MMDs with kernel (x.y/d + 1)^3, as in `kid`. The interval comes from the delete-one jackknife over pairs and over
+    reference vectors. Comparing two models by the difference of MMDs follows Bounliphone et al. 2016 (arXiv 1511.04581).
+    Raises TooFewSamples below 20 vectors a side.
     """
     d = check_features("the new sample", new).shape[1]
     check_features("the old sample", old, d)
@@ -60,10 +62,10 @@ def relative_kernel_distance(
     if min(n, m) < KID_NEEDS:
         raise TooFewSamples("the difference of kernel distances", min(n, m), KID_NEEDS)
     new, old, reference = (part.astype(np.float64) for part in (new, old, reference))
-    ours, theirs = _Sums(new, reference), _Sums(old, reference)
-    value = ours.value() - theirs.value()
-    pairs = ours.without_each() - theirs.without_each()
-    references = ours.without_each_reference() - theirs.without_each_reference()
+    of_new, of_old = _Sums(new, reference), _Sums(old, reference)
+    value = of_new.value() - of_old.value()
+    pairs = of_new.without_each() - of_old.without_each()
+    references = of_new.without_each_reference() - of_old.without_each_reference()
     variance = (n - 1) * pairs.var() + (m - 1) * references.var()
-    reach = float(ndtri(0.5 + level / 2) * np.sqrt(variance))
-    return Estimate(value, value - reach, value + reach, 0.0, n, m)
+    half_width = float(ndtri(0.5 + level / 2) * np.sqrt(variance))
+    return Estimate(value, value - half_width, value + half_width, 0.0, n, m)

@@ -28,4 +28,4 @@ def test_repeating_every_vector_adds_no_information() -> None:
     values = np.random.default_rng(0).normal(size=50)
     twice = sources_of([str(i // 2) for i in range(100)], 100, "")
     assert twice.variance_of_mean(np.repeat(values, 2)) == pytest.approx(values.var(ddof=1) / 50, rel=1e-12)
-    assert twice.worth(np.repeat(values[:, None], 2, axis=0)) == 50
+    assert twice.effective_size(np.repeat(values[:, None], 2, axis=0)) == 50
