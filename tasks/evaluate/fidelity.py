@@ -1,14 +1,14 @@
 """Stage `fidelity`: how near are the samples to held-out data? Writes reports/fidelity/fidelity.json.
 
-Every distance is to held-out data (validation and test together) and stands beside its floor, the distance of the
-training set to the same held-out data. A number that cannot be had is listed under `absent` with the reason.
+Every distance is to held-out data (validation and test together) and is reported with its floor, the distance of the
+training set to the same held-out data. A number that cannot be computed is listed under `absent` with the reason.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,18 +30,32 @@ from tasks.metrics.picture_metrics import PictureSets, compare_pictures
 BONE_TOLERANCE = 0.15  # of the training data's mean length
 
 
+@dataclass(frozen=True)
+class BoneLength:
+    """Mean and standard deviation of a bone's length in generated and in training poses, torso lengths."""
+
+    bone: str
+    mean: float
+    sd: float
+    train_mean: float
+    train_sd: float
+    within: bool  # the means differ by at most BONE_TOLERANCE
+
+
 def independent_joints(poses: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` poses float32 `[count, 33, 3]` whose every joint has its own mean and covariance, but no joint knows of
-    another: the noise that a pose model has to beat."""
+    """`count` poses float32 `[count, 33, 3]` with the mean and covariance of each joint of `poses`, joints independent.
+
+    This is the noise that a pose model has to beat.
+    """
     noise = np.empty((count, *poses.shape[1:]), np.float32)
     for joint in range(poses.shape[1]):
-        place = poses[:, joint].astype(np.float64)
-        noise[:, joint] = rng.multivariate_normal(place.mean(axis=0), np.cov(place, rowvar=False), count)
+        positions = poses[:, joint].astype(np.float64)
+        noise[:, joint] = rng.multivariate_normal(positions.mean(axis=0), np.cov(positions, rowvar=False), count)
     return noise
 
 
 def _plug_in(generated: np.ndarray, reference: np.ndarray) -> float:
-    """torch-fidelity's value, refused where its bias cannot be corrected."""
+    """torch-fidelity's value; refused at sample sizes at which its bias cannot be corrected."""
     n, needed = min(len(generated), len(reference)), frechet_needs(generated[0].size)
     if n < needed:
         raise TooFewSamples("the Frechet pose distance", n, needed)
@@ -52,42 +66,42 @@ def _corrected(x: np.ndarray, y: np.ndarray) -> Estimate:
     return frechet_estimate(x, y, np.random.default_rng(0))
 
 
-def _pose_findings(found: Findings, poses: np.ndarray, train: np.ndarray, heldout: np.ndarray) -> None:
-    """Distances of generated poses, floor and noise reference, anatomy."""
-    for name, some in (("generated", poses), ("training", train), ("held-out", heldout)):
-        check_features(f"the {name} poses", joints(some))
+def _add_pose_distances(findings: Findings, poses: np.ndarray, train: np.ndarray, heldout: np.ndarray) -> None:
+    """Distances of generated poses, of the floor and of the noise reference to held-out poses."""
+    for name, checked in (("generated", poses), ("training", train), ("held-out", heldout)):
+        check_features(f"the {name} poses", joints(checked))
     noise = independent_joints(train, len(poses), np.random.default_rng(0)) if len(train) > 1 else train
     same_size = train[: len(poses)]
     for name, sample in (("", poses), ("_floor", same_size), ("_noise", noise)):
         features, real = joints(sample), joints(heldout)
-        found.add(f"poses.frechet_pose_distance{name}", partial(_plug_in, sample, heldout))
-        found.add(f"poses.frechet_pose_distance{name}_corrected", partial(_corrected, features, real))
-        found.add(f"poses.kernel_pose_distance{name}", partial(kid, features, real))
-        turned = joints(face_forward(sample)), joints(face_forward(heldout))  # the same whatever way people face
-        found.add(f"poses.turned_frechet_pose_distance{name}_corrected", partial(_corrected, *turned))
-    found.add("poses.frechet_pose_distance_to_train", partial(_plug_in, poses, train))
-    if "poses.frechet_pose_distance_noise" in found.metrics:
-        value, reference = (found.metrics[f"poses.frechet_pose_distance{name}"] for name in ("", "_noise"))
-        found.metrics["poses.frechet_pose_distance_over_noise"] = value / reference
-    found.add_manifold("poses", joints(poses), joints(heldout))
-    found.add_manifold("poses.floor", joints(same_size), joints(heldout))
+        findings.add(f"poses.frechet_pose_distance{name}", partial(_plug_in, sample, heldout))
+        findings.add(f"poses.frechet_pose_distance{name}_corrected", partial(_corrected, features, real))
+        findings.add(f"poses.kernel_pose_distance{name}", partial(kid, features, real))
+        turned = joints(face_forward(sample)), joints(face_forward(heldout))  # independent of the direction people face
+        findings.add(f"poses.turned_frechet_pose_distance{name}_corrected", partial(_corrected, *turned))
+    findings.add("poses.frechet_pose_distance_to_train", partial(_plug_in, poses, train))
+    if "poses.frechet_pose_distance_noise" in findings.metrics:
+        value, reference = (findings.metrics[f"poses.frechet_pose_distance{name}"] for name in ("", "_noise"))
+        findings.metrics["poses.frechet_pose_distance_over_noise"] = value / reference
+    findings.add_manifold("poses", joints(poses), joints(heldout))
+    findings.add_manifold("poses.floor", joints(same_size), joints(heldout))
 
 
-def _anatomy_findings(found: Findings, poses: np.ndarray, train: np.ndarray) -> list[dict[str, Any]]:
-    """Bone lengths and mixed sides of generated poses beside the training data's; one row a bone."""
+def _add_anatomy(findings: Findings, poses: np.ndarray, train: np.ndarray) -> list[BoneLength]:
+    """Bone lengths and mixed sides of generated poses, with those of the training data; returns one row per bone."""
     generated, real = bone_lengths(poses), bone_lengths(train)
     rows = [
-        {
-            "bone": bone_name(bone),
-            "mean": float(generated[:, b].mean()),
-            "sd": float(generated[:, b].std()),
-            "train_mean": float(real[:, b].mean()),
-            "train_sd": float(real[:, b].std()),
-            "within": bool(abs(generated[:, b].mean() / real[:, b].mean() - 1) <= BONE_TOLERANCE),
-        }
+        BoneLength(
+            bone=bone_name(bone),
+            mean=float(generated[:, b].mean()),
+            sd=float(generated[:, b].std()),
+            train_mean=float(real[:, b].mean()),
+            train_sd=float(real[:, b].std()),
+            within=bool(abs(generated[:, b].mean() / real[:, b].mean() - 1) <= BONE_TOLERANCE),
+        )
         for b, bone in enumerate(LIMB_BONES)
     ]
-    found.metrics |= {
+    findings.metrics |= {
         "poses.bone_length_worst_deviation": float(np.abs(generated.mean(axis=0) / real.mean(axis=0) - 1).max()),
         "poses.bone_length_sd_ratio": float((generated.std(axis=0) / real.std(axis=0).clip(1e-9)).mean()),
         "poses.sides_mixed": float(sides_mixed(poses).mean()),
@@ -97,36 +111,36 @@ def _anatomy_findings(found: Findings, poses: np.ndarray, train: np.ndarray) -> 
 
 
 def run(params: Params, root: Path) -> None:
-    """Compare the samples of both models with the held-out data of data/shards; writes fidelity.json.
+    """Compare the samples of both models with the held-out data of data/shards; write fidelity.json.
 
-    Raises DataError if shards or samples are missing, UserError if weights that are given cannot be used.
+    Raises DataError if shards or samples are missing, UserError if given network weights cannot be used.
     """
     train, heldout = load_splits(root)
     poses = ShardDataset(paths.sample_folder(root, "poses"), SAMPLES)
     pictures, comparison = (ShardDataset(paths.sample_folder(root, "pictures"), name) for name in (SAMPLES, COMPARISON))
-    found = Findings()
-    bones: list[dict[str, Any]] = []
+    findings = Findings()
+    bones: list[BoneLength] = []
     for name, count in (
         ("generated poses", len(poses)),
         ("held-out poses", len(heldout)),
         ("training poses", len(train)),
     ):
         if not count:
-            found.absent["poses"] = f"there are no {name}."
-    if "poses" not in found.absent:
-        _pose_findings(found, poses.poses(), train.poses(), heldout.poses())
-        bones = _anatomy_findings(found, poses.poses(), train.poses())
-    unseen, seen = heldout.pictured(), train.pictured()
-    if len(pictures) and len(unseen) and len(seen):
-        sets = PictureSets(pictures, comparison, unseen, seen, params.pictures.size)
-        compare_pictures(found, params.fidelity, root, sets)
+            findings.absent["poses"] = f"there are no {name}."
+    if "poses" not in findings.absent:
+        _add_pose_distances(findings, poses.poses(), train.poses(), heldout.poses())
+        bones = _add_anatomy(findings, poses.poses(), train.poses())
+    heldout_pictures, train_pictures = heldout.pictured(), train.pictured()
+    if len(pictures) and len(heldout_pictures) and len(train_pictures):
+        sets = PictureSets(pictures, comparison, heldout_pictures, train_pictures, params.pictures.size)
+        compare_pictures(findings, params.fidelity, root, sets)
     else:
-        found.absent["pictures"] = "there are no generated, held-out or training pictures."
+        findings.absent["pictures"] = "there are no generated, held-out or training pictures."
 
     report = {
-        "metrics": found.metrics,
-        "absent": found.absent,
-        "bones": bones,
+        "metrics": findings.metrics,
+        "absent": findings.absent,
+        "bones": [asdict(bone) for bone in bones],
         "sizes": {
             "poses": len(poses),
             "pictures": len(pictures),

@@ -22,31 +22,34 @@ from tasks.models import modality
 MOST = 256  # examples of each set
 
 
-def of_model(root: Path, name: str) -> list[LevelGap]:
-    """The gaps of a trained model between root/data/shards' training and held-out examples, MOST of each.
+def loss_gaps(root: Path, name: str) -> list[LevelGap]:
+    """The loss gaps of a trained model between the training and held-out examples of data/shards, at most MOST of each.
 
     Empty if a set has fewer than two examples. Raises DataError if the model or the shards are missing.
     """
     model = modality.load(paths.model_folder(root, name), modality.device())
-    seen = modality.usable(root, "train", model.config)
-    unseen = [modality.usable(root, split, model.config) for split in ("val", "test")]
     table = []
-    for parts in ([seen], unseen):
-        found = [modality.examples(part, model.config, model.categories, mirrored=False) for part in parts if len(part)]
-        if sum(map(len, found)) < 2:
+    for splits in (("train",), ("val", "test")):
+        datasets = [modality.usable(root, split, model.config) for split in splits]
+        examples = [
+            modality.examples(dataset, model.config, model.categories, mirrored=False)
+            for dataset in datasets
+            if len(dataset)
+        ]
+        if sum(map(len, examples)) < 2:
             return []
-        cond = {key: torch.cat([part.cond[key] for part in found]) for key in found[0].cond}
-        chosen = modality.Examples(model.codec.encode(torch.cat([part.x0 for part in found])), cond).some(MOST)
+        cond = {key: torch.cat([part.cond[key] for part in examples]) for key in examples[0].cond}
+        chosen = modality.Examples(model.codec.encode(torch.cat([part.x0 for part in examples])), cond).some(MOST)
         x0 = chosen.x0.to(modality.device())
         cond = {key: value.to(x0.device) for key, value in chosen.cond.items()}
         table.append(losses(model.denoiser, x0, cond, SIGMAS))
     return gaps(SIGMAS, *table)
 
 
-def draw(found: dict[str, list[LevelGap]], path: Path) -> None:
-    """PNG: above, train and held-out loss against the noise level; below, the AUC with its interval. A column a model."""
-    figure = Figure(figsize=(4.8 * len(found), 5.4), layout="constrained")
-    for column, (name, rows) in zip(figure.subplots(2, len(found), squeeze=False).T, found.items(), strict=True):
+def draw(gaps_of: dict[str, list[LevelGap]], path: Path) -> None:
+    """PNG with one column per model: the loss of both sets against the noise level, and below it the AUC with its interval."""
+    figure = Figure(figsize=(4.8 * len(gaps_of), 5.4), layout="constrained")
+    for column, (name, rows) in zip(figure.subplots(2, len(gaps_of), squeeze=False).T, gaps_of.items(), strict=True):
         sigma = [row.sigma for row in rows]
         column[0].set_title(name, fontsize=10)
         column[0].plot(sigma, [row.train for row in rows], "o-", color="#7f8c8d", label="train")
@@ -59,7 +62,7 @@ def draw(found: dict[str, list[LevelGap]], path: Path) -> None:
         column[1].axhline(0.5, color="#7f8c8d", linewidth=0.8)
         column[1].axhline(ALARM, color="#c0392b", linewidth=0.8, linestyle="--")
         column[1].set_ylim(0.3, 1.02)
-        column[1].set_ylabel("AUC: train known from held-out")
+        column[1].set_ylabel("AUC: train against held-out")
         for axes in column:
             axes.set_xscale("log")
             axes.set_xlabel("noise level sigma (data: 0.5)")
@@ -72,18 +75,18 @@ def run(params: Params, root: Path) -> None:
 
     The JSON holds, per model, `alarm`, `sentence` and `levels`, and the flat `metrics` of both.
     """
-    found = {name: of_model(root, name) for name in paths.MODELS}
+    gaps_of = {name: loss_gaps(root, name) for name in paths.MODELS}
     entries: dict[str, Any] = {
         name: {
             "alarm": any(row.alarming for row in rows),
             "sentence": sentence(rows),
             "levels": [asdict(row) for row in rows],
         }
-        for name, rows in found.items()
+        for name, rows in gaps_of.items()
     }
-    metrics = {f"{name}.loss_gap_auc.sigma_{row.sigma:g}": row.auc for name, rows in found.items() for row in rows}
+    metrics = {f"{name}.loss_gap_auc.sigma_{row.sigma:g}": row.auc for name, rows in gaps_of.items() for row in rows}
     with new_folder(root / paths.MEMBERSHIP_INFERENCE) as folder:
-        compared = {name: rows for name, rows in found.items() if rows}
+        compared = {name: rows for name, rows in gaps_of.items() if rows}
         if compared:
             draw(compared, folder / "membership_inference.png")
         write_json(folder / "membership_inference.json", {"models": entries, "metrics": metrics})

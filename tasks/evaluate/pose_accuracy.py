@@ -1,10 +1,10 @@
 """Stage `pose_accuracy`: do generated pictures show the poses that were asked for? Writes reports/pose_accuracy/.
 
-MediaPipe reads the pose in every generated picture again, and it is compared with the pose that the picture was
-conditioned on. The landmarker errs by itself, more so in small pictures: the same reading of real held-out pictures, made
-as small, is the floor, and the error to another sample's pose is what chance gives. Pictures that were asked for with
-conditions of the training set are read as well, for comparison. What is read of the samples is kept for the copy test, in
-read.npz: `key` and `pose` (normalised, NaN where nobody is found).
+MediaPipe reads the pose in every generated picture, and it is compared with the pose that the picture was generated for. The
+landmarker makes errors of its own, more so in small pictures. So real held-out pictures, reduced to the same size, are read in
+the same way and give the floor; the error to another sample's pose is the error of chance. Pictures that were generated for
+conditions of the training set are read for comparison. The poses read in the samples are kept in read.npz for the copy test:
+`key` and `pose` (normalised, NaN where nobody is found).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, SAMPLES, load_splits
 from tasks.plots import drawing
 
-READ_AT = 512  # pixels to which a picture with its border is enlarged
-BORDER = 0.5  # of the picture's side, its edge repeated: the detector misses people who fill the picture
-MOST = 256  # pictures of each set that are read
-NEAR, FAR = 0.2, 0.5  # torso lengths, of the share of joints that are near enough
+READ_AT = 512  # pixels to which a picture with its border is enlarged before it is read
+BORDER = 0.5  # of the picture's side, with its edge repeated: the detector misses people who fill the picture
+MOST = 256  # pictures read of each set
+NEAR, FAR = 0.2, 0.5  # torso lengths within which the shares of joints are counted
 SHOWN = 24  # pictures in the figure
 
 
 @contextmanager
 def _reader(model: Path, min_confidence: float) -> Iterator[Callable[[np.ndarray], np.ndarray | None]]:
-    """In a worker: the function from a picture to its normalised pose `[33, 3]`, None where nobody is found."""
-    # Here, since mediapipe takes a second to import and the parent has no use for it.
+    """In a worker: a function from a picture to its normalised pose `[33, 3]`, or None if nobody is found."""
+    # Imported here, since mediapipe takes a second to import and the parent process does not use it.
     from tasks.extract.landmarker import Landmarker, kept_offline
 
     with kept_offline(), Landmarker(model, min_confidence) as landmarker:
@@ -61,10 +61,10 @@ def read_poses(pictures: np.ndarray, model: Path, min_confidence: float, workers
     Raises UserError if the landmarker's model is missing or a worker dies.
     """
     poses = np.full((len(pictures), 33, 3), np.nan, np.float32)
-    found = OrderedMap(partial(_reader, model, min_confidence), list(pictures), workers)
+    results = OrderedMap(partial(_reader, model, min_confidence), list(pictures), workers)
     try:
-        with closing(found):
-            for i, pose in enumerate(tqdm(found, total=len(pictures), desc="read poses", mininterval=2)):
+        with closing(results):
+            for i, pose in enumerate(tqdm(results, total=len(pictures), desc="read poses", mininterval=2)):
                 if pose is not None:
                     poses[i] = pose
     except WorkerDied as error:
@@ -75,7 +75,8 @@ def read_poses(pictures: np.ndarray, model: Path, min_confidence: float, workers
 def joint_errors(read: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Distances of the 12 limb joints between poses `[n, 33, 3]` in torso lengths: `[n, 12]`."""
     limbs = list(skeleton.LIMBS)
-    return np.linalg.norm(read[:, limbs] - asked[:, limbs], axis=-1)
+    errors: np.ndarray = np.linalg.norm(read[:, limbs] - asked[:, limbs], axis=-1)
+    return errors
 
 
 def metrics(prefix: str, read: np.ndarray, asked: np.ndarray) -> dict[str, float]:
@@ -98,23 +99,23 @@ def _figure(pictures: np.ndarray, asked: np.ndarray, read: np.ndarray, path: Pat
     """Asked pose | picture | pose read from it."""
     tiles, captions = [], []
     nobody = np.full((96, 96, 3), 255, np.uint8)
-    for picture, wanted, seen in list(zip(pictures, asked, read, strict=True))[:SHOWN]:
-        there = bool(np.isfinite(seen).all())
-        right = drawing.draw_pose(seen) if there else nobody
-        tiles.append(np.concatenate([drawing.draw_pose(wanted), drawing.enlarge(picture, 96), right], axis=1))
-        error = joint_errors(seen[None], wanted[None]).mean()
-        captions.append(f"asked | picture | read: {error:.2f} torso off" if there else "asked | picture | nobody found")
+    for picture, asked_pose, read_pose in list(zip(pictures, asked, read, strict=True))[:SHOWN]:
+        found = bool(np.isfinite(read_pose).all())
+        right = drawing.draw_pose(read_pose) if found else nobody
+        tiles.append(np.concatenate([drawing.draw_pose(asked_pose), drawing.enlarge(picture, 96), right], axis=1))
+        error = joint_errors(read_pose[None], asked_pose[None]).mean()
+        captions.append(f"asked | picture | read: {error:.2f} torso off" if found else "asked | picture | nobody found")
     drawing.save_png(path, drawing.sheet(tiles, 3, captions))
 
 
 def run(params: Params, root: Path) -> None:
-    """Read the generated pictures again; writes pose_accuracy.json (flat metrics) and a figure.
+    """Read the poses in the generated pictures; write pose_accuracy.json (flat metrics) and a figure.
 
     Raises DataError if samples or shards are missing, UserError if the landmarker's model is.
     """
     samples, comparison = (ShardDataset(paths.sample_folder(root, "pictures"), name) for name in (SAMPLES, COMPARISON))
     numbers: dict[str, float] = {}
-    kept, poses = np.zeros(0, str), np.zeros((0, 33, 3), np.float32)
+    stored: tuple[np.ndarray, np.ndarray] = np.zeros(0, str), np.zeros((0, 33, 3), np.float32)
     with new_folder(root / paths.POSE_ACCURACY) as folder:
         if len(samples):
             size = samples.picture(0).shape[0]
@@ -123,19 +124,19 @@ def run(params: Params, root: Path) -> None:
                 "train_conditions": comparison,
                 "floor": load_splits(root)[1].pictured(),
             }
-            sets = {name: some for name, some in sets.items() if len(some)}
-            rows = {name: evenly_spaced(len(some), MOST) for name, some in sets.items()}
-            pictures = {name: some.pictures_uint8(size)[rows[name]] for name, some in sets.items()}
-            asked = {name: some.poses()[rows[name]] for name, some in sets.items()}
+            sets = {name: dataset for name, dataset in sets.items() if len(dataset)}
+            rows = {name: evenly_spaced(len(dataset), MOST) for name, dataset in sets.items()}
+            pictures = {name: dataset.pictures_uint8(size)[rows[name]] for name, dataset in sets.items()}
+            asked = {name: dataset.poses()[rows[name]] for name, dataset in sets.items()}
             workers = params.extract.workers or machine.cores()
             model = root / params.extract.model
-            # All in one go: a worker takes seconds to start.
+            # One call for all sets, since a worker takes seconds to start.
             read = read_poses(np.concatenate(list(pictures.values())), model, params.extract.min_confidence, workers)
-            ends = np.cumsum([len(some) for some in pictures.values()])[:-1]
-            seen = dict(zip(sets, np.split(read, ends), strict=True))
+            ends = np.cumsum([len(array) for array in pictures.values()])[:-1]
+            poses = dict(zip(sets, np.split(read, ends), strict=True))
             for name in sets:
-                numbers |= metrics(name, seen[name], asked[name])
-            _figure(pictures["pictures"], asked["pictures"], seen["pictures"], folder / "pose_accuracy.png")
-            kept, poses = np.array(samples.keys)[rows["pictures"]], seen["pictures"]
-        np.savez(folder / "read.npz", key=kept, pose=poses)
+                numbers |= metrics(name, poses[name], asked[name])
+            _figure(pictures["pictures"], asked["pictures"], poses["pictures"], folder / "pose_accuracy.png")
+            stored = np.array(samples.keys)[rows["pictures"]], poses["pictures"]
+        np.savez(folder / "read.npz", key=stored[0], pose=stored[1])
         write_json(folder / "pose_accuracy.json", {"metrics": numbers})

@@ -38,5 +38,6 @@ def sides_mixed(poses: np.ndarray) -> np.ndarray:
     up = (left_shoulder + right_shoulder) / 2 - (left_hip + right_hip) / 2
     forward = poses[:, INDEX["nose"]] - (left_ear + right_ear) / 2
     twisted: np.ndarray = ((left_hip - right_hip) * across_shoulders).sum(axis=-1) < 0
-    handedness = (np.cross(across_shoulders, up) * forward).sum(axis=-1)
-    return twisted | (handedness < 0)
+    mirrored: np.ndarray = (np.cross(across_shoulders, up) * forward).sum(axis=-1) < 0
+    mixed: np.ndarray = twisted | mirrored
+    return mixed

@@ -1,8 +1,8 @@
-"""Membership by loss: does a denoiser know its training examples from held-out ones? (Yeom et al. 2018)
+"""Membership inference by the loss (Yeom et al. 2018): can training examples be told from held-out ones?
 
-The earliest sign of memorization: before a single sample is a copy, small noise is removed better from examples that
-were trained on. Per noise level the same noise is added to both sets, and AUC = P(training loss < held-out loss) is 0.5
-where the denoiser cannot tell them apart. Used while a model is trained (tasks/train/stage.py) and on the finished one
+It is the earliest sign of memorization. Long before a sample is a copy, a denoiser removes small noise better from examples
+that it was trained on. At each noise level the same noise is added to both sets, and AUC = P(training loss < held-out loss) is
+0.5 if the losses do not tell them apart. It is computed during a training (tasks/train) and for the finished model
 (tasks/evaluate/membership_inference.py).
 """
 
@@ -24,16 +24,16 @@ from diffusion_core.training.monitoring import denoising_losses
 
 # Noise levels at which a model is judged, in the network's units (data have standard deviation 0.5).
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-ERROR = 0.05  # of the intervals of all noise levels together
-ALARM = 0.55  # an AUC whose whole interval lies above is a model that knows its training set
+ERROR = 0.05  # that one of the intervals of all noise levels misses, and level of the test
+ALARM = 0.55  # the whole interval of the AUC above this is an alarm
 
 
 @dataclass(frozen=True)
 class LevelGap:
     """Mean relative losses of both sets at one noise level, and the AUC with its interval.
 
-    `p`: of the Mann-Whitney test, times the number of levels. The interval has no width where the sets do not overlap,
-    which among a handful of examples is luck: the test knows.
+    `p`: p-value of the Mann-Whitney test, times the number of levels. It guards against the interval, which has no width if
+    the sets do not overlap; among a handful of examples that happens by chance.
     """
 
     sigma: float
@@ -46,29 +46,29 @@ class LevelGap:
 
     @property
     def alarming(self) -> bool:
-        """Whether training examples are recognised beyond doubt."""
+        """Whether the losses tell training examples from held-out ones, by the interval and by the test."""
         return self.low > ALARM and self.p < ERROR
 
 
 def auc(train: np.ndarray, heldout: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
     """P(train < held-out) for losses `[n]` and `[m]`, ties counted half, with the interval of DeLong et al. 1988.
 
-    The share of held-out losses above each training loss (and of training losses below each held-out one) are the
-    two samples whose variances add up to that of the AUC. Needs two examples of each.
+    The variance of the AUC is the sum of the variances of two means: that of the share of held-out losses above each training
+    loss, and that of the share of training losses below each held-out loss. Needs two examples of each.
     """
     n, m = len(train), len(heldout)
     ranks = rankdata(np.concatenate([train, heldout]))
     above = 1 - (ranks[:n] - rankdata(train)) / m
     below = (ranks[n:] - rankdata(heldout)) / n
     value = float(above.mean())
-    reach = float(ndtri(0.5 + level / 2) * np.sqrt(above.var(ddof=1) / n + below.var(ddof=1) / m))
-    return value, max(0.0, value - reach), min(1.0, value + reach)
+    half_width = float(ndtri(0.5 + level / 2) * np.sqrt(above.var(ddof=1) / n + below.var(ddof=1) / m))
+    return value, max(0.0, value - half_width), min(1.0, value + half_width)
 
 
 def gaps(sigmas: Sequence[float], train: np.ndarray, heldout: np.ndarray) -> list[LevelGap]:
     """The gap at each level from losses `[levels, n]` and `[levels, m]`, n and m at least 2.
 
-    Every interval is at 1 - ERROR / levels, so that all of them together hold at 95% (Bonferroni).
+    Every interval has the level 1 - ERROR / levels, so that all of them hold together at 95% (Bonferroni).
     """
     levels = len(sigmas)
     return [
@@ -86,9 +86,9 @@ def gaps(sigmas: Sequence[float], train: np.ndarray, heldout: np.ndarray) -> lis
 def losses(
     denoiser: Denoiser, x0: Tensor, cond: Cond, sigmas: Sequence[float], seed: int = 0, draws: int = 4
 ) -> np.ndarray:
-    """mean |D(x0 + sigma eps) - x0|^2 / sigma^2 of every example `[n, *S]` at every level: float64 `[levels, n]`.
+    """Mean of |D(x0 + sigma eps) - x0|^2 / sigma^2 for every example `[n, *S]` at every level: float64 `[levels, n]`.
 
-    Example i of any set gets the same `draws` draws of noise, so that two sets differ by their examples only.
+    Example i of every set gets the same `draws` draws of noise, so that two sets differ in their examples only.
     """
     levels = sigma_level(torch.tensor(sigmas, dtype=torch.float64))
     variances = np.array([[sigma**2] for sigma in sigmas])
@@ -99,11 +99,11 @@ def losses(
 
 
 def sentence(rows: Sequence[LevelGap]) -> str:
-    """What the gaps say, in words."""
+    """The result in one sentence."""
     if not rows:
         return "Too few examples to compare the losses of training and held-out examples."
     worst = max(rows, key=lambda row: (row.alarming, row.low))
-    told = f"AUC {worst.auc:.2f}, 95% interval {worst.low:.2f} to {worst.high:.2f}, at noise level {worst.sigma:g}"
+    figures = f"AUC {worst.auc:.2f}, 95% interval {worst.low:.2f} to {worst.high:.2f}, at noise level {worst.sigma:g}"
     if worst.alarming:
-        return f"The model knows its training examples from held-out ones by their loss ({told})."
-    return f"The model does not know its training examples from held-out ones by their loss (at most {told})."
+        return f"The model knows its training examples from held-out ones by their loss ({figures})."
+    return f"The model does not know its training examples from held-out ones by their loss (at most {figures})."

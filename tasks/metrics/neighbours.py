@@ -44,7 +44,8 @@ def squared_distances(queries: np.ndarray, rows: np.ndarray, base: np.ndarray, c
 def lengths(x: np.ndarray) -> np.ndarray:
     """Lengths of the rows of `x` float32 `[n, d]`, rounded up by 0.1% so that they can be used in a bound."""
     squares: np.ndarray = np.einsum("nd,nd->n", x, x)
-    return np.sqrt(squares) * 1.001
+    padded: np.ndarray = np.sqrt(squares) * 1.001
+    return padded
 
 
 def rounding_bound(width: int, query_lengths: np.ndarray, longest: float) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Distances of generated pictures to held-out ones: in pixels, in edges, and in the features of the networks given.
+"""Distances of generated pictures to held-out ones in pixels, in edges, and in the features of the given networks.
 
-Every set is read from its shards block by block. Each distance stands beside its floor, the same distance of as many
-training pictures, and beside that of the pictures that were asked for with conditions of the training set.
+Every set is read from its shards block by block. Each distance is reported with its floor, the same distance for as many
+training pictures, and with that of the pictures that were generated for conditions of the training set.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from tasks.metrics.kid import kid
 
 @dataclass(frozen=True)
 class PictureSets:
-    """The pictures that are compared, all at `size` pixels; `comparison` may be empty."""
+    """The pictures to compare, all at `size` pixels; `comparison` may be empty."""
 
     generated: ShardDataset
-    comparison: ShardDataset  # generated, too, with conditions of the training set
+    comparison: ShardDataset  # generated for conditions of the training set
     heldout: ShardDataset
     train: ShardDataset
     size: int
 
     def features(self, compute: Callable[[Callable[..., object], str], Arrays]) -> dict[str, Arrays]:
-        """`compute(blocks, name)` of every set that has pictures; of the training set as many as were generated."""
+        """`compute(blocks, name)` for every set that has pictures; the training set gives as many as were generated."""
         count = len(self.generated)
-        found = {
+        return {
             name: compute(partial(split.picture_blocks, self.size, most), name)
             for name, split, most in (
                 ("generated", self.generated, None),
@@ -48,11 +48,10 @@ class PictureSets:
             )
             if len(split)
         }
-        return found
 
 
 class Names(NamedTuple):
-    """What the metrics of one feature space are called."""
+    """The names of the metrics in one feature space."""
 
     frechet: str | None  # None: not computed
     kernel: str
@@ -60,38 +59,38 @@ class Names(NamedTuple):
 
 
 def inception_score(logits: np.ndarray) -> float:
-    """exp of the mean Kullback-Leibler divergence of p(class | picture) from p(class) (Salimans et al. 2016), one set."""
+    """exp of the mean Kullback-Leibler divergence of p(class | picture) from p(class) (Salimans et al. 2016)."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     p = np.exp(log_p)
     return float(np.exp((p * (log_p - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
 
 
-def _compare(found: Findings, names: Names, sets: dict[str, np.ndarray]) -> None:
+def _compare(findings: Findings, names: Names, sets: dict[str, np.ndarray]) -> None:
     """Distances of each set of features to the held-out one."""
     real = sets["heldout"]
     for suffix, name in (("", "generated"), ("_floor", "floor"), ("_train_conditions", "train_conditions")):
         if name not in sets:
             continue
         x = sets[name]
-        found.add(f"{names.kernel}{suffix}", partial(kid, x, real))
+        findings.add(f"{names.kernel}{suffix}", partial(kid, x, real))
         if names.frechet is not None:
-            found.add(f"{names.frechet}{suffix}", partial(frechet_estimate, x, real, np.random.default_rng(0)))
-    if names.frechet in found.metrics:
-        found.add(f"{names.frechet}_uncorrected", partial(frechet_of, sets["generated"], real))
-    found.add_manifold(names.manifold, sets["generated"], real)
+            findings.add(f"{names.frechet}{suffix}", partial(frechet_estimate, x, real, np.random.default_rng(0)))
+    if names.frechet in findings.metrics:
+        findings.add(f"{names.frechet}_uncorrected", partial(frechet_of, sets["generated"], real))
+    findings.add_manifold(names.manifold, sets["generated"], real)
 
 
 def _plain(features: Callable[[np.ndarray], np.ndarray], block: np.ndarray) -> Arrays:
     return {"features": features(block.astype(np.float32) / 255)}
 
 
-def compare_pictures(found: Findings, given: Fidelity, root: Path, sets: PictureSets) -> None:
-    """All distances of generated pictures. Raises UserError if weights that are given cannot be used."""
+def compare_pictures(findings: Findings, given: Fidelity, root: Path, sets: PictureSets) -> None:
+    """Add all distances of generated pictures. Raises UserError if given weights cannot be used."""
     for name, space in (("pixel", pixels), ("edge", edges)):
         arrays = sets.features(lambda blocks, what, s=space: extract(blocks, partial(_plain, s), what))  # type: ignore
-        features = {what: some["features"] for what, some in arrays.items()}
-        _compare(found, Names(None, f"pictures.{name}_kernel_distance", f"pictures.{name}"), features)
+        features = {what: extracted["features"] for what, extracted in arrays.items()}
+        _compare(findings, Names(None, f"pictures.{name}_kernel_distance", f"pictures.{name}"), features)
 
     for name, title in networks.TITLES.items():
         prefix = f"pictures.{name}"
@@ -102,7 +101,7 @@ def compare_pictures(found: Findings, given: Fidelity, root: Path, sets: Picture
         if weights is None:
             reason = f"fidelity.{name} is not given: {title} needs the file of its weights."
             wanted = [names.frechet, names.kernel] + ["pictures.inception_score"] * (name == "inception")
-            found.absent |= {str(metric): reason for metric in wanted}
+            findings.absent |= {str(metric): reason for metric in wanted}
             continue
         network = networks.load(name, weights, root)
         arrays = sets.features(
@@ -110,7 +109,7 @@ def compare_pictures(found: Findings, given: Fidelity, root: Path, sets: Picture
                 root / paths.FEATURES, blocks, n.about, n, f"{n.about['network']}, {what}"
             )  # type: ignore
         )
-        _compare(found, names, {what: some["features"] for what, some in arrays.items()})
+        _compare(findings, names, {what: extracted["features"] for what, extracted in arrays.items()})
         if "logits" in arrays["generated"]:
-            found.metrics["pictures.inception_score"] = inception_score(arrays["generated"]["logits"])
-            found.metrics["pictures.inception_score_heldout"] = inception_score(arrays["heldout"]["logits"])
+            findings.metrics["pictures.inception_score"] = inception_score(arrays["generated"]["logits"])
+            findings.metrics["pictures.inception_score_heldout"] = inception_score(arrays["heldout"]["logits"])

@@ -1,6 +1,6 @@
-"""torch-fidelity's Frechet distance, in the space of poses. It is imported when called, since it pulls in torchvision.
+"""torch-fidelity's Frechet distance in the space of poses. It is imported on use, since it imports torchvision.
 
-Its cache is keyed by name alone and its cache files are pickles: the cache stays off.
+Its cache stays off: it is keyed by name alone, and its files are pickles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ POSE_FEATURES = "99"
 
 
 class _Rows(Dataset[torch.Tensor]):
-    """An array as the map-style dataset of tensors that torch-fidelity takes."""
+    """An array as the map-style dataset of tensors that torch-fidelity expects."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self._rows = torch.from_numpy(np.ascontiguousarray(rows))
@@ -31,12 +31,12 @@ class _Rows(Dataset[torch.Tensor]):
 
 @cache
 def _register_pose_extractor() -> None:
-    """Make the pose space known to torch-fidelity; a name can be registered once per process."""
+    """Register the pose space with torch-fidelity; a name can be registered once per process."""
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import register_feature_extractor
 
-    class PoseFeatures(FeatureExtractorBase):
-        """Normalised world landmarks `[n, 33, 3]` to 99 features; it needs no weights."""
+    class PoseFeatures(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
+        """Normalised world landmarks `[n, 33, 3]` as 99 features; there are no weights."""
 
         def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
             super().__init__(name, features_list)
@@ -64,7 +64,7 @@ def _register_pose_extractor() -> None:
 
 
 def frechet_pose_distance(poses: np.ndarray, reference: np.ndarray) -> float:
-    """torch-fidelity's Frechet distance between poses `[n, 33, 3]` and `[m, 33, 3]`, features: the 99 coordinates.
+    """torch-fidelity's Frechet distance between poses `[n, 33, 3]` and `[m, 33, 3]`; the features are the 99 coordinates.
 
     The plug-in value in squared torso lengths, biased upwards by about 1/n (tasks/metrics/frechet.py corrects it).
     """

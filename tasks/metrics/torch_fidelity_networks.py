@@ -1,9 +1,9 @@
 """torch-fidelity's networks that turn pictures into features: Inception-v3, DINOv2, CLIP and VGG-16.
 
-Architecture, resizing and normalisation are torch-fidelity's, so that distances compare with published ones; weights are
-those that the user gives. Its own constructors download, run code from the network (DINOv2), open TorchScript (CLIP) or
-unpickle whatever a file holds: none of that happens here. Where a constructor insists on a file, it is handed one in memory
-that was written from the tensors a moment ago. Like `torch_fidelity_bridge`, it imports torch-fidelity when called.
+Architecture, resizing and normalisation are torch-fidelity's, so that distances compare with published ones. The weights are
+the user's. torch-fidelity's own constructors download files, run code from the network (DINOv2), open TorchScript (CLIP) or
+unpickle whatever a file holds; none of that happens here. A constructor that insists on a file gets one in memory, written
+from tensors that were read safely. Like `torch_fidelity_bridge`, this module imports torch-fidelity on use.
 """
 
 from __future__ import annotations
@@ -37,20 +37,24 @@ def _inception(tensors: Mapping[str, Tensor]) -> nn.Module:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     layers = ["2048", "logits_unbiased"]
-    return FeatureExtractorInceptionV3(
+    extractor: nn.Module = FeatureExtractorInceptionV3(
         "inception-v3-compat", layers, feature_extractor_weights_path=_in_memory(tensors)
     )
+    return extractor
 
 
 def _vgg(tensors: Mapping[str, Tensor]) -> nn.Module:
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
-    return FeatureExtractorVGG16("vgg16", ["fc2_relu"], feature_extractor_weights_path=_in_memory(tensors))
+    extractor: nn.Module = FeatureExtractorVGG16(
+        "vgg16", ["fc2_relu"], feature_extractor_weights_path=_in_memory(tensors)
+    )
+    return extractor
 
 
-def _without_constructor(kind: Any, name: str, layer: str, model: nn.Module) -> Any:
-    """An extractor of torch-fidelity around a network that is there already: its constructor would fetch another."""
-    extractor = kind.__new__(kind)
+def _without_constructor(kind: type[nn.Module], name: str, layer: str, model: nn.Module) -> Any:
+    """An extractor of torch-fidelity around a given network; its constructor would download one."""
+    extractor: Any = kind.__new__(kind)
     nn.Module.__init__(extractor)
     extractor.name, extractor.features_list = name, [layer]
     extractor.feature_extractor_internal_dtype = torch.float32
@@ -61,7 +65,10 @@ def _without_constructor(kind: Any, name: str, layer: str, model: nn.Module) -> 
 def _dinov2(tensors: Mapping[str, Tensor]) -> nn.Module:
     from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
-    return _without_constructor(FeatureExtractorDinoV2, "dinov2", "dinov2", Dinov2.from_weights(tensors))
+    extractor: nn.Module = _without_constructor(
+        FeatureExtractorDinoV2, "dinov2", "dinov2", Dinov2.from_weights(tensors)
+    )
+    return extractor
 
 
 def _clip(tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -70,7 +77,8 @@ def _clip(tensors: Mapping[str, Tensor]) -> nn.Module:
     model = build_model(dict(tensors), torch.float32)
     extractor = _without_constructor(FeatureExtractorCLIP, "clip", "clip", model)
     extractor.resolution = model.visual.input_resolution
-    return extractor
+    module: nn.Module = extractor
+    return module
 
 
 BUILDERS: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
@@ -84,13 +92,13 @@ TITLES = {"inception": "Inception-v3", "dinov2": "DINOv2", "clip": "CLIP", "vgg"
 
 @dataclass(frozen=True)
 class Network:
-    """A network with its weights, and everything besides the pictures that its features depend on."""
+    """A network with its weights, and a description of everything else that its features depend on."""
 
     module: nn.Module
     about: dict[str, str]
 
     def __call__(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
-        """`features` float32 `[n, d]` of pictures uint8 `[n, h, w, 3]`, and of Inception the unbiased `logits` too."""
+        """`features` float32 `[n, d]` of pictures uint8 `[n, h, w, 3]`; Inception also gives the unbiased `logits`."""
         parts = []
         with torch.inference_mode():
             for start in range(0, len(pictures), BATCH):
@@ -103,8 +111,7 @@ class Network:
 def load(name: str, given: Weights, root: Path) -> Network:
     """The network `name` of BUILDERS with the weights given in the parameters.
 
-    Raises UserError if the file is missing or has another sha256, if its form is not one of those that are read, or if the
-    tensors do not belong to this network.
+    Raises UserError if the file is missing, has another sha256 or another format, or holds another network.
     """
     tensors = weights.read(weights.locate(given, root), given.source)
     try:

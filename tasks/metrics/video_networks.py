@@ -1,7 +1,7 @@
-"""The networks of Frechet video distance: I3D and C3D, clips to features.
+"""The networks of the Frechet video distance, I3D and C3D: features of clips.
 
-Parameters are named as in the PyTorch weights that are in use (for I3D `rgb_imagenet.pt` and its relatives, for C3D
-`c3d.pickle`), so that files of those tensors load as they are; which network a file belongs to shows in its names.
+Parameters have the names of the common PyTorch weights (for I3D `rgb_imagenet.pt` and its relatives, for C3D `c3d.pickle`),
+which load unchanged. The names also tell which network a file belongs to.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tasks.common.errors import UserError
 from tasks.config.params import Weights
 from tasks.metrics import weights
 
-FRAMES = 16  # of a clip
+FRAMES = 16  # per clip
 
 
 def _same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Zero padding after which ceil(size / stride) places remain, the odd one behind, as in TensorFlow."""
+    """TensorFlow's "same" padding: ceil(size / stride) places remain, and an odd zero is added at the end."""
     pad: list[int] = []
     for size, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
         total = max((-(-size // s) - 1) * s + k - size, 0)
@@ -54,7 +54,7 @@ class _Pool(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Four branches side by side: `widths` are those of 1x1, 1x1 -> 3x3, 1x1 -> 3x3, pool -> 1x1."""
+    """Four parallel branches with these `widths`: 1x1, 1x1 -> 3x3, 1x1 -> 3x3, pool -> 1x1."""
 
     def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -74,7 +74,8 @@ class _Logits(nn.Module):
         self.conv3d = nn.Conv3d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3d(x)
+        logits: Tensor = self.conv3d(x)
+        return logits
 
 
 class I3d(nn.Module):
@@ -104,14 +105,15 @@ class I3d(nn.Module):
 
     @staticmethod
     def prepared(clips: Tensor) -> Tensor:
-        """Values 0..255 as the network takes them."""
+        """Clips with values 0..255, scaled for the network."""
         return clips / 127.5 - 1
 
     def forward(self, x: Tensor) -> Tensor:
         for name, layer in self.named_children():
             if name != "logits":
                 x = layer(x)
-        return self.logits(x).mean(dim=(2, 3, 4))
+        logits: Tensor = self.logits(x)
+        return logits.mean(dim=(2, 3, 4))
 
 
 class C3d(nn.Module):
@@ -130,7 +132,7 @@ class C3d(nn.Module):
 
     @classmethod
     def prepared(cls, clips: Tensor) -> Tensor:
-        """Values 0..255 as the network takes them."""
+        """Clips with values 0..255, scaled for the network."""
         return clips - torch.tensor(cls.mean)[:, None, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ class C3d(nn.Module):
 
 
 def build(tensors: Mapping[str, Tensor]) -> I3d | C3d:
-    """The network that these tensors belong to; RuntimeError if they belong to neither."""
+    """The network that these tensors belong to. Raises RuntimeError if they belong to neither."""
     network: I3d | C3d
     if "Conv3d_1a_7x7.conv3d.weight" in tensors:
         network = I3d(len(tensors["logits.conv3d.bias"]))
@@ -159,7 +161,7 @@ def build(tensors: Mapping[str, Tensor]) -> I3d | C3d:
 
 @dataclass(frozen=True)
 class ClipNetwork:
-    """A network with its weights, and everything besides the clips that its features depend on."""
+    """A network with its weights, and a description of everything else that its features depend on."""
 
     module: I3d | C3d
     about: dict[str, str]

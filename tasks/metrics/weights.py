@@ -1,8 +1,8 @@
-"""Weights of a published network: from a file or a URL, known by their sha256, read without executing anything.
+"""Weights of a published network from a file or a URL, checked by sha256 and read without executing anything.
 
-Two formats are read. A safetensors file is data and nothing else. A `.pth` file, in which most networks are published, is
-a pickle, that is a program: of those only what torch's restricted reader makes of it, tensors in plain containers. Anything
-else, a whole pickled module or a TorchScript archive among them, is refused.
+Two formats are read. A safetensors file holds data only. A `.pth` file, the format of most published networks, is a pickle,
+which is a program; torch's restricted reader loads tensors in plain containers from it and nothing else. Everything else,
+such as a pickled module or a TorchScript archive, is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _sha256(path: Path) -> str:
 
 
 def _download(url: str, target: Path) -> None:
-    """The bytes behind a URL, under a temporary name until all are there."""
+    """Download a URL to a file, under a temporary name until it is complete."""
     try:
         with (
             urllib.request.urlopen(url, timeout=30) as reply,
@@ -50,7 +50,7 @@ def _download(url: str, target: Path) -> None:
 
 
 def locate(weights: Weights, root: Path) -> Path:
-    """The file with these weights, downloaded once if `source` is a URL. Raises UserError unless its sha256 is the given."""
+    """The file with these weights, downloaded once if `source` is a URL. Raises UserError if its sha256 does not match."""
     is_url = "://" in weights.source
     path = root / paths.NETWORK_WEIGHTS / weights.sha256 if is_url else root / weights.source
     if is_url and not path.is_file():
@@ -61,25 +61,28 @@ def locate(weights: Weights, root: Path) -> Path:
     if digest != weights.sha256:
         if is_url:
             path.unlink()  # the next try downloads it again
-        raise UserError(f"{weights.source} has sha256 {digest}, and the parameters say {weights.sha256}.")
+        raise UserError(f"{weights.source}: sha256 mismatch, expected {weights.sha256}, got {digest}.")
     return path
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By content: the header is JSON behind its length, 8 bytes."""
+    """Whether the content is that of a safetensors file: 8 bytes of length, then a JSON header."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
 def read(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors in a weights file, by name, on the CPU; `name` is what errors call the file.
+    """The tensors of a weights file by name, on the CPU. Errors call the file `name`.
 
     Raises UserError if it is neither safetensors nor a `.pth` file of tensors.
     """
     try:
         if _is_safetensors(path):
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)  # the one place: it executes nothing
+            loaded: dict[str, Tensor] = load_file(path)
+            return loaded
+        tensors = torch.load(
+            path, map_location="cpu", weights_only=True
+        )  # the restricted reader, which executes nothing
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{name} is neither a safetensors file nor a .pth file that holds tensors only.") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

@@ -120,7 +120,7 @@ def test_the_stage_measures_in_the_networks_that_are_given(tmp_path: Path, monke
 def test_wrong_weights_leave_the_last_report_alone(tmp_path: Path) -> None:
     make(tmp_path, 24, 12, 10, 24, 24)
     given = write(tmp_path, "clip", random_clip())
-    with pytest.raises(UserError, match="has sha256"):
+    with pytest.raises(UserError, match="sha256 mismatch"):
         fidelity.run(params(clip=Weights(source=given.source, sha256="0" * 64)), tmp_path)
     assert not (tmp_path / "reports/fidelity").exists()
 

@@ -51,7 +51,7 @@ def test_the_same_poses_in_another_order_are_another_motion() -> None:
     )
 
 
-def test_trembling_is_seen() -> None:
+def test_jitter_moves_the_features() -> None:
     smooth = motions(50, 0, 0.3)
     trembling = smooth + np.random.default_rng(1).normal(0, 0.1, smooth.shape).astype(np.float32)
     last = features(trembling).reshape(50, MODES + 1, -1)[:, -1]

@@ -65,7 +65,7 @@ def test_a_file_is_known_by_its_digest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing.pth does not exist\."):
         locate(Weights(source="nothing.pth", sha256="0" * 64), tmp_path)
     (tmp_path / "w.pth").write_bytes(b"abc")
-    with pytest.raises(UserError, match=r"w\.pth has sha256 ba7816bf.*, and the parameters say 0000"):
+    with pytest.raises(UserError, match=r"w\.pth sha256 mismatch ba7816bf.*, and the parameters say 0000"):
         locate(Weights(source="w.pth", sha256="0" * 64), tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_a_url_is_downloaded_once_and_only_the_right_file_is_kept(
         assert read(locate(weights, tmp_path), "w").keys() == TENSORS.keys()
     assert asked == ["/w.safetensors"]
     kept = tmp_path / ".contrapposto/weights"
-    with pytest.raises(UserError, match="has sha256"):
+    with pytest.raises(UserError, match="sha256 mismatch"):
         locate(Weights(source=weights.source, sha256="1" * 64), tmp_path)
     with pytest.raises(UserError, match=f"{address}/none could not be downloaded: HTTP Error 404"):
         locate(Weights(source=f"{address}/none", sha256="2" * 64), tmp_path)
