@@ -1,1 +1,1 @@
-"""Training: the loop, its clock, averages of the weights, devices and ranks."""
+"""Training: the loop, its learning rate, averages of the weights, devices and ranks."""

@@ -1,8 +1,8 @@
-"""Transforms of a training batch that the network is told about, so that they do not leak into its samples.
+"""Random transforms of a training batch whose parameters are a condition, so that they do not leak into the samples.
 
-Each turns (x0, cond) into (x0', cond') with the transform's parameters as a condition that is zero for the untouched example;
-in sampling that condition is zeros. Row i's transform is a pure function of (seed, ids[i]). Karras et al. 2020 (arXiv
-2006.06676) and 2022 (arXiv 2206.00364), appendix F.2.
+Each function turns (x0, cond) into (x0', cond') and adds the transform's parameters as the condition `vec:augment`, which is
+zero for an example that was not changed. In sampling the condition is zeros. Row i's transform is a pure function of (seed,
+ids[i]). Karras et al. 2020 (arXiv 2006.06676) and 2022 (arXiv 2206.00364), appendix F.2.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ WIDTH = 6  # numbers in `vec:augment`: flip, log scale, cos - 1, sin, shift in x
 def random_transforms(
     seed: rng.Seed, ids: Tensor, p: float, flip: bool = True, scale: float = 0.2, turn: float = 0.3, shift: float = 0.1
 ) -> Tensor:
-    """Random transforms, `[B, WIDTH]` float32: each kind by itself with probability p (a flip with p / 2).
+    """Parameters of random transforms, `[B, WIDTH]` float32: each kind independently with probability p (a flip with p / 2).
 
-    Log scale, turn (radians) and shift (parts of the side) are normal with these standard deviations.
+    Log scale, turn (radians) and shift (in units of the side) are normal with these standard deviations.
     """
     u = rng.uniform((5,), (*_tuple(seed), 0), ids)
     z = rng.normal((4,), (*_tuple(seed), 1), ids)
@@ -45,41 +45,41 @@ def random_transforms(
     )
 
 
-def transform_pictures(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
-    """Pictures `[B, C, H, W]` flipped, scaled, turned and shifted by `chosen` `[B, WIDTH]`; edges are reflected."""
-    flip, scale, cos, sin = 1 - 2 * chosen[:, 0], chosen[:, 1].exp(), chosen[:, 2] + 1, chosen[:, 3]
-    # grid_sample asks where each output pixel comes from: the inverse of shift, then turn and scale, then flip.
-    shift = 2 * chosen[:, 4:6]
+def transform_pictures(x0: Tensor, cond: Cond, params: Tensor) -> tuple[Tensor, Cond]:
+    """Pictures `[B, C, H, W]` flipped, scaled, turned and shifted by `params` `[B, WIDTH]`; edges are reflected."""
+    flip, scale, cos, sin = 1 - 2 * params[:, 0], params[:, 1].exp(), params[:, 2] + 1, params[:, 3]
+    # grid_sample takes, for each output pixel, where it comes from: the inverse of shift, then turn and scale, then flip.
+    shift = 2 * params[:, 4:6]
     inverse = torch.stack([torch.stack([flip * cos, flip * sin], 1), torch.stack([-sin, cos], 1)], 1)
     inverse = inverse / scale[:, None, None]
     theta = torch.cat([inverse, -inverse @ shift[..., None]], 2).to(x0)
     grid = affine_grid(theta, list(x0.shape), align_corners=False)
     moved = grid_sample(x0, grid, padding_mode="reflection", align_corners=False)
-    untouched = (chosen == 0).all(1)
-    return torch.where(untouched[:, None, None, None], x0, moved), {**cond, "vec:augment": chosen}
+    unchanged = (params == 0).all(1)
+    return torch.where(unchanged[:, None, None, None], x0, moved), {**cond, "vec:augment": params}
 
 
-def transform_poses(x0: Tensor, cond: Cond, chosen: Tensor, mirror: Sequence[int]) -> tuple[Tensor, Cond]:
+def transform_poses(x0: Tensor, cond: Cond, params: Tensor, mirror: Sequence[int]) -> tuple[Tensor, Cond]:
     """Poses `[B, J, 3]` (x right, y down, z away) flipped, scaled, turned about y, shifted in x and y, about the origin.
 
-    mirror[i] is the joint that takes joint i's place in a flip: left and right change names.
+    mirror[i] is the joint that replaces joint i in a flip: left and right are swapped.
     """
-    flip = chosen[:, :1].bool()
+    flip = params[:, :1].bool()
     mirrored = x0[:, list(mirror)] * x0.new_tensor([-1.0, 1.0, 1.0])
-    x = torch.where(flip[..., None], mirrored, x0) * chosen[:, 1].exp()[:, None, None]
-    cos, sin = chosen[:, 2, None] + 1, chosen[:, 3, None]
+    x = torch.where(flip[..., None], mirrored, x0) * params[:, 1].exp()[:, None, None]
+    cos, sin = params[:, 2, None] + 1, params[:, 3, None]
     turned = torch.stack([cos * x[..., 0] + sin * x[..., 2], x[..., 1], cos * x[..., 2] - sin * x[..., 0]], -1)
-    shift = torch.nn.functional.pad(chosen[:, None, 4:6], (0, 1))
-    return turned + shift.to(x0), {**cond, "vec:augment": chosen}
+    shift = torch.nn.functional.pad(params[:, None, 4:6], (0, 1))
+    return turned + shift.to(x0), {**cond, "vec:augment": params}
 
 
 def no_transform(batch: int, device: torch.device | None = None) -> Tensor:
-    """The condition of the untouched example, for sampling: `[batch, WIDTH]` zeros."""
+    """The parameters of an unchanged example, for sampling: `[batch, WIDTH]` zeros."""
     return torch.zeros(batch, WIDTH, device=device)
 
 
 def add_condition_noise(cond: Cond, key: str, level: Level, seed: rng.Seed, ids: Tensor) -> Cond:
-    """A condition `[B, *S]` corrupted at the level `[]` or `[B]`, and the level's angle as `vec:<name>_level` `[B, 1]`.
+    """cond with the condition `key` `[B, *S]` corrupted at the level `[]` or `[B]`, and `vec:<name>_level` `[B, 1]`, its angle.
 
     Noise-conditioning augmentation (Ho et al. 2021, arXiv 2106.15282, section 4): in training the levels are random, see
     `random_levels`; in sampling one level is fixed.
@@ -90,7 +90,7 @@ def add_condition_noise(cond: Cond, key: str, level: Level, seed: rng.Seed, ids:
 
 
 def random_levels(density: Density, seed: rng.Seed, ids: Tensor) -> Level:
-    """A level for each id from the density, `[B]`."""
+    """A level drawn from the density for each id, `[B]`."""
     return density(rng.uniform((), seed, ids))
 
 

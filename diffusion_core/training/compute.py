@@ -1,4 +1,4 @@
-"""How a device computes: precision, compilation, memory against time. It changes what is computed by rounding only."""
+"""How a device computes: precision, compilation, memory use. These choices change results by rounding only."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 @dataclass(frozen=True)
 class Compute:
-    """fp32: all products in 32 bits. tf32: 10-bit mantissas inside the products (CUDA). bf16: products in bfloat16, weights,
-    optimiser, losses and sums in fp32."""
+    """How a device computes.
+
+    Precision fp32: all products in 32 bits. tf32: 10-bit mantissas inside the products (CUDA). bf16: products in bfloat16;
+    weights, optimiser, losses and sums in fp32.
+    """
 
     precision: Precision = "fp32"
-    compile: bool = False  # the network through torch.compile
-    recompute: bool = False  # activations of each block are recomputed in the backward pass instead of kept
-    microbatch: int | None = None  # images of a rank that are in memory at once; a larger share is accumulated
+    compile: bool = False  # run the network through torch.compile
+    recompute: bool = False  # recompute each block's activations in the backward pass instead of keeping them
+    microbatch: int | None = None  # images of a rank in memory at once; gradients of a larger share are accumulated
     sharded: bool = (
-        False  # weights, gradients and optimiser split over the ranks (FSDP2) instead of repeated on each (DDP)
+        False  # split weights, gradients and optimiser over the ranks (FSDP2) instead of repeating them (DDP)
     )
 
 
 def prepare(net: nn.Module, compute: Compute, device: torch.device) -> str | None:
-    """Set the network up in place; returns a sentence if it could not be compiled as asked."""
+    """Set the network up in place. Returns a warning if it could not be compiled as asked, otherwise None."""
     if has_convolutions(net):
         net.to(memory_format=torch.channels_last)
     if device.type == "cuda":
@@ -44,23 +47,23 @@ def prepare(net: nn.Module, compute: Compute, device: torch.device) -> str | Non
     if compute.compile:
         reason = compiler_error(device)
         if reason is not None:
-            return f"The network is not compiled but run as it is: {reason}."
+            return f"The network runs without compilation: {reason}."
         net.compile()
     return None
 
 
 def blocks(net: nn.Module) -> Iterator[nn.Module]:
-    """The repeated parts of a network: what its outermost module lists hold."""
+    """The repeated blocks of a network: the modules in its outermost module lists."""
     for child in net.children():
         if isinstance(child, nn.ModuleList):
-            for part in child:
-                yield from blocks(part) if isinstance(part, nn.ModuleList) else iter([part])
+            for module in child:
+                yield from blocks(module) if isinstance(module, nn.ModuleList) else iter([module])
         else:
             yield from blocks(child)
 
 
 def compiler_error(device: torch.device) -> str | None:
-    """Why torch.compile cannot work here, found by compiling a small function; None if it can."""
+    """Why torch.compile does not work on this machine, found by compiling a small function; None if it works."""
 
     def small(x: Tensor) -> Tensor:
         return (x + 1).sin()
@@ -78,12 +81,12 @@ def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[N
 
 
 def has_convolutions(net: nn.Module) -> bool:
-    """Whether the network has convolutions of pictures, which run faster with their channels last in memory."""
+    """Whether the network has 2-D convolutions, which run faster with channels last in memory."""
     return any(isinstance(module, nn.Conv2d) for module in net.modules())
 
 
 def peak_flops(device: torch.device, compute: Compute, size: int | None = None, repeats: int = 8) -> float:
-    """Floating point operations a second of square matrix products, the fastest of `repeats`: what the device can reach."""
+    """Floating-point operations per second of the fastest of `repeats` square matrix products: the attainable peak."""
     side = size or (8192 if device.type == "cuda" else 1024)
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, generator=torch.Generator().manual_seed(i)).to(device, dtype) for i in range(2))
@@ -98,6 +101,6 @@ def peak_flops(device: torch.device, compute: Compute, size: int | None = None, 
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

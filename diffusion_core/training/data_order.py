@@ -1,6 +1,6 @@
-"""Which example is seen when: the i-th image of a run is permutation(seed, i // n)[i % n], a pure function of i.
+"""The order of examples: the i-th image of a run is permutation(seed, i // n)[i % n], a pure function of i.
 
-So the order is the same for any number of ranks, and a run that restarts at image i goes on as if it had not stopped.
+So the order is the same for any number of ranks, and a run that restarts at image i continues as if it had not stopped.
 """
 
 from __future__ import annotations

@@ -9,16 +9,15 @@ from torch import Tensor
 
 from diffusion_core.training import parallel
 
-Decay = Callable[
-    [int, int], float
-]  # (images seen after the step, images in the step) -> how much of the old average is kept
+# (images seen after the step, images in the step) -> share of the old average that is kept
+Decay = Callable[[int, int], float]
 
 
 def halflife(images: float, warmup: float = 0.05) -> Decay:
-    """Exponential averaging that halves a weight's share every `images` images, sooner in the beginning.
+    """Exponential averaging with a half-life of `images` images.
 
-    The half-life is at most `warmup` times the images seen, so that the start is forgotten. 0 images: no averaging. Karras et
-    al. 2022 (arXiv 2206.00364), appendix F.
+    The half-life is at most `warmup` times the images seen, so that the initial weights are forgotten. 0 images: no averaging.
+    Karras et al. 2022 (arXiv 2206.00364), appendix F.
     """
 
     def decay(nimg: int, batch: int) -> float:
@@ -29,9 +28,9 @@ def halflife(images: float, warmup: float = 0.05) -> Decay:
 
 
 def power(sigma_rel: float) -> Decay:
-    """Averaging in which a weight of time t has share t^gamma: as wide relative to the run's length at any length of it.
+    """Averaging in which the weights at time t have share t^gamma, so that the average's width grows with the run.
 
-    sigma_rel is the profile's standard deviation as a share of the run. Karras et al. 2024 (arXiv 2312.02696), eq. 2.
+    sigma_rel is the profile's standard deviation as a share of the run's length. Karras et al. 2024 (arXiv 2312.02696), eq. 2.
     """
     gamma = power_gamma(sigma_rel)
     return lambda nimg, batch: (1 - batch / nimg) ** (gamma + 1)
@@ -54,13 +53,13 @@ def power_gamma(sigma_rel: float) -> float:
 
 
 def _power_std(gamma: float) -> float:
-    return ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5
+    return float(((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5)
 
 
 class Average:
-    """A running average of named parameters. Not a module: it is state beside the model, in the parameters' type.
+    """A running average of named parameters, in the parameters' type.
 
-    Under DDP every rank keeps the same average of the same weights; where weights are split, each keeps that of its piece.
+    Under DDP every rank keeps the same average of the same weights; with sharded weights each rank keeps that of its shard.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: Decay) -> None:
@@ -69,14 +68,14 @@ class Average:
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, Tensor], nimg: int, batch: int) -> None:
-        """Take in the parameters after a step of `batch` images that ended at `nimg` images."""
+        """Add the parameters after a step of `batch` images that ended at `nimg` images."""
         keep = self.decay(nimg, batch)
-        fresh = [parallel.local_shard(parameters[name].detach()) for name in self.weights]
-        torch._foreach_lerp_([parallel.local_shard(value) for value in self.weights.values()], fresh, 1 - keep)
+        current = [parallel.local_shard(parameters[name].detach()) for name in self.weights]
+        torch._foreach_lerp_([parallel.local_shard(value) for value in self.weights.values()], current, 1 - keep)
 
 
 def post_hoc_shares(snapshots: Sequence[tuple[int, float]], at: int, sigma_rel: float) -> Tensor:
-    """How to mix stored `power` averages into another one, `[len(snapshots)]` float64.
+    """The shares with which `mix_averages` turns stored `power` averages into another one, `[len(snapshots)]` float64.
 
     Each snapshot is (images seen, its sigma_rel); the mixture is the least-squares fit of the average with `sigma_rel` at
     image count `at`. Karras et al. 2024 (arXiv 2312.02696), appendix C.2: profiles t^gamma have closed inner products.
@@ -87,7 +86,8 @@ def post_hoc_shares(snapshots: Sequence[tuple[int, float]], at: int, sigma_rel: 
     goal_gamma = torch.tensor([power_gamma(sigma_rel)], dtype=torch.float64)
     gram = _inner(times[:, None], gammas[:, None], times[None], gammas[None])
     wanted = _inner(times[:, None], gammas[:, None], goal_time, goal_gamma)
-    return torch.linalg.lstsq(gram, wanted, driver="gelsd").solution[:, 0]
+    shares: Tensor = torch.linalg.lstsq(gram, wanted, driver="gelsd").solution[:, 0]
+    return shares
 
 
 def _inner(time1: Tensor, gamma1: Tensor, time2: Tensor, gamma2: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def mix_averages(averages: Sequence[Mapping[str, Tensor]], shares: Tensor) -> di
     """The sum of shares times averages, summed in float64, in the averages' type."""
     return {
         name: sum(
-            (float(share) * part[name].double() for share, part in zip(shares, averages, strict=True)),
+            (float(share) * average[name].double() for share, average in zip(shares, averages, strict=True)),
             torch.zeros_like(value, dtype=torch.float64),
         ).to(value)
         for name, value in averages[0].items()

@@ -1,4 +1,4 @@
-"""What learns: the denoiser and whatever a recipe learns beside it, as one module with one loss."""
+"""The denoiser and any other trained parts of a recipe, as one module with one loss."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from diffusion_core.training import parallel
 
 
 class Objective(nn.Module):
-    """The loss of a batch as a module of everything that learns, so that all of it is one to DDP and FSDP."""
+    """The loss of a batch as a module that holds everything trained, so that DDP and FSDP wrap one module.
 
-    def __init__(self, learned: nn.ModuleDict, recipe: Recipe, together: bool) -> None:
+    distributed: whether gradients are averaged over ranks.
+    """
+
+    def __init__(self, learned: nn.ModuleDict, recipe: Recipe, distributed: bool) -> None:
         super().__init__()
         self.learned = learned
         self.recipe = recipe
-        self.together = together
+        self.distributed = distributed
 
     def forward(self, x0: Tensor, u: Tensor, noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Losses, the levels' a and s, `[B]` each, and `parallel.zero_of_all`."""
+        """Losses, the levels' a and s, `[B]` each, and `parallel.zero_of_all` to be added to the mean loss."""
         level = self.recipe.density(u)
         losses = self.recipe.loss(self.learned["denoiser"], x0, level, noise, self.recipe.weight, cond)
-        return losses, level.a, level.s, parallel.zero_of_all(self.learned) if self.together else losses.new_zeros(())
+        zero = parallel.zero_of_all(self.learned) if self.distributed else losses.new_zeros(())
+        return losses, level.a, level.s, zero
 
 
 def trained_modules(denoiser: nn.Module, recipe: Recipe) -> nn.ModuleDict:
-    """Everything with weights: the denoiser and whatever the recipe learns beside it."""
+    """Everything with weights: the denoiser, and those parts of the recipe that are modules."""
     learned = nn.ModuleDict({"denoiser": denoiser})
     for name in ("density", "weight", "loss", "importance"):
         part = getattr(recipe, name)
@@ -38,7 +42,7 @@ def trained_modules(denoiser: nn.Module, recipe: Recipe) -> nn.ModuleDict:
 
 
 def check_matching(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """ValueError, with the names, if the two are not alike."""
+    """Raise ValueError, naming the difference, unless both have the same names and shapes."""
     if own.keys() != other.keys():
         raise ValueError(f"the state has other weights: {sorted(own.keys() ^ other.keys())[:4]}")
     for key, value in own.items():
@@ -47,7 +51,7 @@ def check_matching(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> No
 
 
 def load_tensors(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into ones that may be split over the ranks; ValueError if the two are not alike."""
+    """Copy full tensors into ones that may be sharded over the ranks; ValueError if names or shapes differ."""
     check_matching(own, other)
     for key, value in own.items():
         parallel.copy_full(value, other[key])

@@ -12,13 +12,13 @@ from diffusion_core.training import parallel
 if TYPE_CHECKING:
     from diffusion_core.training.trainer import Trainer
 
-RESERVE = 0.1  # of a GPU's memory is left alone: between steps it gets fragmented
+RESERVE = 0.1  # share of a GPU's memory that is left free, because memory fragments between steps
 
 
 def largest_divisor(fits: Callable[[int], bool], most: int) -> int:
-    """The largest divisor of `most` that fits; tried from the smallest up, twice as far each time, then in between.
+    """The largest divisor of `most` that fits: searched from the smallest up with doubling steps, then by bisection.
 
-    What fits must fit in smaller sizes too. Raises MemoryError if not even 1 fits.
+    If a size fits, every smaller one must fit too. Raises MemoryError if not even 1 fits.
     """
     divisors = [size for size in range(1, most + 1) if most % size == 0]
     low, high = -1, len(divisors)  # divisors[low] fits, divisors[high] does not
@@ -35,30 +35,30 @@ def largest_divisor(fits: Callable[[int], bool], most: int) -> int:
 
 
 def largest_microbatch(trainer: Trainer) -> int:
-    """Images of a rank's share of the first batch that fit at once beside weights, averages and optimiser, on every rank.
+    """How many images of a rank's share of the first batch fit into memory at once, on every rank.
 
-    Forward and backward pass are run at each size tried; nothing of the trainer changes. Raises ValueError where weights are
-    split over ranks: a rank that runs out of memory would leave the others waiting.
+    Runs forward and backward pass at each size tried; the trainer does not change. Raises ValueError with sharded weights:
+    there, a rank that runs out of memory would leave the others waiting. Raises MemoryError if not even one image fits.
     """
     if trainer.compute.sharded:
-        raise ValueError("the largest micro-batch cannot be searched with weights split over ranks: give its size")
+        raise ValueError("the largest micro-batch cannot be searched for with sharded weights: give its size")
 
     def fits(size: int) -> bool:
-        room = []
+        moments = []
         try:
-            if not trainer.optimizer.state:  # its moments come with the first step
-                room = [torch.empty_like(p) for p in trainer.parameters.values() for _ in range(2)]
+            if not trainer.optimizer.state:  # the optimiser allocates its moments in the first step
+                moments = [torch.empty_like(p) for p in trainer.parameters.values() for _ in range(2)]
             with parallel.no_gradient_sync(trainer.objective):
                 trainer.try_microbatch(size)
             failed = 0.0
         except torch.OutOfMemoryError:
             failed = 1.0
         except RuntimeError as error:
-            if "can't allocate memory" not in str(error):  # the only sign that a CPU gives
+            if "can't allocate memory" not in str(error):  # torch has no error type for this on CPUs
                 raise
             failed = 1.0
         trainer.zero_gradients()
-        room.clear()
+        moments.clear()
         return float(parallel.all_reduce_sum(torch.tensor(failed, device=trainer.device))) == 0
 
     cuda = trainer.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""What to look at while training: loss per noise level, the gradient's noise scale, the cost of a step in operations."""
+"""What is measured while training: loss per noise level, gradient noise scale, and the cost of a step in operations."""
 
 from __future__ import annotations
 
@@ -64,21 +64,21 @@ class NoiseScale(NamedTuple):
 
     @property
     def images(self) -> float:
-        """The batch at which signal and noise are equal: beyond it a larger batch brings little. Infinite without signal."""
+        """The batch at which signal and noise are equal; a larger batch brings little. Infinite without signal."""
         return self.noise / self.signal if self.signal > 0 else float("inf")
 
 
 def noise_scale(trainer: Trainer, pieces: int = 8) -> NoiseScale | None:
-    """The gradient noise scale at the weights as they are, from the next batch cut into pieces. None if it cannot be cut.
+    """The gradient noise scale at the current weights, from the next batch cut into pieces; None if it cannot be cut.
 
     With g_k the gradients of K pieces of b images and g their mean: E|g|^2 = |G|^2 + S / (K b), E|g_k|^2 = |G|^2 + S / b.
-    McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1. Costs one step; changes neither weights nor optimiser.
+    McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1. Costs as much as one step; changes neither weights nor optimiser.
     """
     batch = lr_schedule.batch_size(trainer.config, trainer.nimg)
-    cuts = [k for k in range(2, pieces + 1) if batch % (k * trainer.world) == 0]
-    if not cuts:
+    counts = [k for k in range(2, pieces + 1) if batch % (k * trainer.world) == 0]
+    if not counts:
         return None
-    count = cuts[-1]
+    count = counts[-1]
     size = batch // count
     sums = [torch.zeros_like(parallel.local_shard(p)) for p in trainer.parameters.values()]
     squares = 0.0
@@ -90,29 +90,29 @@ def noise_scale(trainer: Trainer, pieces: int = 8) -> NoiseScale | None:
         squares += _square(gradients, trainer) / count
         torch._foreach_add_(sums, gradients, alpha=1 / count)
     trainer.zero_gradients()
-    together = _square(sums, trainer)
-    noise = (squares - together) / (1 / size - 1 / (count * size))
-    return NoiseScale((count * together - squares) / (count - 1), noise)
+    mean_square = _square(sums, trainer)  # of the mean gradient
+    noise = (squares - mean_square) / (1 / size - 1 / (count * size))
+    return NoiseScale((count * mean_square - squares) / (count - 1), noise)
 
 
 def _square(tensors: list[Tensor], trainer: Trainer) -> float:
-    """Squared length of the gradient of all ranks."""
+    """Squared norm of the gradient over all ranks."""
     value = torch.stack([t.double().square().sum() for t in tensors]).sum()
     return float(parallel.all_reduce_sum(value) if trainer.compute.sharded else value)
 
 
 def _uncompiled(trainer: Trainer) -> AbstractContextManager[object]:
-    """Batches of other sizes than the training's are not worth a compilation, and a compiled network hides its operations."""
+    """A context without compilation: odd batch sizes would recompile, and a compiled network's operations are not counted."""
     return torch.compiler.set_stance("force_eager") if trainer.compute.compile else nullcontext()
 
 
 def flops_per_image(trainer: Trainer) -> float:
-    """Floating point operations of forward and backward pass for one image: products of matrices, convolutions, attention.
+    """Floating-point operations of forward and backward pass for one image: matrix products, convolutions, attention.
 
-    Counted on the next few images. Recomputed activations count as well, since they are computed.
+    Counted on the next image of each rank. Recomputed activations count as well.
     """
     count = trainer.world
     with _uncompiled(trainer), FlopCounterMode(display=False) as counter:
         trainer.gradient(trainer.nimg, count)
     trainer.zero_gradients()
-    return counter.get_total_flops() * trainer.world / count
+    return float(counter.get_total_flops() * trainer.world / count)

@@ -1,8 +1,8 @@
-"""Several processes as one: who am I, gradients summed over ranks (DDP), weights split over ranks (FSDP2), sums, broadcasts.
+"""Training on several ranks: replicated weights (DDP), sharded weights (FSDP2), sums, gathers and broadcasts.
 
-A tensor that is split over the ranks is a DTensor. `whole` and `copy_full` go between the two, so that a state that is
-stored does not know on how many ranks, or how, it was computed. What is only needed for splitting is imported only then:
-it takes longer to import than the rest of torch.
+A sharded tensor is a DTensor, of which each rank holds a shard. `full_tensor` and `copy_full` convert between sharded and full
+tensors, so that a stored state does not depend on the number of ranks or on sharding. Modules that only sharding needs are
+imported inside functions: they take longer to import than the rest of torch.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ def ranks() -> tuple[int, int]:
 
 
 def parallelise(module: nn.Module, device: torch.device, sharded: bool) -> nn.Module:
-    """The module as one of all ranks, to be called in place of it; gradients are then means over the ranks.
+    """The module to call instead of `module` on every rank; gradients are then means over the ranks.
 
-    Weights become those of rank 0. Sharded: each block, and then the rest, is a unit of FSDP2 (Zhao et al. 2023, arXiv
-    2304.11277), and the module's parameters become DTensors in place. Otherwise DDP (Li et al. 2020, arXiv 2006.15704).
+    All ranks start with the weights of rank 0. Sharded: FSDP2 (Zhao et al. 2023, arXiv 2304.11277) with one unit for each
+    block and one for the rest; the module's parameters become DTensors in place. Otherwise DDP (Li et al. 2020, arXiv
+    2006.15704).
     """
     _, world = ranks()
     if sharded:
@@ -44,20 +45,20 @@ def parallelise(module: nn.Module, device: torch.device, sharded: bool) -> nn.Mo
         return module
     ids = [device] if device.type == "cuda" else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch give `broadcast_buffers` another name
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch rename `broadcast_buffers`
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def no_gradient_sync(module: nn.Module) -> AbstractContextManager[Any]:
-    """A context in which gradients are added up on each rank without being sent: all micro-batches but the last."""
+    """A context in which each rank accumulates gradients without reducing them: for all micro-batches but the last."""
     if isinstance(module, DistributedDataParallel):
         return module.no_sync()
     if hasattr(module, "set_requires_gradient_sync"):  # FSDP2's
-        return _Quiet(module)
+        return _NoGradientSync(module)
     return nullcontext()
 
 
-class _Quiet:
+class _NoGradientSync:
     def __init__(self, module: Any) -> None:
         self.module = module
 
@@ -69,23 +70,23 @@ class _Quiet:
 
 
 def zero_of_all(module: nn.Module) -> Tensor:
-    """Zero, with a gradient of zero for every parameter that is whole at this moment of the forward pass.
+    """Zero, with a zero gradient for every parameter that is not sharded at this moment of the forward pass.
 
-    Added to the loss it gives a gradient to a part that this rank's batch does not use and another's does; without one DDP
-    and FSDP wait for it for ever.
+    Added to the loss it gives a gradient to parameters that this rank's batch does not use but another rank's does. Without
+    one, DDP and FSDP would wait for it forever.
     """
     return torch.stack([p.sum() for p in module.parameters() if not is_sharded(p)]).sum() * 0
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum over the ranks, in place."""
+    """Sum the tensor over the ranks in place, and return it."""
     if distributed.is_initialized():
         distributed.all_reduce(value)
     return value
 
 
 def all_gather(value: Any) -> list[Any]:
-    """A JSON-able value of every rank, on every rank."""
+    """A list of every rank's value, on every rank. The value must be JSON-serialisable."""
     if not distributed.is_initialized():
         return [value]
     out: list[Any] = [None] * distributed.get_world_size()
@@ -94,7 +95,7 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's JSON-able value, on every rank."""
+    """Rank 0's value, on every rank. The value must be JSON-serialisable."""
     if not distributed.is_initialized():
         return value
     box = [value]
@@ -103,40 +104,39 @@ def broadcast(value: Any) -> Any:
 
 
 def broadcast_tensors(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Rank 0's tensors on every rank, so that only its machine needs the file they were read from."""
+    """Rank 0's tensors, on every rank. Only rank 0's machine needs the file that they were read from."""
     if not distributed.is_initialized():
         return dict(tensors)
-    about = broadcast({name: (list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()})
+    headers = broadcast({name: (list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()})
     out = {}
-    for name, (shape, dtype) in about.items():
-        here = (
-            tensors[name].to(device)
-            if name in tensors
-            else torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-        )
-        distributed.broadcast(here, 0)
-        out[name] = here
+    for name, (shape, dtype) in headers.items():
+        if name in tensors:
+            tensor = tensors[name].to(device)
+        else:
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+        distributed.broadcast(tensor, 0)
+        out[name] = tensor
     return out
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether each rank has a piece of the tensor only."""
+    """Whether each rank holds only a shard of the tensor."""
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor in one piece; every rank must call it."""
+    """The full tensor; every rank must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This rank's piece."""
+    """This rank's shard, or the tensor itself if it is not sharded."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
 def copy_full(own: Tensor, value: Tensor) -> None:
-    """Fill `own`, which may be split over the ranks, with a whole tensor."""
+    """Copy a full tensor into `own`, which may be sharded."""
     if is_sharded(own):
         from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -1,8 +1,8 @@
-"""The training loop, the only one. Its clock is images seen; all it does is a function of (weights, seed, images seen).
+"""The training loop. Every step is a function of (weights, seed, images seen).
 
-Image number i of the run decides which example is shown (`order`), at which level, with what noise, and whether its
-conditions are withheld. Rank r of W takes its slice of the total batch, in micro-batches where memory is short, so the
-batches are the same for every W, and stopping leaves no trace.
+The number i of an image in the run decides which example is shown (`data_order`), at which level, with what noise, and whether
+its conditions are withheld. Rank r of W takes its slice of the total batch, in micro-batches where memory is short. So batches
+are the same for every W, and stopping and resuming changes nothing.
 """
 
 from __future__ import annotations
@@ -40,39 +40,40 @@ Transform = Callable[[Tensor, Cond, int, Tensor], tuple[Tensor, Cond]]
 
 
 class Step(NamedTuple):
-    """What one step saw: the images seen after it, its mean loss over all ranks, and this rank's levels and losses."""
+    """The result of one step."""
 
-    nimg: int
-    loss: float
-    level: Level  # [B / W]
-    losses: Tensor  # [B / W]
-    stop: bool = False  # some rank was asked to stop (`Trainer.stop`): all ranks read the same here
+    nimg: int  # images seen after it
+    loss: float  # mean over all ranks
+    level: Level  # this rank's, [B / W]
+    losses: Tensor  # this rank's, [B / W]
+    stop: bool = False  # whether any rank was asked to stop (`Trainer.stop`), the same on all ranks
 
 
 class Diverged(ArithmeticError):
-    """A loss or a gradient is not finite. `examples`: the indices of those whose loss is not, or of the whole batch."""
+    """A loss or a gradient is not finite. `examples`: indices of those with such a loss, otherwise of the whole batch."""
 
-    def __init__(self, sentence: str, examples: list[int]) -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, examples: list[int]) -> None:
+        super().__init__(message)
         self.examples = examples
 
 
-class _Seen(NamedTuple):
-    """What this rank saw of a batch: indices, uniform draws, levels, losses, losses over their importance; `[B / W]` each."""
+class _BatchResult(NamedTuple):
+    """This rank's part of a batch, or of a micro-batch; `[B / W]` each."""
 
-    examples: Tensor
-    u: Tensor
-    a: Tensor
+    examples: Tensor  # indices
+    u: Tensor  # uniform draws that decide the levels
+    a: Tensor  # levels
     s: Tensor
     losses: Tensor
-    weighted: Tensor
+    weighted: Tensor  # losses divided by their importance
 
 
 class Trainer:
-    """Trains a denoiser in place with AdamW; `averages` maps a name to the decay of a running average of the weights.
+    """Trains a denoiser in place with AdamW.
 
-    data gives the examples of indices below n, transform augments them. Under `torch.distributed` every rank makes the same
-    Trainer. Raises ValueError if a batch does not divide among the ranks.
+    data gives the examples of indices below n, transform augments them, `averages` maps names to decays of running averages of
+    the weights. Under `torch.distributed` every rank makes the same Trainer. Raises ValueError if a batch does not divide among
+    the ranks.
     """
 
     def __init__(
@@ -98,22 +99,21 @@ class Trainer:
         self.compute = compute or Compute()
         self.n = n
         self.nimg = 0
-        self.stop = False  # set it (from a signal handler, say) and the next step tells all ranks
-        self.data_wait_seconds = 0.0  # seconds spent waiting for examples
+        self.stop = False  # set it on any rank, for example in a signal handler, and the next step tells all ranks
+        self.data_wait_seconds = 0.0  # time spent waiting for examples
         self.device = next(denoiser.parameters()).device
         self.learned = joint_objective.trained_modules(denoiser, recipe).to(self.device)
-        self.compile_warning = computing.prepare(denoiser, self.compute, self.device)  # what could not be done as asked
+        self.compile_warning = computing.prepare(denoiser, self.compute, self.device)
         self.channels_last = computing.has_convolutions(denoiser)
-        self._blank = copy.deepcopy(denoiser).cpu() if self.compute.sharded else denoiser
-        self.together = self.world > 1 or self.compute.sharded  # gradients are then means over the ranks
-        self.objective: nn.Module = joint_objective.Objective(self.learned, recipe, self.together)
-        if self.together:
+        self._unsharded = copy.deepcopy(denoiser).cpu() if self.compute.sharded else denoiser
+        self.distributed = self.world > 1 or self.compute.sharded  # gradients are then means over the ranks
+        self.objective: nn.Module = joint_objective.Objective(self.learned, recipe, self.distributed)
+        if self.distributed:
             self.objective = parallel.parallelise(self.objective, self.device, self.compute.sharded)
         self.parameters = {k: p for k, p in self.learned.named_parameters() if p.requires_grad}
         if not self.compute.sharded:
-            for (
-                parameter
-            ) in self.parameters.values():  # a part that the batch does not touch has a gradient all the same
+            # Zeros, so that parameters that a batch does not use have a gradient too.
+            for parameter in self.parameters.values():
                 parameter.grad = torch.zeros_like(parameter)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -131,56 +131,57 @@ class Trainer:
         return self.nimg >= self.config.images
 
     def learning_rate(self) -> float:
-        """The learning rate of the step at hand."""
+        """The learning rate of the next step."""
         return lr_schedule.learning_rate(self.config, self.nimg)
 
     def upcoming(self) -> Iterator[Tensor]:
-        """The indices of this rank's micro-batches from here to the end, for a loader that reads ahead."""
+        """The indices of this rank's micro-batches from now to the end of the run, for a loader that reads ahead."""
         for nimg, batch in lr_schedule.steps(self.config, self.nimg):
             for ids in self._micro_batches(nimg, batch):
                 yield self._examples(ids)
 
     def step(self) -> Step:
-        """One step on the next batch; raises Diverged if loss or gradient is not finite, before any weight is changed."""
+        """Train on the next batch. Raises Diverged, before any weight changes, if loss or gradient is not finite."""
         batch = lr_schedule.batch_size(self.config, self.nimg)
         self.zero_gradients()
-        seen = self.gradient(self.nimg, batch)
-        sums = torch.stack([seen.weighted.sum() / batch, seen.weighted.new_tensor(float(self.stop))])
+        result = self.gradient(self.nimg, batch)
+        sums = torch.stack([result.weighted.sum() / batch, result.weighted.new_tensor(float(self.stop))])
         parallel.all_reduce_sum(sums)
         norm = parallel.full_tensor(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip))
-        loss, asked, length = torch.stack([*sums, norm.to(sums)]).tolist()  # the only wait for the device
-        if not (math.isfinite(loss) and math.isfinite(length)):
-            raise self._diverged(seen, length)
+        loss, stops, gradient_norm = torch.stack([*sums, norm.to(sums)]).tolist()  # the only wait for the device
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            raise self._diverged(result, gradient_norm)
 
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.optimizer.step()
         self.nimg += batch
         if self.recipe.importance:
-            self.recipe.importance.update(parallel.all_reduce_sum(self.recipe.importance.squares(seen.u, seen.losses)))
+            self.recipe.importance.update(
+                parallel.all_reduce_sum(self.recipe.importance.squares(result.u, result.losses))
+            )
         for average in self.averages.values():
             average.update(self.parameters, self.nimg, batch)
-        return Step(self.nimg, loss, Level(seen.a, seen.s), seen.losses, asked > 0)
+        return Step(self.nimg, loss, Level(result.a, result.s), result.losses, stops > 0)
 
     def zero_gradients(self) -> None:
-        """Forget the gradient. Kept as zeros where a parameter may go untouched."""
+        """Reset the gradients: to zeros, or to None with sharded weights."""
         self.optimizer.zero_grad(set_to_none=self.compute.sharded)
 
-    def gradient(self, nimg: int, batch: int) -> _Seen:
-        """Add to every parameter's gradient that of the mean loss over images nimg ... nimg + batch - 1 of the run."""
+    def gradient(self, nimg: int, batch: int) -> _BatchResult:
+        """Add the gradient of the mean loss over images nimg ... nimg + batch - 1 of the run to every parameter's gradient."""
         u = self.recipe.draw(rng.fold(self.config.seed, Stream.LEVEL), nimg, batch)
         share = batch // self.world
-        parts = list(
-            zip(self._micro_batches(nimg, batch), u[self.rank * share :][:share].split(self._most(share)), strict=True)
-        )
-        seen = []
+        own_u = torch.split(u[self.rank * share :][:share], self._micro_batch_size(share))
+        micro_batches = list(zip(self._micro_batches(nimg, batch), own_u, strict=True))
+        results = []
         self.denoiser.train()
-        for i, (ids, levels) in enumerate(parts):
-            with nullcontext() if i == len(parts) - 1 else parallel.no_gradient_sync(self.objective):
-                seen.append(self._micro_gradient(ids, levels, batch))
-        return _Seen(*map(torch.cat, zip(*seen, strict=True)))
+        for i, (ids, micro_u) in enumerate(micro_batches):
+            with nullcontext() if i == len(micro_batches) - 1 else parallel.no_gradient_sync(self.objective):
+                results.append(self._micro_gradient(ids, micro_u, batch))
+        return _BatchResult(*map(torch.cat, zip(*results, strict=True)))
 
-    def _micro_gradient(self, ids: Tensor, u: Tensor, batch: int) -> _Seen:
-        """The share in the gradient of one micro-batch of images `ids` `[b]` at uniform draws u `[b]`."""
+    def _micro_gradient(self, ids: Tensor, u: Tensor, batch: int) -> _BatchResult:
+        """Add the gradient of one micro-batch: images `ids` `[b]` of the run, at levels given by uniform draws u `[b]`."""
         config = self.config
         examples = self._examples(ids)
         before = time.perf_counter()
@@ -202,43 +203,43 @@ class Trainer:
         with torch.random.fork_rng(_cuda(self.device)):
             torch.manual_seed(rng.fold(config.seed, Stream.DROPOUT, int(ids[0])))
             with computing.autocast(self.compute, self.device):
-                losses, a, s, nothing = self.objective(x0, u, noise, cond)
+                losses, a, s, zero = self.objective(x0, u, noise, cond)
             weighted = losses * scale.to(losses)
-            share = (self.world if self.together else 1) / batch
-            (weighted.sum() * share + nothing).backward()
-        a, s = (part.detach().expand(len(ids)) for part in (a, s))
-        return _Seen(examples, u, a, s, losses.detach(), weighted.detach())
+            share = (self.world if self.distributed else 1) / batch
+            (weighted.sum() * share + zero).backward()
+        a, s = (value.detach().expand(len(ids)) for value in (a, s))
+        return _BatchResult(examples, u, a, s, losses.detach(), weighted.detach())
 
     def try_microbatch(self, size: int) -> None:
-        """Forward and backward pass of `size` images at once, as a step has them, to see whether they fit."""
+        """Run forward and backward pass of `size` images at once, as in a step, to see whether they fit into memory."""
         ids = torch.arange(self.nimg, self.nimg + size)
         self._micro_gradient(ids, self.recipe.draw(rng.fold(self.config.seed, Stream.LEVEL), self.nimg, size), size)
 
     def _micro_batches(self, nimg: int, batch: int) -> tuple[Tensor, ...]:
-        """The numbers of the images that this rank sees of a batch, those at a time that are in memory at once."""
+        """The numbers of this rank's images of a batch, one tensor for each micro-batch."""
         share = batch // self.world
         first = nimg + self.rank * share
-        return torch.arange(first, first + share).split(self._most(share))
+        return torch.split(torch.arange(first, first + share), self._micro_batch_size(share))
 
-    def _most(self, share: int) -> int:
+    def _micro_batch_size(self, share: int) -> int:
         return min(share, self.compute.microbatch or share)
 
     def _examples(self, ids: Tensor) -> Tensor:
         return data_order.indices(rng.fold(self.config.seed, Stream.ORDER), int(ids[0]), len(ids), self.n)
 
     def averaged(self, name: str = "ema") -> Preconditioned:
-        """A copy of the denoiser with averaged weights, in evaluation mode. Where weights are split all ranks must call it."""
-        twin = copy.deepcopy(self._blank).to(self.device).eval().requires_grad_(False)
+        """A copy of the denoiser with averaged weights, in evaluation mode. With sharded weights all ranks must call this."""
+        twin = copy.deepcopy(self._unsharded).to(self.device).eval().requires_grad_(False)
         own = dict(twin.named_parameters())
         for key, value in self.averages[name].weights.items():
-            part, _, rest = key.partition(".")
-            if part == "denoiser":
-                own[rest].copy_(parallel.full_tensor(value))
+            module, _, name_in_module = key.partition(".")
+            if module == "denoiser":
+                own[name_in_module].copy_(parallel.full_tensor(value))
         return twin
 
     @torch.no_grad()
     def warm_start(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin at another model's weights, named as in the denoiser; raises ValueError if they are another network's."""
+        """Start from another model's weights, named as in the denoiser. Raises ValueError if names or shapes differ."""
         own = {k.removeprefix("denoiser."): p for k, p in self.parameters.items() if k.startswith("denoiser.")}
         joint_objective.check_matching(own, weights)
         for name, parameter in own.items():
@@ -248,8 +249,8 @@ class Trainer:
                 parallel.local_shard(average.weights[key]).copy_(parallel.local_shard(parameter))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a restart needs, on any number of ranks: tensors by name (weights, averages, optimiser) and a JSON-able
-        dict. Where weights are split all ranks must call it."""
+        """Everything that a restart needs, on any number of ranks: tensors by name (weights, averages, optimiser) and a dict
+        for JSON. With sharded weights all ranks must call this."""
         tensors = {
             f"weights/{name}": parallel.full_tensor(value.detach()) for name, value in self.learned.state_dict().items()
         }
@@ -261,13 +262,13 @@ class Trainer:
         return tensors, {"nimg": self.nimg, "n": self.n, "config": asdict(self.config)}
 
     def load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-        """Go on from a state of the same recipe, config and data; if it is another's, raises ValueError naming what differs."""
-        mine = json.loads(json.dumps({"n": self.n, **asdict(self.config)}))
-        theirs = json.loads(json.dumps({"n": info["n"], **info["config"]}))
-        differing = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
+        """Continue from a state of the same recipe, config and data. Raises ValueError, naming the differences, otherwise."""
+        own = json.loads(json.dumps({"n": self.n, **asdict(self.config)}))
+        stored = json.loads(json.dumps({"n": info["n"], **info["config"]}))
+        differing = [key for key in sorted(own.keys() | stored.keys()) if own.get(key) != stored.get(key)]
         if differing:
-            told = ", ".join(f"{key} {theirs.get(key)} instead of {mine.get(key)}" for key in differing)
-            raise ValueError(f"the state is of another training run: {told}")
+            changes = ", ".join(f"{key} {stored.get(key)} instead of {own.get(key)}" for key in differing)
+            raise ValueError(f"the state is of another training run: {changes}")
         grouped: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             group, _, key = name.partition("/")
@@ -283,21 +284,21 @@ class Trainer:
         self.nimg = int(info["nimg"])
 
     def _moment(self, moment: str, value: Tensor, parameter: Tensor) -> Tensor:
-        if moment == "step":  # AdamW counts where it computes: on the CPU, unless it is one kernel
+        if moment == "step":  # AdamW keeps its step count on the CPU, unless it is fused
             return value.to(self.device if self.device.type == "cuda" else "cpu", copy=True)
         own = torch.zeros_like(parameter)
         parallel.copy_full(own, value)
         return own
 
-    def _diverged(self, seen: _Seen, norm: float) -> Diverged:
+    def _diverged(self, result: _BatchResult, norm: float) -> Diverged:
         """The error that names the examples of all ranks whose loss is not finite, or else all of the batch."""
-        bad = ~seen.losses.isfinite().cpu()
-        sigma = Level(seen.a, seen.s).sigma.cpu().expand(len(bad))
-        mine = [seen.examples[bad].tolist(), [f"{v:.3g}" for v in sigma[bad].tolist()], seen.examples.tolist()]
-        ranks = parallel.all_gather(mine)
-        named, noise, batch = (list(chain.from_iterable(rank[i] for rank in ranks)) for i in range(3))
+        bad = ~result.losses.isfinite().cpu()
+        sigma = Level(result.a, result.s).sigma.cpu().expand(len(bad))
+        own = [result.examples[bad].tolist(), [f"{v:.3g}" for v in sigma[bad].tolist()], result.examples.tolist()]
+        ranks = parallel.all_gather(own)
+        named, sigmas, batch = (list(chain.from_iterable(rank[i] for rank in ranks)) for i in range(3))
         if named:
-            return Diverged(f"the loss is not finite at image {self.nimg} for examples {named} (sigma {noise})", named)
+            return Diverged(f"the loss is not finite at image {self.nimg} for examples {named} (sigma {sigmas})", named)
         return Diverged(
             f"the gradient (norm {norm}) is not finite at image {self.nimg}, of examples {batch}, though every loss is",
             batch,

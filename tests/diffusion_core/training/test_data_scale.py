@@ -57,5 +57,5 @@ def test_scale_follows_the_data_and_needs_them_to_differ():
 def test_opening_sentence_counts():
     text = measure.training_outlook(1000, 150_000, measure.DataScale(0.5, -1.2, 1.2))
     assert "1,000 examples, each seen 150.0 times in 150,000 images" in text
-    assert "about 2,200,000 images" in text and "ends before" in text and "sigma_data 0.5" in text
-    assert "goes beyond" in measure.training_outlook(50, 150_000)
+    assert "about 2,200,000 images" in text and "ends before that" in text and "sigma_data 0.5" in text
+    assert "is longer" in measure.training_outlook(50, 150_000)

@@ -345,4 +345,4 @@ def test_without_a_compiler_the_network_runs_as_it_is_after_a_sentence(tmp_path)
     environment["PYTHONPATH"] = str(PROJECT)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("The network is not compiled but run as it is: ")
+    assert done.stdout.startswith("The network runs without compilation: ")
