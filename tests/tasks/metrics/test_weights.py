@@ -65,7 +65,7 @@ def test_a_file_is_known_by_its_digest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing.pth does not exist\."):
         locate(Weights(source="nothing.pth", sha256="0" * 64), tmp_path)
     (tmp_path / "w.pth").write_bytes(b"abc")
-    with pytest.raises(UserError, match=r"w\.pth sha256 mismatch ba7816bf.*, and the parameters say 0000"):
+    with pytest.raises(UserError, match=r"w\.pth: sha256 mismatch, expected 0000.*, got ba7816bf"):
         locate(Weights(source="w.pth", sha256="0" * 64), tmp_path)
 
 
