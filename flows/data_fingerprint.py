@@ -1,6 +1,6 @@
-"""What data are here, so that new ones are noticed: a digest for each part, and one for the shards.
+"""Digests of the data, to notice new data: one for each part, and one for the shards.
 
-A pipeline run writes down what it began with; whatever differs from that afterwards has arrived since.
+A pipeline run records the digests that it started with. Whatever differs from them later has arrived since.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Fingerprint = dict[str, str]
 
 
 def fingerprint(params: Params, root: Path) -> Fingerprint:
-    """Folder -> digest: names, sizes and times of the files of every part (the built-in one is not delivered but made),
-    and the content of the shards, by their index. A folder that is not there is left out."""
-    folders = {root / folder for folder in parts.found(root, params.raw).values()}
-    found = {}
+    """Folder -> digest: of the names, sizes and times of the files of every part except the built-in one, and of the shards'
+    index. Missing folders are left out."""
+    folders = {root / folder for folder in parts.current(root, params.raw).values()}
+    digests = {}
     for part in sorted(folders):
         if part.is_dir() and part != root / MANNEQUIN:
-            found[_name(part, root)] = content(part)
+            digests[_name(part, root)] = content(part)
     index = root / SHARDS / "index.json"
     if index.is_file():
-        found[SHARDS] = hashlib.sha256(index.read_bytes()).hexdigest()
-    return found
+        digests[SHARDS] = hashlib.sha256(index.read_bytes()).hexdigest()
+    return digests
 
 
 def content(folder: Path) -> str:
@@ -44,14 +44,14 @@ def content(folder: Path) -> str:
 
 def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
     """Relative name, bytes, and modification time in nanoseconds of every file below a folder."""
-    for place, _, names in os.walk(folder):
+    for directory, _, names in os.walk(folder):
         for name in names:
-            path = os.path.join(place, name)
+            path = os.path.join(directory, name)
             try:
-                about = os.stat(path)
-            except FileNotFoundError:  # a delivery under way may rename its files
+                status = os.stat(path)
+            except FileNotFoundError:  # files may be renamed while they are being copied
                 continue
-            yield os.path.relpath(path, folder), about.st_size, about.st_mtime_ns
+            yield os.path.relpath(path, folder), status.st_size, status.st_mtime_ns
 
 
 def _name(part: Path, root: Path) -> str:
@@ -62,15 +62,15 @@ def _record(root: Path) -> Path:
     return root / paths.SEEN_DATA
 
 
-def remember(root: Path, seen: Fingerprint) -> None:
-    """Write down what a pipeline run has taken into account."""
-    files.write_json(_record(root), seen)
+def remember(root: Path, known: Fingerprint) -> None:
+    """Record the data that a pipeline run has taken into account."""
+    files.write_json(_record(root), known)
 
 
 def arrived(root: Path, now: Fingerprint) -> list[str]:
-    """The folders that are new, gone, or other than the last pipeline run saw them. Nothing before the first run."""
+    """The folders that are new, gone or changed since the last pipeline run. Empty before the first run."""
     if not _record(root).is_file():
         return []
-    seen = files.read_json(_record(root))
-    gone = seen.keys() - now.keys() - {SHARDS}  # shards that are not there are made by any run
-    return sorted(gone | {folder for folder, digest in now.items() if seen.get(folder) != digest})
+    known: Fingerprint = files.read_json(_record(root))
+    gone = known.keys() - now.keys() - {SHARDS}  # missing shards are no news: every run makes them
+    return sorted(gone | {folder for folder, digest in now.items() if known.get(folder) != digest})

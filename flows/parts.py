@@ -1,6 +1,6 @@
-"""Which parts the raw data have: deliveries come and go as folders, and `raw.parts` of params.yaml follows them.
+"""Keeps `raw.parts` of params.yaml in step with the folders of pictures that exist.
 
-DVC makes one stage `extract@<part>` for each entry, so what the dataset is made of stays written in the parameters.
+DVC runs one stage `extract@<part>` per entry, so params.yaml always states what the dataset is made of.
 """
 
 from __future__ import annotations
@@ -15,32 +15,34 @@ from tasks.common.errors import DataError
 from tasks.config.data import MANNEQUIN
 from tasks.config.params import Params, Raw, load, set_values
 
-_NAME = re.compile(r"[^A-Za-z0-9_]+")  # what a part's name cannot have, nor begin with
+_NAME = re.compile(r"[^A-Za-z0-9_]+")  # characters that a part's name must not have
 
 
-def found(root: Path, raw: Raw) -> dict[str, str]:
-    """The parts that there are now, name -> folder: those of `raw.parts`, without the ones whose folder in `raw.folder` has
-    gone, and every other folder in it.
+def current(root: Path, raw: Raw) -> dict[str, str]:
+    """The parts that exist now, name -> folder: the entries of `raw.parts` without those whose folder in `raw.folder` is gone,
+    plus every other folder in `raw.folder`.
 
-    The built-in mannequins are a part only as long as they are named: their folder is made, not delivered.
+    The built-in mannequins are a part only if `raw.parts` names them, because their folder is generated.
     """
     if raw.folder is None or not (root / raw.folder).is_dir():
         return dict(raw.parts)
     inbox = Path(raw.folder)
-    there = sorted(f"{inbox / path.name}" for path in (root / inbox).iterdir() if path.is_dir() and path.name[0] != ".")
+    folders = sorted(
+        f"{inbox / path.name}" for path in (root / inbox).iterdir() if path.is_dir() and path.name[0] != "."
+    )
     kept = {
         name: folder
         for name, folder in raw.parts.items()
-        if folder == MANNEQUIN or Path(folder).parent != inbox or folder in there
+        if folder == MANNEQUIN or Path(folder).parent != inbox or folder in folders
     }
-    for folder in there:
+    for folder in folders:
         if folder != MANNEQUIN and folder not in kept.values():
             kept[_name(folder, kept)] = folder
     return kept
 
 
 def _name(folder: str, taken: dict[str, str]) -> str:
-    """A name for a folder's part that no other part has."""
+    """A part name for a folder that is not taken yet."""
     name = wanted = _NAME.sub("-", Path(folder).name).strip("-")[:90] or "part"
     number = 1
     while name in taken:
@@ -49,16 +51,17 @@ def _name(folder: str, taken: dict[str, str]) -> str:
     return name
 
 
-def update(root: Path, params: Params, asked: str | None = None) -> Params:
-    """Write the parts that there are now into params.yaml, and return its parameters.
+def update(root: Path, params: Params, requested: str | None = None) -> Params:
+    """Write the current parts into params.yaml and return its parameters.
 
-    `asked`: the folder that is to be the only part, or "mannequin" for the built-in one; None: what has been found. What
-    extraction left of parts that are no more is removed. Raises DataError if a part's folder is not there, or no part is.
+    `requested`: the folder that becomes the only part, or "mannequin" for the built-in pictures; None: the parts that exist
+    now. Extracted poses of parts that are gone are deleted. Raises DataError if the folder of a part is missing, or if there
+    is no part.
     """
-    wanted = params.raw if asked is None else _only(root, asked)
-    now = found(root, wanted)
+    raw = params.raw if requested is None else _only(root, requested)
+    now = current(root, raw)
     if not now:
-        raise DataError(f"There is no folder left in {root / str(wanted.folder)} to take pictures from.")
+        raise DataError(f"There is no folder left in {root / str(raw.folder)} to take pictures from.")
     for folder in now.values():
         if folder != MANNEQUIN and not (root / folder).is_dir():
             raise DataError(f"There is no folder {root / folder} to take pictures from.")
@@ -70,21 +73,21 @@ def update(root: Path, params: Params, asked: str | None = None) -> Params:
             print(
                 f"params.yaml: part {name} is now {now[name]}" if name in now else f"params.yaml: part {name} has gone"
             )
-    if wanted.folder != params.raw.folder:
-        changed["raw.folder"] = wanted.folder
-    if asked is not None and changed and asked != "mannequin":
+    if raw.folder != params.raw.folder:
+        changed["raw.folder"] = raw.folder
+    if requested is not None and changed and requested != "mannequin":
         print("(RAW=mannequin brings back the built-in pictures)")
     set_values(root / paths.PARAMS, changed)
-    for left in (root / paths.POSES).glob("*/"):
-        if left.name not in now:
-            shutil.rmtree(left)
+    for extracted in (root / paths.POSES).glob("*/"):
+        if extracted.name not in now:
+            shutil.rmtree(extracted)
     return load(root / paths.PARAMS)
 
 
-def _only(root: Path, asked: str) -> Raw:
-    """One folder as the only part: relative inside the workspace, absolute outside. Nothing is looked for beside it."""
-    if asked == "mannequin":
+def _only(root: Path, requested: str) -> Raw:
+    """One folder as the only part: a relative path inside the workspace, an absolute path outside."""
+    if requested == "mannequin":
         return Raw.model_validate({})
-    folder, workspace = Path(asked).expanduser().resolve(), root.resolve()
+    folder, workspace = Path(requested).expanduser().resolve(), root.resolve()
     name = str(folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder)
     return Raw(folder=None, parts={_name(name, {}): name})

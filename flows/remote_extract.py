@@ -114,10 +114,10 @@ def extract_on_workers(params: Params, root: Path, plan: Sequence[dvc_graph.Stag
             folder = root / paths.SLICES / part / slices.name(rank, world)
             store.get(requests[part, rank][0], (slices.FINDINGS, slices.MARK), folder)
             statistics.append(slices.absorb(params, root, folder))
-        total = slices.together(statistics)
+        total = slices.combine(statistics)
         log.info(
-            f"{part}: {world} slices, {total['persons']} persons in {total['files']} files, {total['extracted']} extracted in "
-            f"{total['seconds']:.0f} s of the workers' time"
+            f"{part}: {world} slices, {total.persons} persons in {total.files} files, {total.extracted} extracted in "
+            f"{total.seconds:.0f} s of the workers' time"
         )
 
 

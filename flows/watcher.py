@@ -1,7 +1,7 @@
-"""`python -m flows.watcher`: look for new data now and then, and tell Prefect with an event; `make up` starts it.
+"""`python -m flows.watcher`: look for new data regularly and emit a Prefect event; `make up` starts it.
 
-The deployment `retrain` is triggered by the event (prefect.yaml). A delivery under way is left to settle: it must look
-the same twice in a row. Nothing is announced while a pipeline run holds the workspace, and the same data only once.
+The event triggers the deployment `retrain` (prefect.yaml). New data are announced when they look the same twice in a row, so
+that a copy in progress can finish. They are announced once, and never while a pipeline run holds the workspace.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ RESOURCE = "contrapposto.workspace"
 
 
 class Watch:
-    """Decides when data that have arrived are to be announced."""
+    """Decides when to announce new data."""
 
     def __init__(self) -> None:
         self.last: Fingerprint | None = None
         self.announced: Fingerprint | None = None
 
     def look(self, params: Params, root: Path) -> list[str]:
-        """The folders to announce now; call it every `retrain.watch_seconds`."""
+        """The folders to announce now. Called every `retrain.watch_seconds`."""
         now = data_fingerprint.fingerprint(params, root)
         settled = now == self.last
         self.last = now
@@ -43,14 +43,14 @@ class Watch:
 
 
 def announce(root: Path, folders: list[str]) -> None:
-    """Emit the event; its payload names the folders."""
+    """Emit the event. Its payload names the folders."""
     resource = {"prefect.resource.id": f"{RESOURCE}.{root.name}", "prefect.resource.name": str(root)}
     emit_event(EVENT, resource=resource, payload={"folders": folders})
     print(f"new data in {', '.join(folders)}: announced", flush=True)
 
 
 def main() -> int:
-    """Watch the current folder until stopped; what is wrong in params.yaml meanwhile is said, and waited for."""
+    """Watch the current folder until stopped. A fault in params.yaml is printed, and the watch goes on."""
     root = Path.cwd()
     watch = Watch()
     pause = 1.0

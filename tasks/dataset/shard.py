@@ -54,7 +54,7 @@ def run(params: Params, root: Path) -> None:
         "size": params.shard.size,
         "margin": params.curate.margin,
     }
-    cutter = partial(_cutter, parts.Places(root, params.raw), params.shard.size)
+    cutter = partial(_cutter, parts.SourcePaths(root, params.raw), params.shard.size)
     bar = tqdm(total=len(persons), desc="shard", unit="person", mininterval=1)
     with bar, _cut(cutter, opened) as cut:
         shards.write(
@@ -77,7 +77,7 @@ _Cutter = Callable[[], AbstractContextManager[Callable[[_File], list[bytes]]]]
 
 
 @contextmanager
-def _cutter(place: parts.Places, size: int) -> Iterator[Callable[[_File], list[bytes]]]:
+def _cutter(place: parts.SourcePaths, size: int) -> Iterator[Callable[[_File], list[bytes]]]:
     """The function from a file to its persons' pictures as PNG."""
 
     def cut(file: _File) -> list[bytes]:

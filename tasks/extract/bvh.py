@@ -1,6 +1,6 @@
-"""Biovision hierarchies (BVH): a skeleton and its joint angles over time, and where that puts the joints.
+"""Reads Biovision hierarchies (BVH), a skeleton with joint angles over time, and computes the joint positions.
 
-The text has a tree of joints (OFFSET from the parent, CHANNELS moved) and one line of channel values a frame.
+A BVH file has a tree of joints (OFFSET from the parent, animated CHANNELS) and one line of channel values per frame.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasks.extract.findings import Reason
 MAGIC = b"HIERARCHY"
 MAX_BYTES = 128 * 2**20
 MAX_JOINTS = 1000
-MAX_PLACES = 5_000_000  # joints in all frames looked at: half a gigabyte
+MAX_POSITIONS = 5_000_000  # joints times frames: half a gigabyte
 MAX_HEAD = 2**20  # bytes of the hierarchy
 
 _AXES = {"X": 0, "Y": 1, "Z": 2}
@@ -24,13 +24,13 @@ _AXES = {"X": 0, "Y": 1, "Z": 2}
 
 @dataclass(frozen=True)
 class Joint:
-    """A joint, or the end of the last bone of a limb (`name` None)."""
+    """A joint, or the end of a limb's last bone (`name` None)."""
 
     name: str | None
     parent: int  # -1 for the root
     offset: np.ndarray  # [3], from the parent
     channels: tuple[tuple[str, int], ...]  # ("position" or "rotation", axis), in the order of the values
-    first: int  # column of the first channel
+    first: int  # column of its first channel in `Motion.values`
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Motion:
 
 
 def read(file: BufferedReader) -> Motion:
-    """Parse a whole file; Refusal if it is not well formed or absurdly large."""
+    """Parse a whole file. Raises Refusal if it is malformed or absurdly large."""
     file.seek(0)
     content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise Refusal(Reason.TOO_LARGE, f"a motion capture of more than {MAX_BYTES} bytes")
-    head, found, rest = content.partition(b"MOTION")
-    if not found:
+    head, separator, rest = content.partition(b"MOTION")
+    if not separator:
         raise Refusal(Reason.DAMAGED, "it has no MOTION")
     try:
         joints = _hierarchy(head[:MAX_HEAD].decode("utf-8", "replace").split())
@@ -57,18 +57,18 @@ def read(file: BufferedReader) -> Motion:
         if (label, words[:2]) != (b"Frames:", [b"Frame", b"Time:"]):
             raise ValueError("expected Frames: and Frame Time:")
         frame_time = float(words[2])
-        values = np.fromstring(words[3], sep=" ")  # as text, number by number: no list of words
+        values = np.fromstring(words[3], sep=" ")  # parses numbers directly, without a list of words
         channels = sum(len(joint.channels) for joint in joints)
-        whole = values.reshape(int(count), channels)
+        values = values.reshape(int(count), channels)
     except (ValueError, IndexError, KeyError, StopIteration) as error:
         raise Refusal(Reason.DAMAGED, f"{type(error).__name__}: {error}") from error
-    if not (0 < frame_time < 3600 and whole.size and np.abs(whole).max() < 1e9):
+    if not (0 < frame_time < 3600 and values.size and np.abs(values).max() < 1e9):
         raise Refusal(Reason.DAMAGED, "it has no frames, or frames of impossible values")
-    return Motion(joints, whole, frame_time)
+    return Motion(joints, values, frame_time)
 
 
 def _hierarchy(words: list[str]) -> tuple[Joint, ...]:
-    """The joints in the order of the file. Raises ValueError, IndexError or KeyError if this is no hierarchy."""
+    """The joints in the order of the file. Raises ValueError, IndexError or KeyError if the hierarchy is malformed."""
     joints: list[Joint] = []
     path = [-1]  # the joint that each open brace belongs to
     column = 0
@@ -109,15 +109,15 @@ def _hierarchy(words: list[str]) -> tuple[Joint, ...]:
     return tuple(joints)
 
 
-def places(motion: Motion, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def joint_frames(motion: Motion, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Forward kinematics: positions `[n, joints, 3]` and rotations `[n, joints, 3, 3]` in the file's own axes and unit.
 
-    A joint's matrix is the product of its rotations in the order of its channels, on the right of its parent's; its
-    position channels, where it has any, take the place of its offset (the root's: are added to it). Refusal if that
-    would be more than MAX_PLACES positions.
+    A joint's matrix is its parent's matrix times the product of its own rotations in the order of its channels. If a joint has
+    position channels, they replace its offset (for the root they are added to it). Raises Refusal if there would be more than
+    MAX_POSITIONS positions.
     """
-    if len(frames) * len(motion.joints) > MAX_PLACES:
-        raise Refusal(Reason.TOO_LARGE, f"more than {MAX_PLACES} joints in all frames")
+    if len(frames) * len(motion.joints) > MAX_POSITIONS:
+        raise Refusal(Reason.TOO_LARGE, f"more than {MAX_POSITIONS} joints in all frames")
     values = motion.values[frames]
     position = np.zeros((len(frames), len(motion.joints), 3))
     rotation = np.zeros((len(frames), len(motion.joints), 3, 3))

@@ -1,7 +1,7 @@
-"""The key of a file's bytes. A file is read for it once, and again only where it may have changed.
+"""The key of a file's bytes. A file is hashed once, and again only if it may have changed.
 
-As git and DVC do, a file with the inode, size and times that it had when it was hashed is taken to hold the same bytes: the
-time of its last change (ctime) is the system's own and moves with every write. These numbers are the file's stamp.
+Like git and DVC, this assumes that a file has the same bytes as long as its inode, size and times are the same: the time of
+its last change (ctime) is set by the system at every write. These numbers are the file's stamp.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from tasks.extract.decode import content_key, printable
 
-SETTLED_S = 2.0  # the coarsest clock of a common file system, FAT's
+SETTLED_S = 2.0  # resolution of the coarsest clock of a common file system (FAT)
 
 
 def stamp_of(path: Path) -> str | None:
-    """A file's stamp; None where it is to be opened in any case, and be it to learn why it cannot be."""
+    """A file's stamp; None if the file must be opened anyway, for example to find out why it cannot be read."""
     try:
         status = os.lstat(path)
     except (OSError, ValueError):
@@ -29,10 +29,10 @@ def stamp_of(path: Path) -> str | None:
 
 
 def read_key(file: BufferedReader) -> tuple[str, str | None]:
-    """The key of an open file's bytes, and the stamp by which it may be remembered; the file is left at its beginning.
+    """The key of an open file's bytes, and the stamp under which to remember it; the file is left at its beginning.
 
-    There is no stamp where the file was changed while it was read, or just before: its clock may be too coarse to show a
-    change that comes just after. Raises Refusal where the file cannot be read.
+    The stamp is None if the file changed while it was read, or just before: the file system's clock may be too coarse to
+    show one more change. Raises Refusal if the file cannot be read.
     """
     before = os.fstat(file.fileno())
     key = content_key(file)

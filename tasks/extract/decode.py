@@ -1,7 +1,7 @@
-"""The gate for users' files: what counts as a source, and how a file becomes an RGB picture or a refusal.
+"""The gate for users' files: which files are sources, and how a file becomes an RGB picture or a refusal.
 
-Nothing here trusts its input. Links are never followed, special files are never opened for waiting, a picture that
-claims an absurd size is refused before it is decoded, and each refusal carries one `Reason`.
+No input is trusted. Links are never followed, opening a special file never blocks, a picture that claims an absurd size is
+refused before it is decoded, and each refusal has one `Reason`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from tasks.common.errors import UserError
 from tasks.extract.findings import Reason
 from tasks.extract.native_log import native_log_set_aside
 
-# The decoders that may see a user's bytes. Pillow has many more, some of which start other programs.
+# The only decoders that get to see a user's bytes. Pillow has many more, and some of them start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "GIF", "BMP", "TIFF")
 
-MAX_PIXELS = 2**30 // 4 // 3  # Pillow's own guard: 89 million, a quarter of a gigabyte of RGB
+MAX_PIXELS = 2**30 // 4 // 3  # Pillow's own limit: 89 million pixels, a quarter of a gigabyte of RGB
 
 LABELS = "labels.csv"
 SIDE_FILES = frozenset({"SOURCE.txt", LABELS, "Thumbs.db", "desktop.ini"})
-JOINTS_SUFFIX = ".joints.json"  # the truth beside a rendered picture
+JOINTS_SUFFIX = ".joints.json"  # the true joints beside a rendered picture
 
-# What decoders raise on bytes that are not what they should be.
+# What decoders raise on damaged files.
 DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
     RuntimeError, AssertionError, ZeroDivisionError, struct.error, zlib.error,
@@ -45,7 +45,7 @@ DECODER_ERRORS = (
 pillow_heif.register_heif_opener(thumbnails=False)
 
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {  # what undoes each value of the EXIF orientation
+_UPRIGHT = {  # the transposition that undoes each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -57,7 +57,7 @@ _UPRIGHT = {  # what undoes each value of the EXIF orientation
 
 
 class Refusal(Exception):
-    """A file that cannot be used: one reason of the closed list, and the detail in words."""
+    """A file that cannot be used: a reason of the closed list, and details in words."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -69,7 +69,7 @@ class Refusal(Exception):
 class Source:
     """One file of a part: its path relative to the part's folder, and its category.
 
-    The path opens the file; where a name is not valid UTF-8 it holds surrogates, and `name` is what can be written down.
+    `path` opens the file; if it is not valid UTF-8 it contains surrogates. `name` is its printable form.
     """
 
     path: str
@@ -77,27 +77,27 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The path as valid Unicode; bytes that are none are spelled as \\xNN."""
+        """The path as valid Unicode; invalid bytes are written as \\xNN."""
         return printable(self.path)
 
 
 def is_aside(name: str) -> bool:
-    """Whether a file or folder of this name in a part is not one of its pictures: hidden, or a known side file."""
+    """Whether a file or folder of this name is not a source: it is hidden or a known side file."""
     return name.startswith(".") or name in SIDE_FILES or name.endswith(JOINTS_SUFFIX)
 
 
 def printable(path: str) -> str:
-    """A file name as valid Unicode; bytes that are none are spelled as \\xNN."""
+    """A file name as valid Unicode; invalid bytes are written as \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def scan(folder: Path) -> list[Source]:
-    """All files below the folder, in order of their relative path.
+    """All sources below the folder, in order of their relative path.
 
-    Hidden files and folders and known side files do not count. A link, a socket, a folder that cannot be listed do
-    count, and are refused when opened. The category is that of `labels.csv` (see `_labels`), else the first sub-folder,
-    or the folder's own name for files that lie directly in it. Raises UserError if the folder is missing or holds no
-    file, or if its labels cannot be read.
+    Hidden files and folders and known side files are ignored. Links, special files and folders that cannot be listed are
+    sources; opening them gives a refusal. The category comes from `labels.csv` (see `_labels`) or else is the first
+    sub-folder; a file directly in the folder gets the folder's own name. Raises UserError if the folder is missing or
+    empty, or if its labels cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"The folder of pictures {folder} does not exist.")
@@ -127,20 +127,24 @@ def scan(folder: Path) -> list[Source]:
 
 
 def _labels(path: Path) -> dict[str, str]:
-    """The category of each file named in `labels.csv`; empty if there is none.
+    """The category of each file that `labels.csv` lists; empty if there is no such file.
 
-    Its first line names the columns. `file` is a path relative to the folder, with forward slashes; the category is in
-    the column `category`, or, where there is none of that name, in the column after `file`.
+    The first line names the columns. `file` is a path relative to the folder, with forward slashes. The category is in the
+    column `category`, or in the column after `file` if there is no column of that name.
     """
     try:
         with open_regular(path) as file:
             rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
             names = [name.strip() for name in next(rows, [])]
-            at = names.index("file")
-            category = names.index("category") if "category" in names else at + 1
-            if category >= len(names):
+            file_column = names.index("file")
+            category_column = names.index("category") if "category" in names else file_column + 1
+            if category_column >= len(names):
                 raise ValueError("no column after 'file'")
-            return {row[at].strip(): row[category].strip() for row in rows if len(row) > max(at, category)}
+            return {
+                row[file_column].strip(): row[category_column].strip()
+                for row in rows
+                if len(row) > max(file_column, category_column)
+            }
     except Refusal as refusal:
         if not os.path.lexists(path):
             return {}
@@ -150,13 +154,13 @@ def _labels(path: Path) -> dict[str, str]:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """The file, opened for reading; Refusal if it is a link, not a regular file, or the system says no.
+    """Open a file for reading. Raises Refusal if it is a link or not a regular file, or cannot be opened.
 
-    A name that is not valid UTF-8 is refused too: no table could name the file again.
+    A name that is not valid UTF-8 is refused too, because no table could hold it.
     """
     if printable(str(path)) != str(path):
         raise Refusal(Reason.UNREADABLE, "its name is not valid UTF-8")
-    # O_NONBLOCK: opening a pipe nobody writes to would wait for ever.
+    # Without O_NONBLOCK, opening a pipe that nobody writes to would wait forever.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags)
@@ -183,18 +187,18 @@ def content_key(file: BufferedReader) -> str:
 def open_picture(path: Path, min_side: int = 1) -> np.ndarray:
     """The picture in the file, upright, RGB uint8 `[height, width, 3]`; its first frame if it has several.
 
-    Raises Refusal, as `decode` and `open_regular` say.
+    Raises Refusal like `decode` and `open_regular`.
     """
     with open_regular(path) as file:
         return decode(file, min_side)
 
 
 def decode(file: IO[bytes], min_side: int = 1, most_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The picture in the bytes, upright, RGB uint8 `[height, width, 3]`.
+    """The picture in an open file, upright, RGB uint8 `[height, width, 3]`.
 
-    EXIF orientation is applied, transparency is laid over white, deeper samples are reduced to 8 bits. Raises Refusal
-    if this is no picture, if it is damaged, if its shorter side is below `min_side` or if it claims above `most_pixels`, which
-    are at most MAX_PIXELS.
+    EXIF orientation is applied, transparency is laid over white, deeper samples are reduced to 8 bits. Raises Refusal if the
+    file is not a picture or is damaged, if its shorter side is below `min_side`, or if it claims more than `most_pixels`
+    (at most MAX_PIXELS).
     """
     file.seek(0)
     with warnings.catch_warnings(), native_log_set_aside():
@@ -219,7 +223,7 @@ def decode(file: IO[bytes], min_side: int = 1, most_pixels: int = MAX_PIXELS) ->
 
 
 def check_size(width: int, height: int, min_side: int, most_pixels: int = MAX_PIXELS) -> None:
-    """Refusal if a picture of this size is not to be decoded."""
+    """Raise Refusal if a picture of this size must not be decoded."""
     if width * height > most_pixels:
         raise _too_large(most_pixels)
     if min(width, height) < min_side:
@@ -232,7 +236,7 @@ def _too_large(most_pixels: int) -> Refusal:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1..8; 1 (upright) where the EXIF data cannot be read, as viewers do."""
+    """The EXIF orientation, 1..8; 1 (upright) if the EXIF data cannot be read, as in picture viewers."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except DECODER_ERRORS:
@@ -244,13 +248,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        # 32-bit samples have no nominal white: the darkest becomes black, the brightest white.
+        # 32-bit samples have no nominal white: map the darkest to black and the brightest to white.
         samples = np.array(image, dtype=np.float32)
         np.nan_to_num(samples, copy=False).clip(-1e30, 1e30, out=samples)
         samples -= samples.min()
         samples *= 255 / max(float(samples.max()), 1e-12)
         return Image.fromarray(np.rint(samples, out=samples).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,7 +1,7 @@
-"""What one file holds: a pure function of its bytes, the parameters and the model.
+"""The findings of one file: a pure function of its bytes, the parameters and the model.
 
-So a file is extracted once in its life: its findings are kept under the digest of its bytes (see `store`), and
-neither its name, its category nor its neighbours play a part.
+They do not depend on the file's name, category or neighbours, so each file is extracted only once: its findings are cached
+under the digest of its bytes (see `cache`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.pool import sign_of_life
+from tasks.common.pool import heartbeat
 from tasks.extract import bvh, mocap, video
 from tasks.extract.content_keys import read_key
 from tasks.extract.decode import MAX_PIXELS, Refusal, decode, open_regular
@@ -27,17 +27,17 @@ from tasks.extract.people import scores
 from tasks.extract.perceptual_hash import LENGTH, fingerprint, grey
 from tasks.extract.tracks import Movement, Tracks
 
-_SMALL = 2**20  # pixels: of larger pictures there is only one in memory at a time
+_SMALL = 2**20  # pixels: only one larger picture is in memory at a time
 
 
 @dataclass
 class Subject:
-    """A file on its way through the steps. After the last one `findings` are complete, unless it was `known` already."""
+    """A file on its way through the steps. After the last step `findings` are complete, unless the file is `known`."""
 
-    file: BufferedReader | None = None  # open as long as there is something to read
+    file: BufferedReader | None = None  # open while there is something left to read
     key: str | None = None
-    stamp: str | None = None  # by which the key may be remembered (see `keys`)
-    known: bool = False
+    stamp: str | None = None  # for remembering the key (see `content_keys`)
+    known: bool = False  # the cache has its findings
     picture: np.ndarray | None = None
     luma: np.ndarray | None = None  # the picture in grey
     fingerprint: np.ndarray | None = None
@@ -50,10 +50,10 @@ class Subject:
             self.file = None
 
     def refuse(self, refusal: Refusal) -> None:
-        """A video that breaks off keeps what came before; its end is one refusal more."""
-        there = self.findings
-        seen = [f.frame for f in there.found] + [r.frame for r in there.refused if r.frame is not None]
-        there.refused.append(Refused(max(seen) + 1 if seen else None, refusal.reason, refusal.detail))
+        """End the file with a refusal. A video that breaks off keeps the frames before that point."""
+        findings = self.findings
+        frames = [f.frame for f in findings.persons] + [r.frame for r in findings.refused if r.frame is not None]
+        findings.refused.append(Refused(max(frames) + 1 if frames else None, refusal.reason, refusal.detail))
         self.picture = self.luma = None
         self.close()
 
@@ -62,18 +62,19 @@ class Subject:
 def extractor(
     folder: Path, model: Path, settings: Settings, known: Callable[[str], bool]
 ) -> Iterator[tuple[Callable[[Any], Subject], ...]]:
-    """The steps from a path below `folder` to its Subject; `known` says of which keys nobody needs to hear again.
+    """The steps from a path below `folder` to its Subject; `known(key)` is whether the findings of a key are cached.
 
-    Steps, because after the network's six megabytes nothing else is left in the processor's caches, and a picture is decoded
-    sooner after another picture (see `tasks.common.pool`). Videos, motion captures and large pictures go through all in `find`.
+    The work is split into steps because the network's six megabytes fill the processor's caches: decoding several pictures in
+    a row is faster than alternating decoding and detection (see `tasks.common.pool`). Videos, motion captures and large
+    pictures are processed completely in `find`.
     """
 
     def opened(path: str) -> Subject:
         subject = Subject()
         try:
             subject.file = open_regular(folder / path)
-            if hasattr(os, "posix_fadvise"):  # a slow disk is to bring several at once
-                with suppress(OSError):  # not every file system takes advice
+            if hasattr(os, "posix_fadvise"):  # let a slow disk read several files at once
+                with suppress(OSError):  # not every file system supports it
                     os.posix_fadvise(subject.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         except Refusal as refusal:
             subject.refuse(refusal)
@@ -154,21 +155,21 @@ def _from_video(file: BufferedReader, model: Path, settings: Settings, findings:
         raise Refusal(Reason.DAMAGED, "a video without a frame")
     tracks, movement = Tracks(), Movement(settings.pose_change)
     last = -1  # milliseconds
-    # One for each video, since it remembers what it saw.
+    # A landmarker in VIDEO mode keeps state, so each video needs its own.
     with Landmarker(model, settings.min_confidence, settings.max_people, video=True) as landmarker:
         for frame in chain([first], frames):
-            sign_of_life()
+            heartbeat()
             last = max(last + 1, round(frame.time * 1000))
             persons = landmarker.detect(frame.picture, last)
             height, width = frame.picture.shape[:2]
-            who = tracks.follow(frame.time, persons, width, height)
+            person_tracks = tracks.follow(frame.time, persons, width, height)
             if not persons:
                 findings.refused.append(Refused(frame.number, Reason.NO_PERSON, _pixels(frame.picture)))
-            elif not movement.shows({t: p.world for t, p in zip(who, persons, strict=True)}):
+            elif not movement.shows({t: p.world for t, p in zip(person_tracks, persons, strict=True)}):
                 findings.refused.append(_still(frame.number, settings))
             else:
                 luma = grey(frame.picture)
-                _add(findings, luma, fingerprint(luma), frame.number, frame.time, persons, who)
+                _add(findings, luma, fingerprint(luma), frame.number, frame.time, persons, person_tracks)
 
 
 def _from_mocap(file: BufferedReader, settings: Settings, findings: Findings) -> None:
@@ -176,14 +177,14 @@ def _from_mocap(file: BufferedReader, settings: Settings, findings: Findings) ->
     step = max(1, round(1 / (settings.video_rate * motion.frame_time)))
     frames = np.arange(0, len(motion.values), step)
     poses, known = mocap.landmarks(motion, frames)
-    seen = np.zeros((33, 5), np.float32)
-    seen[known, 3:] = 1
+    landmarks = np.zeros((33, 5), np.float32)
+    landmarks[known, 3:] = 1
     movement = Movement(settings.pose_change)
     for number, world in zip(frames.tolist(), poses, strict=True):
         if not movement.shows({0: world}):
             findings.refused.append(_still(number, settings))
             continue
-        findings.found.append(
+        findings.persons.append(
             Finding(
                 frame=number,
                 timestamp_s=number * motion.frame_time,
@@ -191,7 +192,7 @@ def _from_mocap(file: BufferedReader, settings: Settings, findings: Findings) ->
                 track=0,
                 width=0,
                 height=0,
-                landmarks=seen,
+                landmarks=landmarks,
                 world=world,
                 sharpness=float("nan"),
                 exposure=float("nan"),
@@ -214,7 +215,7 @@ def _add(
     tracks: list[int],
 ) -> None:
     for index, (person, track) in enumerate(zip(persons, tracks, strict=True)):
-        findings.found.append(
+        findings.persons.append(
             Finding(
                 frame=number,
                 timestamp_s=seconds,

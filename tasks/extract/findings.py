@@ -1,4 +1,4 @@
-"""What extraction finds in a file: persons and refusals. Plain data, so that a worker process needs no table library."""
+"""What extraction finds in a file: persons and refusals. Plain data, so that worker processes need no table library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Kind(StrEnum):
-    """What a source is."""
+    """The kind of a source file."""
 
     PICTURE = "picture"
     VIDEO = "video"
@@ -17,23 +17,23 @@ class Kind(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a file or a frame gave no row of poses: the closed list."""
+    """Why a file or a frame has no row in the table of poses: the closed list of reasons."""
 
-    UNREADABLE = "unreadable"  # the system would not open it, or it is a link or not a regular file
-    NOT_A_PICTURE = "not_a_picture"  # no decoder knows it
+    UNREADABLE = "unreadable"  # it could not be opened, or it is a link or not a regular file
+    NOT_A_PICTURE = "not_a_picture"  # no decoder recognises it
     DAMAGED = "damaged"  # truncated or corrupt
     TOO_SMALL = "too_small"
-    TOO_LARGE = "too_large"  # claims more pixels than is sane to decode
+    TOO_LARGE = "too_large"  # it claims too many pixels to be decoded safely
     NO_PERSON = "no_person"
-    SAME_POSE = "same_pose"  # a frame in which everybody stands as in an earlier frame that is kept
-    CRASHED = "crashed"  # its decoder ended the process, twice
-    TOO_SLOW = "too_slow"  # its decoder gave no sign of life for extract.time_limit
-    DUPLICATE = "duplicate"  # the same bytes as an earlier file in which somebody was found
+    SAME_POSE = "same_pose"  # a frame in which nobody has moved enough since a frame that was kept
+    CRASHED = "crashed"  # its decoder crashed the worker process twice
+    TOO_SLOW = "too_slow"  # its decoder made no progress for extract.time_limit seconds
+    DUPLICATE = "duplicate"  # same bytes as an earlier file in which somebody was found
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One person in one frame: what a file says, whatever it is called."""
+    """One person in one frame. Depends on the file's content alone, not on its name."""
 
     frame: int
     timestamp_s: float
@@ -61,25 +61,26 @@ class Settings:
 
 @dataclass(frozen=True)
 class Refused:
-    """A frame, or with `frame` None the file, that gave nobody."""
+    """A refused frame, or with `frame` None a refused file."""
 
     frame: int | None
     reason: Reason
     detail: str
 
 
-_NOT_OF_THE_BYTES = frozenset({Reason.CRASHED, Reason.TOO_SLOW, Reason.UNREADABLE})
+_DEPENDS_ON_MACHINE = frozenset({Reason.CRASHED, Reason.TOO_SLOW, Reason.UNREADABLE})
 
 
 @dataclass
 class Findings:
-    """All that a file gave, in order of (frame, person)."""
+    """Everything found in one file, in order of (frame, person)."""
 
     kind: Kind
-    found: list[Finding] = field(default_factory=list)
+    persons: list[Finding] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
 
     @property
-    def lasting(self) -> bool:
-        """Whether they follow from the file's bytes. Else it may have been the machine, and the next run tries again."""
-        return not (self.refused and self.refused[-1].reason in _NOT_OF_THE_BYTES)
+    def cacheable(self) -> bool:
+        """Whether the findings depend on the file's bytes alone. If not, the machine may be the cause: the next run tries
+        again."""
+        return not (self.refused and self.refused[-1].reason in _DEPENDS_ON_MACHINE)

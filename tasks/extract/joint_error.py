@@ -1,7 +1,7 @@
-"""How far extracted landmarks lie from true joints, where the truth is known (rendered pictures).
+"""The error of extracted landmarks against true joints, which are known for rendered pictures.
 
-Beside a picture `<name>.png` its truth is `<name>.joints.json`, which holds for the landmarks listed under `names` their
-place in the picture, `image` (pixels), and in the camera's space, `world` (metres; x right, y down, z away from it).
+The truth of a picture `<name>.png` is in `<name>.joints.json` beside it: for the landmarks listed under `names`, `image` has
+their positions in the picture (pixels) and `world` their positions in camera space (metres; x right, y down, z away).
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from tasks.extract.poses_table import Poses
 
 
 def can_measure(sources: Iterable[str], folder: Path) -> bool:
-    """Whether a picture of these has a truth file."""
+    """Whether any of these pictures has a truth file."""
     return any(os.path.isfile(_truth(folder, source)) for source in sources)
 
 
 def _truth(folder: Path, source: str) -> str:
-    """Where a picture's truth would be; a name that is too long is that of no file."""
+    """The path of a picture's truth file, whether or not it exists."""
     return f"{folder}/{os.path.splitext(source)[0]}{JOINTS_SUFFIX}"
 
 
 def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
-    """Errors of the 12 limb joints over the first persons of pictures below `folder` that have a truth file; None if none.
+    """Errors of the 12 limb joints of the first person of each picture below `folder` that has a truth file; None if none has.
 
-    persons                         how many were measured
+    persons                         number of persons measured
     pixels_mean, pixels_median      distance in the picture, over all joints of all persons
-    torsos_mean, torsos_median      the same in parts of the person's true torso length in the picture
-    within_0.2, within_0.5          fraction of joints nearer than that part of the torso (PCK)
+    torsos_mean, torsos_median      the same relative to the person's true torso length in the picture
+    within_0.2, within_0.5          fraction of joints nearer than this fraction of the torso (PCK)
     swapped                         fraction of persons who fit better with left and right exchanged
     metres_mean, metres_median      distance in space, hips at the origin, each person scaled to fit (`scaled_error`)
     """
@@ -47,9 +47,9 @@ def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
         np.stack(arrays) for arrays in zip(*(_read(Path(truths[i])) for i in known), strict=True)
     )
     limbs = list(LIMBS)
-    found = poses.pixels[known].astype(np.float64)
-    pixels = np.linalg.norm(found - true_pixels, axis=-1)[:, limbs]
-    exchanged = np.linalg.norm(found[:, MIRROR] - true_pixels, axis=-1)[:, limbs]
+    estimated = poses.pixels[known].astype(np.float64)
+    pixels = np.linalg.norm(estimated - true_pixels, axis=-1)[:, limbs]
+    exchanged = np.linalg.norm(estimated[:, MIRROR] - true_pixels, axis=-1)[:, limbs]
     torsos = pixels / torso_length(true_pixels)[:, None]
     metres = scaled_error(poses.world[known].astype(np.float64), true_world)[:, limbs]
     return {
@@ -66,21 +66,22 @@ def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
     }
 
 
-def scaled_error(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Distance of each landmark, `[n, 33]`, between poses `[n, 33, 3]` with the middle of the hips at the origin.
+def scaled_error(estimated: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """The distance of each landmark, `[n, 33]`, between poses `[n, 33, 3]`, both with the middle of the hips at the origin.
 
-    The found pose is scaled by the factor that makes the squared distance of the limb joints smallest, because one
-    picture cannot tell a small person from a far one; it is not turned.
+    The estimated pose is scaled to minimise the squared distance of the limb joints, because a single picture cannot tell a
+    small person from a distant one. It is not rotated.
     """
     limbs = list(LIMBS)
-    found, true = (pose - pose[:, 23:25].mean(axis=1, keepdims=True) for pose in (found, true))
-    product = np.sum(found[:, limbs] * true[:, limbs], axis=(1, 2))
-    scale = product / np.sum(found[:, limbs] ** 2, axis=(1, 2))
-    return np.linalg.norm(scale[:, None, None] * found - true, axis=-1)
+    estimated, true = (pose - pose[:, 23:25].mean(axis=1, keepdims=True) for pose in (estimated, true))
+    product = np.sum(estimated[:, limbs] * true[:, limbs], axis=(1, 2))
+    scale = product / np.sum(estimated[:, limbs] ** 2, axis=(1, 2))
+    distance: np.ndarray = np.linalg.norm(scale[:, None, None] * estimated - true, axis=-1)
+    return distance
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The true landmarks in our order: pixels `[33, 2]` and metres `[33, 3]`."""
+    """The true landmarks in the order of LANDMARKS: pixels `[33, 2]` and metres `[33, 3]`."""
     try:
         truth = files.read_json(path)
         order = [truth["names"].index(name) for name in LANDMARKS]

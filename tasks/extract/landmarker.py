@@ -1,4 +1,4 @@
-"""MediaPipe's PoseLandmarker as a function from a picture to persons. The only module that runs mediapipe."""
+"""MediaPipe's PoseLandmarker: finds persons in a picture. The only module that runs mediapipe."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tasks.extract.pose_bundle import check
 
 
 @contextmanager
-def _left_out(*names: str) -> Iterator[None]:
-    """Imports of these modules inside get empty ones, unless they are there already."""
+def _stubbed(*names: str) -> Iterator[None]:
+    """Replace these modules by empty ones for imports in the `with` block, unless they are imported already."""
     absent = [name for name in names if name not in sys.modules]
     sys.modules.update({name: ModuleType(name) for name in absent})
     try:
@@ -29,8 +29,8 @@ def _left_out(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-# What mediapipe imports to draw, to plot and to listen: most of the time that its import takes.
-with _left_out("matplotlib", "matplotlib.pyplot", "cv2", "sounddevice"):
+# mediapipe imports these for drawing, plotting and audio; they take most of its import time.
+with _stubbed("matplotlib", "matplotlib.pyplot", "cv2", "sounddevice"):
     import mediapipe
     from mediapipe.tasks.python import BaseOptions, vision
 
@@ -39,9 +39,9 @@ with _left_out("matplotlib", "matplotlib.pyplot", "cv2", "sounddevice"):
 class Person:
     """One person found in a picture.
 
-    `landmarks`: float32 `[33, 5]`: x in parts of the picture's width, y in parts of its height, z (depth, smaller is
-    nearer, hips at 0) in about the scale of x, visibility and presence in 0..1.
-    `world`: float32 `[33, 3]`: metres, the middle of the hips at the origin, axes as in `tasks.common.skeleton`.
+    `landmarks`: float32 `[33, 5]`: x as a fraction of the picture's width, y of its height, z (depth: smaller is nearer,
+    hips at 0) in roughly the scale of x, visibility and presence in 0..1.
+    `world`: float32 `[33, 3]`: metres, origin in the middle of the hips, axes as in `tasks.common.skeleton`.
     """
 
     landmarks: np.ndarray
@@ -50,11 +50,10 @@ class Person:
 
 @contextmanager
 def kept_offline() -> Iterator[None]:
-    """Within, this process and children it starts reach no https server; for one that runs nothing but a Landmarker.
+    """Keep this process and its children from reaching any https server. For processes that only run a Landmarker.
 
-    mediapipe 1.x reports its use to play.googleapis.com when a task is closed and from time to time before, and has
-    no switch for it (google-ai-edge/mediapipe#6291). Its client obeys the proxy variables, and nobody listens at the
-    discard port of this machine.
+    mediapipe 1.x reports its use to play.googleapis.com now and then and when a task is closed, and this cannot be switched
+    off (google-ai-edge/mediapipe#6291). Its client obeys the proxy variables, and nothing listens on the local discard port.
     """
     names = ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
     before = {name: value for name in names if (value := os.environ.pop(name, None)) is not None}
@@ -67,11 +66,11 @@ def kept_offline() -> Iterator[None]:
 
 
 class Landmarker:
-    """Finds persons in single pictures (the task's IMAGE mode, in which a result depends on its picture alone).
+    """Finds persons in single pictures (IMAGE mode: a result depends on its picture alone).
 
-    With `video` it is the VIDEO mode: for the frames of one video, in order; each result depends on those before.
-    `min_confidence` in 0..1 is asked of the detection, of the presence of landmarks and of tracking; at most
-    `num_poses` persons are returned. A context manager. Raises UserError if the model is missing or is not a pose bundle.
+    With `video` it processes the frames of one video in order (VIDEO mode: a result depends on the frames before it).
+    `min_confidence` in 0..1 is the threshold of detection, landmark presence and tracking; at most `num_poses` persons are
+    returned. A context manager. Raises UserError if the model is missing or is not a pose bundle.
     """
 
     def __init__(self, model: Path, min_confidence: float = 0.5, num_poses: int = 1, video: bool = False) -> None:
@@ -88,13 +87,13 @@ class Landmarker:
         try:
             with native_log_set_aside():
                 self._task = vision.PoseLandmarker.create_from_options(options)
-        except (ValueError, RuntimeError, OSError, IndexError) as error:  # what a status can become
+        except (ValueError, RuntimeError, OSError, IndexError) as error:  # how mediapipe reports a failed status
             raise UserError(f"{model} cannot be used as a pose model: {str(error).splitlines()[0]}") from error
 
     def detect(self, picture: np.ndarray, milliseconds: int = 0) -> list[Person]:
-        """The persons in an RGB picture, uint8 `[height, width, 3]`; an empty list if there are none.
+        """The persons in an RGB picture, uint8 `[height, width, 3]`.
 
-        For a video, `milliseconds` is the frame's time and must grow from frame to frame.
+        For a video, `milliseconds` is the frame's time; it must increase from frame to frame.
         """
         image = mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(picture))
         with native_log_set_aside():

@@ -1,11 +1,11 @@
-"""A motion capture's joints as the 33 landmarks of `tasks.common.skeleton`, seen by a camera that is not there.
+"""Converts the joints of a motion capture to the 33 landmarks of `tasks.common.skeleton`, as seen by a virtual camera.
 
-Joints are recognised by the names that are in use (Mixamo, MotionBuilder, CMU, Rokoko). The 12 limb joints must be
-there; toes and finger joints are taken where they exist. What no skeleton has is derived: the face from how the head
-is turned, heels from ankle and toes, hands from the forearm.
+Joints are recognised by their usual names (Mixamo, MotionBuilder, CMU, Rokoko). The 12 limb joints are required; toes and
+finger joints are used if they exist. Landmarks that no skeleton has are derived: the face from the orientation of the head,
+heels from ankle and toes, hands from the forearm.
 
-The unit of a BVH file is anybody's guess, so a leg is taken to be 0.85 m long. So is its vertical: the axis along which
-heads are above ankles on average. The camera faces the person of the first frame and stands still from then on.
+A BVH file specifies neither its unit nor its vertical axis. A leg is assumed to be 0.85 m long, and the vertical is the axis
+along which the head is above the ankles on average. The camera faces the person of the first frame and does not move.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from itertools import pairwise
 import numpy as np
 
 from tasks.common.skeleton import INDEX, LANDMARKS, torso_length
-from tasks.extract.bvh import Motion, places
+from tasks.extract.bvh import Motion, joint_frames
 from tasks.extract.decode import Refusal
 from tasks.extract.findings import Reason
 
 LEG = 0.85  # metres from hip to ankle
 
-# For each landmark that can be a joint, what the joint is called after its side, the best name first.
+# For each landmark that can be a joint: the names of the joint after its side, the best name first.
 _JOINTS = {
     "hip": ("upleg", "upperleg", "thigh", "hip"),
     "knee": ("leg", "lowleg", "lowerleg", "shin", "calf", "knee"),
@@ -36,7 +36,7 @@ _JOINTS = {
 }
 _NEEDED = ("hip", "knee", "ankle", "shoulder", "elbow", "wrist")
 
-# Metres from the joint at the skull's base, of an adult: to the person's left (for the left one), up, forward.
+# Offset from the joint at the base of an adult's skull in metres: to the left (of the left landmark), up, forward.
 _FACE = {
     "nose": (0.0, 0.07, 0.115),
     "eye_inner": (0.016, 0.105, 0.09),
@@ -49,24 +49,26 @@ _HAND = 0.09  # metres from the wrist to the knuckles
 
 
 def landmarks(motion: Motion, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """World landmarks float32 `[n, 33, 3]` (axes of `tasks.common.skeleton`) of these frames, and which are known, bool `[33]`.
+    """World landmarks of these frames, float32 `[n, 33, 3]` (metres, axes of `tasks.common.skeleton`), and which of the 33 are
+    known, bool `[33]`; the others are guesses.
 
-    Raises Refusal if the joints are not those of a person.
+    Raises Refusal if the skeleton is not that of a person.
     """
     joints = _named(motion)
     missing = [f"{side} {part}" for part in _NEEDED for side in ("left", "right") if f"{side}_{part}" not in joints]
     if missing or "head" not in joints:
         raise Refusal(Reason.NO_PERSON, f"no joint is called {(missing or ['head'])[0]}")
-    where, turned = places(motion, frames)
-    rest, _ = places(Motion(motion.joints, np.zeros_like(motion.values[:1]), 1.0), np.array([0]))
-    view, scale = _camera(where, rest[0], joints)
-    where = where @ view.T * scale
+    positions, rotations = joint_frames(motion, frames)
+    rest, _ = joint_frames(Motion(motion.joints, np.zeros_like(motion.values[:1]), 1.0), np.array([0]))
+    view, scale = _camera(positions, rest[0], joints)
+    positions = positions @ view.T * scale
     pose = np.zeros((len(frames), 33, 3))
     known = np.zeros(33, dtype=bool)
     for name, joint in joints.items():
         if name in INDEX:
-            pose[:, INDEX[name]], known[INDEX[name]] = where[:, joint], True
-    _derive_face(pose, where[:, joints["head"]], view @ turned[:, joints["head"]] @ _upright(rest[0], joints))
+            pose[:, INDEX[name]], known[INDEX[name]] = positions[:, joint], True
+    head_axes = view @ rotations[:, joints["head"]] @ _upright(rest[0], joints)
+    _derive_face(pose, positions[:, joints["head"]], head_axes)
     for side in ("left", "right"):
         _derive_foot(pose, known, side)
         _derive_hand(pose, known, side)
@@ -78,34 +80,34 @@ def landmarks(motion: Motion, frames: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _named(motion: Motion) -> dict[str, int]:
-    """The joint for each landmark that has one, and `head`."""
+    """The number of the joint for each landmark that has one, and for `head`."""
     plain: dict[str, int] = {}
     for j, joint in enumerate(motion.joints):
         if joint.name is not None:
             name = joint.name.split(":")[-1].lower().replace("_", "").replace("-", "").replace(" ", "")
             plain.setdefault(name, j)
-    found: dict[str, int] = {}
+    named: dict[str, int] = {}
     for part, names in _JOINTS.items():
         for side in ("left", "right"):
             for spelled in (prefix + name for name in names for prefix in (side, side[0])):
                 if spelled in plain:
-                    found.setdefault(f"{side}_{part}", plain[spelled])
+                    named.setdefault(f"{side}_{part}", plain[spelled])
     for end in [j for j, joint in enumerate(motion.joints) if joint.name is None]:
-        for side in ("left", "right"):  # the tip of the toes, where the skeleton says how long they are
-            toe = found.get(f"{side}_foot_index")
+        for side in ("left", "right"):  # use the tip of the toes if the skeleton has it
+            toe = named.get(f"{side}_foot_index")
             if motion.joints[end].parent == toe and np.linalg.norm(motion.joints[end].offset) > 0:
-                found[f"{side}_foot_index"] = end
-    return found | ({"head": plain["head"]} if "head" in plain else {})
+                named[f"{side}_foot_index"] = end
+    return named | ({"head": plain["head"]} if "head" in plain else {})
 
 
-def _camera(where: np.ndarray, rest: np.ndarray, joints: dict[str, int]) -> tuple[np.ndarray, float]:
-    """The rotation from the file's axes to ours, `[3, 3]`, and metres in a unit of the file."""
-    ankles = (where[:, joints["left_ankle"]] + where[:, joints["right_ankle"]]) / 2
-    rise = (where[:, joints["head"]] - ankles).mean(axis=0)
+def _camera(positions: np.ndarray, rest: np.ndarray, joints: dict[str, int]) -> tuple[np.ndarray, float]:
+    """The rotation from the file's axes to the camera's, `[3, 3]`, and the length of the file's unit in metres."""
+    ankles = (positions[:, joints["left_ankle"]] + positions[:, joints["right_ankle"]]) / 2
+    rise = (positions[:, joints["head"]] - ankles).mean(axis=0)
     axis = int(np.abs(rise).argmax())
     up = np.zeros(3)
     up[axis] = np.sign(rise[axis])
-    across = where[0, joints["left_hip"]] - where[0, joints["right_hip"]]
+    across = positions[0, joints["left_hip"]] - positions[0, joints["right_hip"]]
     left = across - up * (across @ up)
     leg = np.mean(
         [
@@ -121,7 +123,7 @@ def _camera(where: np.ndarray, rest: np.ndarray, joints: dict[str, int]) -> tupl
 
 
 def _upright(rest: np.ndarray, joints: dict[str, int]) -> np.ndarray:
-    """Columns: left, up and forward of the skeleton at rest, `[3, 3]`, in the file's axes."""
+    """Left, up and forward of the skeleton at rest as columns, `[3, 3]`, in the file's axes."""
     hips = rest[[joints["left_hip"], joints["right_hip"]]]
     left = (hips[0] - hips[1]) / max(float(np.linalg.norm(hips[0] - hips[1])), 1e-12)
     rise = rest[joints["head"]] - hips.mean(axis=0)
@@ -131,7 +133,7 @@ def _upright(rest: np.ndarray, joints: dict[str, int]) -> np.ndarray:
 
 
 def _derive_face(pose: np.ndarray, head: np.ndarray, frame: np.ndarray) -> None:
-    """Put a face on the heads: `head` `[n, 3]` their place, `frame` `[n, 3, 3]` their left, up and forward as columns."""
+    """Add the face landmarks. `head` `[n, 3]`: positions; `frame` `[n, 3, 3]`: left, up and forward of the heads as columns."""
     for i, name in enumerate(LANDMARKS[:11]):
         side, part = -1 if "right" in name else 1, name.replace("left", "").replace("right", "").strip("_")
         left, up, forward = _FACE[part]

@@ -1,4 +1,4 @@
-"""What native libraries print past Python, kept off the screen and not lost."""
+"""Capture what native libraries write to standard error."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import IO
 
 @contextmanager
 def native_log_set_aside() -> Iterator[None]:
-    """Catch what is written to file descriptor 2 inside; an exception that leaves it carries the text as a note.
+    """Capture what is written to file descriptor 2 in the `with` block. An exception that leaves the block gets the text as
+    a note; otherwise the text is dropped.
 
-    MediaPipe prints warnings for each landmarker made and the picture decoders for each damaged file, and neither has
-    a switch. What matters they raise as well.
+    MediaPipe prints warnings for every landmarker, and picture decoders for every damaged file, and neither can be
+    silenced. Real errors are raised as well.
     """
     sys.stderr.flush()
     log = _log()
@@ -38,5 +39,5 @@ def native_log_set_aside() -> Iterator[None]:
 
 @cache
 def _log() -> IO[bytes]:
-    """The file that takes the text: one for the life of the process, since this runs for every picture."""
+    """The file that takes the text: one per process, because this runs for every picture."""
     return tempfile.TemporaryFile()

@@ -1,13 +1,12 @@
-"""The parts of the raw data side by side: what stages after extraction read, each source named `<part>/<path in the part>`.
+"""The extracted parts combined, as later stages read them. Sources are named `<part>/<path in the part>`.
 
-A part is extracted by itself into `data/poses/<part>/`; a part that `params.raw` does not name is not read, whatever lies
-there.
+Each part is extracted by itself into `data/poses/<part>/`. Only the parts in `params.raw` are read, even if other folders
+exist there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -25,8 +24,8 @@ _COUNTS = ("files", "frames", "files_with_person", "persons")
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the file of a source lies. Two of them are equal if they say the same of every source."""
+class SourcePaths:
+    """The file of each source."""
 
     root: Path
     raw: Raw
@@ -38,12 +37,12 @@ class Places:
 
 
 def folders(root: Path, raw: Raw) -> dict[str, Path]:
-    """What extraction left of each part, by name, in the order of their names."""
+    """The folder of extracted poses of each part, ordered by the parts' names."""
     return {part: root / paths.POSES / part for part in sorted(raw.parts)}
 
 
 def read_poses(root: Path, raw: Raw) -> Poses:
-    """Everybody found in any part, in order of (source, frame, person) within each; raises UserError as its reader does."""
+    """The persons of all parts, in order of (source, frame, person) within each. Raises UserError like `poses_table`."""
     tables = {part: poses_table.read_poses(folder) for part, folder in folders(root, raw).items()}
     columns: dict[str, Any] = {}
     for name in vars(next(iter(tables.values()))):
@@ -56,7 +55,7 @@ def read_poses(root: Path, raw: Raw) -> Poses:
 
 
 def read_rejects(root: Path, raw: Raw) -> list[Reject]:
-    """All refusals of all parts; raises UserError as its reader does."""
+    """The rejects of all parts. Raises UserError like `poses_table`."""
     return [
         replace(reject, source=f"{part}/{reject.source}")
         for part, folder in folders(root, raw).items()
@@ -65,20 +64,18 @@ def read_rejects(root: Path, raw: Raw) -> list[Reject]:
 
 
 def summary(root: Path, raw: Raw) -> dict[str, Any]:
-    """What the parts' summaries say together: counts added up, and `joint_error` of each part that has true joints."""
-    read = {part: files.read_json(folder / "summary.json") for part, folder in folders(root, raw).items()}
-    errors = {part: one["joint_error"] for part, one in read.items() if "joint_error" in one}
-    return added(list(read.values()), _COUNTS) | {"joint_error": errors}
-
-
-def added(statistics: Sequence[dict[str, Any]], counts: Iterable[str]) -> dict[str, Any]:
-    """The sums of some numbers and of the `rejects`, {reason: number}, that several statistics hold."""
-    rejects = sum((Counter(one["rejects"]) for one in statistics), Counter())
-    return {name: sum(one[name] for one in statistics) for name in counts} | {"rejects": dict(rejects)}
+    """The parts' summaries combined: the sums of the counts and of `rejects`, and `joint_error` by part where it is known."""
+    summaries = {part: files.read_json(folder / "summary.json") for part, folder in folders(root, raw).items()}
+    rejects = sum((Counter(one["rejects"]) for one in summaries.values()), Counter())
+    return {
+        **{name: sum(one[name] for one in summaries.values()) for name in _COUNTS},
+        "rejects": dict(rejects),
+        "joint_error": {part: one["joint_error"] for part, one in summaries.items() if "joint_error" in one},
+    }
 
 
 def provenance(root: Path, raw: Raw) -> list[tuple[str, str]]:
-    """(where it is said, what is said) about where the pictures come from, and under which licence."""
+    """(source of the text, text) of every SOURCE.txt: where the pictures come from and under which licence."""
     return [
         (f"{part}/{path}", text)
         for part, folder in folders(root, raw).items()

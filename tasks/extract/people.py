@@ -1,4 +1,4 @@
-"""What is measured of a person found in a picture: how sharp and how bright."""
+"""Image quality of a detected person: sharpness and exposure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _SIDE = 128  # pixels to which a person's longer side is reduced before sharpnes
 def scores(picture: np.ndarray, landmarks: np.ndarray) -> dict[str, float]:
     """Sharpness and exposure of the person's box in a picture, RGB or grey, uint8 `[height, width(, 3)]`.
 
-    `landmarks`: `[33, >= 2]`, in parts of the picture's width and height. The box around them, cut at the borders, is
-    turned grey and its longer side reduced to 128 pixels (never enlarged), so that pictures of all sizes compare.
+    `landmarks`: `[33, >= 2]`, x and y as fractions of the picture's width and height. The box around them, clipped to the
+    picture, is converted to grey and reduced so that its longer side is at most 128 pixels, which makes pictures of all
+    sizes comparable.
 
     sharpness   variance of the 4-neighbour Laplacian, in squared grey levels of 0..255 (Pech-Pacheco et al. 2000);
-                an out-of-focus or shaken person has little of it
+                low for out-of-focus and motion-blurred persons
     exposure    mean grey level, 0 (black) .. 1 (white)
     """
     height, width = picture.shape[:2]

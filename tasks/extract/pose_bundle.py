@@ -1,12 +1,11 @@
 """Rebuild MediaPipe's `full` pose bundle from a published wheel: `python -m tasks.extract.pose_bundle`.
 
-mediapipe 1.x ships the PoseLandmarker without its models. The last wheels with the old "solutions" (0.10.21)
-carry the same two networks, a person detector and a landmark regressor, but without the TFLite metadata in
-which the task looks up how to scale pixels. This module adds that metadata and stores both in a zip, which is
-what a `.task` bundle is.
+mediapipe 1.x ships the PoseLandmarker without its models. The last wheel with the old "solutions" (0.10.21) has the same two
+networks, a person detector and a landmark regressor, but without the TFLite metadata that tells the task how to scale pixels.
+This module adds the metadata and stores both networks in a zip file, the format of a `.task` bundle.
 
-Everything is pinned by sha256. A wrong scaling would still find people and only shift their landmarks, so
-counting detections cannot show a mistake here; digests can.
+Everything is pinned by sha256. A wrong scaling would still find people and only shift their landmarks, so comparing digests is
+necessary; counting detections would not show the mistake.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ BUNDLE = Path("models/pose_landmarker_full.task")
 BUNDLE_SHA256 = "1909d0af30a4af6d8352ab1e57cf696a597dca4ec5ad3387d112a904df1578d8"
 
 REQUIREMENT = "mediapipe==0.10.21"
-# The networks do not depend on the platform; naming one lets any machine and any Python fetch this wheel.
+# The networks do not depend on the platform. These tags let any machine and any Python download the wheel.
 WHEEL_TAGS = ("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64")
 WHEEL_SHA256 = "05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3"
 
 
 @dataclass(frozen=True)
 class Network:
-    """One of the two networks: where it is in the wheel, its name in the bundle, and how it reads a pixel.
+    """One of the two networks: its file in the wheel, its name in the bundle, and its pixel scaling.
 
-    A pixel value v in 0..255 enters as (v - mean) / std.
+    A pixel value v in 0..255 enters the network as (v - mean) / std.
     """
 
     member: str
@@ -66,9 +65,9 @@ NETWORKS = (
 
 
 def ensure(path: Path) -> bool:
-    """Make sure that the bundle is at `path`; True if it had to be built.
+    """Make sure that the bundle is at `path`; returns whether it had to be built.
 
-    Raises UserError if the wheel cannot be fetched, or if anything differs from its pinned digest.
+    Raises UserError if the wheel cannot be downloaded, or if a digest differs from its pinned value.
     """
     if path.is_file() and _sha256(path.read_bytes()) == BUNDLE_SHA256:
         return False
@@ -82,7 +81,7 @@ def ensure(path: Path) -> bool:
 
 
 def check(model: Path) -> None:
-    """Refuse, with a UserError, a file that is missing or is no pose bundle; any version of one will do."""
+    """Raise UserError if the file is missing or is not a pose bundle. Any version of the bundle is accepted."""
     if not model.is_file():
         raise UserError(f"The pose model {model} does not exist; `make setup` builds the default one.")
     if not zipfile.is_zipfile(model):
@@ -94,7 +93,7 @@ def check(model: Path) -> None:
 
 
 def build(wheel: Path) -> bytes:
-    """The `.task` bundle made from the wheel's two networks; the same bytes each time.
+    """The `.task` bundle made of the wheel's two networks; always the same bytes.
 
     Raises UserError if a network differs from its pinned digest.
     """
@@ -108,8 +107,8 @@ def build(wheel: Path) -> bytes:
 
 
 def with_normalisation(model: bytes, mean: float, std: float) -> bytes:
-    """The TFLite flatbuffer with metadata that says: feed this image input (pixel - mean) / std."""
-    # Imported here because loading mediapipe takes a second and a bundle that is in place needs none of it.
+    """The TFLite model with metadata that declares its image input as (pixel - mean) / std."""
+    # Importing mediapipe takes a second, and is not needed if the bundle exists already.
     import flatbuffers
     from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata_schema
     from mediapipe.tasks.metadata import schema_py_generated as schema
@@ -132,8 +131,7 @@ def with_normalisation(model: bytes, mean: float, std: float) -> bytes:
     builder.Finish(metadata_schema.ModelMetadataT(subgraphMetadata=[subgraph]).Pack(builder), b"M001")
 
     network = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
-    # A network may have such metadata already (the detector's were copied from a face detector): readers take the
-    # first they find, so there must be one.
+    # Readers use the first metadata entry. The detector has an entry already, copied from a face detector: drop it.
     others = [entry for entry in network.metadata or [] if entry.name != b"TFLITE_METADATA"]
     network.metadata = [*others, schema.MetadataT(name="TFLITE_METADATA", buffer=len(network.buffers))]
     network.buffers.append(schema.BufferT(data=builder.Output()))
@@ -143,12 +141,12 @@ def with_normalisation(model: bytes, mean: float, std: float) -> bytes:
 
 
 def _stored_zip(entries: list[tuple[str, bytes]]) -> bytes:
-    """An uncompressed zip with fixed time stamps; contents start at multiples of 16, to be mapped."""
+    """An uncompressed zip with fixed time stamps. Members start at multiples of 16 bytes, so that they can be memory-mapped."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in entries:
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3  # Unix, whatever system this runs on: the bytes are pinned
+            entry.create_system = 3  # Unix, on every system, because the bytes are pinned
             padding = -(file.tell() + 30 + len(name) + 4) % 16  # local header: 30 bytes, name, extra field
             entry.extra = struct.pack("<HH", 0xD935, padding) + bytes(padding)  # 0xD935: alignment padding
             archive.writestr(entry, content)
@@ -156,7 +154,7 @@ def _stored_zip(entries: list[tuple[str, bytes]]) -> bytes:
 
 
 def _fetch(folder: Path) -> Path:
-    """Download the wheel into the folder with pip, from whatever index pip is configured for."""
+    """Download the wheel into the folder with pip, from the index that pip is configured for."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", *WHEEL_TAGS, "--dest", str(folder), REQUIREMENT]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -177,11 +175,11 @@ def _sha256(content: bytes) -> str:
 
 
 def _check_digest(what: str, content: bytes, expected: str) -> None:
-    found = _sha256(content)
-    if found != expected:
+    actual = _sha256(content)
+    if actual != expected:
         raise UserError(
-            f"{what} is not the expected one: its sha256 is {found}, it should be {expected} "
-            "(the versions in constraints.txt are the ones this was pinned with)."
+            f"{what}: sha256 mismatch: expected {expected}, got {actual} "
+            "(the digest was pinned with the package versions in constraints.txt)."
         )
 
 

@@ -1,20 +1,19 @@
 """The contract between extraction and everything after it: two Parquet files in `data/poses/<part>/`.
 
-`poses.parquet` has one row a person found, `rejects.parquet` one row a thing refused: a file, or one sampled frame of
-a video or of a motion capture. What is looked at, a picture or a frame, is a pair (source, frame); none is in both
-tables and all are in one: **frames in = distinct (source, frame) in poses + rows of rejects**, and every file of the
-part is the source of at least one row.
+`poses.parquet` has one row per person found. `rejects.parquet` has one row per refused file, or refused frame of a video or
+motion capture. Every picture or sampled frame is a pair (source, frame) that is in exactly one of the tables:
+**frames in = distinct (source, frame) in poses + rows of rejects**. Every file of the part is the source of at least one row.
 
-The first 16 hexadecimal digits of a `key` are those of the sha256 of the file's bytes. Then follow `-f<frame>` in
-videos and motion captures, and `-<person>` for all persons of a frame but the first: `0123456789abcdef-f00042-1`. A key
-is unique within a part: of several files with the same bytes the first in order of `source` is kept, the others are
-rejects with the reason `duplicate`.
+A `key` starts with the first 16 hexadecimal digits of the sha256 of the file's bytes. Videos and motion captures append
+`-f<frame>`, and all persons of a frame but the first append `-<person>`: `0123456789abcdef-f00042-1`. Keys are unique within
+a part: of several files with the same bytes, the first in order of `source` is kept and the others are rejects with the
+reason `duplicate`.
 
-A motion capture has a pose and no picture: `width`, `height`, `bbox`, `fingerprint` and `person_pixels` are 0, `sharpness`
-and `exposure` NaN, `landmarks` hold x = y = z = 0 and a visibility of 1 where the joint is known or follows from known
-ones and 0 where it is a guess. `Poses.pictured` says which rows have a picture.
+A motion capture has poses but no picture: `width`, `height`, `bbox`, `fingerprint` and `person_pixels` are 0, `sharpness` and
+`exposure` are NaN, and `landmarks` are x = y = z = 0 with a visibility of 1 if the joint is known or derived from known
+joints, and 0 if it is a guess. `Poses.pictured` tells which rows have a picture.
 
-Files are byte-identical when written twice from the same rows: fixed order, fixed row groups, no time stamp.
+Writing the same rows twice gives the same bytes: fixed order, fixed row groups, no time stamps.
 """
 
 from __future__ import annotations
@@ -38,8 +37,10 @@ from tasks.extract.findings import Finding, Kind, Reason
 
 
 def _without_pandas() -> None:
-    """Let pyarrow believe that pandas is too old for it, unless somebody uses it here: with its first table it would import
-    it, which costs a stage more than a second and serves nothing."""
+    """Make pyarrow believe that pandas is too old, unless this process uses pandas already.
+
+    pyarrow would import it with its first table, which takes more than a second and is not needed.
+    """
     if "pandas" not in sys.modules:
         stand_in = ModuleType("pandas")
         stand_in.__version__ = "0"  # type: ignore[attr-defined]
@@ -47,7 +48,7 @@ def _without_pandas() -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                pa.array([])  # looks for it once
+                pa.array([])  # pyarrow looks for pandas here, and only once
         finally:
             del sys.modules["pandas"]
 
@@ -66,10 +67,10 @@ _POSES_SCHEMA = pa.schema(
         ("source_kind", pa.string()),  # a Kind
         ("category", pa.string()),
         ("frame", pa.int32()),  # the frame's number in a video or motion capture, 0 for a picture
-        ("timestamp_s", pa.float64()),  # of the frame, seconds from the beginning; 0 for a picture
+        ("timestamp_s", pa.float64()),  # of the frame, seconds from the start; 0 for a picture
         ("person", pa.int32()),  # 0, 1, ... within the frame
-        ("track", pa.int32()),  # the same number for the same person within a video; -1 for a picture
-        ("width", pa.int32()),  # of the picture as seen (after its EXIF orientation), pixels
+        ("track", pa.int32()),  # identifies a person within a video; -1 for a picture
+        ("width", pa.int32()),  # of the upright picture (EXIF orientation applied), pixels
         ("height", pa.int32()),
         ("bbox", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 around the 33 landmarks, pixels
         ("landmarks", pa.list_(pa.float32(), 33 * 5)),  # x, y, z, visibility, presence
@@ -85,8 +86,8 @@ _POSES_SCHEMA = pa.schema(
 _REJECTS_SCHEMA = pa.schema(
     [
         ("source", pa.string()),
-        ("frame", pa.int32()),  # null where the refusal is of the file as a whole
-        ("key", pa.string()),  # of the file; null where the file could not be read
+        ("frame", pa.int32()),  # null if the whole file is refused
+        ("key", pa.string()),  # of the file; null if the file could not be read
         ("category", pa.string()),
         ("reason", pa.string()),  # a Reason
         ("detail", pa.string()),
@@ -96,7 +97,7 @@ _REJECTS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Pose(Finding):
-    """A row of `poses.parquet`: a finding, and the file that it is from."""
+    """A row of `poses.parquet`: a finding and its file."""
 
     key: str
     source: str
@@ -106,7 +107,7 @@ class Pose(Finding):
 
 @dataclass(frozen=True)
 class Reject:
-    """One file or frame refused: a row of `rejects.parquet`."""
+    """A row of `rejects.parquet`: one refused file or frame."""
 
     source: str
     key: str | None
@@ -144,17 +145,19 @@ class Poses:
 
     @property
     def pixels(self) -> np.ndarray:
-        """Image landmarks in pixels, float32 `[n, 33, 2]`; zeros where there is no picture."""
-        return self.landmarks[..., :2] * self.size[:, None, :].astype(np.float32)
+        """Image landmarks in pixels, float32 `[n, 33, 2]`; zeros if there is no picture."""
+        pixels: np.ndarray = self.landmarks[..., :2] * self.size[:, None, :].astype(np.float32)
+        return pixels
 
     @property
     def pictured(self) -> np.ndarray:
         """Which rows have a picture, bool `[n]`: all but motion captures."""
-        return self.size.min(axis=1, initial=1) > 0
+        has_picture: np.ndarray = self.size.min(axis=1, initial=1) > 0
+        return has_picture
 
 
 class Writer:
-    """Writes both files of a part row by row, memory bounded, order kept. A context manager."""
+    """Writes both tables of a part row by row, in order and in bounded memory. A context manager."""
 
     def __init__(self, folder: Path) -> None:
         self._poses: list[Pose] = []
@@ -197,13 +200,13 @@ class Writer:
 
 
 def read_poses(folder: Path) -> Poses:
-    """The persons of a part; raises UserError if the file is missing or has other columns."""
+    """The persons of a part. Raises UserError if the file is missing or has other columns."""
     table = _read(folder / POSES, _POSES_SCHEMA)
 
     def array(name: str) -> np.ndarray:
         field, column = table.schema.field(name), table[name].combine_chunks()
         width = getattr(field.type, "list_size", 0)  # 0: one value a row
-        values = (column.flatten() if width else column).to_numpy(zero_copy_only=False)
+        values: np.ndarray = (column.flatten() if width else column).to_numpy(zero_copy_only=False)
         return values.reshape(len(table), width) if width else values
 
     text = {name: table[name].to_pylist() for name in ("key", "source", "source_kind", "category")}
@@ -217,7 +220,7 @@ def read_poses(folder: Path) -> Poses:
 
 
 def read_rejects(folder: Path) -> list[Reject]:
-    """The refused files of a part; raises UserError if the file is missing or has other columns."""
+    """The refused files and frames of a part. Raises UserError if the file is missing or has other columns."""
     rows = _read(folder / REJECTS, _REJECTS_SCHEMA).to_pylist()
     return [Reject(**{**row, "reason": Reason(row["reason"])}) for row in rows]
 

@@ -1,6 +1,7 @@
-"""What a worker process of the stage needs, for the process from which workers are forked (see `tasks.common.pool`)."""
+"""Imports what worker processes of the stage need, in the process that they are forked from (see `tasks.common.pool`)."""
 
 from contextlib import suppress
 
-with suppress(OSError):  # a library of the system that mediapipe misses: a worker meets it again, and can say so
+# If mediapipe misses a system library, the worker fails with the same error and can report it.
+with suppress(OSError):
     import tasks.extract.extractor  # noqa: F401

@@ -1,102 +1,121 @@
-"""`python -m tasks extract_slice PART RANK WORLD [FOLDER]`: extract every WORLD-th file of a part, from the RANK-th on.
+"""`python -m tasks extract_slice PART RANK WORLD [FOLDER]`: extract every WORLD-th file of a part, starting at the RANK-th.
 
-So a part is shared out over machines: each works on a slice, and what they find is brought together (see `absorb`) where the
-stage `extract` then finds everything known. Its output cannot depend on how many slices there were.
+This distributes a part over several machines. Each extracts a slice, and `absorb` puts the findings into the cache of one
+machine, where the stage `extract` then finds all files known. The stage's output does not depend on the number of slices.
 
-A slice leaves `.contrapposto/slices/<part>/<rank>-of-<world>/` with
+A slice writes `.contrapposto/slices/<part>/<rank>-of-<world>/`:
 
-    findings.db     what was found in each file (see `extraction.store`)
-    slice.json      the statistics, which `together` adds up; that it is there is the mark of a slice that is done
+    findings.db     the findings of each file (see `cache`)
+    slice.json      its statistics; the file is written last and marks a complete slice
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import UserError
-from tasks.common.pool import prepare
+from tasks.common.pool import preload
 from tasks.config.params import Params
-from tasks.extract import parts
 from tasks.extract.cache import Store, findings_digest
 from tasks.extract.decode import scan
 from tasks.extract.pose_bundle import check
-from tasks.extract.stage import FORERUNNER, extracted, part_folder, settings, shown
+from tasks.extract.stage import PRELOAD, extracted, part_folder, settings, with_progress_bar
+
+log = logging.getLogger(__name__)
 
 MARK = "slice.json"
 FINDINGS = paths.FINDINGS.name
-_COUNTS = ("files", "extracted", "persons", "seconds")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The statistics of one or more slices."""
+
+    files: int
+    extracted: int  # files that were not in the cache
+    persons: int
+    seconds: float  # of the workers' time
+    rejects: dict[str, int]  # by reason
 
 
 def name(rank: int, world: int) -> str:
-    """What a slice's folder is called."""
+    """The name of a slice's folder."""
     return f"{rank}-of-{world}"
 
 
 def digest(params: Params, root: Path) -> str:
-    """What findings depend on besides the files: two machines may share a part if this is the same for both."""
+    """A digest of everything but the files that findings depend on. Machines may share a part only if they agree on it."""
     return findings_digest(settings(params), root / params.extract.model)
 
 
 def run(params: Params, root: Path, part: str, rank: str, world: str, folder: str = "") -> None:
-    """Extract one slice. `folder`: where just the files of the slice are, on a machine that does not have the whole part.
+    """Extract one slice. `folder` holds just the files of the slice, for a machine that does not have the whole part.
 
     Raises UserError if there is no such part or slice, or the folder or the model cannot be used.
     """
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UserError(f"A slice is a RANK below WORLD, such as 0 3; got {rank} {world}.")
-    prepare(FORERUNNER)
-    whole = part_folder(params, root, part)
-    place = root / folder if folder else whole
+    preload(PRELOAD)
+    whole_part = part_folder(params, root, part)
+    source_folder = root / folder if folder else whole_part
     check(root / params.extract.model)
     began = time.monotonic()
-    sources = scan(place)
+    sources = scan(source_folder)
     if not folder:
         sources = sources[int(rank) :: int(world)]
-    depends = digest(params, root)
+    cache_digest = digest(params, root)
     with ExitStack() as stack:
-        store = stack.enter_context(Store(root, depends))
-        found = stack.enter_context(closing(extracted(store, params, root, place, sources)))
-        kept: set[str] = set()
-        persons = made = 0
-        refused: Counter[str] = Counter()
-        for _, key, there, new in shown(found, len(sources)):
-            made += new
-            if key is None or key in kept:
-                continue  # the part's own stage will say why
-            persons += len(there.found)
-            refused.update(row.reason.value for row in there.refused)
-            if there.lasting:
-                kept.add(key)
+        store = stack.enter_context(Store(root, cache_digest))
+        results = stack.enter_context(closing(extracted(store, params, root, source_folder, sources)))
+        exported: set[str] = set()
+        persons = new_files = 0
+        rejects: Counter[str] = Counter()
+        for _, key, findings, new in with_progress_bar(results, len(sources)):
+            new_files += new
+            if key is None or key in exported:
+                continue  # the stage `extract` reports it
+            persons += len(findings.persons)
+            rejects.update(row.reason.value for row in findings.refused)
+            if findings.cacheable:
+                exported.add(key)
         output = stack.enter_context(files.new_folder(root / paths.SLICES / part / name(int(rank), int(world))))
-        store.export(output / FINDINGS, kept)
-        statistics = {
-            "digest": depends, "files": len(sources), "extracted": made, "seconds": time.monotonic() - began,
-            "persons": persons, "rejects": dict(refused),
-        }  # fmt: skip
-        files.write_json(output / MARK, statistics)
-    print(f"{part}, slice {rank} of {world}: {statistics['persons']} persons in {len(sources)} files, {made} extracted")
+        store.export(output / FINDINGS, exported)
+        statistics = Statistics(len(sources), new_files, persons, time.monotonic() - began, dict(rejects))
+        files.write_json(output / MARK, {"digest": cache_digest, **asdict(statistics)})
+    log.info(
+        "%s, slice %s of %s: %d persons in %d files, %d extracted",
+        part, rank, world, persons, len(sources), new_files,
+    )  # fmt: skip
 
 
-def together(statistics: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The statistics of several slices, or of such sums, added up; the order does not matter."""
-    return parts.added(list(statistics), _COUNTS)
+def combine(statistics: Iterable[Statistics]) -> Statistics:
+    """The sum of the statistics of several slices."""
+    slices = list(statistics)
+    return Statistics(
+        files=sum(one.files for one in slices),
+        extracted=sum(one.extracted for one in slices),
+        persons=sum(one.persons for one in slices),
+        seconds=sum(one.seconds for one in slices),
+        rejects=dict(sum((Counter(one.rejects) for one in slices), Counter())),
+    )
 
 
-def absorb(params: Params, root: Path, folder: Path) -> dict[str, Any]:
-    """Take what a slice's folder holds into this workspace's findings, and remove the folder; its statistics.
+def absorb(params: Params, root: Path, folder: Path) -> Statistics:
+    """Move the findings of a slice's folder into this workspace's cache and remove the folder. Returns its statistics.
 
-    Raises DataError if its findings cannot be read. What was found with other parameters is left aside.
+    Findings that were made with other parameters are ignored. Raises DataError if the findings cannot be read.
     """
-    statistics: dict[str, Any] = files.read_json(folder / MARK)
+    saved = files.read_json(folder / MARK)
     with Store(root, digest(params, root)) as store:
         store.absorb(folder / FINDINGS)
-    shutil.rmtree(folder)  # findings have one place, where `forget` finds them
-    return statistics
+    shutil.rmtree(folder)  # `forget` deletes findings from the cache only, so no other copy may stay
+    return Statistics(**{field.name: saved[field.name] for field in fields(Statistics)})

@@ -1,4 +1,4 @@
-"""Who is who from one frame to the next, and whether somebody has moved enough to be worth a row."""
+"""Tracking of persons from frame to frame, and the selection of frames in which somebody has moved."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import numpy as np
 from tasks.common.skeleton import LIMBS, normalise
 from tasks.extract.landmarker import Person
 
-_FAR = 0.5  # of a person's size: limbs that jumped this far are somebody else's
-_MEMORY = 2.0  # seconds after which somebody who left comes back as somebody new
+_MAX_JUMP = 0.5  # of a person's size: limbs that jumped further belong to somebody else
+_MAX_ABSENCE = 2.0  # seconds after which somebody who returns gets a new track
 
 
 class Tracks:
-    """Numbers persons 0, 1, ... in order of appearance; MediaPipe follows them and does not say who is who.
+    """Numbers persons 0, 1, ... in order of appearance. MediaPipe follows persons but does not identify them.
 
-    Persons of consecutive frames are paired by the mean distance of their limbs in parts of the person's size, the
-    nearest pair first; a pair further apart than half that size is none.
+    Persons of consecutive frames are matched greedily, nearest pair first, by the mean distance of their limb joints
+    relative to the person's size. Pairs further apart than half that size are not matched.
     """
 
     def __init__(self) -> None:
@@ -23,13 +23,13 @@ class Tracks:
         self._next = 0
 
     def follow(self, seconds: float, persons: list[Person], width: int, height: int) -> list[int]:
-        """The track of each person in a frame of this size."""
+        """The track number of each person in a frame of this size (pixels) at this time (seconds)."""
         limbs = [person.landmarks[list(LIMBS), :2] * [width, height] for person in persons]
-        known = [track for track, (seen, _) in self._last.items() if seconds - seen <= _MEMORY]
+        known = [track for track, (last, _) in self._last.items() if seconds - last <= _MAX_ABSENCE]
         tracks = [-1] * len(persons)
         pairs = [(_distance(limbs[i], self._last[track][1]), i, track) for i in range(len(limbs)) for track in known]
         for distance, i, track in sorted(pairs):
-            if distance < _FAR and tracks[i] < 0 and track not in tracks:
+            if distance < _MAX_JUMP and tracks[i] < 0 and track not in tracks:
                 tracks[i] = track
         for i, track in enumerate(tracks):
             if track < 0:
@@ -44,7 +44,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class Movement:
-    """Which frames show a new pose: those in which somebody differs from how he was last kept."""
+    """Selects the frames that show a new pose: somebody has moved since the last frame that was kept of them."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
@@ -53,8 +53,8 @@ class Movement:
     def shows(self, poses: dict[int, np.ndarray]) -> bool:
         """Whether a frame with these world landmarks `[33, 3]` by track shows a new pose; if so, it counts as kept.
 
-        The distance is that of the 12 limb landmarks in the mean, of hip-centred poses in torso lengths; somebody who
-        was not kept before is new.
+        A pose is new if its mean distance over the 12 limb landmarks, hip-centred and in torso lengths, from the last kept
+        pose of the track is at least the threshold, or if the track is new.
         """
         normal = {track: normalise(world.astype(np.float64)) for track, world in poses.items()}
         if not any(self._new(track, pose) for track, pose in normal.items()):

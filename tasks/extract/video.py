@@ -1,7 +1,7 @@
-"""Videos as pictures with a time: the only module that runs FFmpeg (through PyAV).
+"""Reads videos as pictures with a time. The only module that runs FFmpeg (through PyAV).
 
-The container's kind is read from the file's first bytes and that one demuxer is asked for by name: FFmpeg knows formats
-(playlists, concatenations) that open other files or the network, and none of them may see a user's bytes.
+The container format is recognised by the file's first bytes, and exactly that demuxer is requested by name. FFmpeg also knows
+formats (playlists, concatenations) that open other files or the network; these never get to see a user's bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tasks.extract.findings import Reason
 _QUICKTIME = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})  # first atoms of mp4 and mov
 _PICTURES = frozenset(
     {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis"}
-)  # HEIF
+)  # HEIF brands
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video: its number in decoding order from 0, its time in seconds, RGB uint8 `[h, w, 3]`."""
+    """One frame of a video: its number in decoding order from 0, its time in seconds, its picture (RGB uint8 `[h, w, 3]`)."""
 
     number: int
     time: float
@@ -35,7 +35,7 @@ class Frame:
 
 
 def container(head: bytes) -> str | None:
-    """FFmpeg's name of the demuxer for a file that begins with `head` (16 bytes); None if it is no video."""
+    """The name of FFmpeg's demuxer for a file that starts with `head` (16 bytes); None if the file is not a video."""
     if head[4:8] in _QUICKTIME:
         return None if head[4:12] in {b"ftyp" + brand for brand in _PICTURES} else "mov"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
@@ -46,7 +46,7 @@ def container(head: bytes) -> str | None:
 def sampled(file: BufferedReader, rate: float, min_side: int) -> Iterator[Frame]:
     """The first frame at or after each multiple of 1 / `rate` seconds, upright and with square pixels.
 
-    Raises Refusal where the video cannot be read (further): what was yielded before is good.
+    Raises Refusal where the video cannot be read any further; the frames yielded before are valid.
     """
     due = 0.0
     for number, time, render in _decoded(file, min_side):
@@ -56,7 +56,7 @@ def sampled(file: BufferedReader, rate: float, min_side: int) -> Iterator[Frame]
 
 
 def numbered(file: BufferedReader, numbers: Iterable[int]) -> Iterator[Frame]:
-    """The frames of these ascending numbers; Refusal if the video ends before the last of them."""
+    """The frames with these ascending numbers. Raises Refusal if the video ends before the last of them."""
     wanted = iter(numbers)
     number = next(wanted, None)
     for at, time, render in _decoded(file, 1):
@@ -69,28 +69,28 @@ def numbered(file: BufferedReader, numbers: Iterable[int]) -> Iterator[Frame]:
 
 
 def _decoded(file: BufferedReader, min_side: int) -> Iterator[tuple[int, float, Callable[[], np.ndarray]]]:
-    """Every frame's number, its seconds from the first frame, and the function that makes it a picture."""
+    """Every frame's number, its time in seconds since the first frame, and a function that converts it to a picture."""
     file.seek(0)
     name = container(file.read(16))
     file.seek(0)
-    with _refusing(), av.open(file, format=name) as opened:
+    with _refusing(), av.open(file, "r", format=name) as opened:
         if not opened.streams.video:
             raise Refusal(Reason.DAMAGED, "a video file without a video stream")
         stream = opened.streams.video[0]
-        # More threads would only take turns: every core has its own worker.
+        # One thread: every core already has its own worker process.
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1
         check_size(stream.codec_context.width, stream.codec_context.height, min_side)
         rate, aspect = float(stream.average_rate or 25), float(stream.sample_aspect_ratio or 1)
         first = None
         for number, frame in enumerate(opened.decode(stream)):
-            check_size(frame.width, frame.height, min_side)  # it may change on the way
+            check_size(frame.width, frame.height, min_side)  # it may change within the stream
             seconds = number / rate if frame.time is None else frame.time
             first = seconds if first is None else first
             yield number, seconds - first, partial(_rgb, frame, aspect)
 
 
 def _rgb(frame: av.VideoFrame, aspect: float) -> np.ndarray:
-    """The frame as it is meant to be seen: square pixels, upright; `aspect` is a pixel's width over its height."""
+    """The frame as a picture, upright and with square pixels; `aspect` is the width of a pixel divided by its height."""
     width = max(1, round(frame.width * aspect)) if 0.25 < aspect < 4 else frame.width
     with _refusing():
         picture = frame.reformat(width=width, format="rgb24").to_ndarray()
@@ -99,7 +99,7 @@ def _rgb(frame: av.VideoFrame, aspect: float) -> np.ndarray:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """What FFmpeg raises on bytes that are not what they should be, as a Refusal."""
+    """Turn what FFmpeg raises on damaged files into a Refusal."""
     try:
         yield
     except (av.FFmpegError, *DECODER_ERRORS) as error:

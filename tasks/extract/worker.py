@@ -1,4 +1,4 @@
-"""What a worker process of the stage does: it extracts files, and encodes what it finds for the store."""
+"""A worker process of the stage: it extracts files and encodes their findings for the cache."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from tasks.extract.findings import Findings, Settings
 
 
 class Answer(NamedTuple):
-    """What a worker says of a file: its key and by which stamp to remember it, if it could be read and may be remembered.
+    """A worker's answer about one file.
 
-    Findings that last are encoded for the store, here, where every core does its share of it; None if the store has them.
+    `key` is None if the file could not be read, `stamp` if the key must not be remembered (see `content_keys`). `findings`
+    is None if the store has them already. Findings that may be cached are encoded in the worker, so that all cores share
+    that work.
     """
 
     key: str | None
@@ -25,12 +27,15 @@ class Answer(NamedTuple):
 
 @contextmanager
 def extracting(root: Path, digest: str, folder: Path, model: Path, settings: Settings) -> Iterator[Steps]:
-    """The steps from a path below `folder` to its Answer; the store is that of the workspace `root`."""
+    """The steps (see `tasks.common.pool`) from a path below `folder` to its Answer, with the store of the workspace `root`."""
     from tasks.extract.extractor import Subject, extractor
 
     def answer(subject: Subject) -> Answer:
-        there = subject.findings
-        findings = None if subject.known else encoded(there) if subject.key and there.lasting else there
+        findings: Encoded | Findings | None = subject.findings
+        if subject.known:
+            findings = None
+        elif subject.key and subject.findings.cacheable:
+            findings = encoded(subject.findings)
         return Answer(subject.key, subject.stamp, findings)
 
     with Store(root, digest) as store, extractor(folder, model, settings, store.__contains__) as steps:

@@ -36,7 +36,7 @@ def run(params: Params, root: Path) -> None:
     summary, statistics = (files.read_json(root / paths.DATASET / f"{name}.json") for name in ("summary", "clusters"))
     axis, centroids = (np.array(statistics[key], np.float32) for key in ("axis", "centroids"))
     clustering = Clusters(axis, centroids, {})
-    shown = Shown(parts.Places(root, params.raw), found, params.curate.margin)
+    shown = Shown(parts.SourcePaths(root, params.raw), found, params.curate.margin)
     kinds = dict(zip(found.source, found.source_kind, strict=True))
     group_sheet = dataset_card_plots.group_sheet(persons, gated, shown)
     with tempfile.TemporaryDirectory() as folder:

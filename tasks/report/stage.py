@@ -90,7 +90,7 @@ def _kept(params: Params, root: Path, folder: Path) -> list[Figure]:
     for i in evenly_spaced(len(persons), SHOWN):
         if persons.pictured[i]:
             place = persons.source[i], persons.source_kind[i], int(persons.frame[i])
-            picture = next(pictures(parts.Places(root, params.raw), [place]))
+            picture = next(pictures(parts.SourcePaths(root, params.raw), [place]))
             j = row[persons.key[i]]
             points = np.concatenate([found.pixels[j], found.landmarks[j, :, 2:3]], axis=1)
             tiles.append(drawing.fit(drawing.draw_landmarks(picture, points), TILE))
@@ -110,7 +110,7 @@ def _rejected(params: Params, root: Path, folder: Path) -> list[Figure]:
     """A contact sheet for each reason; files that no decoder opens are grey tiles."""
     found, rejects = parts.read_poses(root, params.raw), parts.read_rejects(root, params.raw)
     gated = dataset_table.read_gated(root / paths.DATASET)
-    shown = Shown(parts.Places(root, params.raw), found, params.curate.margin)
+    shown = Shown(parts.SourcePaths(root, params.raw), found, params.curate.margin)
     kinds = dict(zip(found.source, found.source_kind, strict=True))
     counts = Counter(str(row.reason) for row in rejects) + Counter(str(row.reason) for row in gated)
     sheets = {**reject_sheets(rejects, kinds, shown), **gated_sheets(gated, shown)}

@@ -1,4 +1,4 @@
-"""What covers the skeleton: body, clothes, hair and face as round cones, and the 33 landmarks that they carry."""
+"""The figure's surface: body, clothes, hair and face as round cones, and the positions of the 33 landmarks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tasks.common.skeleton import LANDMARKS
 from tasks.synthetic.figure import SIDES, Body, Frame, Skeleton, sole
 from tasks.synthetic.render import Cones
 
-CLOTH = 0.007  # metres of cloth over the skin
+CLOTH = 0.007  # thickness of cloth in metres
 
 
 @dataclass(frozen=True)
 class Outfit:
     """Colours [3] in 0..1, and the cut of clothes and hair.
 
-    `sleeve` and `leg` say how much of the arm or leg is covered: 0.5 to the middle of the upper part, 1.5 of the lower, 2
-    all of it. `skirt` flares the leg, `hair_length` is how far hair falls behind the shoulders, in head radii (0: short),
-    `bun` ties it up instead.
+    `sleeve` and `leg` are the covered length of the arm or leg: 0.5 reaches the middle of the upper segment, 1.5 the middle of
+    the lower one, 2 the end. `skirt` replaces trousers, `hair_length` is how far hair falls behind the shoulders in head radii
+    (0: short), and `bun` ties it up instead.
     """
 
     skin: np.ndarray
@@ -38,7 +38,7 @@ class Outfit:
 class Solid:
     """A round cone of the body: its two sphere centres [3] and their radii, in metres.
 
-    `grain` [3] is the direction in which like cones continue the surface (see `tasks.synthetic.render.Cones`).
+    `grain` [3] is the direction in which similar cones continue the surface (see `tasks.synthetic.render.Cones`).
     """
 
     start: np.ndarray
@@ -48,7 +48,7 @@ class Solid:
     grain: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     def part(self, share: float, wider: float) -> Solid:
-        """The first `share` of the cone, `wider` metres thicker."""
+        """The first `share` (0..1) of the cone, thickened by `wider` metres."""
         radius = self.first + share * (self.last - self.first)
         end = self.start + share * (self.end - self.start)
         return Solid(self.start, end, self.first + wider, radius + wider, self.grain)
@@ -59,8 +59,8 @@ def _skull(body: Body, parts: Skeleton) -> Frame:
     return Frame(parts["head"].at(0, -0.6 * body.head, -0.15 * body.head), parts["head"].axes)
 
 
-def flesh(body: Body, parts: Skeleton) -> dict[str, Solid]:
-    """The bare body, without hair and features, as named round cones."""
+def body_solids(body: Body, parts: Skeleton) -> dict[str, Solid]:
+    """The bare body without hair and facial features, as named round cones."""
     g, h, f = body.girth, body.head, body.foot
     pelvis, waist, chest, neck = (parts[part] for part in ("pelvis", "waist", "chest", "neck"))
     skull, collar = _skull(body, parts), Frame(neck.origin, chest.axes)
@@ -114,9 +114,9 @@ def flesh(body: Body, parts: Skeleton) -> dict[str, Solid]:
 
 
 def _loft(stations: np.ndarray, steps: int) -> list[Solid]:
-    """Round cones that together fill a smooth band, such as the trunk: `steps` from each station to the next.
+    """Round cones that form a smooth band, such as the trunk: `steps` cones from each station to the next.
 
-    `stations` [K, 3, 3] hold a left end, a right end, and the radius three times.
+    Each of the `stations` [K, 3, 3] holds a left end, a right end, and the radius (three times).
     """
     along = np.linspace(0, len(stations) - 1, steps * (len(stations) - 1) + 1)
     lower = np.minimum(along.astype(int), len(stations) - 2)
@@ -135,7 +135,7 @@ SHOES = ("instep", "inner_sole", "outer_sole")
 
 def dress(body: Body, parts: Skeleton, outfit: Outfit) -> Cones:
     """The figure as coloured round cones, in world coordinates."""
-    solids = flesh(body, parts)
+    solids = body_solids(body, parts)
     worn: list[tuple[Solid, np.ndarray]] = [(solids[part], outfit.skin) for part in ("neck", "skull", "jaw")]
     for i, part in enumerate(TORSO):
         worn.append((solids[part].part(1, CLOTH), outfit.trousers if i < 3 else outfit.shirt))
@@ -175,7 +175,7 @@ def _sleeve(
 
 
 def _skirt(solids: dict[str, Solid], outfit: Outfit) -> list[tuple[Solid, np.ndarray]]:
-    """Cloth from the hips to the hem, from thigh to thigh; none (shorts) for a step that no skirt would allow."""
+    """Cloth from the hips to the hem between the thighs. Empty (shorts) if the legs are too far apart for a skirt."""
     ends = []
     for share, wider in ((0.0, 0.01), (outfit.leg, 0.02)):
         left, right = (solids[f"{name}_thigh"].part(share, wider) for name in SIDES)
@@ -186,7 +186,7 @@ def _skirt(solids: dict[str, Solid], outfit: Outfit) -> list[tuple[Solid, np.nda
 
 
 def _neckline(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, np.ndarray]]:
-    """The open collar that tells a chest from a back."""
+    """An open collar, which distinguishes the chest from the back."""
     g, collar = body.girth, Frame(parts["neck"].origin, parts["chest"].axes)
     patch = Solid(collar.at(0, 0, -0.02 * g), collar.at(0, 0.065, -0.074 * g), 0.056 * g, 0.034 * g)
     return [(patch, outfit.skin)]
@@ -211,7 +211,7 @@ def _hair(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, np.n
 
 
 def _features(body: Body, parts: Skeleton, outfit: Outfit) -> list[tuple[Solid, np.ndarray]]:
-    """Eyes, brows, ears, nose and mouth, drawn a little larger than life so that they survive a small picture."""
+    """Eyes, brows, ears, nose and mouth, slightly enlarged so that they stay visible in small pictures."""
     h, skull = body.head, _skull(body, parts)
     white, iris = np.array([0.95, 0.95, 0.93]), np.array([0.08, 0.06, 0.05])
     lips = outfit.skin * np.array([0.78, 0.45, 0.45])

@@ -1,8 +1,8 @@
-"""The skeleton of an articulated figure: bone lengths, joint angles, and the joints in space that follow from them.
+"""The skeleton of an articulated figure: bone lengths, joint angles, and the joint positions that follow from them.
 
-World coordinates are metres: x to the left hand of a figure that stands straight, y down, z to its back, the floor at
-y = 0; with the camera in front, that is camera coordinates without the camera's place. Angles are degrees. Limb angles
-are anatomical, so the same numbers on both sides are a symmetric pose.
+World coordinates are in metres: x towards the figure's left hand, y down, z towards its back, the floor at y = 0. These are
+the axes of a camera in front of the figure, up to a translation. Angles are in degrees. Limb angles are anatomical, so the
+same numbers on both sides give a symmetric pose.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Body:
 
 @dataclass(frozen=True)
 class Arm:
-    """Angles of an arm. All zero: it hangs, the palm to the thigh.
+    """Angles of an arm. All zero: it hangs down, the palm facing the thigh.
 
-    `elevation` lifts it in the vertical plane `plane` (0 to the side, 90 forward, -90 back); `twist` turns it inward about
-    its own axis; `elbow` bends; `pronation` turns the thumb inward; `wrist` bends towards the palm.
+    `elevation` lifts it in the vertical plane `plane` (0 sideways, 90 forward, -90 backward); `twist` rotates it inward about
+    its own axis; `elbow` bends the elbow; `pronation` rotates the thumb inward; `wrist` bends the hand towards the palm.
     """
 
     plane: float = 0.0
@@ -53,10 +53,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Leg:
-    """Angles of a leg. All zero: it hangs straight.
+    """Angles of a leg. All zero: it hangs straight down.
 
-    `flex` lifts the thigh forward, `abduct` outward, `rotate` turns it outward about its own axis, `knee` bends, `heel`
-    points the toes down: measured from the floor where the foot is planted, else from the right angle to the shin.
+    `flex` lifts the thigh forward, `abduct` outward, and `rotate` rotates it outward about its own axis; `knee` bends the
+    knee; `heel` points the toes down, measured from the floor if the foot is planted, and from the right angle to the shin if
+    not.
     """
 
     flex: float = 0.0
@@ -68,7 +69,10 @@ class Leg:
 
 @dataclass(frozen=True)
 class Trunk:
-    """Angles of pelvis, spine and neck: forward, to the figure's left, and turned to its left."""
+    """Angles of pelvis (lean, sway, turn), spine (bend, side, twist) and neck (nod, tilt, look).
+
+    The three angles are the inclination forward, the inclination to the figure's left, and the rotation to its left.
+    """
 
     lean: float = 0.0
     sway: float = 0.0
@@ -83,9 +87,9 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Pose:
-    """All joint angles of a figure, and which feet stand on the floor: `planted` (left, right); neither: it jumps.
+    """All joint angles of a figure, and which feet are `planted` on the floor (left, right). If neither is, the figure jumps.
 
-    `jump` is the height in metres of the lowest point of a figure with no planted foot.
+    `jump` is the height in metres of the lowest point of a jumping figure.
     """
 
     trunk: Trunk
@@ -113,14 +117,15 @@ class Pose:
 
 @dataclass(frozen=True)
 class Frame:
-    """A rigid part's place: `origin` [3] in metres and `axes` [3, 3], whose columns are its x, y and z."""
+    """Position and orientation of a rigid part: `origin` [3] in metres and `axes` [3, 3], whose columns are its x, y and z."""
 
     origin: np.ndarray
     axes: np.ndarray
 
     def at(self, x: float, y: float, z: float) -> np.ndarray:
-        """The world point with these coordinates in the frame."""
-        return self.origin + self.axes @ np.array([x, y, z])
+        """The world position of the point with these coordinates in the frame."""
+        point: np.ndarray = self.origin + self.axes @ np.array([x, y, z])
+        return point
 
 
 Skeleton = dict[str, Frame]  # pelvis, waist, chest, neck, head; left_ and right_ clavicle ... hand, thigh, shin, foot
@@ -137,16 +142,17 @@ def rotation(axis: int, degrees: float) -> np.ndarray:
 
 
 def _on_side(left: np.ndarray, side: float) -> np.ndarray:
-    """A left limb's rotation, or its mirror image for the right (side -1)."""
+    """The rotation of a left limb (side 1), or its mirror image for the right limb (side -1)."""
     signs = np.array([side, 1.0, 1.0])
-    return signs[:, None] * left * signs
+    mirrored: np.ndarray = signs[:, None] * left * signs
+    return mirrored
 
 
 def place(body: Body, pose: Pose) -> Skeleton:
-    """The frames of all rigid parts of `body` in `pose`, planted feet flat on the floor or on their toes.
+    """The frames of all rigid parts of `body` in `pose`, with planted feet flat on the floor or on their toes.
 
-    Planted feet keep the ground positions that the leg angles give them; the pelvis takes the height they share, and each
-    planted leg is bent to reach its foot in closed form (two-bone inverse kinematics, the knee keeping its direction).
+    Planted feet keep the ground positions given by the leg angles. The pelvis gets the mean of the heights that they ask for,
+    and each planted leg is bent to reach its foot by two-bone inverse kinematics in closed form; the knee keeps its direction.
     """
     t = pose.trunk
     pelvis = rotation(1, -t.turn) @ rotation(2, t.sway) @ rotation(0, t.lean)
@@ -169,7 +175,7 @@ def place(body: Body, pose: Pose) -> Skeleton:
 
 
 def _arm(body: Body, arm: Arm, chest: Frame, name: str, side: float) -> Skeleton:
-    # The shoulder blade takes its part of every raised arm (the scapulohumeral rhythm), so the shoulder rises.
+    # The shoulder blade contributes to every raised arm (scapulohumeral rhythm), so the shoulder rises.
     girdle = chest.axes @ _on_side(rotation(2, -0.22 * max(arm.elevation - 30, 0)), side)
     clavicle = Frame(chest.at(side * 0.02, -body.chest + 0.035, 0), girdle)
     swing = rotation(1, arm.plane) @ rotation(2, -arm.elevation) @ rotation(1, -arm.plane)
@@ -195,7 +201,7 @@ def _leg(body: Body, leg: Leg, pelvis: Frame, name: str, side: float) -> Skeleto
 
 
 def sole(body: Body) -> np.ndarray:
-    """The balls [2, 4] on which a foot stands, under the heel and under the toes: centre in the foot's frame and radius."""
+    """The spheres [2, 4] on which a foot stands, under the heel and under the toes: centre in the foot's frame, and radius."""
     f = body.foot
     return np.array([[0, body.ankle - 0.16 * f, 0.17 * f, 0.16 * f], [0, body.ankle - 0.12 * f, -0.6 * f, 0.12 * f]])
 
@@ -207,7 +213,7 @@ def lowest(body: Body, foot: Frame) -> float:
 
 
 def _plant(body: Body, legs: dict[str, Leg], parts: Skeleton, planted: dict[str, bool]) -> float | None:
-    """Stand the planted feet on the floor (in place) and return the pelvis' y in metres; None if no foot is planted."""
+    """Put the planted feet on the floor (modifies `parts`). Returns the pelvis' y in metres; None if no foot is planted."""
     feet, drops = {}, []
     for name in (name for name, stands in planted.items() if stands):
         ahead = -parts[f"{name}_shin"].axes[:, 2] - parts[f"{name}_thigh"].axes[:, 2]
@@ -222,7 +228,7 @@ def _plant(body: Body, legs: dict[str, Leg], parts: Skeleton, planted: dict[str,
         name: foot.origin + np.array([0.0, y, 0.0]) for (name, foot), y in zip(feet.items(), drops, strict=True)
     }
     for name, ankle in grounded.items():
-        # No leg can be longer than its bones: the pelvis comes down until the farthest foot is within reach.
+        # A leg cannot be longer than its bones: lower the pelvis until the farthest foot is within reach.
         hip = parts[f"{name}_thigh"].origin
         across = (ankle - hip)[[0, 2]]
         reach = 0.995 * (body.thigh + body.shin)
@@ -233,7 +239,7 @@ def _plant(body: Body, legs: dict[str, Leg], parts: Skeleton, planted: dict[str,
 
 
 def _reach(body: Body, thigh: Frame, ankle: np.ndarray, foot: Frame, name: str) -> Skeleton:
-    """The leg from the hip to an ankle, its knee pointing as before: the law of cosines in the plane of the leg."""
+    """The leg from the hip to an ankle, with the knee pointing as before, by the law of cosines in the plane of the leg."""
     a, b = body.thigh, body.shin
     line = ankle - thigh.origin
     distance = float(np.linalg.norm(line))

@@ -1,4 +1,4 @@
-"""The poses of the mannequin: a dozen categories, each a law over all joint angles of a figure."""
+"""The poses of the mannequin: a dozen categories, each a distribution over all joint angles."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from tasks.synthetic.body import TORSO, Solid, flesh
+from tasks.synthetic.body import TORSO, Solid, body_solids
 from tasks.synthetic.figure import SIDES, Arm, Body, Leg, Pose, Skeleton, Trunk, place
 
-# Standard deviation in degrees of every angle about its category's mean.
+# Standard deviation of every angle about its category's mean, in degrees.
 TRUNK_SPREAD = Trunk(lean=5, sway=4, turn=6, bend=8, side=7, twist=10, nod=7, tilt=7, look=14)
 ARM_SPREAD = Arm(plane=18, elevation=15, twist=20, elbow=18, pronation=25, wrist=14)
 LEG_SPREAD = Leg(flex=10, abduct=7, rotate=10, knee=13, heel=6)
 
-# What joints can do, in degrees (after the American Academy of Orthopaedic Surgeons, 1965, a little narrower).
+# Range of the joints in degrees, slightly narrower than in American Academy of Orthopaedic Surgeons (1965).
 TRUNK_RANGE = (Trunk(-20, -20, -60, -20, -35, -35, -35, -30, -60), Trunk(60, 20, 60, 50, 35, 35, 30, 30, 60))
 ARM_RANGE = (Arm(-95, 4, -85, 2, -80, -40), Arm(125, 172, 85, 140, 80, 60))
 LEG_RANGE = (Leg(-25, -14, -25, 2, -15), Leg(120, 75, 85, 140, 60))
@@ -35,7 +35,7 @@ Part = TypeVar("Part", Trunk, Arm, Leg)
 
 
 def _noisy(part: Part, spread: Part, limits: tuple[Part, Part], rng: np.random.Generator) -> Part:
-    """The part's angles with normal noise, kept within the joints' range."""
+    """The part's angles with normal noise, clipped to the range of the joints."""
     angles = {}
     for field in fields(part):
         mean, sd, low, high = (getattr(p, field.name) for p in (part, spread, *limits))
@@ -48,7 +48,7 @@ def _one(rng: np.random.Generator, *choices: Arm) -> Arm:
 
 
 def _stand(rng: np.random.Generator) -> Pose:
-    """Weight on the right leg, hips and shoulders tilted against each other: contrapposto."""
+    """Contrapposto: the weight on the right leg, hips and shoulders tilted in opposite directions."""
     shift = rng.uniform(0, 1)
     return Pose(
         Trunk(sway=-5 * shift, side=9 * shift),
@@ -188,17 +188,18 @@ CATEGORIES: dict[str, Callable[[np.random.Generator], Pose]] = {
     "stretch": _stretch,
 }
 
-SOFTNESS = 0.012  # metres by which bodies may press into each other
+SOFTNESS = 0.012  # metres by which parts may overlap
 DORSIFLEXION = 38.0  # degrees by which a standing foot's ankle may bend upward
 _TRIES = 60
 
 
 def draw(category: str, body: Body, rng: np.random.Generator) -> tuple[Pose, Skeleton]:
-    """A pose of the category for this body, and its frames; either side may lead.
+    """A random pose of the category for this body, and its frames; half of the poses are mirrored.
 
-    Drawn again while a limb runs through the body or the floor or an ankle is overbent; of 60 such draws the least wrong.
+    Rejected and drawn again while a limb intersects the body or the floor, or an ankle is bent too far; after 60 attempts the
+    least wrong one is returned.
     """
-    drawn = []
+    attempts = []
     for _ in range(_TRIES):
         mean = CATEGORIES[category](rng)
         pose = Pose(
@@ -213,16 +214,16 @@ def draw(category: str, body: Body, rng: np.random.Generator) -> tuple[Pose, Ske
         if rng.random() < 0.5:
             pose = pose.mirrored()
         parts = place(body, pose)
-        wrong = max(overlap(flesh(body, parts)) / SOFTNESS, dorsiflexion(pose, parts) / DORSIFLEXION)
-        drawn.append((wrong, pose, parts))
+        wrong = max(overlap(body_solids(body, parts)) / SOFTNESS, dorsiflexion(pose, parts) / DORSIFLEXION)
+        attempts.append((wrong, pose, parts))
         if wrong <= 1:
             break
-    _, pose, parts = min(drawn, key=lambda attempt: attempt[0])
+    _, pose, parts = min(attempts, key=lambda attempt: attempt[0])
     return pose, parts
 
 
 def dorsiflexion(pose: Pose, parts: Skeleton) -> float:
-    """How far, in degrees, the more bent ankle of the planted feet is bent upward from the right angle."""
+    """The larger upward bend of the ankles of planted feet, in degrees from the right angle."""
     angles = [0.0]
     for name, stands in zip(SIDES, pose.planted, strict=True):
         if stands:
@@ -237,7 +238,7 @@ _LEG = ("thigh", "shin", "inner_sole")
 
 
 def overlap(solids: dict[str, Solid]) -> float:
-    """The deepest that a limb reaches into another part or into the floor, in metres; 0 where all are clear."""
+    """The depth in metres by which a limb intersects another part or the floor most; 0 if nothing does."""
     legs = [f"{name}_{part}" for name in SIDES for part in _LEG]
     deepest = 0.0
     for side, other in (("left", "right"), ("right", "left")):
@@ -264,7 +265,7 @@ def _spheres(solids: dict[str, Solid], names: list[str]) -> tuple[np.ndarray, np
 
 
 def _press(solids: dict[str, Solid], limb: list[str], obstacles: list[str]) -> float:
-    """How deep the spheres along the limb sit in those along the obstacles, in metres."""
+    """The largest depth in metres by which spheres along the limb intersect spheres along the obstacles."""
     a, ra = _spheres(solids, limb)
     b, rb = _spheres(solids, obstacles)
     gaps = np.linalg.norm(a[:, None] - b[None], axis=-1) - ra[:, None] - rb[None]

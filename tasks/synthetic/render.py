@@ -1,16 +1,16 @@
-"""A renderer of round cones: ray casting in closed form, a depth buffer, one distant light, a floor with a soft shadow.
+"""A renderer of round cones: closed-form ray casting, a depth buffer, one distant light, a floor with a soft shadow.
 
-A round cone is the convex hull of two spheres. All coordinates are camera coordinates in metres: x to the picture's
-right, y down, z away from the camera, the camera's centre at the origin. A picture coordinate (u, v) is in pixels,
-(0, 0) the outer corner of the top left pixel; the point (x, y, z) falls on focal * (x, y) / z + centre.
+A round cone is the convex hull of two spheres. All coordinates are camera coordinates in metres: x to the right of the
+picture, y down, z away from the camera, which is at the origin. Picture coordinates (u, v) are in pixels; (0, 0) is the outer
+corner of the top left pixel. The point (x, y, z) projects to focal * (x, y) / z + centre.
 
 For a cone from the sphere (a, ra) to the sphere (b, rb), with w the unit axis, L its length, s = (ra - rb) / L and
 c^2 = 1 - s^2, a point q relative to `a` with t = q.w lies on the tangent cone when
 
     c^2 |q|^2 - t^2 + 2 ra s t - ra^2 = 0,
 
-and on the part between the two circles of tangency when ra s < t < L + rb s. Along a ray this is a quadratic. Each
-cone is intersected only inside the rectangle that its projection fills.
+and on the part between the two circles of tangency when ra s < t < L + rb s. Along a ray this is a quadratic equation. Each
+cone is intersected only with rays inside the bounding rectangle of its projection.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 SUPERSAMPLING = 2  # rays per pixel and direction
-_CONTACT = 0.04  # metres: depth steps of about this size darken what lies behind them
-_RELIEF = 0.01  # metres: smaller steps are the relief of one surface
+_CONTACT = 0.04  # metres: depth steps of about this size darken the surface behind them
+_RELIEF = 0.01  # metres: smaller steps belong to one surface
 
 
 @dataclass(frozen=True)
 class Cones:
     """N round cones: `start` and `end` [N, 3] and `radius` [N, 2] in metres, `colour` [N, 3] in 0..1.
 
-    `grain` [N, 3] is a unit vector along which neighbouring cones carry the surface on, so that it is shaded without the
-    ripple between them; 0 where a cone stands for itself.
+    `grain` [N, 3] is a unit vector along which neighbouring cones continue the surface, so that it is shaded without ripples
+    between them; 0 for a cone that stands alone.
     """
 
     start: np.ndarray
@@ -40,7 +40,7 @@ class Cones:
     grain: np.ndarray
 
     def moved(self, rotation: np.ndarray, translation: np.ndarray) -> Cones:
-        """The cones after x -> rotation x + translation."""
+        """The cones transformed by x -> rotation x + translation."""
         start = self.start @ rotation.T + translation
         end = self.end @ rotation.T + translation
         return Cones(start, end, self.radius, self.colour, self.grain @ rotation.T)
@@ -56,12 +56,13 @@ class Camera:
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """Picture coordinates [..., 2] in pixels of points [..., 3] in metres."""
-        return self.focal * points[..., :2] / points[..., 2:] + np.array(self.centre)
+        pixels: np.ndarray = self.focal * points[..., :2] / points[..., 2:] + np.array(self.centre)
+        return pixels
 
 
 @dataclass(frozen=True)
 class Light:
-    """A distant light: unit `direction` [3] towards it, its strength `sun`, and the strength `sky` of the rest."""
+    """A distant light: unit `direction` [3] towards it, its strength `sun`, and the strength `sky` of the ambient light."""
 
     direction: np.ndarray
     sun: float
@@ -70,10 +71,10 @@ class Light:
 
 @dataclass(frozen=True)
 class Room:
-    """What stands around the figure: a floor through `point` [3] with unit normal `up` [3], and a wall.
+    """The surroundings: a floor through `point` [3] with unit normal `up` [3], and a wall.
 
-    `wall_distance` is the depth in metres at which the floor ends; `floor` and `wall` are colours [3] in 0..1.
-    `waves` [K, 4] are faint stains on both: two frequencies (cycles per picture), a phase and an amplitude each.
+    `wall_distance` is the depth in metres at which the floor ends; `floor` and `wall` are colours [3] in 0..1. `waves` [K, 4]
+    is a faint pattern on both: each wave has two frequencies (cycles per picture), a phase and an amplitude.
     """
 
     point: np.ndarray
@@ -91,15 +92,15 @@ def _axes(cones: Cones) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     safe = np.maximum(length, 1e-9)
     slope = np.where(length > 1e-9, (cones.radius[:, 0] - cones.radius[:, 1]) / safe, 0.0)
     if np.any(np.abs(slope) >= 1):
-        raise ValueError("one sphere of a round cone swallows the other")
+        raise ValueError("one sphere of a round cone contains the other")
     return along / safe[:, None], length, slope
 
 
 def extent(cones: Cones) -> np.ndarray:
-    """The rectangle [N, 2, 2] each cone fills at focal length 1: lowest (x, y), then highest (x, y).
+    """The bounding rectangle [N, 2, 2] of each cone's projection at focal length 1: lowest (x, y), then highest (x, y).
 
-    Exact: the outline of a sphere seen along one axis is a pair of tangents, at asin(r / distance) from its centre,
-    and the hull of two spheres projects to the hull of their projections.
+    Exact: along one axis a sphere is bounded by two tangents at the angle asin(r / distance) from its centre, and the hull of
+    two spheres projects to the hull of their projections.
     """
     low, high = [], []
     for centre, radius in ((cones.start, cones.radius[:, :1]), (cones.end, cones.radius[:, 1:])):
@@ -112,9 +113,9 @@ def extent(cones: Cones) -> np.ndarray:
 
 
 def depth_buffer(cones: Cones, camera: Camera, rays: int = SUPERSAMPLING) -> tuple[np.ndarray, np.ndarray]:
-    """Depth z in metres of the nearest surface, and which cone it belongs to.
+    """Depth z in metres of the nearest surface, and the number of its cone, for every ray.
 
-    Both are [size * rays, size * rays]; where no cone is hit the depth is infinite and the cone is -1.
+    Both are [size * rays, size * rays]. Where no cone is hit, the depth is infinite and the number -1.
     """
     side = camera.size * rays
     depth = np.full((side, side), np.inf, dtype=np.float32)
@@ -161,7 +162,7 @@ def _first_hit(
     if length == 0:
         return hit
     hit = np.minimum(hit, _sphere(squared, dot(end), float(end @ end), radius[1]))
-    # The quadratic A z^2 + 2 B z + C of the tangent cone along the ray; its entry is where it falls through zero.
+    # The quadratic A z^2 + 2 B z + C of the tangent cone along the ray. The ray enters where it falls through zero.
     cosine2 = 1 - slope * slope
     along = dot(axis)
     offset = float(start @ axis)
@@ -173,7 +174,8 @@ def _first_hit(
         z = np.where(b < 0, np.float32(c) / (root - b), -(b + root) / a)
         t = z * along - np.float32(offset)
         touches = (b * b > a * np.float32(c)) & (t > radius[0] * slope) & (t < length + radius[1] * slope) & (z > 0)
-    return np.where(touches, np.minimum(hit, z), hit)
+    nearest: np.ndarray = np.where(touches, np.minimum(hit, z), hit)
+    return nearest
 
 
 def _sphere(squared: np.ndarray, towards: np.ndarray, distance2: float, radius: float) -> np.ndarray:
@@ -181,64 +183,68 @@ def _sphere(squared: np.ndarray, towards: np.ndarray, distance2: float, radius: 
     c = np.float32(distance2 - radius**2)
     discriminant = towards * towards - squared * c
     root = np.sqrt(np.maximum(discriminant, 0))
-    return np.where(discriminant > 0, c / (towards + root), np.float32(np.inf))
+    depth: np.ndarray = np.where(discriminant > 0, c / (towards + root), np.float32(np.inf))
+    return depth
 
 
 def _dot(points: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Dot products [M] of points [M, 3] with a direction [3]; not by BLAS, whose last bit depends on its threads."""
-    return np.einsum("ij,j->i", points, direction)
+    """Dot products [M] of points [M, 3] with a direction [3]. Not computed by BLAS, whose last bit depends on its threads."""
+    products: np.ndarray = np.einsum("ij,j->i", points, direction)
+    return products
 
 
 def _surface(
-    cones: Cones, camera: Camera, rays: int, depth: np.ndarray, owner: np.ndarray, seen: np.ndarray
+    cones: Cones, camera: Camera, rays: int, depth: np.ndarray, owner: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-    """Unit outward normals [M, 3] at the M rays of the mask `seen`."""
-    rows, columns = np.nonzero(seen)
-    z = depth[seen]
+    """Unit outward normals [M, 3] at the M rays of the mask."""
+    rows, columns = np.nonzero(mask)
+    z = depth[mask]
     focal, centre = camera.focal * rays, np.array(camera.centre) * rays
     points = np.stack([z * (columns + 0.5 - centre[0]) / focal, z * (rows + 0.5 - centre[1]) / focal, z], axis=1)
     axes, lengths, slopes = _axes(cones)
-    i = owner[seen]
+    i = owner[mask]
     q = points - cones.start[i]
     axis, slope, first = axes[i], slopes[i], cones.radius[i, 0]
-    # Every surface point lies on one sphere of the family that slides along the axis; h is where that sphere sits.
+    # Every surface point lies on one sphere of the family that slides along the axis; h is the position of that sphere.
     h = np.clip((np.einsum("ij,ij->i", q, axis) - slope * first) / (1 - slope * slope), 0, lengths[i])
     normal = q - axis * h[:, None]
     grain = cones.grain[i]
     normal -= grain * np.einsum("ij,ij->i", normal, grain)[:, None]
     squared = np.einsum("ij,ij->i", normal, normal)
-    return normal / np.sqrt(np.maximum(squared, 1e-12))[:, None]
+    unit: np.ndarray = normal / np.sqrt(np.maximum(squared, 1e-12))[:, None]
+    return unit
 
 
-def _contact_shade(depth: np.ndarray, seen: np.ndarray, rays: int) -> np.ndarray:
-    """Brightness [M] in 0..1 of the rays in `seen`: less where a nearer surface of the figure is close by.
+def _contact_shade(depth: np.ndarray, mask: np.ndarray, rays: int) -> np.ndarray:
+    """Brightness [M] in 0..1 of the M rays of the mask: lower where a nearer surface of the figure is close by.
 
-    An unsharp mask of the depth buffer (Luft, Colditz & Deussen 2006), which sets an arm off from the trunk it crosses.
+    An unsharp mask of the depth buffer (Luft, Colditz & Deussen 2006). It makes an arm stand out from the trunk behind it.
     """
-    filled = np.where(seen, depth, 0).astype(np.float32)
-    weight = seen.astype(np.float32)
+    filled = np.where(mask, depth, 0).astype(np.float32)
+    weight = mask.astype(np.float32)
     width = 5 * rays + 1
     for _ in range(2):
         filled = uniform_filter(filled, width, mode="constant")
         weight = uniform_filter(weight, width, mode="constant")
-    behind = depth[seen] - filled[seen] / np.maximum(weight[seen], 1e-6)
-    return 1 - 0.4 * np.clip((behind - _RELIEF) / _CONTACT, 0, 1)
+    behind = depth[mask] - filled[mask] / np.maximum(weight[mask], 1e-6)
+    shade: np.ndarray = 1 - 0.4 * np.clip((behind - _RELIEF) / _CONTACT, 0, 1)
+    return shade
 
 
 def _shadow(points: np.ndarray, cones: Cones, light: Light) -> np.ndarray:
-    """How much of the sun reaches floor points [M, 3]: 1 in the open, less in the figure's soft shadow.
+    """The share of sunlight that reaches floor points [M, 3]: 1 in the open, less in the figure's soft shadow.
 
-    Seen along the light every cone is a hull of two discs; the shadow's edge widens with the cone's height.
+    Seen along the light, every cone is the hull of two discs. The shadow's edge widens with the cone's height.
     """
     side = np.cross(light.direction, [1.0, 0.0, 0.0])
     side /= np.linalg.norm(side)
     plane = np.stack([side, np.cross(light.direction, side)], axis=1)
-    large = cones.radius.max(axis=1) > 0.03  # features of the face cast no shadow of their own
+    large = cones.radius.max(axis=1) > 0.03  # facial features cast no shadow
     start, end, radius = cones.start[large] @ plane, cones.end[large] @ plane, cones.radius[large]
     height = (cones.start[large] + cones.end[large]) @ light.direction / 2
     u, v, level = (_dot(points, axis).astype(np.float32) for axis in (*plane.T, light.direction))
     open_sky = np.ones(len(points), dtype=np.float32)
-    reach = 0.2  # metres: no shadow is blurred farther from its cone's discs
+    reach = 0.2  # metres: the largest blur of a shadow's edge
     low = np.minimum(start, end).min(axis=0) - reach
     high = np.maximum(start, end).max(axis=0) + reach
     near = np.flatnonzero((u > low[0]) & (u < high[0]) & (v > low[1]) & (v < high[1]))
@@ -257,7 +263,7 @@ def _shadow(points: np.ndarray, cones: Cones, light: Light) -> np.ndarray:
 
 
 def _backdrop(camera: Camera, room: Room, light: Light, cones: Cones) -> np.ndarray:
-    """The picture [size, size, 3] in 0..1 without the figure, with the figure's shadow on the floor."""
+    """The background [size, size, 3] in 0..1, with the figure's shadow on the floor."""
     size = camera.size
     u = (np.arange(size) + 0.5 - camera.centre[0]) / camera.focal
     v = (np.arange(size) + 0.5 - camera.centre[1]) / camera.focal
@@ -265,7 +271,7 @@ def _backdrop(camera: Camera, room: Room, light: Light, cones: Cones) -> np.ndar
     descent = _dot(rays, -room.up)
     with np.errstate(divide="ignore"):
         depth = np.where(descent > 1e-6, -(room.point @ room.up) / descent, np.inf)
-    # The seam between floor and wall is blended over 0.4 m of depth, as a rounded backdrop would be.
+    # The seam between floor and wall is blended over 0.4 m of depth, like a rounded backdrop.
     ground = np.clip((room.wall_distance - depth) / 0.4, 0, 1)[:, None]
     image = ground * room.floor + (1 - ground) * room.wall
     across = 2 * np.pi * (np.arange(size) + 0.5) / size
@@ -278,21 +284,22 @@ def _backdrop(camera: Camera, room: Room, light: Light, cones: Cones) -> np.ndar
     brightness = np.ones(len(rays))
     sun = _shadow(rays[on_floor] * depth[on_floor, None], cones, light)
     brightness[on_floor] = 1 - ground[on_floor, 0] * (lit - light.sky) * (1 - sun) / lit
-    return (image * brightness[:, None]).reshape(size, size, 3)
+    background: np.ndarray = (image * brightness[:, None]).reshape(size, size, 3)
+    return background
 
 
 def render(cones: Cones, camera: Camera, light: Light, room: Room) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, uint8 [size, size, 3], and its depth buffer [size, size] in metres (infinite off the figure)."""
+    """The picture, uint8 [size, size, 3], and its depth buffer [size, size] in metres (infinite outside the figure)."""
     rays = SUPERSAMPLING
     depth, owner = depth_buffer(cones, camera, rays)
-    seen = owner >= 0
-    normal = _surface(cones, camera, rays, depth, owner, seen)
+    mask = owner >= 0
+    normal = _surface(cones, camera, rays, depth, owner, mask)
     sun = np.clip((_dot(normal, light.direction) + 0.25) / 1.25, 0, 1)
     sky = 0.85 + 0.15 * _dot(normal, room.up)
-    brightness = (light.sun * sun + light.sky * sky) * _contact_shade(depth, seen, rays)
-    figure = np.zeros((*seen.shape, 4), dtype=np.float32)
-    figure[seen, :3] = np.clip(cones.colour[owner[seen]] * brightness[:, None], 0, 1)
-    figure[seen, 3] = 1
+    brightness = (light.sun * sun + light.sky * sky) * _contact_shade(depth, mask, rays)
+    figure = np.zeros((*mask.shape, 4), dtype=np.float32)
+    figure[mask, :3] = np.clip(cones.colour[owner[mask]] * brightness[:, None], 0, 1)
+    figure[mask, 3] = 1
     figure = np.mean([figure[i::rays, j::rays] for i in range(rays) for j in range(rays)], axis=0)
     image = figure[..., :3] + (1 - figure[..., 3:]) * np.clip(_backdrop(camera, room, light, cones), 0, 1)
     nearest = np.minimum.reduce([depth[i::rays, j::rays] for i in range(rays) for j in range(rays)])

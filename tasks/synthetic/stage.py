@@ -1,13 +1,13 @@
 """Stage `mannequin`: the built-in data, pictures of an articulated figure whose joints are known.
 
-Writes `data/raw/mannequin/<category>/<index>.png`, the categories in turn, and beside each picture the truth,
-`<index>.joints.json`, with
+Writes `data/raw/mannequin/<category>/<index>.png`, cycling through the categories, and beside each picture its ground truth,
+`<index>.joints.json`:
 
     category, index, size       of the picture; size in pixels
-    yaw, pitch                  degrees by which the figure turns to its left, and the camera looks down
+    yaw, pitch                  degrees by which the figure is turned to its left, and the camera tilted down
     camera                      focal length and centre in pixels (see `render.Camera`)
     names, image, world         MediaPipe's 33 landmarks: pixels (u, v), and metres (x right, y down, z away) from the camera
-    visible                     whether no other part of the figure hides the landmark
+    visible                     whether the landmark is not hidden by another part of the figure
     body                        the figure's lengths in metres (see `figure.Body`)
 
 Every picture is a pure function of (seed, index, size).
@@ -38,28 +38,30 @@ from tasks.synthetic.figure import Body, rotation
 from tasks.synthetic.postures import CATEGORIES, draw
 from tasks.synthetic.render import Camera, Cones, Light, Room, extent, render
 
-_FLESH = 0.15  # metres: a surface at most this far before a joint counts as the joint's own flesh
+_DEPTH_OF_JOINT = 0.15  # metres: a surface at most this far in front of a joint belongs to the joint's own part
 
 
 def run(params: Params, root: Path) -> None:
-    """Draw the pictures that `params.mannequin` asks for; the bytes do not depend on the number of workers.
+    """Draw the pictures of `params.mannequin`. The bytes do not depend on the number of workers.
 
     Raises DataError if a worker process dies.
     """
-    wanted = params.mannequin
-    cores = machine.cores()
+    mannequin = params.mannequin
     with files.new_folder(root / paths.MANNEQUIN) as folder:
-        draw_all(folder, wanted.seed, wanted.size, wanted.count, workers=cores)
+        draw_all(folder, mannequin.seed, mannequin.size, mannequin.count, workers=machine.cores())
 
 
 def draw_all(folder: Path, seed: int, size: int, count: int, workers: int) -> None:
-    """Pictures 0 ... count - 1 of a data set with their truth, in category folders below `folder`."""
+    """Draw pictures 0 ... count - 1 of a data set with their ground truth into category folders below `folder`.
+
+    Raises DataError if a worker process dies.
+    """
     for category in list(CATEGORIES)[:count]:
         (folder / category).mkdir()
-    done = OrderedMap(partial(_artist, folder, seed, size), range(count), workers)
-    with closing(done):
+    drawn = OrderedMap(partial(_artist, folder, seed, size), range(count), workers)
+    with closing(drawn):
         try:
-            for _ in tqdm(done, total=count, desc="mannequin", unit="picture", mininterval=1):
+            for _ in tqdm(drawn, total=count, desc="mannequin", unit="picture", mininterval=1):
                 pass
         except WorkerDied as error:
             raise DataError(
@@ -70,7 +72,7 @@ def draw_all(folder: Path, seed: int, size: int, count: int, workers: int) -> No
 
 @contextmanager
 def _artist(folder: Path, seed: int, size: int) -> Iterator[Callable[[int], None]]:
-    """In a worker: the function that draws one picture and writes it."""
+    """In a worker: the function that draws and writes one picture."""
 
     def write(index: int) -> None:
         drawn = picture(seed, index, size)
@@ -83,7 +85,7 @@ def _artist(folder: Path, seed: int, size: int) -> Iterator[Callable[[int], None
 
 @dataclass(frozen=True)
 class Scene:
-    """A figure before its camera, in camera coordinates (metres): `joints` [33, 3] are the landmarks of `body`."""
+    """A figure in front of its camera, in camera coordinates (metres). `joints` [33, 3]: its landmarks. Angles in degrees."""
 
     category: str
     yaw: float
@@ -98,7 +100,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, uint8 [size, size, 3], and what is known about it (JSON values only)."""
+    """A picture, uint8 [size, size, 3], and its ground truth (JSON values only)."""
 
     image: np.ndarray
     truth: dict[str, object]
@@ -106,42 +108,43 @@ class Picture:
 
 def picture(seed: int, index: int, size: int) -> Picture:
     """Picture `index` of the data set `seed`, `size` pixels square."""
-    seen = scene(seed, index, size)
-    image, depth = render(seen.cones, seen.camera, seen.light, seen.room)
-    camera, pixels = seen.camera, seen.camera.project(seen.joints)
+    shown = scene(seed, index, size)
+    image, depth = render(shown.cones, shown.camera, shown.light, shown.room)
+    camera, pixels = shown.camera, shown.camera.project(shown.joints)
     truth: dict[str, object] = {
-        "category": seen.category,
+        "category": shown.category,
         "index": index,
         "size": size,
-        "yaw": round(seen.yaw, 3),
-        "pitch": round(seen.pitch, 3),
+        "yaw": round(shown.yaw, 3),
+        "pitch": round(shown.pitch, 3),
         "camera": {"focal": round(camera.focal, 4), "centre": [round(c, 4) for c in camera.centre]},
         "names": list(LANDMARKS),
         "image": np.round(pixels, 4).tolist(),
-        "world": np.round(seen.joints, 6).tolist(),
-        "visible": visible(pixels, seen.joints, depth).tolist(),
-        "body": {name: round(value, 6) for name, value in asdict(seen.body).items()},
+        "world": np.round(shown.joints, 6).tolist(),
+        "visible": visible(pixels, shown.joints, depth).tolist(),
+        "body": {name: round(value, 6) for name, value in asdict(shown.body).items()},
     }
     return Picture(image, truth)
 
 
 def visible(pixels: np.ndarray, joints: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Whether no other part hides a joint, bool [33]: the nearest surface at its pixel is its own flesh.
+    """Whether each joint is visible, bool [33]: the nearest surface at its pixel is its own part of the body.
 
     `pixels` [33, 2] and `joints` [33, 3] are the same landmarks; `depth` is the picture's depth buffer in metres.
     """
     columns, rows = np.clip(pixels.astype(int), 0, len(depth) - 1).T
-    return depth[rows, columns] > joints[:, 2] - _FLESH
+    unhidden: np.ndarray = depth[rows, columns] > joints[:, 2] - _DEPTH_OF_JOINT
+    return unhidden
 
 
 def scene(seed: int, index: int, size: int) -> Scene:
-    """What picture `index` of the data set `seed` shows."""
+    """The scene of picture `index` of the data set `seed`."""
     rng = np.random.default_rng([seed, index])
     category = list(CATEGORIES)[index % len(CATEGORIES)]
     body, outfit, yaw = random_body(rng), random_outfit(rng), random_yaw(rng)
     _, parts = draw(category, body, rng)
     distance, height, pitch = rng.uniform(3, 5.5), rng.uniform(0.7, 1.6), rng.uniform(-4, 8)
-    # From the figure's world to the camera's: turned, moved away and down, seen by a camera pitched downward.
+    # From the figure's world to camera coordinates: rotate, move away and down, tilt the camera downward.
     tilt = rotation(0, pitch)
     turn, feet, up = tilt @ rotation(1, -yaw), tilt @ np.array([0, height, distance]), tilt @ np.array([0.0, -1, 0])
     cones = dress(body, parts, outfit).moved(turn, feet)
@@ -159,7 +162,7 @@ def scene(seed: int, index: int, size: int) -> Scene:
 
 
 def random_body(rng: np.random.Generator) -> Body:
-    """A body with the mean proportions of Drillis & Contini (1966), each length and the girth varied."""
+    """A body with the mean proportions of Drillis & Contini (1966); every length and the girth vary."""
     height = rng.uniform(1.5, 1.95)
 
     def length(share: float, spread: float = 0.05) -> float:
@@ -197,10 +200,10 @@ def random_outfit(rng: np.random.Generator) -> Outfit:
     tone = rng.uniform(0, len(_SKINS) - 1.001)
     skin = _SKINS[int(tone)] + (tone % 1) * (_SKINS[int(tone) + 1] - _SKINS[int(tone)])
     hair = _HAIRS[rng.integers(len(_HAIRS))] * rng.uniform(0.8, 1.2)
-    if abs(hair.mean() - skin.mean()) < 0.3:  # a face must stand out from its hair
+    if abs(hair.mean() - skin.mean()) < 0.3:  # the face must contrast with the hair
         hair = 0.3 * hair
     shirt = skin
-    while np.abs(shirt - skin).max() < 0.25:  # and a chest from its arms
+    while np.abs(shirt - skin).max() < 0.25:  # and the chest with the arms
         shirt = _colour(rng, (0.1, 0.8), (0.35, 0.95))
     skirt = bool(rng.random() < 0.15)
     return Outfit(
@@ -218,12 +221,12 @@ def random_outfit(rng: np.random.Generator) -> Outfit:
 
 
 def random_yaw(rng: np.random.Generator) -> float:
-    """How far the figure turns from the camera, in degrees: mostly to the front and three quarters, up to 80."""
+    """The figure's rotation away from the camera in degrees: mostly frontal and three-quarter views, at most 80."""
     return float(80 * (2 * rng.beta(2, 2) - 1))
 
 
 def frame(cones: Cones, size: int, rng: np.random.Generator) -> Camera:
-    """A camera in which the figure fills 75 to 92 percent of the picture, near its middle."""
+    """A camera for which the figure fills 75 to 92 percent of the picture, near its centre."""
     boxes = extent(cones)
     low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
     fill = rng.uniform(0.75, 0.92)
@@ -235,13 +238,13 @@ def frame(cones: Cones, size: int, rng: np.random.Generator) -> Camera:
 
 
 def random_light(rng: np.random.Generator, up: np.ndarray) -> Light:
-    """A light above and in front, from the left or from the right."""
+    """A light above and in front of the figure, from the left or from the right."""
     direction = np.array([rng.uniform(-0.7, 0.7), 0.0, -rng.uniform(0.8, 1.4)]) + rng.uniform(0.5, 1.0) * up
     return Light(direction / np.linalg.norm(direction), sun=rng.uniform(0.38, 0.55), sky=rng.uniform(0.54, 0.68))
 
 
 def random_room(rng: np.random.Generator, up: np.ndarray, point: np.ndarray, distance: float) -> Room:
-    """A floor through `point` and a wall behind the figure, which stands at `distance` metres."""
+    """A floor through `point` and a wall behind the figure, which is `distance` metres from the camera."""
     waves = np.column_stack([rng.uniform(-1.5, 1.5, (4, 2)), rng.uniform(0, 6.3, 4), rng.uniform(0, 0.025, 4)])
     return Room(
         point=point,

@@ -16,9 +16,9 @@ from tasks import paths
 from tasks.common import files, process
 from tests.flows.test_plugin import make_pool
 from tests.support.dvc_project import dvc
+from tests.support.extraction import draw_figures
 from tests.support.project import PROJECT
 from tests.support.workspaces import write_params
-from tests.tasks.extract.test_stage import draw
 from tests.test_pipeline import project
 
 POOL = "slices"
@@ -46,7 +46,7 @@ def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tm
     home = project(
         tmp_path / "home", raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}}, extract__workers=1
     )
-    draw(home / "data/raw/heap", 24)
+    draw_figures(home / "data/raw/heap", 24)
     dvc(home, "remote", "modify", "local", "url", str(tmp_path / "remote"))
     dvc(home, "add", "data/raw/heap")
     dvc(home, "push", "data/raw/heap.dvc")
@@ -107,7 +107,7 @@ def _curate(server: Server, root: Path, slices: int) -> str:
 @pytest.mark.slow
 def test_slices_without_a_deployment_are_a_sentence(prefect_server: Server, tmp_path: Path) -> None:
     home = project(tmp_path / "home", raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}})
-    draw(home / "data/raw/heap", 2)
+    draw_figures(home / "data/raw/heap", 2)
     write_params(home, extract__slices=2, raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}})
     private = subprocess.run(
         [sys.executable, "-m", "flows", "curate"], cwd=home, env=os.environ | {"PYTHONPATH": str(home)},

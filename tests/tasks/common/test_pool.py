@@ -1,5 +1,7 @@
 """The ordered map: order, errors, crashes and orphans."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
@@ -10,12 +12,13 @@ from contextlib import closing, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tasks.common.errors import DataError
-from tasks.common.pool import OrderedMap, WorkerDied, sign_of_life
+from tasks.common.pool import OrderedMap, Steps, WorkerDied, heartbeat
 from tests.support.project import PROJECT
 
 
@@ -35,7 +38,7 @@ def tripling(trap: int, trace: str) -> Iterator[Callable[[int], int]]:
         if number == -4:
             for _ in range(8):
                 time.sleep(0.25)
-                sign_of_life()
+                heartbeat()
         if number == -1:
             raise DataError("the data says no")
         if trace:
@@ -47,12 +50,12 @@ def tripling(trap: int, trace: str) -> Iterator[Callable[[int], int]]:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_the_order_of_the_items(workers):
+def test_results_come_in_the_order_of_the_items(workers: int) -> None:
     results = OrderedMap(partial(tripling, 10**9, ""), range(1500), workers)
     assert list(results) == [3 * i for i in range(1500)]
 
 
-def test_items_are_asked_for_as_workers_become_free():
+def test_items_are_asked_for_as_workers_become_free() -> None:
     asked = 0
 
     def without_end() -> Iterator[int]:
@@ -68,7 +71,7 @@ def test_items_are_asked_for_as_workers_become_free():
 
 
 @contextmanager
-def walking(trap: int) -> Iterator[tuple[Callable[[int], list], ...]]:
+def walking(trap: int) -> Iterator[Steps]:
     """Says in which order items came to the steps so far; dies when `trap` is at the last."""
     came: list[tuple[int, int]] = []
 
@@ -76,7 +79,7 @@ def walking(trap: int) -> Iterator[tuple[Callable[[int], list], ...]]:
         came.append((1, number))
         return number
 
-    def second(number: int) -> list:
+    def second(number: int) -> list[Any]:
         came.append((2, number))
         if number == trap:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -85,8 +88,8 @@ def walking(trap: int) -> Iterator[tuple[Callable[[int], list], ...]]:
     yield first, second
 
 
-def test_quick_items_go_through_the_steps_together():
-    results = list(OrderedMap(partial(walking, -1), range(200), 1))
+def test_quick_items_go_through_the_steps_together() -> None:
+    results: list[Any] = list(OrderedMap(partial(walking, -1), range(200), 1))
     assert [number for number, _ in results] == list(range(200))
     came = results[-1][1]
     assert [number for step, number in came if step == 1] == list(range(200))
@@ -95,8 +98,8 @@ def test_quick_items_go_through_the_steps_together():
     assert 200 / 16 <= turns <= 200, "some were together, and no more than eight"
 
 
-def test_a_worker_that_dies_among_several_items_names_the_right_one():
-    results = list(OrderedMap(partial(walking, 150), range(200), 2, lost=said))
+def test_a_worker_that_dies_among_several_items_names_the_right_one() -> None:
+    results: list[Any] = list(OrderedMap(partial(walking, 150), range(200), 2, lost=said))
     assert results[150] == f"150: {-signal.SIGKILL}"
     assert [r[0] for i, r in enumerate(results) if i != 150] == [i for i in range(200) if i != 150]
 
@@ -110,7 +113,7 @@ def slow() -> Iterator[Callable[[int], int]]:
     yield sleep
 
 
-def test_slow_items_do_not_wait_behind_each_other():
+def test_slow_items_do_not_wait_behind_each_other() -> None:
     asked = 0
 
     def some() -> Iterator[int]:
@@ -124,7 +127,7 @@ def test_slow_items_do_not_wait_behind_each_other():
     assert len(ahead) == 7 and max(ahead) <= 4, "two in work, two delivered or about to be"
 
 
-def test_who_has_other_work_keeps_the_workers_busy_by_polling():
+def test_who_has_other_work_keeps_the_workers_busy_by_polling() -> None:
     asked = 0
 
     def noted() -> Iterator[int]:
@@ -145,26 +148,26 @@ def test_who_has_other_work_keeps_the_workers_busy_by_polling():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers import for themselves")
-def test_what_is_prepared_is_imported_once_for_all_workers(tmp_path):
+def test_what_is_prepared_is_imported_once_for_all_workers(tmp_path: Path) -> None:
     (tmp_path / "costly.py").write_text(
         "import os\nfrom pathlib import Path\n"
         "with Path(__file__).with_suffix('.log').open('a') as log:\n    print(os.getpid(), file=log)\n"
     )
     (tmp_path / "main.py").write_text(
-        "import os, time\nfrom contextlib import contextmanager\nfrom tasks.common.pool import OrderedMap, prepare\n"
+        "import os, time\nfrom contextlib import contextmanager\nfrom tasks.common.pool import OrderedMap, preload\n"
         "@contextmanager\ndef opened():\n    import costly\n    yield lambda number: [time.sleep(0.05), os.getpid()][1]\n"
-        "if __name__ == '__main__':\n    prepare('costly')\n    print(*set(OrderedMap(opened, range(60), 3)))\n"
+        "if __name__ == '__main__':\n    preload('costly')\n    print(*set(OrderedMap(opened, range(60), 3)))\n"
     )
     done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
     (importer,) = (tmp_path / "costly.log").read_text().split()
     assert len(workers := done.stdout.split()) == 3 and importer not in workers
 
 
-def test_no_items_need_no_workers():
+def test_no_items_need_no_workers() -> None:
     assert list(OrderedMap(partial(tripling, 0, ""), [], 2)) == []
 
 
-def test_a_killed_worker_names_the_item_it_died_on():
+def test_a_killed_worker_names_the_item_it_died_on() -> None:
     with pytest.raises(WorkerDied) as caught:
         list(OrderedMap(partial(tripling, 37, ""), range(100), 2))
     assert caught.value.item == 37
@@ -175,18 +178,18 @@ def said(death: WorkerDied) -> str:
     return f"{death.item}: {death.exit_code}"
 
 
-def test_an_item_that_kills_twice_is_given_up_and_the_others_are_not():
+def test_an_item_that_kills_twice_is_given_up_and_the_others_are_not() -> None:
     results = list(OrderedMap(partial(tripling, 37, ""), range(100), 2, lost=said))
     assert results[37] == f"37: {-signal.SIGKILL}"
     assert [r for i, r in enumerate(results) if i != 37] == [3 * i for i in range(100) if i != 37]
 
 
-def test_an_item_whose_process_was_killed_once_is_tried_again(tmp_path):
+def test_an_item_whose_process_was_killed_once_is_tried_again(tmp_path: Path) -> None:
     results = list(OrderedMap(partial(tripling, 10**9, str(tmp_path)), [1, -2, 5], 1, lost=said))
     assert results == [3, -6, 15]
 
 
-def test_an_item_that_hangs_is_given_up_and_one_that_gives_signs_of_life_is_not():
+def test_an_item_that_hangs_is_given_up_and_one_that_gives_signs_of_life_is_not() -> None:
     items = [1, -3, -4, 7, 8]
     results = list(OrderedMap(partial(tripling, 10**9, ""), items, 2, lost=said, time_limit=1.0))
     assert results == [3, "-3: None", -12, 21, 24]
@@ -199,18 +202,18 @@ def unable() -> Iterator[Callable[[int], int]]:
     yield abs
 
 
-def test_workers_that_cannot_begin_end_the_map():
+def test_workers_that_cannot_begin_end_the_map() -> None:
     with pytest.raises(WorkerDied):
         list(OrderedMap(unable, range(100), 2, lost=said))
 
 
-def test_an_error_of_the_users_crosses_over_with_its_exit_code():
+def test_an_error_of_the_users_crosses_over_with_its_exit_code() -> None:
     with pytest.raises(DataError, match="the data says no") as caught:
         list(OrderedMap(partial(tripling, 10**9, ""), [5, 6, -1, 7], 2))
     assert caught.value.code == 3
 
 
-def test_workers_leave_when_the_parent_is_killed(tmp_path):
+def test_workers_leave_when_the_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "from functools import partial; from tasks.common.pool import OrderedMap;"
         "from tests.tasks.common.test_pool import tripling;"

@@ -1,8 +1,11 @@
 """What is kept of a file: it comes back to the last bit, belongs to one digest, and survives other processes."""
 
+from __future__ import annotations
+
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,15 +39,15 @@ def some(seed: int, count: int = 2) -> Findings:
 
 
 def same(a: Findings, b: Findings) -> bool:
-    def plain(f: Findings) -> list[dict]:
+    def plain(f: Findings) -> list[dict[str, Any]]:
         return [
-            {k: v.tolist() if isinstance(v, np.ndarray) else repr(v) for k, v in vars(row).items()} for row in f.found
+            {k: v.tolist() if isinstance(v, np.ndarray) else repr(v) for k, v in vars(row).items()} for row in f.persons
         ]
 
     return a.kind is b.kind and a.refused == b.refused and plain(a) == plain(b)
 
 
-def test_findings_come_back_to_the_last_bit(tmp_path):
+def test_findings_come_back_to_the_last_bit(tmp_path: Path) -> None:
     with Store(tmp_path, "d") as store:
         for i in range(5):
             store.put(str(i), encoded(some(i, count=i)))
@@ -55,7 +58,7 @@ def test_findings_come_back_to_the_last_bit(tmp_path):
             store.get("x")
 
 
-def test_findings_belong_to_one_digest_and_are_forgotten_in_all(tmp_path):
+def test_findings_belong_to_one_digest_and_are_forgotten_in_all(tmp_path: Path) -> None:
     for digest in ("d", "e"):
         with Store(tmp_path, digest) as store:
             assert "0" not in store
@@ -66,8 +69,8 @@ def test_findings_belong_to_one_digest_and_are_forgotten_in_all(tmp_path):
         assert "0" not in store
 
 
-def test_nothing_of_what_is_forgotten_is_left_in_the_file(tmp_path):
-    traces = [findings.world.tobytes() for findings in some(0).found]
+def test_nothing_of_what_is_forgotten_is_left_in_the_file(tmp_path: Path) -> None:
+    traces = [findings.world.tobytes() for findings in some(0).persons]
     with Store(tmp_path, "d") as store:
         store.put("0", encoded(some(0)))
         store.put("1", encoded(some(1)))
@@ -78,7 +81,7 @@ def test_nothing_of_what_is_forgotten_is_left_in_the_file(tmp_path):
     assert not any(trace in content for trace in traces for content in files)
 
 
-def test_what_was_put_before_an_error_is_kept(tmp_path):
+def test_what_was_put_before_an_error_is_kept(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), Store(tmp_path, "d") as store:
         store.put("0", encoded(some(0)))
         raise RuntimeError
@@ -93,7 +96,7 @@ def fill(root: Path, first: int) -> None:
             store.commit()
 
 
-def test_several_processes_fill_one_store(tmp_path):
+def test_several_processes_fill_one_store(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     team = [context.Process(target=fill, args=(tmp_path, 50 * n)) for n in range(4)]
     for process in team:
@@ -105,7 +108,7 @@ def test_several_processes_fill_one_store(tmp_path):
         assert all(str(i) in store for i in range(200))
 
 
-def test_the_digest_depends_on_every_parameter_and_on_the_model(tmp_path):
+def test_the_digest_depends_on_every_parameter_and_on_the_model(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.write_bytes(b"a")
     one = findings_digest(SETTINGS, model)

@@ -1,20 +1,25 @@
 """A file is read for its key once, and again whenever its bytes may be others."""
 
+from __future__ import annotations
+
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from tasks.common.errors import DataError
-from tasks.common.pool import WorkerDied
+from tasks.common.pool import OrderedMap, WorkerDied
 from tasks.extract import content_keys, worker
 from tasks.extract import stage as extract
 from tasks.extract.cache import Store
 from tasks.extract.decode import content_key, open_regular, scan
 from tasks.extract.findings import Reason
-from tests.tasks.extract.test_stage import choose
+from tests.support.extraction import extraction_params
 
 
 @pytest.fixture
@@ -31,15 +36,14 @@ def folder(tmp_path: Path) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that workers are asked to open."""
     paths: list[str] = []
-    real = vars(extract)["OrderedMap"]
 
-    def noted(function, items, *rest, **more):
-        def each():
+    def noted(function: Any, items: Iterable[str], *rest: Any, **more: Any) -> Any:
+        def each() -> Iterator[str]:
             for path in items:
                 paths.append(Path(path).name)
                 yield path
 
-        return real(function, each(), *rest, **more)
+        return OrderedMap(function, each(), *rest, **more)
 
     monkeypatch.setattr(extract, "OrderedMap", noted)
     return paths
@@ -47,7 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def look(folder: Path, root: Path, digest: str = "d") -> list[extract.Extracted]:
     with Store(root, digest) as store:
-        return list(extract.extracted(store, choose(folder), root, folder, scan(folder)))
+        return list(extract.extracted(store, extraction_params(folder), root, folder, scan(folder)))
 
 
 def settle(folder: Path) -> None:
@@ -56,7 +60,7 @@ def settle(folder: Path) -> None:
     time.sleep(max(0.0, newest + content_keys.SETTLED_S + 0.05 - time.time()))
 
 
-def test_an_untouched_file_is_read_once(folder, tmp_path, asked):
+def test_an_untouched_file_is_read_once(folder: Path, tmp_path: Path, asked: list[str]) -> None:
     settle(folder)
     first = look(folder, tmp_path)
     assert len({one.key for one in first}) == len(asked) == 9 and all(one.new for one in first)
@@ -69,7 +73,7 @@ def test_an_untouched_file_is_read_once(folder, tmp_path, asked):
     assert [one.source.path for one in second] == [f"rooms/{name}.png" for name in (*range(9), "new")]
 
 
-def test_other_parameters_read_no_key_again_but_the_files(folder, tmp_path, asked):
+def test_other_parameters_read_no_key_again_but_the_files(folder: Path, tmp_path: Path, asked: list[str]) -> None:
     settle(folder)
     first = look(folder, tmp_path)
     again = look(folder, tmp_path, "e")
@@ -77,7 +81,9 @@ def test_other_parameters_read_no_key_again_but_the_files(folder, tmp_path, aske
     assert len(asked) == 18
 
 
-def test_a_file_that_only_looks_changed_is_read_but_not_extracted(folder, tmp_path, asked):
+def test_a_file_that_only_looks_changed_is_read_but_not_extracted(
+    folder: Path, tmp_path: Path, asked: list[str]
+) -> None:
     settle(folder)
     look(folder, tmp_path)
     os.utime(folder / "walls" / "3.png")
@@ -98,7 +104,9 @@ def replaced(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [overwritten, replaced])
-def test_other_bytes_are_noticed_though_size_and_time_are_as_before(folder, tmp_path, change):
+def test_changed_bytes_with_the_same_size_and_time_are_noticed(
+    folder: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
     settle(folder)
     first = look(folder, tmp_path)
     path = folder / "walls" / "4.png"
@@ -111,7 +119,7 @@ def test_other_bytes_are_noticed_though_size_and_time_are_as_before(folder, tmp_
     assert changed == [4] and [i for i in range(9) if second[i].new] == [4]
 
 
-def test_a_file_changed_just_now_is_not_remembered(folder, tmp_path):
+def test_a_file_changed_just_now_is_not_remembered(folder: Path, tmp_path: Path) -> None:
     path = folder / "walls" / "1.png"
     os.utime(path)
     with open_regular(path) as file:
@@ -121,11 +129,13 @@ def test_a_file_changed_just_now_is_not_remembered(folder, tmp_path):
         assert content_keys.read_key(file) == (content_key(file), content_keys.stamp_of(path))
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_remembered(folder, tmp_path, monkeypatch):
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settle(folder)
     path = folder / "walls" / "1.png"
 
-    def slow(file):
+    def slow(file: BufferedReader) -> str:
         key = content_key(file)
         overwritten(path)
         return key
@@ -135,7 +145,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(folder, tmp_path
         assert content_keys.read_key(file)[1] is None
 
 
-def test_what_cannot_be_read_any_more_is_refused(folder, tmp_path):
+def test_what_cannot_be_read_any_more_is_refused(folder: Path, tmp_path: Path) -> None:
     settle(folder)
     look(folder, tmp_path)
     (folder / "walls" / "2.png").rename(tmp_path / "elsewhere")
@@ -145,7 +155,7 @@ def test_what_cannot_be_read_any_more_is_refused(folder, tmp_path):
     assert sum(one.key is not None for one in found) == 8 and not any(one.new for one in found)
 
 
-def test_what_is_forgotten_is_read_again(folder, tmp_path, asked):
+def test_what_is_forgotten_is_read_again(folder: Path, tmp_path: Path, asked: list[str]) -> None:
     settle(folder)
     first = look(folder, tmp_path)
     with Store(tmp_path, "another digest") as store:
@@ -155,15 +165,17 @@ def test_what_is_forgotten_is_read_again(folder, tmp_path, asked):
     assert asked[9:] == ["3.png"]
 
 
-def test_a_file_that_does_not_last_is_tried_again(folder, tmp_path, asked, monkeypatch):
+def test_a_crashed_file_is_tried_again(
+    folder: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if its process had ended twice."""
     settle(folder)
     death = WorkerDied("walls/5.png", -11)
     answer = extract._lost(death, folder, 1.0)
-    real = vars(extract)["OrderedMap"]
+    recorded: Any = vars(extract)["OrderedMap"]  # that of the fixture `asked`
 
-    def crashing(*arguments, **more):
-        return (answer if i == 5 else one for i, one in enumerate(real(*arguments, **more)))
+    def crashing(*arguments: Any, **more: Any) -> Any:
+        return (answer if i == 5 else one for i, one in enumerate(recorded(*arguments, **more)))
 
     with monkeypatch.context() as patch:
         patch.setattr(extract, "OrderedMap", crashing)
@@ -176,12 +188,12 @@ def test_a_file_that_does_not_last_is_tried_again(folder, tmp_path, asked, monke
     assert [row.reason for row in second[5].findings.refused] == [Reason.NO_PERSON]
 
 
-def test_what_is_forgotten_meanwhile_ends_the_run_with_a_sentence(folder, tmp_path):
+def test_what_is_forgotten_meanwhile_ends_the_run_with_a_sentence(folder: Path, tmp_path: Path) -> None:
     settle(folder)
     keys_there = [one.key for one in look(folder, tmp_path)]
     with Store(tmp_path, "d") as store:
-        again = extract.extracted(store, choose(folder), tmp_path, folder, scan(folder))
+        again = extract.extracted(store, extraction_params(folder), tmp_path, folder, scan(folder))
         assert next(again).key == keys_there[0]
-        store.forget(keys_there[-1])
+        store.forget(str(keys_there[-1]))
         with pytest.raises(DataError, match=f"{keys_there[-1]} was forgotten while"):
             list(again)

@@ -1,11 +1,15 @@
 """The gate for users' files: every file becomes the right picture or a refusal with the right reason."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import os
 import socket
 import struct
 import zlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +40,7 @@ def colours() -> np.ndarray:
     return np.stack([x * 2, y * 2.5, 128 + 0.5 * x - y], axis=-1).clip(0, 255).astype(np.uint8)
 
 
-def encoded(image: Image.Image, kind: str, **options) -> io.BytesIO:
+def encoded(image: Image.Image, kind: str, **options: Any) -> io.BytesIO:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     stream.seek(0)
@@ -65,7 +69,7 @@ def refusal(content: bytes, min_side: int = 16) -> Reason:
         ("JPEG", {"quality": 95, "progressive": True}, 4),
     ],
 )
-def test_each_format_gives_the_picture(colours, kind, options, error):
+def test_each_format_gives_the_picture(colours: np.ndarray, kind: str, options: dict[str, Any], error: float) -> None:
     picture = decode(encoded(Image.fromarray(colours), kind, **options))
     assert picture.dtype == np.uint8 and picture.shape == colours.shape
     assert np.abs(picture.astype(int) - colours).max() <= error
@@ -73,7 +77,7 @@ def test_each_format_gives_the_picture(colours, kind, options, error):
 
 @pytest.mark.parametrize("orientation", LAID_DOWN)
 @pytest.mark.parametrize(("kind", "error"), [("PNG", 0), ("TIFF", 0), ("WEBP", 0), ("JPEG", 8)])
-def test_exif_orientation_is_undone(colours, kind, error, orientation):
+def test_exif_orientation_is_undone(colours: np.ndarray, kind: str, error: float, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     stored = Image.fromarray(np.ascontiguousarray(LAID_DOWN[orientation](colours)))
@@ -83,25 +87,25 @@ def test_exif_orientation_is_undone(colours, kind, error, orientation):
     assert np.abs(picture.astype(int) - colours).max() <= error
 
 
-def test_broken_exif_does_not_cost_the_picture(colours):
+def test_broken_exif_does_not_cost_the_picture(colours: np.ndarray) -> None:
     assert decode(encoded(Image.fromarray(colours), "JPEG", exif=b"Exif\0\0MM\0\x2ajunk")).shape == colours.shape
 
 
-def test_transparency_lies_over_white(colours):
+def test_transparency_lies_over_white(colours: np.ndarray) -> None:
     alpha = np.zeros((90, 120, 1), np.uint8)
     alpha[:, 60:] = 255
     picture = decode(encoded(Image.fromarray(np.concatenate([colours, alpha], axis=-1)), "PNG"))
     assert (picture[:, :60] == 255).all() and np.array_equal(picture[:, 60:], colours[:, 60:])
 
 
-def test_transparent_palette_entry_lies_over_white():
+def test_transparent_palette_entry_lies_over_white() -> None:
     image = Image.fromarray(np.repeat([[0, 1]], 20, axis=0).repeat(10, axis=1).astype(np.uint8), "P")
     image.putpalette([10, 20, 30, 200, 100, 50])
     picture = decode(encoded(image, "PNG", transparency=0))
     assert (picture[:, :10] == 255).all() and (picture[:, 10:] == [200, 100, 50]).all()
 
 
-def test_sixteen_bits_become_eight():
+def test_sixteen_bits_become_eight() -> None:
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     picture = decode(encoded(Image.fromarray(ramp), "PNG"))
     assert picture.shape == (64, 64, 3)
@@ -109,37 +113,37 @@ def test_sixteen_bits_become_eight():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_samples_without_a_nominal_range_span_black_to_white(dtype):
-    ramp = np.linspace(-5000, 90000, 64 * 64).reshape(64, 64).astype(dtype)
+def test_samples_without_a_nominal_range_span_black_to_white(dtype: type) -> None:
+    ramp: np.ndarray = np.linspace(-5000, 90000, 64 * 64).reshape(64, 64).astype(dtype)
     picture = decode(encoded(Image.fromarray(ramp), "TIFF"))
     assert picture.min() == 0 and picture.max() == 255 and (np.diff(picture[:, 0, 0].astype(int)) >= 0).all()
 
 
-def test_cmyk_keeps_its_colours(colours):
+def test_cmyk_keeps_its_colours(colours: np.ndarray) -> None:
     picture = decode(encoded(Image.fromarray(colours).convert("CMYK"), "JPEG", quality=95))
     assert np.abs(picture.astype(int) - colours).mean() < 4
 
 
-def test_grey_and_two_level_pictures_become_rgb(colours):
+def test_grey_and_two_level_pictures_become_rgb(colours: np.ndarray) -> None:
     grey = Image.fromarray(colours).convert("L")
     for image in (grey, grey.convert("1")):
         picture = decode(encoded(image, "PNG"))
         assert np.array_equal(picture, np.asarray(image.convert("RGB")))
 
 
-def test_a_gif_gives_its_first_frame():
+def test_a_gif_gives_its_first_frame() -> None:
     first, second = Image.new("RGB", (40, 40), (255, 0, 0)), Image.new("RGB", (40, 40), (0, 0, 255))
     picture = decode(encoded(first, "GIF", save_all=True, append_images=[second], duration=50))
     assert (picture == [255, 0, 0]).all()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "HEIF", "GIF", "BMP", "TIFF"])
-def test_a_truncated_picture_is_damaged(colours, kind):
+def test_a_truncated_picture_is_damaged(colours: np.ndarray, kind: str) -> None:
     content = encoded(Image.fromarray(colours), kind).getvalue()
     assert refusal(content[: len(content) * 3 // 5]) == Reason.DAMAGED
 
 
-def test_what_is_no_picture(tmp_path):
+def test_what_is_no_picture(tmp_path: Path) -> None:
     assert refusal(b"") == Reason.DAMAGED
     assert refusal(b"\0" * 1000) == Reason.NOT_A_PICTURE
     assert refusal(b"not a picture, whatever its name says") == Reason.NOT_A_PICTURE
@@ -147,7 +151,7 @@ def test_what_is_no_picture(tmp_path):
     assert refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n") == Reason.NOT_A_PICTURE
 
 
-def test_the_smaller_side_counts(colours):
+def test_the_smaller_side_counts(colours: np.ndarray) -> None:
     content = encoded(Image.fromarray(colours), "PNG").getvalue()
     assert decode(io.BytesIO(content), 90).shape == colours.shape
     assert refusal(content, 91) == Reason.TOO_SMALL
@@ -164,11 +168,11 @@ def png(width: int, height: int, idat: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("side", [9_500, 50_000])
-def test_a_bomb_is_refused_before_it_is_decoded(side):
+def test_a_bomb_is_refused_before_it_is_decoded(side: int) -> None:
     assert refusal(png(side, side, zlib.compress(bytes(10_000_000)))) == Reason.TOO_LARGE
 
 
-def test_random_damage_is_a_picture_or_a_refusal_and_nothing_else(colours, capfd):
+def test_random_damage_gives_a_picture_or_a_refusal(colours: np.ndarray, capfd: pytest.CaptureFixture[str]) -> None:
     """5,000 mutants: whatever a decoder raises on them is turned into a refusal, and nothing is printed."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(colours)
@@ -195,7 +199,7 @@ def test_random_damage_is_a_picture_or_a_refusal_and_nothing_else(colours, capfd
     assert capfd.readouterr().err == ""
 
 
-def test_scan_orders_by_path_and_names_categories(tmp_path):
+def test_scan_orders_by_path_and_names_categories(tmp_path: Path) -> None:
     names = ["b/2.png", "b/deep/er/1.png", "a/z.jpg", "top.png", "a b/ü\n.png", "a/" + "n" * 251 + ".png"]
     names += [".hidden/1.png", "a/.DS_Store", "SOURCE.txt", "labels.csv", "b/2.joints.json", "a/Thumbs.db"]
     for name in names:
@@ -214,7 +218,7 @@ def test_scan_orders_by_path_and_names_categories(tmp_path):
     ]
 
 
-def test_labels_name_the_categories_of_files(tmp_path):
+def test_labels_name_the_categories_of_files(tmp_path: Path) -> None:
     for name in ("images/a.png", "images/b.png", "images/c.png", "d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -230,14 +234,14 @@ def test_labels_name_the_categories_of_files(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"name,category\n", b"file\n", b"file,category\n\xff\xfe,x\n", b'file,c\n"a' + b"b" * 200_000]
 )
-def test_labels_that_cannot_be_read_are_one_sentence(tmp_path, content):
+def test_labels_that_cannot_be_read_are_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "labels.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"labels\.csv"):
         scan(tmp_path)
 
 
-def test_a_missing_or_empty_folder_is_one_sentence(tmp_path):
+def test_a_missing_or_empty_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         scan(tmp_path / "nowhere")
     (tmp_path / "SOURCE.txt").touch()
@@ -245,7 +249,7 @@ def test_a_missing_or_empty_folder_is_one_sentence(tmp_path):
         scan(tmp_path)
 
 
-def test_links_and_special_files_are_counted_and_refused(tmp_path, colours):
+def test_links_and_special_files_are_counted_and_refused(tmp_path: Path, colours: np.ndarray) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     Image.fromarray(colours).save(outside / "private.png")
@@ -261,17 +265,19 @@ def test_links_and_special_files_are_counted_and_refused(tmp_path, colours):
         listener.bind("s.png")
         sources = scan(part)
         reasons = {}
+        opened = []
         for source in sources:
             try:
-                reasons[source.path] = open_picture(part / source.path).shape
+                open_picture(part / source.path)
+                opened.append(source.path)
             except Refusal as caught:
                 reasons[source.path] = caught.reason
-    assert reasons.pop("good.png") == colours.shape
+    assert opened == ["good.png"]
     assert set(reasons) == {"link.png", "folder", "loop", "self.png", "pipe.png", "s.png"}
     assert set(reasons.values()) == {Reason.UNREADABLE}
 
 
-def test_a_name_that_is_no_text_is_refused_and_spelled(tmp_path):
+def test_a_name_that_is_no_text_is_refused_and_spelled(tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path) + b"/\xff.png"
     try:
         os.close(os.open(raw, os.O_CREAT | os.O_WRONLY))
@@ -283,7 +289,7 @@ def test_a_name_that_is_no_text_is_refused_and_spelled(tmp_path):
         open_picture(tmp_path / source.path)
 
 
-def test_the_key_is_of_the_content_and_leaves_the_file_readable(tmp_path, colours):
+def test_the_key_is_of_the_content_and_leaves_the_file_readable(tmp_path: Path, colours: np.ndarray) -> None:
     for name in ("a.png", "b.png"):
         Image.fromarray(colours).save(tmp_path / name)
     with open_regular(tmp_path / "a.png") as a, open_regular(tmp_path / "b.png") as b:

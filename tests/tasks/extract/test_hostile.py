@@ -1,5 +1,7 @@
 """Thousands of hostile files: no crash, no hang, nothing outside the output, bounded memory, no good picture lost."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import os
@@ -13,7 +15,6 @@ import time
 import zlib
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -26,7 +27,8 @@ from tasks.extract import pose_bundle
 from tasks.extract.findings import Reason
 from tasks.extract.poses_table import read_poses, read_rejects
 from tasks.synthetic import stage as mannequin
-from tests.tasks.extract.test_stage import ROOT, bomb
+from tests.support.extraction import MODEL, png_bomb
+from tests.support.project import PROJECT
 
 GOOD = 8
 MEMORY = 3e9  # bytes, of one process: the largest picture that is decoded has 89 million pixels
@@ -52,12 +54,13 @@ def seeds(folder: Path) -> dict[str, bytes]:
     for extension, codec in (("mp4", "h264"), ("avi", "mpeg4"), ("mkv", "h264"), ("webm", "libvpx")):
         path = folder / f"seed.{extension}"
         with av.open(str(path), "w") as container:
-            video: Any = container.add_stream(codec, rate=10)
-            video.width, video.height, video.pix_fmt = 96, 80, "yuv420p"
+            track = container.add_stream(codec, rate=10)
+            assert isinstance(track, av.VideoStream)
+            track.width, track.height, track.pix_fmt = 96, 80, "yuv420p"
             for _ in range(6):
                 picture = rng.integers(0, 256, (80, 96, 3), dtype=np.uint8)
-                container.mux(video.encode(av.VideoFrame.from_ndarray(picture)))
-            container.mux(video.encode(None))
+                container.mux(track.encode(av.VideoFrame.from_ndarray(picture)))
+            container.mux(track.encode(None))
         found[extension] = path.read_bytes()
         path.unlink()
     found["bvh"] = (BVH.format(bones="End Site { OFFSET 0 1 0 }") + "0 0 0 0 0 0\n" * 3).encode()
@@ -98,7 +101,7 @@ def crafted(folder: Path) -> None:
     flood = zlib.compress(bytes(200_000_000), 9)  # 200 MB of samples for a picture of 6,400
     long_text = b"Comment\0\0" + flood
     files = {
-        "bomb.png": bomb(),
+        "bomb.png": png_bomb(),
         "flood.png": png((b"IHDR", grey), (b"IDAT", flood), (b"IEND", b"")),
         "text.png": png((b"IHDR", grey), (b"zTXt", long_text), (b"IEND", b"")),
         "wide.bmp": b"BM"
@@ -155,7 +158,7 @@ def heap(folder: Path, count: int) -> list[str]:
         drawn = Image.fromarray(mannequin.picture(seed=1, index=i, size=160).image)
         names.append(f"{'hostile' if i % 2 else 'good'}/{i}.{('png', 'webp', 'tif', 'bmp')[i % 4]}")
         (folder / names[-1]).parent.mkdir(exist_ok=True)
-        drawn.save(folder / names[-1], **({"lossless": True} if names[-1].endswith("webp") else {}))
+        drawn.save(folder / names[-1], lossless=True)  # only WebP has this option
     (folder / "hostile/unreadable.png").write_bytes(b"x")
     (folder / "hostile/unreadable.png").chmod(0)
     return names
@@ -184,8 +187,8 @@ def memory(process: psutil.Process) -> int:
 @pytest.mark.parametrize(
     ("count", "seconds"), [(120, 400), pytest.param(10_000, 900, marks=pytest.mark.slow)], ids=["120", "10000"]
 )
-def test_hostile_files_are_refused_and_the_good_ones_kept(tmp_path, count, seconds):
-    pose_bundle.ensure(ROOT / pose_bundle.BUNDLE)
+def test_hostile_files_are_refused_and_the_good_ones_kept(tmp_path: Path, count: int, seconds: float) -> None:
+    pose_bundle.ensure(MODEL)
     raw = tmp_path / "raw/heap"
     good = heap(raw, count)
     if count > 1000:
@@ -196,7 +199,7 @@ def test_hostile_files_are_refused_and_the_good_ones_kept(tmp_path, count, secon
     log = tmp_path / "work/log"  # no pipe: nobody would empty it
     with log.open("wb") as file:
         command = [sys.executable, "-m", "tasks", "extract", "raw", "--root", str(tmp_path / "work")]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=file)
+        process = subprocess.Popen(command, cwd=PROJECT, stderr=file)
     stage = psutil.Process(process.pid)
     try:
         while process.poll() is None:
@@ -208,7 +211,7 @@ def test_hostile_files_are_refused_and_the_good_ones_kept(tmp_path, count, secon
     finally:
         process.kill()
     assert process.wait() == 0, log.read_text()[-2000:]
-    poses, rejects = (read(tmp_path / "work/data/poses/raw") for read in (read_poses, read_rejects))
+    poses, rejects = read_poses(tmp_path / "work/data/poses/raw"), read_rejects(tmp_path / "work/data/poses/raw")
     assert set(good) <= set(poses.source)
     files = {str(path.relative_to(raw)) for path in raw.rglob("*") if path.is_symlink() or not path.is_dir()}
     assert files == set(poses.source) | {reject.source for reject in rejects}

@@ -1,5 +1,7 @@
 """The joint error against known truths: closed forms and planted faults."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -22,7 +24,9 @@ def truth() -> tuple[np.ndarray, np.ndarray]:
     return rng.uniform(10, 90, (N, 33, 2)), rng.normal([0, 0, 4], 1, (N, 33, 3))
 
 
-def measured(folder: Path, truth: tuple[np.ndarray, np.ndarray], pixels: np.ndarray, world: np.ndarray) -> dict:
+def measured(
+    folder: Path, truth: tuple[np.ndarray, np.ndarray], pixels: np.ndarray, world: np.ndarray
+) -> dict[str, float]:
     for i in range(N):
         order = np.random.default_rng(i).permutation(33)  # a truth file may list the names in any order
         text = {
@@ -62,27 +66,29 @@ def poses(landmarks: np.ndarray, world: np.ndarray) -> Poses:
     )
 
 
-def test_the_truth_has_no_error_wherever_it_stands_and_however_large_it_is(tmp_path, truth):
+def test_the_truth_has_no_error_wherever_it_stands_and_however_large_it_is(
+    tmp_path: Path, truth: tuple[np.ndarray, np.ndarray]
+) -> None:
     result = measured(tmp_path, truth, truth[0], 0.37 * truth[1] + [5, 6, 7])
     assert result["pixels_mean"] == pytest.approx(0, abs=1e-4)
     assert result["metres_mean"] == pytest.approx(0, abs=1e-5)
     assert result["within_0.2"] == 1 and result["swapped"] == 0
 
 
-def test_a_shift_is_measured_in_pixels_and_torsos(tmp_path, truth):
+def test_a_shift_is_measured_in_pixels_and_torsos(tmp_path: Path, truth: tuple[np.ndarray, np.ndarray]) -> None:
     result = measured(tmp_path, truth, truth[0] + [3, 4], truth[1])
     assert result["pixels_mean"] == pytest.approx(5, rel=1e-4)
     assert result["pixels_median"] == pytest.approx(5, rel=1e-4)
     assert result["torsos_mean"] == pytest.approx((5 / torso_length(truth[0])).mean(), rel=1e-4)
 
 
-def test_exchanged_sides_are_noticed(tmp_path, truth):
+def test_exchanged_sides_are_noticed(tmp_path: Path, truth: tuple[np.ndarray, np.ndarray]) -> None:
     pixels = truth[0].copy()
     pixels[0] = pixels[0, MIRROR]
     assert measured(tmp_path, truth, pixels, truth[1])["swapped"] == 1 / N
 
 
-def test_one_wrong_joint_counts_with_its_share(tmp_path, truth):
+def test_one_wrong_joint_counts_with_its_share(tmp_path: Path, truth: tuple[np.ndarray, np.ndarray]) -> None:
     pixels = truth[0].copy()
     pixels[:, LIMBS[2]] += [0, 1000]
     result = measured(tmp_path, truth, pixels, truth[1])
@@ -90,12 +96,12 @@ def test_one_wrong_joint_counts_with_its_share(tmp_path, truth):
     assert result["within_0.5"] == pytest.approx(11 / 12)
 
 
-def test_without_truth_there_is_no_measurement(tmp_path):
+def test_without_truth_there_is_no_measurement(tmp_path: Path) -> None:
     assert measure(poses(np.zeros((N, 33, 5), np.float32), np.zeros((N, 33, 3), np.float32)), tmp_path) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"names": [], "image": [], "world": []}', '{"names": 3}'])
-def test_a_broken_truth_file_is_one_sentence(tmp_path, text):
+def test_a_broken_truth_file_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "0.joints.json").write_text(text)
     with pytest.raises(DataError, match=r"0\.joints\.json does not hold true joints"):
         measure(poses(np.zeros((1, 33, 5), np.float32), np.zeros((1, 33, 3), np.float32)), tmp_path)

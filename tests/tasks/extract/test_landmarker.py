@@ -1,11 +1,14 @@
 """MediaPipe behind one function: it finds the drawn figure where it stands, quietly, and refuses what is no model."""
 
+from __future__ import annotations
+
 import os
 import socket
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +37,7 @@ def only(persons: list[Person]) -> Person:
 
 
 @pytest.mark.parametrize("index", FIGURES)
-def test_limbs_are_found_on_the_joints_of_the_figure(landmarker, index):
+def test_limbs_are_found_on_the_joints_of_the_figure(landmarker: Landmarker, index: int) -> None:
     drawn = mannequin.picture(seed=0, index=index, size=224)
     person = only(landmarker.detect(drawn.image))
     assert person.landmarks.shape == (33, 5) and person.world.shape == (33, 3)
@@ -46,7 +49,7 @@ def test_limbs_are_found_on_the_joints_of_the_figure(landmarker, index):
 
 
 @pytest.mark.parametrize("index", FIGURES)
-def test_the_mirror_image_has_the_mirrored_landmarks(landmarker, index):
+def test_the_mirror_image_has_the_mirrored_landmarks(landmarker: Landmarker, index: int) -> None:
     image = mannequin.picture(seed=0, index=index, size=224).image
     seen, mirrored = (only(landmarker.detect(picture)) for picture in (image, image[:, ::-1]))
     expected = seen.landmarks[MIRROR, :2].copy()
@@ -56,7 +59,7 @@ def test_the_mirror_image_has_the_mirrored_landmarks(landmarker, index):
     assert np.median(distance) < 0.02
 
 
-def test_a_result_depends_on_its_picture_alone(landmarker):
+def test_a_result_depends_on_its_picture_alone(landmarker: Landmarker) -> None:
     images = [mannequin.picture(seed=0, index=index, size=224).image for index in FIGURES]
     first = [only(landmarker.detect(image)) for image in images]
     again = [only(landmarker.detect(image)) for image in images[::-1]][::-1]
@@ -65,18 +68,18 @@ def test_a_result_depends_on_its_picture_alone(landmarker):
 
 
 @pytest.mark.parametrize("height, width", [(64, 64), (40, 300), (1, 1)])
-def test_nobody_is_found_in_a_grey_wall(landmarker, height, width):
+def test_nobody_is_found_in_a_grey_wall(landmarker: Landmarker, height: int, width: int) -> None:
     assert landmarker.detect(np.full((height, width, 3), 128, np.uint8)) == []
 
 
-def test_native_chatter_is_kept_off_the_screen(capfd):
+def test_native_chatter_is_kept_off_the_screen(capfd: pytest.CaptureFixture[str]) -> None:
     with Landmarker(MODEL) as landmarker:
         landmarker.detect(mannequin.picture(seed=0, index=0, size=224).image)
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_mediapipe_reports_home_unless_kept_offline(offline):
+def test_mediapipe_reports_home_unless_kept_offline(offline: bool) -> None:
     """Without the remedy a connection is tried: when that half fails, mediapipe has stopped and the remedy can go."""
     code = (
         "from contextlib import nullcontext; from pathlib import Path; import numpy as np\n"
@@ -103,7 +106,7 @@ def test_mediapipe_reports_home_unless_kept_offline(offline):
     assert (b"googleapis.com" in asked) is not offline
 
 
-def test_the_way_out_is_open_again_afterwards(monkeypatch):
+def test_the_way_out_is_open_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "localhost")
     monkeypatch.delenv("HTTPS_PROXY", raising=False)
@@ -114,7 +117,7 @@ def test_the_way_out_is_open_again_afterwards(monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_what_is_no_model_is_one_sentence(tmp_path):
+def test_what_is_no_model_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist; `make setup`"):
         Landmarker(tmp_path / "none.task")
     (tmp_path / "text.task").write_text("<html>not found</html>")
@@ -131,7 +134,7 @@ def test_what_is_no_model_is_one_sentence(tmp_path):
         Landmarker(tmp_path / "empty.task")
 
 
-def test_an_unscaled_model_is_refused(tmp_path):
+def test_an_unscaled_model_is_refused(tmp_path: Path) -> None:
     """The networks of the wheel as they are, without the metadata that this project adds."""
     import flatbuffers
     from mediapipe.tasks.metadata import schema_py_generated as schema

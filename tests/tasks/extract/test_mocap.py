@@ -1,7 +1,10 @@
 """Motion capture: kinematics in closed form, and the same landmarks whatever the file's names, unit and axes."""
 
+from __future__ import annotations
+
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,10 @@ BODY = MIDDLE | {
 
 
 def text(
-    turn: np.ndarray | None = None, scale: float = 1.0, rename=str, angles: dict[str, tuple] | None = None
+    turn: np.ndarray | None = None,
+    scale: float = 1.0,
+    rename: Callable[[str], str] = str,
+    angles: dict[str, tuple[float, float, float]] | None = None,
 ) -> bytes:
     """A BVH of the body, its axes turned by a matrix; `angles` are degrees about Z, X, Y of some joints."""
     turn = np.eye(3) if turn is None else turn
@@ -60,10 +66,12 @@ def read(content: bytes) -> bvh.Motion:
 
 
 def pose(content: bytes) -> np.ndarray:
-    return mocap.landmarks(read(content), np.array([0]))[0][0]
+    landmarks, _ = mocap.landmarks(read(content), np.array([0]))
+    first: np.ndarray = landmarks[0]
+    return first
 
 
-def test_kinematics_are_rotations_in_the_order_of_the_channels():
+def test_kinematics_are_rotations_in_the_order_of_the_channels() -> None:
     content = b"""HIERARCHY
 ROOT a { OFFSET 1 2 3 CHANNELS 6 Xposition Yposition Zposition Yrotation Zrotation Xrotation
   JOINT b { OFFSET 0 5 0 CHANNELS 3 Zrotation Xrotation Yrotation
@@ -73,7 +81,7 @@ Frames: 1
 Frame Time: .5
 10 20 30 40 50 60 15 -25 35
 """
-    where, turned = bvh.places(read(content), np.array([0]))
+    where, turned = bvh.joint_frames(read(content), np.array([0]))
     root = Rotation.from_euler("YZX", [40, 50, 60], degrees=True)
     both = root * Rotation.from_euler("ZXY", [15, -25, 35], degrees=True)
     assert np.allclose(where[0, 0], [11, 22, 33])
@@ -82,7 +90,7 @@ Frame Time: .5
     assert np.allclose(turned[0, 1], both.as_matrix())
 
 
-def test_a_figure_that_faces_the_camera_has_its_left_on_the_pictures_right():
+def test_a_figure_that_faces_the_camera_has_its_left_on_the_pictures_right() -> None:
     at = pose(text())
     x, y, z = at.T
     assert x[INDEX["left_wrist"]] > x[INDEX["left_shoulder"]] > 0 > x[INDEX["right_shoulder"]] > x[INDEX["right_wrist"]]
@@ -102,8 +110,8 @@ def test_a_figure_that_faces_the_camera_has_its_left_on_the_pictures_right():
         Rotation.from_euler("yz", [20, 90], degrees=True),  # -x is up
     ],
 )
-def test_axes_and_unit_of_the_file_do_not_matter(turn):
-    angles = {"LeftArm": (60, 0, 0), "RightLeg": (0, 50, 10), "Head": (0, 10, 40)}
+def test_axes_and_unit_of_the_file_do_not_matter(turn: Rotation) -> None:
+    angles = {"LeftArm": (60.0, 0.0, 0.0), "RightLeg": (0.0, 50.0, 10.0), "Head": (0.0, 10.0, 40.0)}
     assert np.allclose(pose(text(turn.as_matrix(), 0.3, angles=angles)), pose(text(angles=angles)), atol=2e-5)
 
 
@@ -115,17 +123,17 @@ def cmu(name: str) -> str:
 
 
 @pytest.mark.parametrize("rename", [cmu, lambda name: f"mixamorig:{name}", lambda name: name.lower()])
-def test_the_usual_names_are_the_same_joints(rename):
+def test_the_usual_names_are_the_same_joints(rename: Callable[[str], str]) -> None:
     assert np.array_equal(pose(text(rename=rename)), pose(text()))
 
 
-def test_a_raised_arm_is_up_and_a_turned_head_looks_aside():
+def test_a_raised_arm_is_up_and_a_turned_head_looks_aside() -> None:
     at = pose(text(angles={"LeftArm": (90, 0, 0), "Head": (0, 0, 90)}))
     assert at[INDEX["left_wrist"], 1] < at[INDEX["nose"], 1] < at[INDEX["right_wrist"], 1]
     assert at[INDEX["nose"], 0] > at[INDEX["left_ear"], 0]  # to the person's left
 
 
-def test_what_is_derived_is_marked():
+def test_what_is_derived_is_marked() -> None:
     _, known = mocap.landmarks(read(text()), np.array([0]))
     assert known[list(LIMBS)].all() and known[[INDEX["left_heel"], INDEX["left_foot_index"]]].all()
     assert not known[:11].any() and not known[[INDEX["left_index"], INDEX["right_thumb"]]].any()
@@ -147,13 +155,13 @@ def test_what_is_derived_is_marked():
         b"HIERARCHY\nROOT a\n" + b"{ OFFSET 0 0 0 JOINT b " * 3000 + b"MOTION\nFrames: 1\nFrame Time: 1\n0",
     ],
 )
-def test_what_is_not_well_formed_is_damaged(content):
+def test_what_is_not_well_formed_is_damaged(content: bytes) -> None:
     with pytest.raises(Refusal) as caught:
         read(content)
     assert caught.value.reason is Reason.DAMAGED
 
 
-def test_what_is_no_person_is_refused():
+def test_what_is_no_person_is_refused() -> None:
     for content in (text(rename=lambda name: name.replace("Knee", "Arm").replace("Leg", "Tail")), text(scale=0.0)):
         with pytest.raises(Refusal) as caught:
             pose(content)
@@ -161,7 +169,7 @@ def test_what_is_no_person_is_refused():
 
 
 @pytest.mark.skipif("CONTRAPPOSTO_PHOTOS" not in os.environ, reason="CONTRAPPOSTO_PHOTOS names no folder of photos")
-def test_real_captures_are_people():
+def test_real_captures_are_people() -> None:
     seen = 0
     for path in sorted((Path(os.environ["CONTRAPPOSTO_PHOTOS"]) / "mocap").rglob("*.bvh")):
         with open_regular(path) as file:

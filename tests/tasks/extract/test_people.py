@@ -1,5 +1,7 @@
 """Sharpness and exposure: of the person's box, of any size, and nothing of what is around it."""
 
+from __future__ import annotations
+
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +23,7 @@ def blurred(picture: np.ndarray, radius: float) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def test_blur_lowers_the_sharpness_and_leaves_the_exposure(scene):
+def test_blur_lowers_the_sharpness_and_leaves_the_exposure(scene: tuple[np.ndarray, np.ndarray]) -> None:
     picture, landmarks = scene
     values = [scores(blurred(picture, radius), landmarks) for radius in (0, 1, 2, 4)]
     sharpness = [value["sharpness"] for value in values]
@@ -29,13 +31,13 @@ def test_blur_lowers_the_sharpness_and_leaves_the_exposure(scene):
     assert values[3]["exposure"] == pytest.approx(values[0]["exposure"], abs=0.01)
 
 
-def test_a_larger_picture_of_the_same_is_as_sharp(scene):
+def test_a_larger_picture_of_the_same_is_as_sharp(scene: tuple[np.ndarray, np.ndarray]) -> None:
     picture, landmarks = scene
     large = np.asarray(Image.fromarray(picture).resize((1024, 1024), Image.Resampling.LANCZOS))
     assert scores(large, landmarks)["sharpness"] == pytest.approx(scores(picture, landmarks)["sharpness"], rel=0.3)
 
 
-def test_exposure_is_the_mean_grey_of_the_box(scene):
+def test_exposure_is_the_mean_grey_of_the_box(scene: tuple[np.ndarray, np.ndarray]) -> None:
     picture, landmarks = scene
     assert scores(np.full_like(picture, 51), landmarks) == {"sharpness": 0.0, "exposure": pytest.approx(0.2)}
     around = picture.copy()
@@ -46,7 +48,7 @@ def test_exposure_is_the_mean_grey_of_the_box(scene):
 
 
 @pytest.mark.parametrize("shift", [-2.0, 0.999, 1.0, 5.0])
-def test_a_person_outside_the_picture_has_scores_all_the_same(scene, shift):
+def test_a_person_outside_the_picture_has_scores_all_the_same(scene: tuple[np.ndarray, np.ndarray], shift: int) -> None:
     picture, landmarks = scene
     values = scores(picture, landmarks + shift)
     assert np.isfinite(list(values.values())).all()

@@ -1,5 +1,7 @@
 """The pose bundle: pinned, reproducible, and left alone when it is in place."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 import zipfile
@@ -34,13 +36,13 @@ def normalisation(model: bytes) -> tuple[float, float]:
     return float(unit.options.mean[0]), float(unit.options.std[0])
 
 
-def test_the_two_networks_carry_their_own_normalisation(bundle):
+def test_the_two_networks_carry_their_own_normalisation(bundle: Path) -> None:
     with zipfile.ZipFile(bundle) as archive:
         read = [normalisation(archive.read(network.name)) for network in NETWORKS]
     assert read == [(127.5, 127.5), (0.0, 255.0)]
 
 
-def test_contents_are_stored_at_aligned_offsets(bundle):
+def test_contents_are_stored_at_aligned_offsets(bundle: Path) -> None:
     content = bundle.read_bytes()
     with zipfile.ZipFile(bundle) as archive:
         for entry in archive.infolist():
@@ -49,7 +51,7 @@ def test_contents_are_stored_at_aligned_offsets(bundle):
             assert start % 16 == 0
 
 
-def test_metadata_changes_nothing_else_in_a_network(bundle):
+def test_metadata_changes_nothing_else_in_a_network(bundle: Path) -> None:
     from mediapipe.tasks.metadata import schema_py_generated as schema
 
     with zipfile.ZipFile(bundle) as archive:
@@ -62,7 +64,7 @@ def test_metadata_changes_nothing_else_in_a_network(bundle):
     assert [len(g.operators) for g in before.subgraphs] == [len(g.operators) for g in after.subgraphs]
 
 
-def test_a_bundle_in_place_is_left_alone_without_loading_mediapipe(bundle):
+def test_a_bundle_in_place_is_left_alone_without_loading_mediapipe(bundle: Path) -> None:
     before = bundle.stat().st_mtime_ns
     code = "import sys, tasks.extract.pose_bundle as b; b.main(); print('mediapipe' in sys.modules)"
     command = [sys.executable, "-c", code]
@@ -71,25 +73,25 @@ def test_a_bundle_in_place_is_left_alone_without_loading_mediapipe(bundle):
     assert bundle.stat().st_mtime_ns == before
 
 
-def test_another_network_in_the_wheel_is_refused(tmp_path):
+def test_another_network_in_the_wheel_is_refused(tmp_path: Path) -> None:
     wheel = tmp_path / "planted.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for network in NETWORKS:
             archive.writestr(network.member, b"another network")
-    with pytest.raises(UserError, match=r"pose_detection\.tflite is not the expected one"):
+    with pytest.raises(UserError, match=r"pose_detection\.tflite: sha256 mismatch"):
         build(wheel)
 
 
-def test_a_changed_pin_refuses_the_wheel_and_writes_nothing(tmp_path, monkeypatch):
+def test_a_changed_pin_refuses_the_wheel_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = tmp_path / "mediapipe.whl"
     wheel.write_bytes(b"not the wheel")
     monkeypatch.setattr(pose_bundle, "_fetch", lambda folder: wheel)
-    with pytest.raises(UserError, match=r"wheel of mediapipe==0\.10\.21 is not the expected one"):
+    with pytest.raises(UserError, match=r"wheel of mediapipe==0\.10\.21: sha256 mismatch"):
         ensure(tmp_path / "models/bundle.task")
     assert not (tmp_path / "models").exists()
 
 
-def test_without_an_index_one_sentence_says_what_to_do(tmp_path, monkeypatch):
+def test_without_an_index_one_sentence_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(UserError, match=r"could not be downloaded by pip .*extract\.model"):

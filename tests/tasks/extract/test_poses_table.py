@@ -1,7 +1,11 @@
 """The contract of poses.parquet and rejects.parquet."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +42,7 @@ def some_poses(count: int) -> list[Pose]:
     ]
 
 
-def write(folder, poses, rejects=()):
+def write(folder: Path, poses: list[Pose], rejects: Sequence[Reject] = ()) -> None:
     folder.mkdir(exist_ok=True)
     with Writer(folder) as tables:
         for pose in poses:
@@ -48,7 +52,7 @@ def write(folder, poses, rejects=()):
 
 
 @pytest.mark.parametrize("count", [0, 1, 1024, 2500])
-def test_what_is_written_is_read_back(tmp_path, count):
+def test_what_is_written_is_read_back(tmp_path: Path, count: int) -> None:
     poses = some_poses(count)
     write(tmp_path, poses)
     table = read_poses(tmp_path)
@@ -66,7 +70,7 @@ def test_what_is_written_is_read_back(tmp_path, count):
         assert table.sharpness[i] == i and table.exposure[i] == 0.5
 
 
-def test_box_and_visibility_are_those_of_the_landmarks(tmp_path):
+def test_box_and_visibility_are_those_of_the_landmarks(tmp_path: Path) -> None:
     landmarks = np.full((33, 5), 0.5, np.float32)
     landmarks[0, :2] = [-0.1, 0.2]
     landmarks[32, :2] = [0.75, 1.5]
@@ -81,7 +85,7 @@ def test_box_and_visibility_are_those_of_the_landmarks(tmp_path):
     assert table.person_pixels[0] == pytest.approx(170)
 
 
-def test_truncation_counts_the_limbs_outside_the_picture(tmp_path):
+def test_truncation_counts_the_limbs_outside_the_picture(tmp_path: Path) -> None:
     landmarks = np.full((33, 5), 0.5, np.float32)
     landmarks[list(LIMBS)[:3], 0] = [-0.01, 1.01, 0.99]
     landmarks[0, 1] = 7  # a nose is no limb
@@ -90,7 +94,7 @@ def test_truncation_counts_the_limbs_outside_the_picture(tmp_path):
     assert read_poses(tmp_path).truncation[0] == pytest.approx(2 / 12)
 
 
-def test_rejects_are_read_back(tmp_path):
+def test_rejects_are_read_back(tmp_path: Path) -> None:
     rejects = [
         Reject("a/gone.png", None, "a", Reason.UNREADABLE, "Permission denied"),
         Reject("a/\n.png", "0" * 16, "a", Reason.NO_PERSON, "in 5 x 5 pixels"),
@@ -100,14 +104,14 @@ def test_rejects_are_read_back(tmp_path):
     assert read_rejects(tmp_path) == rejects
 
 
-def test_the_same_rows_are_the_same_bytes(tmp_path):
+def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write(tmp_path / name, some_poses(1500), [Reject("x", None, "a", Reason.DAMAGED, "d")])
     for file in (POSES, REJECTS):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_a_missing_file_or_other_columns_are_one_sentence(tmp_path):
+def test_a_missing_file_or_other_columns_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run the extract stage first"):
         read_poses(tmp_path)
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / POSES)
@@ -115,7 +119,7 @@ def test_a_missing_file_or_other_columns_are_one_sentence(tmp_path):
         read_poses(tmp_path)
 
 
-def test_tables_need_no_pandas_and_leave_it_usable(tmp_path):
+def test_tables_need_no_pandas_and_leave_it_usable(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tasks.extract.poses_table import Writer, read_poses\n"
         f"with Writer(Path({str(tmp_path)!r})): pass\n"

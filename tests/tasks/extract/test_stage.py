@@ -1,17 +1,18 @@
 """The extract stage: no file is lost, the bytes depend on the pictures alone, and failures are one sentence."""
 
+from __future__ import annotations
+
 import json
 import os
 import random
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,66 +20,31 @@ import pytest
 from PIL import Image
 
 from tasks.common.errors import DataError, UserError
-from tasks.config import params
-from tasks.config.params import Params
 from tasks.extract import pose_bundle
 from tasks.extract import stage as extract
 from tasks.extract.decode import scan
 from tasks.extract.findings import Reason
 from tasks.extract.poses_table import read_poses, read_rejects
 from tasks.synthetic import stage as mannequin
+from tests.support.extraction import MODEL, draw_figures, outputs, png_bomb, run_extraction, write_video
 from tests.support.project import PROJECT
-from tests.tasks.extract.test_video import write as write_video
 
-ROOT = PROJECT
 FIGURES = 6
 
 
-def choose(folder: Path, **extraction) -> Params:
-    """The parameters of the repository with another folder of pictures."""
-    values = params.load(ROOT / "params.yaml").model_dump()
-    values["raw"] = {"folder": None, "parts": {folder.name: str(folder)}}
-    values["extract"] |= {"model": str(ROOT / pose_bundle.BUNDLE), "workers": 1, **extraction}
-    return Params.model_validate(values)
-
-
-def run(folder: Path, root: Path, **extraction) -> None:
-    """Extract the folder as the only part, called like it."""
-    extract.run(choose(folder, **extraction), root, folder.name)
-
-
-def draw(folder: Path, count: int) -> None:
-    """Pictures of the figure in category folders, with the true joints."""
-    for index in range(count):
-        drawn = mannequin.picture(seed=0, index=index, size=192)
-        path = folder / str(drawn.truth["category"]) / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawn.image).save(path)
-        path.with_suffix(".joints.json").write_text(json.dumps(drawn.truth))
-
-
-def bomb() -> bytes:
-    """A PNG of a few hundred bytes that claims 50,000 x 50,000 pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n"
-    for chunk in (header, b"IDAT" + zlib.compress(bytes(100_000)), b"IEND"):
-        content += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return content
-
-
 @pytest.fixture(scope="module")
-def heap(tmp_path_factory) -> Path:
+def heap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of figures with hostile files among them."""
-    pose_bundle.ensure(ROOT / pose_bundle.BUNDLE)
+    pose_bundle.ensure(MODEL)
     folder = tmp_path_factory.mktemp("raw") / "heap"
-    draw(folder, FIGURES)
+    draw_figures(folder, FIGURES)
     figure = next(iter(sorted(folder.rglob("*.png"))))
     bad = folder / "bad"
     bad.mkdir()
     (bad / "empty.jpg").touch()
     (bad / "cut.png").write_bytes(figure.read_bytes()[:3000])
     (bad / "text.jpg").write_text("no picture")
-    (bad / "bomb.png").write_bytes(bomb())
+    (bad / "bomb.png").write_bytes(png_bomb())
     (bad / "loop").symlink_to(folder)
     (bad / "dangling.png").symlink_to(bad / "gone.png")
     Image.new("RGB", (300, 200), "grey").save(bad / "wall.png")
@@ -91,17 +57,13 @@ def heap(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def extracted(heap, tmp_path_factory) -> Path:
+def extracted(heap: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("one")
-    run(heap, root)
+    run_extraction(heap, root)
     return root
 
 
-def outputs(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (root / "data/poses/heap").iterdir()}
-
-
-def test_every_file_is_a_row_or_a_reject_and_none_is_both(heap, extracted):
+def test_every_file_is_a_row_or_a_reject_and_none_is_both(heap: Path, extracted: Path) -> None:
     poses, rejects = read_poses(extracted / "data/poses/heap"), read_rejects(extracted / "data/poses/heap")
     sources = [source.name for source in scan(heap)]
     kept, refused = set(poses.source), [reject.source for reject in rejects]
@@ -126,29 +88,29 @@ def test_every_file_is_a_row_or_a_reject_and_none_is_both(heap, extracted):
     assert keys["zz copy of the first.png"] in poses.key
 
 
-def test_the_summary_adds_up(extracted):
+def test_the_summary_adds_up(extracted: Path) -> None:
     summary = json.loads(outputs(extracted)["summary.json"])
     assert summary["files"] == summary["files_with_person"] + sum(summary["rejects"].values())
     assert summary["persons"] == FIGURES + 2
     assert summary["rejects"]["duplicate"] == 2
 
 
-def test_landmarks_lie_on_the_true_joints(extracted):
+def test_landmarks_lie_on_the_true_joints(extracted: Path) -> None:
     error = json.loads(outputs(extracted)["summary.json"])["joint_error"]
     assert error["persons"] == FIGURES
     assert error["torsos_median"] < 0.1 and error["within_0.5"] > 0.9
     assert error["swapped"] < 0.3 and error["metres_mean"] < 0.25
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(heap, extracted, tmp_path):
-    run(heap, tmp_path, workers=2)
+def test_the_bytes_do_not_depend_on_the_number_of_workers(heap: Path, extracted: Path, tmp_path: Path) -> None:
+    run_extraction(heap, tmp_path, workers=2)
     assert outputs(tmp_path) == outputs(extracted)
 
 
-def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(heap, extracted, tmp_path):
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(heap: Path, extracted: Path, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from tests.tasks.extract.test_stage import run;"
-        f"run(Path({str(heap)!r}), Path({str(tmp_path)!r}))"
+        "from pathlib import Path; from tests.support.extraction import run_extraction;"
+        f"run_extraction(Path({str(heap)!r}), Path({str(tmp_path)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -159,23 +121,23 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(heap, extracted
     process.kill()
     process.communicate()
     assert not (tmp_path / "data/poses/heap").exists()
-    run(heap, tmp_path)
+    run_extraction(heap, tmp_path)
     assert outputs(tmp_path) == outputs(extracted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pictures", "times"), [(40, 20)])
-def test_killed_at_random_points_it_ends_with_the_same_bytes(tmp_path, pictures, times):
-    draw(tmp_path / "raw/heap", pictures)
+def test_killed_at_random_points_it_ends_with_the_same_bytes(tmp_path: Path, pictures: int, times: int) -> None:
+    draw_figures(tmp_path / "raw/heap", pictures)
     write_video(
         tmp_path / "raw/heap/clip.mp4", [mannequin.picture(seed=0, index=i // 10, size=192).image for i in range(60)]
     )
     code = (
-        "from pathlib import Path; from tests.tasks.extract.test_stage import run;"
-        f"run(Path({str(tmp_path / 'raw/heap')!r}), Path(__import__('sys').argv[1]), workers=2)"
+        "from pathlib import Path; from tests.support.extraction import run_extraction;"
+        f"run_extraction(Path({str(tmp_path / 'raw/heap')!r}), Path(__import__('sys').argv[1]), workers=2)"
     )
 
-    def start(root: Path) -> subprocess.Popen:
+    def start(root: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", code, str(root)]
         return subprocess.Popen(command, cwd=PROJECT, start_new_session=True)
 
@@ -200,18 +162,18 @@ def test_killed_at_random_points_it_ends_with_the_same_bytes(tmp_path, pictures,
     assert outputs(root) == outputs(tmp_path / "whole")
 
 
-def timing(root: Path, part: str = "heap") -> dict:
+def timing(root: Path, part: str = "heap") -> Any:
     return json.loads((root / f".contrapposto/extract/{part}.json").read_text())
 
 
-def test_what_is_known_is_not_extracted_again(heap, extracted, tmp_path):
+def test_what_is_known_is_not_extracted_again(heap: Path, extracted: Path, tmp_path: Path) -> None:
     """Another part with the same pictures under other names, and one new one: one is extracted."""
     shutil.copytree(extracted / ".contrapposto", tmp_path / ".contrapposto")
     part = tmp_path / "raw/again"
     shutil.copytree(heap / "bad", part / "renamed", symlinks=True)
     drawn = mannequin.picture(seed=0, index=FIGURES, size=192)
     Image.fromarray(drawn.image).save(part / "new.png")
-    run(part, tmp_path)
+    run_extraction(part, tmp_path)
     assert timing(tmp_path, "again")["extracted"] == 1
     poses = read_poses(tmp_path / "data/poses/again")
     old = read_poses(extracted / "data/poses/heap")
@@ -219,26 +181,26 @@ def test_what_is_known_is_not_extracted_again(heap, extracted, tmp_path):
     for i, key in enumerate(poses.key[1:], start=1):
         at = old.key.index(key)
         assert np.array_equal(poses.landmarks[i], old.landmarks[at]) and poses.sharpness[i] == old.sharpness[at]
-    run(part, tmp_path, max_people=1)
+    run_extraction(part, tmp_path, max_people=1)
     assert timing(tmp_path, "again")["extracted"] > 1, "other parameters need other findings"
 
 
-def test_a_damaged_store_is_one_sentence(heap, tmp_path):
+def test_a_damaged_store_is_one_sentence(heap: Path, tmp_path: Path) -> None:
     store = tmp_path / ".contrapposto/extract/findings.db"
     store.parent.mkdir(parents=True)
     store.write_bytes(b"no database" * 1000)
     with pytest.raises(DataError, match=r"findings\.db is damaged .* delete it"):
-        run(heap, tmp_path)
+        run_extraction(heap, tmp_path)
 
 
-def test_exif_orientation_gives_the_landmarks_of_the_upright_picture(tmp_path):
+def test_exif_orientation_gives_the_landmarks_of_the_upright_picture(tmp_path: Path) -> None:
     image = mannequin.picture(seed=0, index=0, size=192).image[:, 16:-8]
     (tmp_path / "raw").mkdir()
     Image.fromarray(image).save(tmp_path / "raw/upright.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(image)).save(tmp_path / "raw/lying.png", exif=exif)
-    run(tmp_path / "raw", tmp_path)
+    run_extraction(tmp_path / "raw", tmp_path)
     poses = read_poses(tmp_path / "data/poses/raw")
     assert len(poses) == 2
     assert poses.size.tolist() == [[168, 192], [168, 192]]
@@ -246,28 +208,28 @@ def test_exif_orientation_gives_the_landmarks_of_the_upright_picture(tmp_path):
     assert np.array_equal(poses.fingerprint[0], poses.fingerprint[1])
 
 
-def test_a_part_with_nobody_is_an_empty_table_and_its_refusals(tmp_path):
+def test_a_part_with_nobody_is_an_empty_table_and_its_refusals(tmp_path: Path) -> None:
     folder = tmp_path / "walls"
     folder.mkdir()
     for grey in (60, 120, 180):
         Image.new("RGB", (100, 100), (grey,) * 3).save(folder / f"{grey}.png")
     (folder / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    run(folder, tmp_path)
+    run_extraction(folder, tmp_path)
     assert len(read_poses(tmp_path / "data/poses/walls")) == 0
     rejects = read_rejects(tmp_path / "data/poses/walls")
     assert [reject.source for reject in rejects] == ["120.png", "180.png", "60.png", "cut.jpg"]
 
 
-def test_a_missing_model_is_one_sentence(heap, tmp_path):
+def test_a_missing_model_is_one_sentence(heap: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.task does not exist"):
-        run(heap, tmp_path, model=str(tmp_path / "gone.task"))
+        run_extraction(heap, tmp_path, model=str(tmp_path / "gone.task"))
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_no_picture(heap, extracted, tmp_path):
+def test_a_worker_that_is_killed_costs_no_picture(heap: Path, extracted: Path, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from tests.tasks.extract.test_stage import run\n"
-        f"run(Path({str(heap)!r}), Path({str(tmp_path)!r}), workers=2)\n"
+        "from pathlib import Path; from tests.support.extraction import run_extraction\n"
+        f"run_extraction(Path({str(heap)!r}), Path({str(tmp_path)!r}), workers=2)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
     parent = psutil.Process(process.pid)
@@ -286,20 +248,20 @@ def test_a_worker_that_is_killed_costs_no_picture(heap, extracted, tmp_path):
     assert outputs(tmp_path) == outputs(extracted)
 
 
-def test_what_workers_import_beforehand_is_there():
+def test_what_workers_import_beforehand_is_there() -> None:
     """Of a module that is not, Python would say nothing: each worker would only begin later."""
-    code = f"import sys, {extract.FORERUNNER}; assert 'tasks.extraction.landmarker' in sys.modules"
+    code = f"import sys, {extract.PRELOAD}; assert 'tasks.extract.landmarker' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow
-def test_a_file_whose_decoder_crashes_is_named_and_the_others_are_kept(tmp_path):
+def test_a_file_whose_decoder_crashes_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     """A worker that decodes this file gets the signal that a fault in native code ends with."""
-    draw(tmp_path / "raw/heap", 3)
+    draw_figures(tmp_path / "raw/heap", 3)
     Image.new("RGB", (9000, 9000)).save(tmp_path / "raw/heap/fatal.png")  # a second to decode
     code = (
-        "from pathlib import Path; from tests.tasks.extract.test_stage import run\n"
-        f"run(Path({str(tmp_path / 'raw/heap')!r}), Path({str(tmp_path)!r}), workers=2)\n"
+        "from pathlib import Path; from tests.support.extraction import run_extraction\n"
+        f"run_extraction(Path({str(tmp_path / 'raw/heap')!r}), Path({str(tmp_path)!r}), workers=2)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT)
     crashed = set()
@@ -320,22 +282,22 @@ def test_a_file_whose_decoder_crashes_is_named_and_the_others_are_kept(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_file_that_takes_too_long_is_refused_and_tried_again_by_the_next_run(tmp_path):
-    draw(tmp_path / "raw/slow", 1)
-    run(tmp_path / "raw/slow", tmp_path, time_limit=1e-3)
+def test_a_file_that_takes_too_long_is_refused_and_tried_again_by_the_next_run(tmp_path: Path) -> None:
+    draw_figures(tmp_path / "raw/slow", 1)
+    run_extraction(tmp_path / "raw/slow", tmp_path, time_limit=1e-3)
     assert [reject.reason for reject in read_rejects(tmp_path / "data/poses/slow")] == [Reason.TOO_SLOW]
-    run(tmp_path / "raw/slow", tmp_path)
+    run_extraction(tmp_path / "raw/slow", tmp_path)
     assert len(read_poses(tmp_path / "data/poses/slow")) == 1
 
 
 @pytest.mark.skipif("CONTRAPPOSTO_PHOTOS" not in os.environ, reason="CONTRAPPOSTO_PHOTOS names no folder of photos")
-def test_real_photos(tmp_path):
+def test_real_photos(tmp_path: Path) -> None:
     photos = Path(os.environ["CONTRAPPOSTO_PHOTOS"])
-    run(photos / "people/tiny_coco/val2017", tmp_path, workers=0)
+    run_extraction(photos / "people/tiny_coco/val2017", tmp_path, workers=0)
     summary = json.loads((tmp_path / "data/poses/val2017/summary.json").read_text())
     assert summary["files"] == 50
     assert summary["persons"] >= 8
     assert summary["rejects"] == {"no_person": 50 - summary["files_with_person"]}
-    run(photos / "drawings", tmp_path, workers=0)
+    run_extraction(photos / "drawings", tmp_path, workers=0)
     summary = json.loads((tmp_path / "data/poses/drawings/summary.json").read_text())
     assert summary["files"] == 150 and summary["persons"] == 0

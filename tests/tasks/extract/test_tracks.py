@@ -1,5 +1,7 @@
 """Who is who in a video, and which frames show a new pose."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ def person(x: float, y: float = 0.5, size: float = 0.1) -> Person:
     return Person(landmarks, pose)
 
 
-def test_people_keep_their_numbers_in_whatever_order_they_are_given():
+def test_people_keep_their_numbers_in_whatever_order_they_are_given() -> None:
     tracks = Tracks()
     assert tracks.follow(0.0, [person(0.2), person(0.8)], 400, 400) == [0, 1]
     assert tracks.follow(0.25, [person(0.78), person(0.22)], 400, 400) == [1, 0]
@@ -24,14 +26,14 @@ def test_people_keep_their_numbers_in_whatever_order_they_are_given():
     assert tracks.follow(1.0, [person(0.76)], 400, 400) == [1]
 
 
-def test_who_jumps_across_the_picture_or_was_gone_for_long_is_somebody_else():
+def test_who_jumps_across_the_picture_or_was_gone_for_long_is_somebody_else() -> None:
     tracks = Tracks()
     assert tracks.follow(0.0, [person(0.1)], 400, 400) == [0]
     assert tracks.follow(0.25, [person(0.9)], 400, 400) == [1]
     assert tracks.follow(5.0, [person(0.9)], 400, 400) == [2]
 
 
-def test_distances_are_of_the_picture_and_not_of_its_sides():
+def test_distances_are_of_the_picture_and_not_of_its_sides() -> None:
     """In a picture ten times as wide as high, a tenth of the width is as far as the whole height."""
     tracks = Tracks()
     assert tracks.follow(0.0, [person(0.5, size=0.02)], 4000, 400) == [0]
@@ -39,12 +41,12 @@ def test_distances_are_of_the_picture_and_not_of_its_sides():
     assert tracks.follow(0.5, [person(0.7, 0.45, size=0.02)], 4000, 400) == [1]
 
 
-def test_only_a_new_pose_counts_as_movement():
+def test_only_a_new_pose_counts_as_movement() -> None:
     """Moving all 12 limbs by d torso lengths is a distance of d, whatever the size and the place of the person."""
     pose = figure(np.random.default_rng(0), 0).astype(np.float64)
     torso = np.linalg.norm(pose[[11, 12]].mean(0) - pose[[23, 24]].mean(0))
     arms = pose.copy()
-    arms[[13, 14, 15, 16]] += [0, 0, 0.15 * 3.01 * torso]  # 4 of 12 limbs
+    arms[[13, 14, 15, 16]] += np.array([0, 0, 0.15 * 3.01 * torso])  # 4 of 12 limbs
     movement = Movement(0.15)
     assert movement.shows({0: pose})
     assert not movement.shows({0: 3 * pose + 7})
@@ -54,7 +56,7 @@ def test_only_a_new_pose_counts_as_movement():
     assert not movement.shows({1: pose})
 
 
-def test_slow_movement_adds_up():
+def test_slow_movement_adds_up() -> None:
     pose = figure(np.random.default_rng(0), 0).astype(np.float64)
     movement = Movement(0.15)
     shown = []

@@ -1,40 +1,24 @@
 """Videos as pictures with a time: which frames are looked at, how they are turned, and what becomes of damaged ones."""
 
+from __future__ import annotations
+
 import io
 import os
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from tasks.extract import pose_bundle, video
 from tasks.extract.decode import Refusal, open_regular
-from tasks.extract.extractor import extractor
+from tasks.extract.extractor import Subject, extractor
 from tasks.extract.findings import Findings, Kind, Reason, Settings
 from tasks.synthetic import stage as mannequin
-from tests.support.project import PROJECT
+from tests.support.extraction import CODECS, MODEL, write_video
 
-MODEL = PROJECT / pose_bundle.BUNDLE
 SETTINGS = Settings(min_confidence=0.5, min_side=64, max_people=4, video_rate=4.0, pose_change=0.15)
-CODECS = {"mp4": "h264", "mov": "h264", "avi": "mpeg4", "mkv": "h264", "webm": "libvpx"}
-
-
-def write(path: Path, pictures: list[np.ndarray], rate: int = 10, rotation: int = 0, aspect: int = 1) -> Path:
-    """A video of the pictures, uint8 `[height, width, 3]`."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(CODECS[path.suffix[1:]], rate=rate)
-        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *pictures[0].shape[:2], "yuv420p", 4_000_000
-        stream.codec_context.sample_aspect_ratio = Fraction(aspect)
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))))
-        container.mux(stream.encode(None))
-    return path
 
 
 def numbered_pictures(count: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
@@ -48,8 +32,8 @@ def numbered_pictures(count: int, height: int = 64, width: int = 96) -> list[np.
 
 
 @pytest.mark.parametrize("extension", CODECS)
-def test_every_container_gives_the_frames_due_at_the_rate(tmp_path, extension):
-    path = write(tmp_path / f"a.{extension}", numbered_pictures(30))
+def test_every_container_gives_the_frames_due_at_the_rate(tmp_path: Path, extension: str) -> None:
+    path = write_video(tmp_path / f"a.{extension}", numbered_pictures(30))
     with open_regular(path) as file:
         frames = list(video.sampled(file, 4.0, 64))
     assert [frame.number for frame in frames] == [0, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28]
@@ -60,8 +44,8 @@ def test_every_container_gives_the_frames_due_at_the_rate(tmp_path, extension):
         assert frame.picture[:12, :20].mean() > 230
 
 
-def test_a_frame_is_found_again_by_its_number(tmp_path):
-    path = write(tmp_path / "a.mp4", numbered_pictures(30))
+def test_a_frame_is_found_again_by_its_number(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered_pictures(30))
     with open_regular(path) as file:
         sampled = {frame.number: frame.picture for frame in video.sampled(file, 4.0, 64)}
         again = list(video.numbered(file, [3, 10, 28]))
@@ -72,8 +56,8 @@ def test_a_frame_is_found_again_by_its_number(tmp_path):
 
 
 @pytest.mark.parametrize("degrees", [90, 180, -90])
-def test_a_video_that_was_held_sideways_is_turned_upright(tmp_path, degrees):
-    path = write(tmp_path / "a.mp4", numbered_pictures(3, 96, 64), rotation=degrees)
+def test_a_video_that_was_held_sideways_is_turned_upright(tmp_path: Path, degrees: int) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered_pictures(3, 96, 64), rotation=degrees)
     with open_regular(path) as file:
         frame = next(video.sampled(file, 4.0, 64))
     upright = np.rot90(numbered_pictures(1, 96, 64)[0], degrees // 90)
@@ -81,13 +65,13 @@ def test_a_video_that_was_held_sideways_is_turned_upright(tmp_path, degrees):
     assert np.abs(frame.picture.astype(int) - upright).mean() < 6
 
 
-def test_pixels_that_are_not_square_become_square(tmp_path):
-    path = write(tmp_path / "a.mkv", numbered_pictures(3), aspect=2)
+def test_pixels_that_are_not_square_become_square(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", numbered_pictures(3), aspect=2)
     with open_regular(path) as file:
         assert next(video.sampled(file, 4.0, 64)).picture.shape == (64, 192, 3)
 
 
-def test_a_video_is_known_by_its_first_bytes_and_nothing_else_is_opened(tmp_path):
+def test_a_video_is_known_by_its_first_bytes_and_nothing_else_is_opened(tmp_path: Path) -> None:
     assert video.container(b"\0\0\0\x18ftypmp42\0\0\0\0") == "mov"
     assert video.container(b"RIFF\0\0\0\0AVI LIST") == "avi"
     assert video.container(b"\x1a\x45\xdf\xa3" + bytes(12)) == "matroska"
@@ -97,8 +81,8 @@ def test_a_video_is_known_by_its_first_bytes_and_nothing_else_is_opened(tmp_path
         assert video.container(head) is None
 
 
-def test_a_small_or_huge_video_is_refused_before_it_is_decoded(tmp_path):
-    with open_regular(write(tmp_path / "a.mp4", numbered_pictures(2))) as file:
+def test_a_small_or_huge_video_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    with open_regular(write_video(tmp_path / "a.mp4", numbered_pictures(2))) as file:
         with pytest.raises(Refusal, match="96 x 64 pixels") as caught:
             next(video.sampled(file, 4.0, 65))
     assert caught.value.reason is Reason.TOO_SMALL
@@ -107,11 +91,11 @@ def test_a_small_or_huge_video_is_refused_before_it_is_decoded(tmp_path):
 def find(path: Path) -> Findings:
     pose_bundle.ensure(MODEL)
     with extractor(path.parent, MODEL, SETTINGS, known=lambda key: False) as steps:
-        subject: Any = path.name
+        value: Any = path.name
         for step in steps:
-            subject = step(subject)
-        findings: Findings = subject.findings
-        return findings
+            value = step(value)
+        assert isinstance(value, Subject)
+        return value.findings
 
 
 @pytest.fixture(scope="module")
@@ -119,28 +103,28 @@ def figures() -> list[np.ndarray]:
     return [mannequin.picture(seed=0, index=i, size=192).image for i in (0, 1)]
 
 
-def test_frames_that_show_the_pose_of_the_last_are_refused(tmp_path, figures):
+def test_frames_that_show_the_pose_of_the_last_are_refused(tmp_path: Path, figures: list[np.ndarray]) -> None:
     grey = np.full((192, 192, 3), 90, np.uint8)
-    findings = find(write(tmp_path / "a.mp4", [figures[0]] * 20 + [figures[1]] * 20 + [grey] * 10, rate=10))
+    findings = find(write_video(tmp_path / "a.mp4", [figures[0]] * 20 + [figures[1]] * 20 + [grey] * 10, rate=10))
     assert findings.kind is Kind.VIDEO
-    kept = [found.frame for found in findings.found]
-    refused = {row.frame: row.reason for row in findings.refused}
+    kept = [found.frame for found in findings.persons]
+    refused = {row.frame: row.reason for row in findings.refused if row.frame is not None}
     looked_at = [0, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28, 30, 33, 35, 38, 40, 43, 45, 48]
     assert sorted([*kept, *refused]) == looked_at
     assert kept[0] == 0 and any(20 <= frame < 40 for frame in kept) and len(kept) < 10
     assert set(refused.values()) == {Reason.SAME_POSE, Reason.NO_PERSON}
     assert refused[48] is Reason.NO_PERSON
-    assert all(found.timestamp_s == pytest.approx(found.frame / 10, abs=0.01) for found in findings.found)
-    assert {found.track for found in findings.found} <= {0, 1}
+    assert all(found.timestamp_s == pytest.approx(found.frame / 10, abs=0.01) for found in findings.persons)
+    assert {found.track for found in findings.persons} <= {0, 1}
 
 
-def test_a_video_that_breaks_off_keeps_what_came_before(tmp_path, figures):
-    path = write(tmp_path / "a.avi", [figures[0]] * 10 + [figures[1]] * 30, rate=10)
+def test_a_video_that_breaks_off_keeps_what_came_before(tmp_path: Path, figures: list[np.ndarray]) -> None:
+    path = write_video(tmp_path / "a.avi", [figures[0]] * 10 + [figures[1]] * 30, rate=10)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 4] + bytes(len(whole) // 2))
     findings = find(path)
-    assert findings.found and findings.found[0].frame == 0
-    frames = [found.frame for found in findings.found] + [row.frame for row in findings.refused]
+    assert findings.persons and findings.persons[0].frame == 0
+    frames = [found.frame for found in findings.persons] + [row.frame or 0 for row in findings.refused]
     assert len(frames) == len(set(frames)) and max(frames) < 39
 
 
@@ -159,15 +143,15 @@ def test_a_video_that_breaks_off_keeps_what_came_before(tmp_path, figures):
         ("mmpose/demo.mp4", 0.95, None),
     ],
 )
-def test_real_videos(clip, found, kept):
+def test_real_videos(clip: str, found: float, kept: float | None) -> None:
     findings = find(Path(os.environ["CONTRAPPOSTO_PHOTOS"]) / "videos" / clip)
     reasons = [row.reason for row in findings.refused]
     assert set(reasons) <= {Reason.NO_PERSON, Reason.SAME_POSE}
-    frames = {row.frame for row in findings.found}
+    frames = {row.frame for row in findings.persons}
     looked_at = len(frames) + len(reasons)
     assert 1 - reasons.count(Reason.NO_PERSON) / looked_at >= found
     if kept is not None:
         visible = [
-            row for row in findings.found if row.landmarks[[11, 12, 13, 14, 15, 16, *range(23, 29)], 3].mean() >= 0.7
+            row for row in findings.persons if row.landmarks[[11, 12, 13, 14, 15, 16, *range(23, 29)], 3].mean() >= 0.7
         ]
         assert len(visible) <= kept * looked_at

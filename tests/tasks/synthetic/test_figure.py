@@ -1,20 +1,23 @@
 """The figure: bones keep their lengths, feet stand on the floor, left mirrors right, limbs stay out of the body."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from tasks.common.skeleton import INDEX, LANDMARKS, mirror, normalise
-from tasks.synthetic.body import flesh, landmarks
-from tasks.synthetic.figure import SIDES, Arm, Leg, Pose, Trunk, lowest, place
+from tasks.synthetic.body import body_solids, landmarks
+from tasks.synthetic.figure import SIDES, Arm, Body, Leg, Pose, Skeleton, Trunk, lowest, place
 from tasks.synthetic.postures import CATEGORIES, DORSIFLEXION, SOFTNESS, dorsiflexion, draw, overlap
 from tasks.synthetic.stage import random_body
 
 STRAIGHT = Pose(Trunk(), Arm(), Arm(), Leg(), Leg())
 
 
-def drawn(category: str, count: int = 6, seed: int = 0):
+def drawn(category: str, count: int = 6, seed: int = 0) -> Iterator[tuple[Body, Pose, Skeleton]]:
     """Bodies with a pose and frames."""
     for i in range(count):
         rng = np.random.default_rng([seed, i])
@@ -23,7 +26,7 @@ def drawn(category: str, count: int = 6, seed: int = 0):
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_bones_have_the_lengths_of_the_body(category):
+def test_bones_have_the_lengths_of_the_body(category: str) -> None:
     for body, _, parts in drawn(category):
         points = landmarks(body, parts)
         for first, second, length in (
@@ -43,21 +46,21 @@ def test_bones_have_the_lengths_of_the_body(category):
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_planted_feet_stand_on_the_floor_and_nothing_is_below_it(category):
+def test_planted_feet_stand_on_the_floor_and_nothing_is_below_it(category: str) -> None:
     for body, pose, parts in drawn(category):
         heights = [lowest(body, parts[f"{name}_foot"]) for name in SIDES]
         for height, planted in zip(heights, pose.planted, strict=True):
             assert not planted or height == pytest.approx(0, abs=1e-3)
         if not any(pose.planted):
             assert max(heights) == pytest.approx(-pose.jump, abs=1e-9)
-        deepest = max(max(s.start[1] + s.first, s.end[1] + s.last) for s in flesh(body, parts).values())
+        deepest = max(max(s.start[1] + s.first, s.end[1] + s.last) for s in body_solids(body, parts).values())
         assert deepest <= SOFTNESS
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_poses_are_possible(category):
+def test_poses_are_possible(category: str) -> None:
     for body, pose, parts in drawn(category, count=12):
-        assert overlap(flesh(body, parts)) <= SOFTNESS
+        assert overlap(body_solids(body, parts)) <= SOFTNESS
         assert dorsiflexion(pose, parts) <= DORSIFLEXION
         for name in SIDES:  # knees bend backward only
             thigh, shin = parts[f"{name}_thigh"].axes, parts[f"{name}_shin"].axes
@@ -65,13 +68,13 @@ def test_poses_are_possible(category):
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_the_mirrored_pose_has_the_mirrored_landmarks(category):
+def test_the_mirrored_pose_has_the_mirrored_landmarks(category: str) -> None:
     for body, pose, parts in drawn(category, count=3):
         seen = landmarks(body, place(body, pose.mirrored()))
         assert np.allclose(seen, mirror(landmarks(body, parts)), atol=1e-9)
 
 
-def test_angles_are_anatomical():
+def test_angles_are_anatomical() -> None:
     """In a figure that faces the camera (-z), its left is at +x."""
     body = random_body(np.random.default_rng(0))
 
@@ -99,22 +102,22 @@ def test_angles_are_anatomical():
     assert lean["nose"][2] < rest["nose"][2] - 0.2
 
 
-def test_overlap_sees_a_hand_in_the_belly_and_a_foot_in_the_floor():
+def test_overlap_sees_a_hand_in_the_belly_and_a_foot_in_the_floor() -> None:
     body = random_body(np.random.default_rng(0))
     clear = replace(STRAIGHT, left_arm=Arm(elevation=30), right_arm=Arm(elevation=30), left_leg=Leg(abduct=8))
-    assert overlap(flesh(body, place(body, clear))) <= SOFTNESS
+    assert overlap(body_solids(body, place(body, clear))) <= SOFTNESS
     inside = replace(clear, left_arm=Arm(plane=0, elevation=5, twist=85, elbow=110))
-    assert overlap(flesh(body, place(body, inside))) > 0.03
+    assert overlap(body_solids(body, place(body, inside))) > 0.03
     stepping = replace(clear, right_leg=Leg(flex=40, knee=80), planted=(False, True))
-    assert overlap(flesh(body, place(body, stepping))) > 0.03
+    assert overlap(body_solids(body, place(body, stepping))) > 0.03
 
 
-def test_either_side_leads():
+def test_either_side_leads() -> None:
     lifted = [pose.planted[1] for _, pose, _ in drawn("tree", count=40)]
     assert 10 <= sum(lifted) <= 30
 
 
-def test_bodies_are_people():
+def test_bodies_are_people() -> None:
     for seed in range(50):
         body = random_body(np.random.default_rng(seed))
         assert all(length > 0 for length in asdict(body).values())
@@ -123,7 +126,7 @@ def test_bodies_are_people():
         assert 0.8 < (body.upper_arm + body.forearm) / (body.thigh + body.shin) * 1.5 < 1.3
 
 
-def test_poses_differ_in_many_ways():
+def test_poses_differ_in_many_ways() -> None:
     """No pose has a near copy, and the nearest is hardly nearer than the next: many dimensions vary freely."""
     poses = []
     for category in CATEGORIES:

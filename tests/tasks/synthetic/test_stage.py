@@ -1,5 +1,7 @@
 """The built-in data: pure functions of (seed, index, size), truth where the pixels are, and nothing half done."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -37,7 +40,7 @@ def asked(**values: int) -> Params:
     return Params.model_validate(params | {"mannequin": params["mannequin"] | values})
 
 
-def test_the_bytes_do_not_depend_on_the_workers_or_on_the_count(tmp_path):
+def test_the_bytes_do_not_depend_on_the_workers_or_on_the_count(tmp_path: Path) -> None:
     for workers, count in ((1, 9), (3, 14)):
         folder = tmp_path / str(workers)
         folder.mkdir()
@@ -51,7 +54,7 @@ def test_the_bytes_do_not_depend_on_the_workers_or_on_the_count(tmp_path):
     assert json.loads(written.with_suffix(".joints.json").read_text()) == here.truth
 
 
-def test_seed_and_index_change_the_picture_and_size_does_not_change_the_pose():
+def test_seed_and_index_change_the_picture_and_size_does_not_change_the_pose() -> None:
     base = mannequin.scene(seed=0, index=4, size=64)
     assert not np.allclose(mannequin.scene(seed=1, index=4, size=64).joints, base.joints)
     assert not np.allclose(mannequin.scene(seed=0, index=16, size=64).joints, base.joints)
@@ -60,7 +63,7 @@ def test_seed_and_index_change_the_picture_and_size_does_not_change_the_pose():
     assert np.allclose(large.camera.project(large.joints), 2 * base.camera.project(base.joints))
 
 
-def test_run_writes_what_was_asked_and_replaces_what_was_there(tmp_path):
+def test_run_writes_what_was_asked_and_replaces_what_was_there(tmp_path: Path) -> None:
     stale = tmp_path / "data/raw/mannequin/old/1.png"
     stale.parent.mkdir(parents=True)
     stale.touch()
@@ -80,7 +83,7 @@ def test_run_writes_what_was_asked_and_replaces_what_was_there(tmp_path):
         assert truth["names"] == list(LANDMARKS)
 
 
-def test_a_killed_stage_leaves_no_folder_that_looks_complete(tmp_path):
+def test_a_killed_stage_leaves_no_folder_that_looks_complete(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     set_value(tmp_path / "params.yaml", "mannequin.count", 2000)
     set_value(tmp_path / "params.yaml", "mannequin.size", 64)
@@ -101,7 +104,7 @@ def test_a_killed_stage_leaves_no_folder_that_looks_complete(tmp_path):
 
 
 @pytest.mark.parametrize("index", range(12))
-def test_joints_lie_where_a_marker_on_them_is_drawn(index):
+def test_joints_lie_where_a_marker_on_them_is_drawn(index: int) -> None:
     seen = mannequin.scene(seed=0, index=index, size=160)
     pixels = np.array(mannequin.picture(seed=0, index=index, size=160).truth["image"])
     for joint in LIMBS:
@@ -113,7 +116,7 @@ def test_joints_lie_where_a_marker_on_them_is_drawn(index):
 
 
 @pytest.mark.parametrize("index", range(24))
-def test_limb_joints_are_under_the_skin_and_inside_the_picture(index):
+def test_limb_joints_are_under_the_skin_and_inside_the_picture(index: int) -> None:
     seen = mannequin.scene(seed=0, index=index, size=160)
     pixels = seen.camera.project(seen.joints)[list(LIMBS)]
     assert (pixels > 0).all() and (pixels < 160).all()
@@ -122,7 +125,7 @@ def test_limb_joints_are_under_the_skin_and_inside_the_picture(index):
     assert (depth[rows, columns] < seen.joints[list(LIMBS), 2] - 0.01).all()
 
 
-def test_a_joint_behind_something_is_not_visible():
+def test_a_joint_behind_something_is_not_visible() -> None:
     """T pose to the front: all limbs are seen, until a ball hangs before the left wrist."""
     index = next(i for i in range(3, 400, 12) if abs(mannequin.scene(0, i, 96).yaw) < 10)
     seen = mannequin.scene(0, index, 96)
@@ -137,7 +140,7 @@ def test_a_joint_behind_something_is_not_visible():
     assert not after[wrist] and after[INDEX["right_wrist"]] and after[INDEX["left_shoulder"]]
 
 
-def test_a_face_looks_at_the_camera_from_a_figure_that_faces_it():
+def test_a_face_looks_at_the_camera_from_a_figure_that_faces_it() -> None:
     found = 0
     for index in range(0, 240, 12):
         seen = mannequin.scene(0, index, 448)
@@ -161,16 +164,17 @@ def _around(image: np.ndarray, point: np.ndarray, reach: int = 2) -> np.ndarray:
     return image[row - reach : row + reach + 1, column - reach : column + reach + 1]
 
 
-def test_the_truth_is_consistent_after_rounding():
+def test_the_truth_is_consistent_after_rounding() -> None:
     for index in range(12):
         truth = mannequin.picture(seed=0, index=index, size=96).truth
         world, image = np.array(truth["world"]), np.array(truth["image"])
-        camera = truth["camera"]
+        camera: Any = truth["camera"]
         assert np.allclose(camera["focal"] * world[:, :2] / world[:, 2:] + camera["centre"], image, atol=0.01)
-        assert abs(truth["yaw"]) <= 80 and len(truth["visible"]) == 33
+        yaw, visible = cast(Any, truth["yaw"]), cast(Any, truth["visible"])
+        assert abs(yaw) <= 80 and len(visible) == 33
 
 
-def test_figures_fill_the_picture_without_leaving_it():
+def test_figures_fill_the_picture_without_leaving_it() -> None:
     for index in range(24):
         seen = mannequin.scene(seed=0, index=index, size=96)
         _, owner = depth_buffer(seen.cones, seen.camera, rays=1)
@@ -180,7 +184,7 @@ def test_figures_fill_the_picture_without_leaving_it():
 
 
 @pytest.mark.slow
-def test_a_detector_of_people_finds_them():
+def test_a_detector_of_people_finds_them() -> None:
     """MediaPipe on 240 pictures: found, limbs visible, on the joints, left and right not exchanged."""
     limbs, found, clear, error, swapped = list(LIMBS), [], [], [], []
     with Landmarker(ROOT / "models/pose_landmarker_full.task") as landmarker:
@@ -191,10 +195,10 @@ def test_a_detector_of_people_finds_them():
             if not persons:
                 continue
             seen, true = persons[0].landmarks[:, :2] * 224, np.array(drawn.truth["image"])
-            world = np.array(drawn.truth["world"])
+            world, camera = np.array(drawn.truth["world"]), cast(Any, drawn.truth["camera"])
             clear.append(persons[0].landmarks[limbs, 3].mean() >= 0.7)
             distance, exchanged = (np.linalg.norm(p - true, axis=-1)[limbs].mean() for p in (seen, seen[list(MIRROR)]))
-            torso = torso_length(world) * drawn.truth["camera"]["focal"] / world[23:25, 2].mean()
+            torso = torso_length(world) * camera["focal"] / world[23:25, 2].mean()
             error.append(distance / torso)
             swapped.append(exchanged < distance)
     assert np.mean(found) >= 0.97
