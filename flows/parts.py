@@ -5,6 +5,7 @@ DVC runs one stage `extract@<part>` per entry, so params.yaml always states what
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,8 @@ from tasks import paths
 from tasks.common.errors import DataError
 from tasks.config.data import MANNEQUIN
 from tasks.config.params import Params, Raw, load, set_values
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[^A-Za-z0-9_]+")  # characters that a part's name must not have
 
@@ -70,13 +73,13 @@ def update(root: Path, params: Params, requested: str | None = None) -> Params:
     if now != before:
         changed["raw.parts"] = now
         for name in [name for name in (*before, *now) if before.get(name) != now.get(name)]:
-            print(
+            log.info(
                 f"params.yaml: part {name} is now {now[name]}" if name in now else f"params.yaml: part {name} has gone"
             )
     if raw.folder != params.raw.folder:
         changed["raw.folder"] = raw.folder
     if requested is not None and changed and requested != "mannequin":
-        print("(RAW=mannequin brings back the built-in pictures)")
+        log.info("(RAW=mannequin brings back the built-in pictures)")
     set_values(root / paths.PARAMS, changed)
     for extracted in (root / paths.POSES).glob("*/"):
         if extracted.name not in now:

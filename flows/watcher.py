@@ -6,6 +6,7 @@ that a copy in progress can finish. They are announced once, and never while a p
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,10 @@ from flows import data_fingerprint, workspace
 from flows.data_fingerprint import Fingerprint
 from tasks import paths
 from tasks.common.errors import UserError
+from tasks.common.log import to_stdout
 from tasks.config.params import Params, load
+
+log = logging.getLogger("flows.watcher")  # __name__ is "__main__" in the service
 
 EVENT = "contrapposto.data.arrived"
 RESOURCE = "contrapposto.workspace"
@@ -46,11 +50,12 @@ def announce(root: Path, folders: list[str]) -> None:
     """Emit the event. Its payload names the folders."""
     resource = {"prefect.resource.id": f"{RESOURCE}.{root.name}", "prefect.resource.name": str(root)}
     emit_event(EVENT, resource=resource, payload={"folders": folders})
-    print(f"new data in {', '.join(folders)}: announced", flush=True)
+    log.info(f"new data in {', '.join(folders)}: announced")
 
 
 def main() -> int:
     """Watch the current folder until stopped. A fault in params.yaml is printed, and the watch goes on."""
+    to_stdout()
     root = Path.cwd()
     watch = Watch()
     pause = 1.0
@@ -60,7 +65,7 @@ def main() -> int:
             pause = max(params.retrain.watch_seconds, 1.0)
             folders = watch.look(params, root)
         except UserError as error:
-            print(f"contrapposto: {error}", flush=True)
+            log.error(f"contrapposto: {error}")
         else:
             if folders:
                 announce(root, folders)

@@ -91,10 +91,7 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
         store.export(output / FINDINGS, exported)
         statistics = Statistics(len(sources), new_files, persons, time.monotonic() - began, dict(rejects))
         files.write_json(output / MARK, {"digest": cache_digest, **asdict(statistics)})
-    log.info(
-        "%s, slice %s of %s: %d persons in %d files, %d extracted",
-        part, rank, world, persons, len(sources), new_files,
-    )  # fmt: skip
+    log.info(f"{part}, slice {rank} of {world}: {persons} persons in {len(sources)} files, {new_files} extracted")
 
 
 def combine(statistics: Iterable[Statistics]) -> Statistics:

@@ -80,7 +80,7 @@ def run(params: Params, root: Path, part: str) -> None:
         files.write_json(output / "provenance.json", provenance(folder))
     timing = {"seconds": seconds, "workers": workers, "files": len(sources), "extracted": new_files}
     files.write_json(root / paths.EXTRACT_STATE / f"{part}.json", timing)
-    print(
+    log.info(
         f"{part}: {summary['persons']} persons in {len(sources)} files, {sum(rejects.values())} refused"
         + (f" ({_spell(rejects)})" if rejects else "")
         + (f"; {len(sources) - new_files} known" if new_files < len(sources) else "")
