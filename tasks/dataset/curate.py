@@ -8,6 +8,7 @@ Reads `data/poses/` and the opt-outs. Writes `data/dataset/` (see `dataset_table
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from tasks.dataset.groups import group, thin
 from tasks.dataset.split_assignment import assign
 from tasks.extract import parts
 from tasks.extract.poses_table import Poses
+
+log = logging.getLogger(__name__)
 
 Refused = dict[int, tuple[Gate, str]]  # row -> reason, detail
 
@@ -78,9 +81,9 @@ def run(params: Params, root: Path) -> None:
         files.write_json(folder / "summary.json", summary)
         files.write_json(folder / "clusters.json", _statistics(persons, clustering))
     splits = ", ".join(f"{n} {split}" for split, n in summary["splits"].items())
-    print(f"{len(persons)} of {len(table)} persons kept: {splits}")
+    log.info(f"{len(persons)} of {len(table)} persons kept: {splits}")
     for sentence in summary["warnings"]:
-        print(sentence)
+        log.info(sentence)
 
 
 def _nobody_found(params: Params, root: Path) -> str:

@@ -6,6 +6,7 @@ that version was judged. Prints the table and writes it to `reports/compare/` (c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from tasks.plots import interval_plot
 from tasks.plots.interval_plot import Row
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
+
+log = logging.getLogger(__name__)
 
 ALIASES = (model_registry.CHAMPION, model_registry.CHALLENGER, model_registry.PREVIOUS)
 LOW, HIGH = "_low", "_high"
@@ -127,4 +130,4 @@ def run(params: Params, root: Path, *runs: str) -> None:
         )
         if drawn := panels(entries):
             interval_plot.draw(folder / "compare.png", drawn)
-    print(f"written to {root / paths.COMPARE}")
+    log.info(f"written to {root / paths.COMPARE}")

@@ -10,6 +10,7 @@ without these rows. What cannot be taken back is named: models that were trained
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from tasks import paths
@@ -20,6 +21,8 @@ from tasks.extract import poses_table
 from tasks.extract.cache import Store
 from tasks.extract.poses_table import Poses
 from tasks.registry import lineage
+
+log = logging.getLogger(__name__)
 
 _DIGITS = 16  # of a key that are its file's
 
@@ -47,7 +50,7 @@ def run(params: Params, root: Path, *keys: str) -> None:
         matched = opt_outs.match(found, list(new.values()))
         gone |= {found.key[i] for i in matched}
         _say(part, found, matched, new)
-    print(f"{len(new)} entries written to {opt_outs.FILE}; run the pipeline again to rebuild dataset and shards.")
+    log.info(f"{len(new)} entries written to {opt_outs.FILE}; run the pipeline again to rebuild dataset and shards.")
     _say_models(params, root, gone | set(keys))
 
 

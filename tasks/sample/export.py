@@ -9,6 +9,7 @@ Weights are safetensors, the rest is text: there is no pickle in either. ALIAS i
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tasks.config.params import Params
 from tasks.paths import MODELS
 from tasks.registry import model_registry, tracking
 from tasks.registry.tracking import Store
+
+log = logging.getLogger(__name__)
 
 CONFIG, README = "config.json", "README.md"
 SERVED_WITH = ("mlflow", "numpy", "pillow", "pydantic", "ruamel.yaml", "safetensors", "scipy", "torch", "tqdm")
@@ -56,7 +59,7 @@ def run(params: Params, root: Path, alias: str = model_registry.CHAMPION) -> Non
             repository(folder / "huggingface" / model, source, found.description if found else "")
         requirements = [f"{package}=={importlib.metadata.version(package)}" for package in SERVED_WITH]
         tracking.save_served(folder / "mlflow", sources, requirements)
-    print(f"exported to {root / paths.EXPORTS / alias}")
-    print(
+    log.info(f"exported to {root / paths.EXPORTS / alias}")
+    log.info(
         f"serve it:  mlflow models serve -m {root / paths.EXPORTS / alias / 'mlflow'} --env-manager local --port 5001"
     )

@@ -11,6 +11,7 @@ they were asked to be (rejection by re-estimation). What is kept lies in `genera
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,6 +37,8 @@ from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.sample import coco
 from tasks.sample.requests import Artist, Request, Samples
+
+log = logging.getLogger(__name__)
 
 ROUND = 128  # samples drawn before they are looked at
 SHOWN = 48
@@ -105,7 +108,7 @@ def sample(artist: Artist, wish: Generate, read: Reader) -> Found:
             kept.append(Kept(numbers[i], asked[i], samples.poses[i], samples.pictures[i], seen[i], float(share[i])))
         drawn += len(numbers)
         lucky += int((right_joints(seen, np.roll(samples.poses, 1, axis=0), wish.near) >= wish.pck).sum())
-        print(f"{drawn} drawn, {len(kept)} kept ({len(kept) / drawn:.1%})", flush=True)
+        log.info(f"{drawn} drawn, {len(kept)} kept ({len(kept) / drawn:.1%})")
     return Found(kept[: wish.count], kept[wish.count - 1].number + 1, lucky / drawn)
 
 
@@ -147,7 +150,7 @@ def run(params: Params, root: Path) -> None:
     origin = {"categories": artist.poses.categories, "models": [folder.name for folder in folders]}
     write(root / paths.GENERATED, found, wish, artist.pictures.margin, origin)
     rate = f"acceptance {found.acceptance:.1%}, by chance {found.by_chance:.1%}"
-    print(f"{len(found.kept)} samples in {root / paths.GENERATED}, of {found.drawn} drawn: {rate}")
+    log.info(f"{len(found.kept)} samples in {root / paths.GENERATED}, of {found.drawn} drawn: {rate}")
 
 
 def write(folder: Path, found: Found, wish: Generate, margin: float, about: dict[str, Any]) -> None:
