@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -50,6 +51,20 @@ def prepare(net: nn.Module, compute: Compute, device: torch.device) -> str | Non
             return f"The network runs without compilation: {reason}."
         net.compile()
     return None
+
+
+@functools.cache
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware: AVX512-BF16 or AMX on CPUs, native support on GPUs.
+
+    Elsewhere bfloat16 is emulated and slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
 
 
 def blocks(net: nn.Module) -> Iterator[nn.Module]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from diffusion_core.training import optimisers
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -18,7 +20,9 @@ class TrainConfig:
 
     images: int
     batch: int  # total over all ranks and micro-batches
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # AdamW's
+    optimiser: optimisers.Name = "adamw"
+    muon_learning_rate: float = 0.005  # of the matrices that Muon updates; both follow the same schedule
     warmup_images: int = 0  # the learning rate rises linearly to its value
     decay_from_images: int = 0  # from then on it falls with the inverse square root of the images seen; 0: never
     cooldown_images: int = 0  # over the last so many images it falls linearly to zero

@@ -137,9 +137,14 @@ def local_shard(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def copy_full(own: Tensor, value: Tensor) -> None:
     """Copy a full tensor into `own`, which may be sharded."""
-    if is_sharded(own):
-        from torch.distributed.tensor import DTensor, distribute_tensor
+    own.copy_(shard_like(value, own))
 
-        assert isinstance(own, DTensor)
-        value = distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
-    own.copy_(value)
+
+def shard_like(value: Tensor, own: Tensor) -> Tensor:
+    """A whole tensor, the same on every rank, split over the ranks as `own` is; itself if `own` is whole."""
+    if not is_sharded(own):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(own, DTensor)
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)

@@ -27,7 +27,7 @@ from diffusion_core.recipe import Recipe
 from diffusion_core.rng import Stream
 from diffusion_core.schedules import Level
 from diffusion_core.training import compute as computing
-from diffusion_core.training import data_order, joint_objective, lr_schedule, parallel
+from diffusion_core.training import data_order, joint_objective, lr_schedule, optimisers, parallel
 from diffusion_core.training.compute import Compute
 from diffusion_core.training.ema import Average, Decay, halflife
 from diffusion_core.training.lr_schedule import TrainConfig as TrainConfig
@@ -37,6 +37,9 @@ Data = Callable[[Tensor], tuple[Tensor, Cond]]  # indices [B] -> examples [B, *S
 
 # Augmentation: (examples, conditions, seed, image numbers [B]) -> the same, changed as a function of seed and image number.
 Transform = Callable[[Tensor, Cond, int, Tensor], tuple[Tensor, Cond]]
+
+
+_STATE = "optimiser."  # names of the optimiser's tensors in a state begin with it
 
 
 class Step(NamedTuple):
@@ -69,7 +72,7 @@ class _BatchResult(NamedTuple):
 
 
 class Trainer:
-    """Trains a denoiser in place with AdamW.
+    """Trains a denoiser in place; `averages` maps a name to the decay of a running average of the weights.
 
     data gives the examples of indices below n, transform augments them, `averages` maps names to decays of running averages of
     the weights. Under `torch.distributed` every rank makes the same Trainer. Raises ValueError if a batch does not divide among
@@ -115,12 +118,15 @@ class Trainer:
             # Zeros, so that parameters that a batch does not use have a gradient too.
             for parameter in self.parameters.values():
                 parameter.grad = torch.zeros_like(parameter)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=config.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=config.weight_decay,
-            fused=self.device.type == "cuda",
+        self.optimizer = optimisers.build(
+            config.optimiser,
+            self.learned,
+            self.parameters,
+            config.learning_rate,
+            config.muon_learning_rate,
+            config.weight_decay,
+            self.device,
+            torch.bfloat16 if self.compute.precision == "bf16" else torch.float32,
         )
         decays = averages or {"ema": halflife(config.ema_halflife_images, config.ema_warmup)}
         self.averages = {name: Average(self.parameters, decay) for name, decay in decays.items()}
@@ -152,7 +158,7 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             raise self._diverged(result, gradient_norm)
 
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate()
+        optimisers.set_rate(self.optimizer, self.learning_rate())
         self.optimizer.step()
         self.nimg += batch
         if self.recipe.importance:
@@ -258,7 +264,7 @@ class Trainer:
             tensors |= {f"{name}/{key}": parallel.full_tensor(value) for key, value in average.weights.items()}
         for key, parameter in self.parameters.items():
             for moment, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adamw.{moment}/{key}"] = parallel.full_tensor(value)
+                tensors[f"{_STATE}{moment}/{key}"] = parallel.full_tensor(value)
         return tensors, {"nimg": self.nimg, "n": self.n, "config": asdict(self.config)}
 
     def load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
@@ -278,8 +284,9 @@ class Trainer:
             joint_objective.load_tensors(average.weights, grouped.pop(name))
         for key, parameter in self.parameters.items():
             self.optimizer.state[parameter] = {
-                moment: self._moment(moment, values[key], parameter)
-                for moment, values in ((name.removeprefix("adamw."), group) for name, group in grouped.items())
+                name.removeprefix(_STATE): self._moment(name.removeprefix(_STATE), values[key], parameter)
+                for name, values in grouped.items()
+                if key in values
             }
         self.nimg = int(info["nimg"])
 

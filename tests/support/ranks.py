@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ CONFIG = TrainConfig(
     images=10_000, batch=32, warmup_images=100, ema_halflife_images=200, condition_dropout=0.2, seed=3,
     batch_growth=((96, 64),),
 )  # fmt: skip
+MUON = replace(CONFIG, optimiser="muon", muon_learning_rate=0.01)
 STEPS = 5
 
 
@@ -36,6 +38,7 @@ def make(
     points: Tensor = POINTS,
     seen: list[list[int]] | None = None,
     device: torch.device = torch.device("cpu"),  # noqa: B008
+    config: TrainConfig = CONFIG,
 ) -> Trainer:
     """A trainer of a small network on 50 points; `seen` collects the indices that it asks for."""
 
@@ -47,13 +50,13 @@ def make(
     torch.manual_seed(0)
     recipe = presets.edm2(1.0)  # it learns a part beside the network
     net = MLP(3, width=16, depth=2, conds={"vec:sign": 1})
-    return Trainer(recipe.denoiser(net).to(device), recipe, CONFIG, data, len(points), compute=compute)
+    return Trainer(recipe.denoiser(net).to(device), recipe, config, data, len(points), compute=compute)
 
 
-def outcome(compute: Compute) -> dict[str, Any] | None:
+def outcome(compute: Compute, config: TrainConfig = CONFIG) -> dict[str, Any] | None:
     """Batches, losses, sums of weights and averages, on rank 0."""
     seen: list[list[int]] = []
-    trainer = make(compute, seen=seen)
+    trainer = make(compute, seen=seen, config=config)
     losses, batches = [], []
     for _ in range(STEPS):
         seen.clear()
@@ -63,7 +66,7 @@ def outcome(compute: Compute) -> dict[str, Any] | None:
     weights = {name: value.double().sum().item() for name, value in first[0].items()}
     scale = monitoring.noise_scale(trainer)
     twin = trainer.averaged()
-    again = make(compute)
+    again = make(compute, config=config)
     again.load_state(*first)
     tensors, info = again.state()
     same = info == first[1] and all(torch.equal(value, tensors[name]) for name, value in first[0].items())
@@ -73,7 +76,7 @@ def outcome(compute: Compute) -> dict[str, Any] | None:
     stops.append(_gathered(again.step().stop))
     broken = POINTS.clone()
     broken[17] = float("nan")
-    planted = make(compute, broken)
+    planted = make(compute, broken, config=config)
     try:
         for _ in range(3):
             planted.step()
@@ -94,17 +97,17 @@ def _gathered(value: Any) -> list[Any]:
     return parts
 
 
-def _rank(folder: Path, rank: int, world: int, compute: Compute) -> None:
+def _rank(folder: Path, rank: int, world: int, compute: Compute, config: TrainConfig) -> None:
     store = f"file://{folder}/meet"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    result = outcome(compute)
+    result = outcome(compute, config)
     if rank == 0:
         (folder / "result.json").write_text(json.dumps(result))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def together(folder: Path, world: int, compute: Compute) -> dict[str, Any]:
+def together(folder: Path, world: int, compute: Compute, config: TrainConfig = CONFIG) -> dict[str, Any]:
     """Run the ranks, wait for them, and read what rank 0 left."""
     folder.mkdir()
     children = []
@@ -113,7 +116,7 @@ def together(folder: Path, world: int, compute: Compute) -> dict[str, Any]:
         if child == 0:
             code = 1
             try:
-                _rank(folder, rank, world, compute)
+                _rank(folder, rank, world, compute, config)
                 code = 0
             finally:
                 if code:
@@ -135,5 +138,8 @@ if __name__ == "__main__":
         "2 accumulating": (2, Compute(microbatch=4)),
         "2 sharded": (2, Compute(sharded=True)),
         "4 sharded": (4, Compute(sharded=True, microbatch=4)),
+        "1 muon": (1, Compute(), MUON),
+        "2 muon": (2, Compute(), MUON),
+        "2 sharded muon": (2, Compute(sharded=True), MUON),
     }
     print(json.dumps({name: together(root / name.replace(" ", "-"), *layout) for name, layout in layouts.items()}))

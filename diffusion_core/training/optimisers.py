@@ -1,0 +1,135 @@
+"""The optimiser of a training: AdamW for every parameter, or Muon for the hidden matrices and AdamW for the rest.
+
+Muon orthogonalises the momentum of a weight matrix, so that every direction of the matrix moves by the same amount (Jordan
+et al. 2024, https://kellerjordan.github.io/posts/muon/). A convolution kernel counts as a matrix of output channels by
+everything else. `torch.optim.Muon` refuses kernels and sharded parameters, hence this one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_core.training import parallel
+from diffusion_core.training.compute import blocks
+
+Name = Literal["adamw", "muon"]
+MUON = "muon"  # key of a parameter group that Muon updates
+SCALE = "scale"  # key of a parameter group: its learning rate as a multiple of the configured one
+
+ITERATIONS = 5
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x^3, x^5: a fixed point near 1 and a slope at 0 as steep as possible
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW whose groups with `muon: True` hold matrices and kernels that Muon updates instead.
+
+    `momentum` decays Muon's average of the gradients, used with Nesterov's look-ahead. The update has spectral norm
+    sqrt(max(1, rows / columns)), so that a learning rate carries over between widths. State names: `momentum` for Muon's
+    parameters, AdamW's own for the others. Sharded parameters are updated exactly as whole ones: every rank gathers the
+    momentum of a matrix and orthogonalises all of it.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, object]],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        fused: bool,
+        dtype: torch.dtype = torch.float32,
+        momentum: float = 0.95,
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+        self.dtype = dtype  # in which matrices are orthogonalised
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override] # no closure is used
+        """One step of every group."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        every = self.param_groups
+        self.param_groups = [group for group in every if not group.get(MUON)]
+        try:
+            super().step()
+        finally:
+            self.param_groups = every
+        for group in every:
+            if group.get(MUON):
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._update(parameter, group["lr"], group["weight_decay"])
+
+    def _update(self, parameter: nn.Parameter, rate: float, weight_decay: float) -> None:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        average = state["momentum"]
+        average.lerp_(parameter.grad, 1 - self.momentum)
+        ahead = parallel.full_tensor(parameter.grad.lerp(average, self.momentum))
+        update = orthogonalised(ahead.flatten(1), self.dtype).reshape(ahead.shape)
+        parameter.mul_(1 - rate * weight_decay)
+        parameter.add_(parallel.shard_like(update.to(parameter.dtype), parameter), alpha=-rate)
+
+
+def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The matrix `[rows, columns]` with all its singular values near 1 (within 0.7 to 1.2), times sqrt(max(1, rows / columns)).
+
+    Five Newton-Schulz iterations in `dtype`; bfloat16 is exact enough.
+    """
+    rows, columns = matrix.shape
+    x = matrix.to(dtype)
+    x = x.mT if rows > columns else x
+    x = x / (x.norm() + 1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if rows > columns else x) * math.sqrt(max(1.0, rows / columns))
+
+
+def hidden_matrices(net: nn.Module) -> set[nn.Parameter]:
+    """The parameters that Muon is for: matrices and kernels of the repeated blocks. The first and last layers, embeddings,
+    biases and scales are AdamW's."""
+    inner = {
+        id(p): p for block in blocks(net) for p in block.parameters() if p.ndim >= 2 and min(p.flatten(1).shape) > 1
+    }
+    return set(inner.values())
+
+
+def build(
+    name: Name,
+    learned: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    learning_rate: float,
+    muon_learning_rate: float,
+    weight_decay: float,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> torch.optim.Optimizer:
+    """The optimiser of `parameters`, which are those of `learned` that train.
+
+    dtype: in which Muon orthogonalises. The groups say their `scale`, see `set_rate`.
+    """
+    betas, fused = (0.9, 0.99), device.type == "cuda"
+    if name == "adamw":
+        groups = [{"params": list(parameters.values()), SCALE: 1.0}]
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
+    hidden = hidden_matrices(learned)
+    ours = [p for p in parameters.values() if p in hidden]
+    rest = [p for p in parameters.values() if p not in hidden]
+    scale = muon_learning_rate / learning_rate
+    groups = [{"params": ours, MUON: True, SCALE: scale}] if ours else []
+    groups += [{"params": rest, SCALE: 1.0}] if rest else []
+    return Muon(groups, learning_rate, betas, weight_decay, fused, dtype)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step: `rate` for AdamW's parameters, in proportion for Muon's."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group[SCALE]
