@@ -70,7 +70,7 @@ def test_the_first_and_last_layers_are_left_to_adamw() -> None:
     assert all("weight" in name for name in muon)
     unet = UNet(16, width=16, depth=1)
     kernels = [p for p in hidden_matrices(unet) if p.ndim == 4]
-    assert kernels and unet.enter.weight not in hidden_matrices(unet)
+    assert kernels and unet.conv_in.weight not in hidden_matrices(unet)
 
 
 def test_both_rates_follow_the_schedule() -> None:
