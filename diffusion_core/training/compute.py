@@ -53,6 +53,11 @@ def prepare(net: nn.Module, compute: Compute, device: torch.device) -> str | Non
     return None
 
 
+def best_precision(device: torch.device) -> Precision:
+    """bf16 where the device multiplies bfloat16 matrices in hardware, fp32 elsewhere."""
+    return "bf16" if computes_bf16(device) else "fp32"
+
+
 @functools.cache
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware: AVX512-BF16 or AMX on CPUs, native support on GPUs.

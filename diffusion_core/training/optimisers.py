@@ -63,15 +63,15 @@ class Muon(torch.optim.AdamW):
             if group.get(MUON):
                 for parameter in group["params"]:
                     if parameter.grad is not None:
-                        self._update(parameter, group["lr"], group["weight_decay"])
+                        self._update(parameter, parameter.grad, group["lr"], group["weight_decay"])
 
-    def _update(self, parameter: nn.Parameter, rate: float, weight_decay: float) -> None:
+    def _update(self, parameter: nn.Parameter, gradient: Tensor, rate: float, weight_decay: float) -> None:
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         average = state["momentum"]
-        average.lerp_(parameter.grad, 1 - self.momentum)
-        ahead = parallel.full_tensor(parameter.grad.lerp(average, self.momentum))
+        average.lerp_(gradient, 1 - self.momentum)
+        ahead = parallel.full_tensor(gradient.lerp(average, self.momentum))
         update = orthogonalised(ahead.flatten(1), self.dtype).reshape(ahead.shape)
         parameter.mul_(1 - rate * weight_decay)
         parameter.add_(parallel.shard_like(update.to(parameter.dtype), parameter), alpha=-rate)

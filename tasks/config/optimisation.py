@@ -22,7 +22,8 @@ class Growth(Section):
 class Device(Section):
     """How the network is computed on one kind of device."""
 
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # of matrix products; weights and sums are always 32 bits
+    # Of matrix products; weights and sums are always 32 bits. auto: bf16 where the hardware multiplies it, fp32 elsewhere.
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     compile: bool = False  # through torch.compile
 
 
@@ -40,7 +41,9 @@ class Optimisation(Section):
     images: Positive  # training length, images seen
     batch: Positive  # total over all ranks and accumulation, never per device
     batch_growth: list[Growth] = Field([])  # larger batches later on
-    learning_rate: float = Field(gt=0, lt=1)  # at the first batch size
+    optimiser: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the repeated blocks; AdamW for the rest
+    learning_rate: float = Field(gt=0, lt=1)  # of AdamW, at the first batch size
+    muon_learning_rate: float = Field(0.005, gt=0, lt=1)  # follows the same schedule
     batch_lr_power: float = Field(0.5, ge=0, le=1)  # learning rate ~ batch to this power: 1 linear, 0.5 square root
     warmup_images: int = Field(ge=0)  # the learning rate grows linearly to its value
     decay_from_images: int = Field(0, ge=0)  # from there on it falls with the inverse square root; 0: never
@@ -55,7 +58,7 @@ class Optimisation(Section):
     )  # sha256 of a model whose weights to begin with; null: anew
 
     cpu: Device = Device()
-    cuda: Device = Device(precision="bf16", compile=True)
+    cuda: Device = Device(compile=True)
     microbatch: Positive | Literal["largest"] | None = None  # images of a rank in memory at once; null: its whole share
     recompute: bool = False  # activations are recomputed instead of kept: less memory, a third more time
     ranks: int = Field(1, ge=1, le=1024)  # processes; above 1 they are started by torchrun

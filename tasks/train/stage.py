@@ -22,7 +22,7 @@ from torch import distributed
 
 from diffusion_core import rng
 from diffusion_core.training import data_scale, microbatch_size
-from diffusion_core.training.compute import Compute
+from diffusion_core.training.compute import Compute, best_precision
 from diffusion_core.training.ema import Decay, halflife, power
 from diffusion_core.training.trainer import TrainConfig, Trainer
 from tasks.common.errors import DataError, UserError
@@ -65,7 +65,9 @@ def core_config(config: Poses | Pictures) -> TrainConfig:
     return TrainConfig(
         images=config.images,
         batch=config.batch,
+        optimiser=config.optimiser,
         learning_rate=config.learning_rate,
+        muon_learning_rate=config.muon_learning_rate,
         warmup_images=config.warmup_images,
         decay_from_images=config.decay_from_images,
         cooldown_images=config.cooldown_images,
@@ -90,8 +92,9 @@ def core_compute(config: Poses | Pictures, device: torch.device) -> Compute:
     ):
         raise UserError("Weights can be split over GPUs (sharded) only if every rank has a GPU of its own.")
     size = None if config.microbatch == "largest" else config.microbatch
+    precision = best_precision(device) if kind.precision == "auto" else kind.precision
     return Compute(
-        kind.precision, kind.compile, config.recompute, size, config.sharded and distributed.is_initialized()
+        precision, kind.compile, config.recompute, size, config.sharded and distributed.is_initialized()
     )
 
 
