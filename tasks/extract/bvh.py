@@ -6,7 +6,7 @@ A BVH file has a tree of joints (OFFSET from the parent, animated CHANNELS) and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BufferedReader
+from typing import IO
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Motion:
     frame_time: float
 
 
-def read(file: BufferedReader) -> Motion:
+def read(file: IO[bytes]) -> Motion:
     """Parse a whole file. Raises Refusal if it is malformed or absurdly large."""
     file.seek(0)
     content = file.read(MAX_BYTES + 1)

@@ -24,7 +24,7 @@ def _deliver(root: Path, part: str = "studio", text: str = "1") -> None:
     (root / "data/raw" / part / "run/a.png").write_text(text)
 
 
-def test_a_fingerprint_is_of_parts_and_shards_and_not_of_what_is_made_here(tmp_path: Path, params: Params) -> None:
+def test_a_fingerprint_covers_parts_and_shards_but_not_the_built_in_pictures(tmp_path: Path, params: Params) -> None:
     assert data_fingerprint.fingerprint(params, tmp_path) == {}
     _deliver(tmp_path)
     (tmp_path / "data/shards").mkdir()
@@ -63,7 +63,7 @@ def test_new_data_are_announced_once_when_they_have_settled(tmp_path: Path, para
     assert [watch.look(params, tmp_path) for _ in range(3)] == [[], ["data/raw/second"], []]
 
 
-def test_what_comes_during_a_run_is_new_afterwards(tmp_path: Path, params: Params) -> None:
+def test_data_that_arrive_during_a_run_are_new_afterwards(tmp_path: Path, params: Params) -> None:
     began_with = data_fingerprint.fingerprint(params, tmp_path)
     _deliver(tmp_path)
     data_fingerprint.remember(tmp_path, began_with)

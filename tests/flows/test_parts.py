@@ -1,4 +1,4 @@
-"""Which parts there are: deliveries are found, named, and let go; the built-in pictures are only named."""
+"""The parts of the raw data: folders become parts with names, and parts go with their folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def params(tmp_path: Path) -> Params:
     return load(write_params(tmp_path))
 
 
-def test_every_folder_is_a_part_with_a_name_of_its_own(tmp_path: Path, params: Params) -> None:
+def test_every_folder_is_a_part_with_a_unique_name(tmp_path: Path, params: Params) -> None:
     now = parts.update(tmp_path, params)
     assert now.raw.parts == {
         "mannequin": MANNEQUIN, "Bob-s-films": "data/raw/Bob s films", "Bob-s-films-2": "data/raw/Bob's films",
@@ -31,9 +31,7 @@ def test_every_folder_is_a_part_with_a_name_of_its_own(tmp_path: Path, params: P
     assert parts.update(tmp_path, now) == now == load(tmp_path / "params.yaml")
 
 
-def test_names_stay_when_another_part_goes_and_what_was_extracted_of_it_goes_too(
-    tmp_path: Path, params: Params
-) -> None:
+def test_a_removed_part_loses_its_poses_and_the_others_keep_their_names(tmp_path: Path, params: Params) -> None:
     now = parts.update(tmp_path, params)
     for name in now.raw.parts:
         (tmp_path / paths.POSES / name).mkdir(parents=True)
@@ -43,12 +41,12 @@ def test_names_stay_when_another_part_goes_and_what_was_extracted_of_it_goes_too
     assert sorted(path.name for path in (tmp_path / paths.POSES).iterdir()) == sorted(now.raw.parts)
 
 
-def test_the_built_in_pictures_are_a_part_only_where_they_are_named(tmp_path: Path, params: Params) -> None:
+def test_the_built_in_pictures_are_a_part_only_if_named(tmp_path: Path, params: Params) -> None:
     named = write_params(tmp_path, raw={"folder": "data/raw", "parts": {"t": "data/raw/été"}})
     assert MANNEQUIN not in parts.update(tmp_path, load(named)).raw.parts.values()
 
 
-def test_without_a_folder_nothing_is_looked_for_and_what_is_gone_is_a_sentence(tmp_path: Path, params: Params) -> None:
+def test_without_raw_folder_only_named_parts_count_and_missing_ones_raise(tmp_path: Path, params: Params) -> None:
     outside = {"mine": str(tmp_path / "mine")}
     named = write_params(tmp_path, raw={"folder": None, "parts": outside})
     with pytest.raises(DataError, match=r"no folder .*mine to take pictures from"):
@@ -57,7 +55,7 @@ def test_without_a_folder_nothing_is_looked_for_and_what_is_gone_is_a_sentence(t
     assert parts.update(tmp_path, load(named)).raw.parts == outside
 
 
-def test_the_last_part_gone_is_a_sentence(tmp_path: Path, params: Params) -> None:
+def test_no_part_left_raises_a_data_error(tmp_path: Path, params: Params) -> None:
     (tmp_path / "inbox").mkdir()
     named = write_params(tmp_path, raw={"folder": "inbox", "parts": {"a": "inbox/a"}})
     with pytest.raises(DataError, match=r"no folder left in .*inbox"):

@@ -24,7 +24,7 @@ from tests.support.project import PROJECT
 
 @contextmanager
 def tripling(trap: int, trace: str) -> Iterator[Callable[[int], int]]:
-    """Triples numbers, small ones slowly, and does something bad at `trap` if that is one of the items."""
+    """Triples numbers, small ones slowly. It is killed at `trap`; negative numbers crash, hang or fail."""
 
     def triple(number: int) -> int:
         time.sleep(0.02 if number < 4 else 0)
@@ -55,7 +55,7 @@ def test_results_come_in_the_order_of_the_items(workers: int) -> None:
     assert list(results) == [3 * i for i in range(1500)]
 
 
-def test_items_are_asked_for_as_workers_become_free() -> None:
+def test_items_are_taken_as_workers_become_free() -> None:
     asked = 0
 
     def without_end() -> Iterator[int]:
@@ -72,7 +72,7 @@ def test_items_are_asked_for_as_workers_become_free() -> None:
 
 @contextmanager
 def walking(trap: int) -> Iterator[Steps]:
-    """Says in which order items came to the steps so far; dies when `trap` is at the last."""
+    """Records the order in which items reach the steps; killed when `trap` reaches the last one."""
     came: list[tuple[int, int]] = []
 
     def first(number: int) -> int:
@@ -88,7 +88,7 @@ def walking(trap: int) -> Iterator[Steps]:
     yield first, second
 
 
-def test_quick_items_go_through_the_steps_together() -> None:
+def test_quick_items_pass_the_steps_in_groups() -> None:
     results: list[Any] = list(OrderedMap(partial(walking, -1), range(200), 1))
     assert [number for number, _ in results] == list(range(200))
     came = results[-1][1]
@@ -127,7 +127,7 @@ def test_slow_items_do_not_wait_behind_each_other() -> None:
     assert len(ahead) == 7 and max(ahead) <= 4, "two in work, two delivered or about to be"
 
 
-def test_who_has_other_work_keeps_the_workers_busy_by_polling() -> None:
+def test_polling_keeps_the_workers_busy() -> None:
     asked = 0
 
     def noted() -> Iterator[int]:
@@ -148,7 +148,7 @@ def test_who_has_other_work_keeps_the_workers_busy_by_polling() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers import for themselves")
-def test_what_is_prepared_is_imported_once_for_all_workers(tmp_path: Path) -> None:
+def test_a_preloaded_module_is_imported_once_for_all_workers(tmp_path: Path) -> None:
     (tmp_path / "costly.py").write_text(
         "import os\nfrom pathlib import Path\n"
         "with Path(__file__).with_suffix('.log').open('a') as log:\n    print(os.getpid(), file=log)\n"
@@ -163,7 +163,7 @@ def test_what_is_prepared_is_imported_once_for_all_workers(tmp_path: Path) -> No
     assert len(workers := done.stdout.split()) == 3 and importer not in workers
 
 
-def test_no_items_need_no_workers() -> None:
+def test_an_empty_iterable_gives_no_results() -> None:
     assert list(OrderedMap(partial(tripling, 0, ""), [], 2)) == []
 
 
@@ -178,18 +178,18 @@ def said(death: WorkerDied) -> str:
     return f"{death.item}: {death.exit_code}"
 
 
-def test_an_item_that_kills_twice_is_given_up_and_the_others_are_not() -> None:
+def test_an_item_that_kills_two_workers_is_given_up_alone() -> None:
     results = list(OrderedMap(partial(tripling, 37, ""), range(100), 2, lost=said))
     assert results[37] == f"37: {-signal.SIGKILL}"
     assert [r for i, r in enumerate(results) if i != 37] == [3 * i for i in range(100) if i != 37]
 
 
-def test_an_item_whose_process_was_killed_once_is_tried_again(tmp_path: Path) -> None:
+def test_an_item_whose_worker_was_killed_once_is_retried(tmp_path: Path) -> None:
     results = list(OrderedMap(partial(tripling, 10**9, str(tmp_path)), [1, -2, 5], 1, lost=said))
     assert results == [3, -6, 15]
 
 
-def test_an_item_that_hangs_is_given_up_and_one_that_gives_signs_of_life_is_not() -> None:
+def test_an_item_that_hangs_is_given_up_unless_it_sends_heartbeats() -> None:
     items = [1, -3, -4, 7, 8]
     results = list(OrderedMap(partial(tripling, 10**9, ""), items, 2, lost=said, time_limit=1.0))
     assert results == [3, "-3: None", -12, 21, 24]
@@ -197,23 +197,23 @@ def test_an_item_that_hangs_is_given_up_and_one_that_gives_signs_of_life_is_not(
 
 @contextmanager
 def unable() -> Iterator[Callable[[int], int]]:
-    """Cannot even begin."""
+    """Is killed before it starts."""
     os.kill(os.getpid(), signal.SIGKILL)
     yield abs
 
 
-def test_workers_that_cannot_begin_end_the_map() -> None:
+def test_workers_that_cannot_start_end_the_map() -> None:
     with pytest.raises(WorkerDied):
         list(OrderedMap(unable, range(100), 2, lost=said))
 
 
-def test_an_error_of_the_users_crosses_over_with_its_exit_code() -> None:
+def test_a_user_error_in_a_worker_is_raised_with_its_exit_code() -> None:
     with pytest.raises(DataError, match="the data says no") as caught:
         list(OrderedMap(partial(tripling, 10**9, ""), [5, 6, -1, 7], 2))
     assert caught.value.code == 3
 
 
-def test_workers_leave_when_the_parent_is_killed(tmp_path: Path) -> None:
+def test_workers_exit_when_the_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "from functools import partial; from tasks.common.pool import OrderedMap;"
         "from tests.tasks.common.test_pool import tripling;"

@@ -1,4 +1,4 @@
-"""What is kept of a file: it comes back to the last bit, belongs to one digest, and survives other processes."""
+"""The cache of findings: exact storage, one digest per entry, concurrent processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def same(a: Findings, b: Findings) -> bool:
     return a.kind is b.kind and a.refused == b.refused and plain(a) == plain(b)
 
 
-def test_findings_come_back_to_the_last_bit(tmp_path: Path) -> None:
+def test_findings_are_stored_exactly(tmp_path: Path) -> None:
     with Store(tmp_path, "d") as store:
         for i in range(5):
             store.put(str(i), encoded(some(i, count=i)))
@@ -58,7 +58,7 @@ def test_findings_come_back_to_the_last_bit(tmp_path: Path) -> None:
             store.get("x")
 
 
-def test_findings_belong_to_one_digest_and_are_forgotten_in_all(tmp_path: Path) -> None:
+def test_findings_belong_to_one_digest_and_are_deleted_under_all(tmp_path: Path) -> None:
     for digest in ("d", "e"):
         with Store(tmp_path, digest) as store:
             assert "0" not in store
@@ -69,7 +69,7 @@ def test_findings_belong_to_one_digest_and_are_forgotten_in_all(tmp_path: Path) 
         assert "0" not in store
 
 
-def test_nothing_of_what_is_forgotten_is_left_in_the_file(tmp_path: Path) -> None:
+def test_deleted_findings_leave_no_bytes_in_the_file(tmp_path: Path) -> None:
     traces = [findings.world.tobytes() for findings in some(0).persons]
     with Store(tmp_path, "d") as store:
         store.put("0", encoded(some(0)))
@@ -81,7 +81,7 @@ def test_nothing_of_what_is_forgotten_is_left_in_the_file(tmp_path: Path) -> Non
     assert not any(trace in content for trace in traces for content in files)
 
 
-def test_what_was_put_before_an_error_is_kept(tmp_path: Path) -> None:
+def test_findings_stored_before_an_error_are_kept(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), Store(tmp_path, "d") as store:
         store.put("0", encoded(some(0)))
         raise RuntimeError
@@ -96,7 +96,7 @@ def fill(root: Path, first: int) -> None:
             store.commit()
 
 
-def test_several_processes_fill_one_store(tmp_path: Path) -> None:
+def test_several_processes_share_one_store(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     team = [context.Process(target=fill, args=(tmp_path, 50 * n)) for n in range(4)]
     for process in team:

@@ -1,4 +1,4 @@
-"""A file is read for its key once, and again whenever its bytes may be others."""
+"""A file is hashed once, and again whenever its bytes may have changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.extraction import extraction_params
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Nine walls in one category."""
+    """Nine plain pictures in one category."""
     folder = tmp_path / "raw"
     (folder / "walls").mkdir(parents=True)
     for number in range(9):
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that workers are asked to open."""
+    """The files that workers open."""
     paths: list[str] = []
 
     def noted(function: Any, items: Iterable[str], *rest: Any, **more: Any) -> Any:
@@ -55,7 +55,7 @@ def look(folder: Path, root: Path, digest: str = "d") -> list[extract.Extracted]
 
 
 def settle(folder: Path) -> None:
-    """Let so much time pass that files written just now count as settled."""
+    """Wait until files written just now count as settled."""
     newest = max(path.stat().st_ctime for path in folder.rglob("*"))
     time.sleep(max(0.0, newest + content_keys.SETTLED_S + 0.05 - time.time()))
 
@@ -73,7 +73,7 @@ def test_an_untouched_file_is_read_once(folder: Path, tmp_path: Path, asked: lis
     assert [one.source.path for one in second] == [f"rooms/{name}.png" for name in (*range(9), "new")]
 
 
-def test_other_parameters_read_no_key_again_but_the_files(folder: Path, tmp_path: Path, asked: list[str]) -> None:
+def test_other_parameters_extract_all_files_again(folder: Path, tmp_path: Path, asked: list[str]) -> None:
     settle(folder)
     first = look(folder, tmp_path)
     again = look(folder, tmp_path, "e")
@@ -81,9 +81,7 @@ def test_other_parameters_read_no_key_again_but_the_files(folder: Path, tmp_path
     assert len(asked) == 18
 
 
-def test_a_file_that_only_looks_changed_is_read_but_not_extracted(
-    folder: Path, tmp_path: Path, asked: list[str]
-) -> None:
+def test_a_touched_file_is_hashed_but_not_extracted(folder: Path, tmp_path: Path, asked: list[str]) -> None:
     settle(folder)
     look(folder, tmp_path)
     os.utime(folder / "walls" / "3.png")
@@ -145,7 +143,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
         assert content_keys.read_key(file)[1] is None
 
 
-def test_what_cannot_be_read_any_more_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_became_unreadable_is_refused(folder: Path, tmp_path: Path) -> None:
     settle(folder)
     look(folder, tmp_path)
     (folder / "walls" / "2.png").rename(tmp_path / "elsewhere")
@@ -155,7 +153,7 @@ def test_what_cannot_be_read_any_more_is_refused(folder: Path, tmp_path: Path) -
     assert sum(one.key is not None for one in found) == 8 and not any(one.new for one in found)
 
 
-def test_what_is_forgotten_is_read_again(folder: Path, tmp_path: Path, asked: list[str]) -> None:
+def test_deleted_findings_are_extracted_again(folder: Path, tmp_path: Path, asked: list[str]) -> None:
     settle(folder)
     first = look(folder, tmp_path)
     with Store(tmp_path, "another digest") as store:
@@ -168,7 +166,7 @@ def test_what_is_forgotten_is_read_again(folder: Path, tmp_path: Path, asked: li
 def test_a_crashed_file_is_tried_again(
     folder: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if its process had ended twice."""
+    """Simulates a file on which two workers died."""
     settle(folder)
     death = WorkerDied("walls/5.png", -11)
     answer = extract._lost(death, folder, 1.0)
@@ -188,7 +186,7 @@ def test_a_crashed_file_is_tried_again(
     assert [row.reason for row in second[5].findings.refused] == [Reason.NO_PERSON]
 
 
-def test_what_is_forgotten_meanwhile_ends_the_run_with_a_sentence(folder: Path, tmp_path: Path) -> None:
+def test_findings_deleted_during_extraction_raise_a_data_error(folder: Path, tmp_path: Path) -> None:
     settle(folder)
     keys_there = [one.key for one in look(folder, tmp_path)]
     with Store(tmp_path, "d") as store:

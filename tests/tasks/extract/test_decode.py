@@ -1,4 +1,4 @@
-"""The gate for users' files: every file becomes the right picture or a refusal with the right reason."""
+"""Decoding: every file becomes the right picture or a refusal with the right reason."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_exif_orientation_is_undone(colours: np.ndarray, kind: str, error: float
     assert np.abs(picture.astype(int) - colours).max() <= error
 
 
-def test_broken_exif_does_not_cost_the_picture(colours: np.ndarray) -> None:
+def test_a_picture_with_broken_exif_is_decoded(colours: np.ndarray) -> None:
     assert decode(encoded(Image.fromarray(colours), "JPEG", exif=b"Exif\0\0MM\0\x2ajunk")).shape == colours.shape
 
 
@@ -143,7 +143,7 @@ def test_a_truncated_picture_is_damaged(colours: np.ndarray, kind: str) -> None:
     assert refusal(content[: len(content) * 3 // 5]) == Reason.DAMAGED
 
 
-def test_what_is_no_picture(tmp_path: Path) -> None:
+def test_files_that_are_not_pictures_are_refused(tmp_path: Path) -> None:
     assert refusal(b"") == Reason.DAMAGED
     assert refusal(b"\0" * 1000) == Reason.NOT_A_PICTURE
     assert refusal(b"not a picture, whatever its name says") == Reason.NOT_A_PICTURE
@@ -151,7 +151,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     assert refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n") == Reason.NOT_A_PICTURE
 
 
-def test_the_smaller_side_counts(colours: np.ndarray) -> None:
+def test_a_picture_is_too_small_by_its_shorter_side(colours: np.ndarray) -> None:
     content = encoded(Image.fromarray(colours), "PNG").getvalue()
     assert decode(io.BytesIO(content), 90).shape == colours.shape
     assert refusal(content, 91) == Reason.TOO_SMALL
@@ -234,14 +234,14 @@ def test_labels_name_the_categories_of_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"name,category\n", b"file\n", b"file,category\n\xff\xfe,x\n", b'file,c\n"a' + b"b" * 200_000]
 )
-def test_labels_that_cannot_be_read_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_malformed_labels_raise_a_user_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "labels.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"labels\.csv"):
         scan(tmp_path)
 
 
-def test_a_missing_or_empty_folder_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_or_empty_folder_raises_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         scan(tmp_path / "nowhere")
     (tmp_path / "SOURCE.txt").touch()
@@ -277,7 +277,7 @@ def test_links_and_special_files_are_counted_and_refused(tmp_path: Path, colours
     assert set(reasons.values()) == {Reason.UNREADABLE}
 
 
-def test_a_name_that_is_no_text_is_refused_and_spelled(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_refused_and_printable(tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path) + b"/\xff.png"
     try:
         os.close(os.open(raw, os.O_CREAT | os.O_WRONLY))
@@ -289,7 +289,7 @@ def test_a_name_that_is_no_text_is_refused_and_spelled(tmp_path: Path) -> None:
         open_picture(tmp_path / source.path)
 
 
-def test_the_key_is_of_the_content_and_leaves_the_file_readable(tmp_path: Path, colours: np.ndarray) -> None:
+def test_equal_contents_have_equal_keys_and_hashing_rewinds_the_file(tmp_path: Path, colours: np.ndarray) -> None:
     for name in ("a.png", "b.png"):
         Image.fromarray(colours).save(tmp_path / name)
     with open_regular(tmp_path / "a.png") as a, open_regular(tmp_path / "b.png") as b:

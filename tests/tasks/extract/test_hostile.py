@@ -68,7 +68,7 @@ def seeds(folder: Path) -> dict[str, bytes]:
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
-    """The content cut, with bits flipped, with a block overwritten, repeated, or with numbers made huge."""
+    """The content truncated, with flipped bits, an overwritten or moved block, or huge numbers."""
     data = bytearray(content)
     at = rng.randrange(len(data))
     match rng.randrange(6):
@@ -96,7 +96,7 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def crafted(folder: Path) -> None:
-    """The attacks that no random mutation finds."""
+    """Attacks that random mutations do not find."""
     grey = struct.pack(">IIBBBBB", 80, 80, 8, 0, 0, 0, 0)
     flood = zlib.compress(bytes(200_000_000), 9)  # 200 MB of samples for a picture of 6,400
     long_text = b"Comment\0\0" + flood
@@ -142,7 +142,7 @@ def crafted(folder: Path) -> None:
 
 
 def heap(folder: Path, count: int) -> list[str]:
-    """`count` hostile files, and GOOD pictures among them: the names of those."""
+    """Write `count` hostile files and GOOD pictures among them; returns the names of the good ones."""
     hostile = folder / "hostile"
     hostile.mkdir(parents=True)
     crafted(hostile)
@@ -165,7 +165,7 @@ def heap(folder: Path, count: int) -> list[str]:
 
 
 def large(folder: Path) -> None:
-    """The largest pictures that are decoded, in the modes that need most memory for a pixel."""
+    """Write the largest pictures that are decoded, in the modes that need most memory per pixel."""
     for name, mode in (("large.png", "RGBA"), ("large.tif", "F"), ("large.webp", "RGB")):
         side = 16_000 if mode == "RGB" else 9_400
         options = {"compression": "tiff_deflate"} if mode == "F" else {}
@@ -177,7 +177,7 @@ def tree(root: Path) -> set[str]:
 
 
 def memory(process: psutil.Process) -> int:
-    """Resident bytes; 0 if it has gone."""
+    """Resident bytes; 0 if the process has ended."""
     try:
         return process.memory_info().rss
     except psutil.NoSuchProcess:
@@ -196,7 +196,7 @@ def test_hostile_files_are_refused_and_the_good_ones_kept(tmp_path: Path, count:
     before = tree(tmp_path)
     workspace(tmp_path / "work", raw)
     began, peak = time.monotonic(), 0
-    log = tmp_path / "work/log"  # no pipe: nobody would empty it
+    log = tmp_path / "work/log"  # a file, because nobody would read a pipe
     with log.open("wb") as file:
         command = [sys.executable, "-m", "tasks", "extract", "raw", "--root", str(tmp_path / "work")]
         process = subprocess.Popen(command, cwd=PROJECT, stderr=file)
@@ -207,7 +207,7 @@ def test_hostile_files_are_refused_and_the_good_ones_kept(tmp_path: Path, count:
             assert time.monotonic() - began < seconds, "it hangs"
             time.sleep(0.05)
     except psutil.NoSuchProcess:
-        process.wait()  # it ended between two looks
+        process.wait()  # it ended while it was being measured
     finally:
         process.kill()
     assert process.wait() == 0, log.read_text()[-2000:]
@@ -215,7 +215,7 @@ def test_hostile_files_are_refused_and_the_good_ones_kept(tmp_path: Path, count:
     assert set(good) <= set(poses.source)
     files = {str(path.relative_to(raw)) for path in raw.rglob("*") if path.is_symlink() or not path.is_dir()}
     assert files == set(poses.source) | {reject.source for reject in rejects}
-    # Damage may leave a picture, and the landmarker may see somebody in it.
+    # A damaged file may still be a picture in which the landmarker finds somebody.
     assert len(set(poses.source) - set(good)) <= count / 200
     assert all(reject.detail for reject in rejects)
     reasons = Counter(reject.reason for reject in rejects)

@@ -1,4 +1,4 @@
-"""The joint error against known truths: closed forms and planted faults."""
+"""The joint error: closed forms and planted errors."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def poses(landmarks: np.ndarray, world: np.ndarray) -> Poses:
     )
 
 
-def test_the_truth_has_no_error_wherever_it_stands_and_however_large_it_is(
-    tmp_path: Path, truth: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_translation_and_scale_in_space_are_no_error(tmp_path: Path, truth: tuple[np.ndarray, np.ndarray]) -> None:
     result = measured(tmp_path, truth, truth[0], 0.37 * truth[1] + [5, 6, 7])
     assert result["pixels_mean"] == pytest.approx(0, abs=1e-4)
     assert result["metres_mean"] == pytest.approx(0, abs=1e-5)
@@ -82,13 +80,13 @@ def test_a_shift_is_measured_in_pixels_and_torsos(tmp_path: Path, truth: tuple[n
     assert result["torsos_mean"] == pytest.approx((5 / torso_length(truth[0])).mean(), rel=1e-4)
 
 
-def test_exchanged_sides_are_noticed(tmp_path: Path, truth: tuple[np.ndarray, np.ndarray]) -> None:
+def test_exchanged_sides_count_as_swapped(tmp_path: Path, truth: tuple[np.ndarray, np.ndarray]) -> None:
     pixels = truth[0].copy()
     pixels[0] = pixels[0, MIRROR]
     assert measured(tmp_path, truth, pixels, truth[1])["swapped"] == 1 / N
 
 
-def test_one_wrong_joint_counts_with_its_share(tmp_path: Path, truth: tuple[np.ndarray, np.ndarray]) -> None:
+def test_one_wrong_joint_contributes_a_twelfth(tmp_path: Path, truth: tuple[np.ndarray, np.ndarray]) -> None:
     pixels = truth[0].copy()
     pixels[:, LIMBS[2]] += [0, 1000]
     result = measured(tmp_path, truth, pixels, truth[1])
@@ -96,12 +94,12 @@ def test_one_wrong_joint_counts_with_its_share(tmp_path: Path, truth: tuple[np.n
     assert result["within_0.5"] == pytest.approx(11 / 12)
 
 
-def test_without_truth_there_is_no_measurement(tmp_path: Path) -> None:
+def test_without_truth_files_there_is_no_measurement(tmp_path: Path) -> None:
     assert measure(poses(np.zeros((N, 33, 5), np.float32), np.zeros((N, 33, 3), np.float32)), tmp_path) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"names": [], "image": [], "world": []}', '{"names": 3}'])
-def test_a_broken_truth_file_is_one_sentence(tmp_path: Path, text: str) -> None:
+def test_a_broken_truth_file_raises_a_data_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "0.joints.json").write_text(text)
     with pytest.raises(DataError, match=r"0\.joints\.json does not hold true joints"):
         measure(poses(np.zeros((1, 33, 5), np.float32), np.zeros((1, 33, 3), np.float32)), tmp_path)

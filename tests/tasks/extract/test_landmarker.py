@@ -1,4 +1,4 @@
-"""MediaPipe behind one function: it finds the drawn figure where it stands, quietly, and refuses what is no model."""
+"""The landmarker: finds the drawn figure, prints nothing, refuses files that are not models."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_nobody_is_found_in_a_grey_wall(landmarker: Landmarker, height: int, wid
     assert landmarker.detect(np.full((height, width, 3), 128, np.uint8)) == []
 
 
-def test_native_chatter_is_kept_off_the_screen(capfd: pytest.CaptureFixture[str]) -> None:
+def test_native_log_lines_are_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
     with Landmarker(MODEL) as landmarker:
         landmarker.detect(mannequin.picture(seed=0, index=0, size=224).image)
     assert capfd.readouterr().err == ""
@@ -80,7 +80,7 @@ def test_native_chatter_is_kept_off_the_screen(capfd: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_mediapipe_reports_home_unless_kept_offline(offline: bool) -> None:
-    """Without the remedy a connection is tried: when that half fails, mediapipe has stopped and the remedy can go."""
+    """Without `kept_offline` mediapipe tries to connect. If that half fails, it has stopped, and `kept_offline` can go."""
     code = (
         "from contextlib import nullcontext; from pathlib import Path; import numpy as np\n"
         "from tasks.extract.landmarker import *\n"
@@ -106,7 +106,7 @@ def test_mediapipe_reports_home_unless_kept_offline(offline: bool) -> None:
     assert (b"googleapis.com" in asked) is not offline
 
 
-def test_the_way_out_is_open_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_offline_restores_the_proxy_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "localhost")
     monkeypatch.delenv("HTTPS_PROXY", raising=False)
@@ -117,7 +117,7 @@ def test_the_way_out_is_open_again_afterwards(monkeypatch: pytest.MonkeyPatch) -
     assert dict(os.environ) == before
 
 
-def test_what_is_no_model_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_raises_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist; `make setup`"):
         Landmarker(tmp_path / "none.task")
     (tmp_path / "text.task").write_text("<html>not found</html>")
@@ -135,7 +135,7 @@ def test_what_is_no_model_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_unscaled_model_is_refused(tmp_path: Path) -> None:
-    """The networks of the wheel as they are, without the metadata that this project adds."""
+    """The wheel's networks without the metadata that this project adds."""
     import flatbuffers
     from mediapipe.tasks.metadata import schema_py_generated as schema
 

@@ -1,4 +1,4 @@
-"""Motion capture: kinematics in closed form, and the same landmarks whatever the file's names, unit and axes."""
+"""Motion capture: kinematics in closed form; the landmarks do not depend on the file's names, unit and axes."""
 
 from __future__ import annotations
 
@@ -127,13 +127,13 @@ def test_the_usual_names_are_the_same_joints(rename: Callable[[str], str]) -> No
     assert np.array_equal(pose(text(rename=rename)), pose(text()))
 
 
-def test_a_raised_arm_is_up_and_a_turned_head_looks_aside() -> None:
+def test_joint_angles_move_arm_and_face() -> None:
     at = pose(text(angles={"LeftArm": (90, 0, 0), "Head": (0, 0, 90)}))
     assert at[INDEX["left_wrist"], 1] < at[INDEX["nose"], 1] < at[INDEX["right_wrist"], 1]
     assert at[INDEX["nose"], 0] > at[INDEX["left_ear"], 0]  # to the person's left
 
 
-def test_what_is_derived_is_marked() -> None:
+def test_derived_landmarks_are_marked() -> None:
     _, known = mocap.landmarks(read(text()), np.array([0]))
     assert known[list(LIMBS)].all() and known[[INDEX["left_heel"], INDEX["left_foot_index"]]].all()
     assert not known[:11].any() and not known[[INDEX["left_index"], INDEX["right_thumb"]]].any()
@@ -155,13 +155,13 @@ def test_what_is_derived_is_marked() -> None:
         b"HIERARCHY\nROOT a\n" + b"{ OFFSET 0 0 0 JOINT b " * 3000 + b"MOTION\nFrames: 1\nFrame Time: 1\n0",
     ],
 )
-def test_what_is_not_well_formed_is_damaged(content: bytes) -> None:
+def test_malformed_motion_captures_are_damaged(content: bytes) -> None:
     with pytest.raises(Refusal) as caught:
         read(content)
     assert caught.value.reason is Reason.DAMAGED
 
 
-def test_what_is_no_person_is_refused() -> None:
+def test_a_skeleton_that_is_not_a_person_is_refused() -> None:
     for content in (text(rename=lambda name: name.replace("Knee", "Arm").replace("Leg", "Tail")), text(scale=0.0)):
         with pytest.raises(Refusal) as caught:
             pose(content)
@@ -169,7 +169,7 @@ def test_what_is_no_person_is_refused() -> None:
 
 
 @pytest.mark.skipif("CONTRAPPOSTO_PHOTOS" not in os.environ, reason="CONTRAPPOSTO_PHOTOS names no folder of photos")
-def test_real_captures_are_people() -> None:
+def test_real_captures_have_human_proportions() -> None:
     seen = 0
     for path in sorted((Path(os.environ["CONTRAPPOSTO_PHOTOS"]) / "mocap").rglob("*.bvh")):
         with open_regular(path) as file:

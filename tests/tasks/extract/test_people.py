@@ -1,4 +1,4 @@
-"""Sharpness and exposure: of the person's box, of any size, and nothing of what is around it."""
+"""Sharpness and exposure depend on the person's box alone, not on its size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_blur_lowers_the_sharpness_and_leaves_the_exposure(scene: tuple[np.ndarr
     assert values[3]["exposure"] == pytest.approx(values[0]["exposure"], abs=0.01)
 
 
-def test_a_larger_picture_of_the_same_is_as_sharp(scene: tuple[np.ndarray, np.ndarray]) -> None:
+def test_sharpness_does_not_depend_on_the_size(scene: tuple[np.ndarray, np.ndarray]) -> None:
     picture, landmarks = scene
     large = np.asarray(Image.fromarray(picture).resize((1024, 1024), Image.Resampling.LANCZOS))
     assert scores(large, landmarks)["sharpness"] == pytest.approx(scores(picture, landmarks)["sharpness"], rel=0.3)
@@ -48,7 +48,7 @@ def test_exposure_is_the_mean_grey_of_the_box(scene: tuple[np.ndarray, np.ndarra
 
 
 @pytest.mark.parametrize("shift", [-2.0, 0.999, 1.0, 5.0])
-def test_a_person_outside_the_picture_has_scores_all_the_same(scene: tuple[np.ndarray, np.ndarray], shift: int) -> None:
+def test_a_person_outside_the_picture_has_finite_scores(scene: tuple[np.ndarray, np.ndarray], shift: int) -> None:
     picture, landmarks = scene
     values = scores(picture, landmarks + shift)
     assert np.isfinite(list(values.values())).all()

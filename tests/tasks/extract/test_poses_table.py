@@ -52,7 +52,7 @@ def write(folder: Path, poses: list[Pose], rejects: Sequence[Reject] = ()) -> No
 
 
 @pytest.mark.parametrize("count", [0, 1, 1024, 2500])
-def test_what_is_written_is_read_back(tmp_path: Path, count: int) -> None:
+def test_poses_are_read_back(tmp_path: Path, count: int) -> None:
     poses = some_poses(count)
     write(tmp_path, poses)
     table = read_poses(tmp_path)
@@ -111,7 +111,7 @@ def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_a_missing_file_or_other_columns_are_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_or_other_columns_raise_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run the extract stage first"):
         read_poses(tmp_path)
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / POSES)
@@ -119,7 +119,7 @@ def test_a_missing_file_or_other_columns_are_one_sentence(tmp_path: Path) -> Non
         read_poses(tmp_path)
 
 
-def test_tables_need_no_pandas_and_leave_it_usable(tmp_path: Path) -> None:
+def test_tables_do_not_import_pandas_and_leave_it_usable(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tasks.extract.poses_table import Writer, read_poses\n"
         f"with Writer(Path({str(tmp_path)!r})): pass\n"

@@ -1,4 +1,4 @@
-"""A part in slices: whatever machine does which, together they are what one machine finds, to the byte."""
+"""A part in slices: whichever machine extracts which, the outputs are the same bytes."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def machines(heap: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 
 
 def slice_of(machines: list[Path], rank: int, place: Path) -> Path:
-    """A copy of a machine's slice, since `absorb` takes it away."""
+    """A copy of a machine's slice, because `absorb` removes it."""
     copy = place / f"slice{rank}"
     shutil.copytree(machines[rank] / paths.SLICES / "heap" / name(rank, WORLD), copy)
     return copy
 
 
-def test_slices_brought_together_are_what_one_machine_finds(heap: Path, machines: list[Path], tmp_path: Path) -> None:
+def test_combined_slices_give_the_outputs_of_one_machine(heap: Path, machines: list[Path], tmp_path: Path) -> None:
     one, many = tmp_path / "one", tmp_path / "many"
     run_extraction(heap, one)
     statistics = [absorb(extraction_params(heap), many, slice_of(machines, rank, tmp_path)) for rank in (2, 0, 1)]
@@ -66,14 +66,14 @@ def test_slices_brought_together_are_what_one_machine_finds(heap: Path, machines
     assert total.persons == summary["persons"] + 1  # the copy lies in another slice than the original
 
 
-def test_a_slice_that_nobody_did_is_extracted_here(heap: Path, machines: list[Path], tmp_path: Path) -> None:
+def test_a_missing_slice_is_extracted_by_the_stage(heap: Path, machines: list[Path], tmp_path: Path) -> None:
     absorb(extraction_params(heap), tmp_path, slice_of(machines, 0, tmp_path))
     run_extraction(heap, tmp_path)
     made = files.read_json(tmp_path / ".contrapposto/extract/heap.json")
     assert 0 < made["extracted"] < made["files"] - 1
 
 
-def test_what_was_found_with_other_parameters_is_left_aside(heap: Path, machines: list[Path], tmp_path: Path) -> None:
+def test_findings_of_other_parameters_are_ignored(heap: Path, machines: list[Path], tmp_path: Path) -> None:
     other = extraction_params(heap, min_confidence=0.4)
     absorb(other, tmp_path, slice_of(machines, 0, tmp_path))
     with sqlite3.connect(tmp_path / paths.FINDINGS) as db:
@@ -81,7 +81,7 @@ def test_what_was_found_with_other_parameters_is_left_aside(heap: Path, machines
 
 
 @pytest.mark.parametrize("how", ["text", "key", "kind", "arrays"])
-def test_findings_that_are_none_are_refused_whole(heap: Path, machines: list[Path], tmp_path: Path, how: str) -> None:
+def test_malformed_findings_are_refused_completely(heap: Path, machines: list[Path], tmp_path: Path, how: str) -> None:
     folder = slice_of(machines, 1, tmp_path)
     if how == "text":
         (folder / FINDINGS).write_text("no database, but long enough to be looked at " * 100)
@@ -97,14 +97,14 @@ def test_findings_that_are_none_are_refused_whole(heap: Path, machines: list[Pat
 
 
 @pytest.mark.parametrize("wrong", [("heap", "3", "3"), ("heap", "-1", "3"), ("heap", "a", "3"), ("sky", "0", "1")])
-def test_a_slice_that_cannot_be_is_a_sentence(heap: Path, tmp_path: Path, wrong: tuple[str, str, str]) -> None:
+def test_an_impossible_slice_raises_a_user_error(heap: Path, tmp_path: Path, wrong: tuple[str, str, str]) -> None:
     with pytest.raises(UserError, match=r"RANK below WORLD|no part 'sky'"):
         extract_slice.run(extraction_params(heap), tmp_path, *wrong)
 
 
 @pytest.fixture(params=["folder", "s3"])
 def tracked(request: pytest.FixtureRequest, heap: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace whose part is in its DVC remote and nowhere else."""
+    """A workspace whose part is only in its DVC remote."""
     (workspace / "data/raw").mkdir(parents=True, exist_ok=True)
     shutil.copytree(heap, workspace / "data/raw/heap")
     if request.param == "s3":
@@ -125,7 +125,7 @@ def tracked(request: pytest.FixtureRequest, heap: Path, workspace: Path, monkeyp
     return workspace
 
 
-def test_files_come_from_the_remote_and_findings_go_there(tracked: Path, heap: Path, tmp_path: Path) -> None:
+def test_files_are_fetched_from_the_remote_and_findings_stored_there(tracked: Path, heap: Path, tmp_path: Path) -> None:
     brought = []
     for rank in range(WORLD):
         fetch_slice(tracked, "data/raw/heap", rank, WORLD, tmp_path / str(rank))
@@ -147,15 +147,13 @@ def test_files_come_from_the_remote_and_findings_go_there(tracked: Path, heap: P
     assert (tmp_path / "back" / FINDINGS).read_bytes() == (done / FINDINGS).read_bytes()
 
 
-def test_a_part_that_dvc_does_not_know_is_a_sentence(workspace: Path, tmp_path: Path) -> None:
+def test_a_part_unknown_to_dvc_raises_a_user_error(workspace: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no data/raw/sky, and DVC cannot fetch it: `dvc add data/raw/sky`"):
         fetch_slice(workspace, "data/raw/sky", 0, 1, tmp_path / "sky")
 
 
-def test_a_slice_that_failed_is_asked_for_again_and_the_others_are_not(
-    heap: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Workers are stood in for by calls; the server between them has its own test (test_flows_slices)."""
+def test_only_a_failed_slice_is_requested_again(heap: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Direct calls replace the workers; test_remote_extract covers the server between them."""
     about = params.load(workspace / "params.yaml").model_dump()
     about["raw"] = {"folder": None, "parts": {"heap": str(heap)}}
     about["extract"] |= {"model": str(MODEL), "slices": 2, "workers": 1}

@@ -1,4 +1,4 @@
-"""The extract stage: no file is lost, the bytes depend on the pictures alone, and failures are one sentence."""
+"""The extract stage: no file is lost, the outputs depend on the pictures alone, and failures are one sentence."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def extracted(heap: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_every_file_is_a_row_or_a_reject_and_none_is_both(heap: Path, extracted: Path) -> None:
+def test_every_file_is_either_a_row_or_a_reject(heap: Path, extracted: Path) -> None:
     poses, rejects = read_poses(extracted / "data/poses/heap"), read_rejects(extracted / "data/poses/heap")
     sources = [source.name for source in scan(heap)]
     kept, refused = set(poses.source), [reject.source for reject in rejects]
@@ -107,7 +107,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(heap: Path, extracted:
     assert outputs(tmp_path) == outputs(extracted)
 
 
-def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(heap: Path, extracted: Path, tmp_path: Path) -> None:
+def test_a_killed_run_continues_and_gives_the_same_bytes(heap: Path, extracted: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from tests.support.extraction import run_extraction;"
         f"run_extraction(Path({str(heap)!r}), Path({str(tmp_path)!r}))"
@@ -127,7 +127,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(heap: Path, ext
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pictures", "times"), [(40, 20)])
-def test_killed_at_random_points_it_ends_with_the_same_bytes(tmp_path: Path, pictures: int, times: int) -> None:
+def test_runs_killed_at_random_points_end_with_the_same_bytes(tmp_path: Path, pictures: int, times: int) -> None:
     draw_figures(tmp_path / "raw/heap", pictures)
     write_video(
         tmp_path / "raw/heap/clip.mp4", [mannequin.picture(seed=0, index=i // 10, size=192).image for i in range(60)]
@@ -166,8 +166,8 @@ def timing(root: Path, part: str = "heap") -> Any:
     return json.loads((root / f".contrapposto/extract/{part}.json").read_text())
 
 
-def test_what_is_known_is_not_extracted_again(heap: Path, extracted: Path, tmp_path: Path) -> None:
-    """Another part with the same pictures under other names, and one new one: one is extracted."""
+def test_known_files_are_not_extracted_again(heap: Path, extracted: Path, tmp_path: Path) -> None:
+    """Of a part with the same pictures under other names and one new picture, only the new one is extracted."""
     shutil.copytree(extracted / ".contrapposto", tmp_path / ".contrapposto")
     part = tmp_path / "raw/again"
     shutil.copytree(heap / "bad", part / "renamed", symlinks=True)
@@ -185,7 +185,7 @@ def test_what_is_known_is_not_extracted_again(heap: Path, extracted: Path, tmp_p
     assert timing(tmp_path, "again")["extracted"] > 1, "other parameters need other findings"
 
 
-def test_a_damaged_store_is_one_sentence(heap: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_raises_a_data_error(heap: Path, tmp_path: Path) -> None:
     store = tmp_path / ".contrapposto/extract/findings.db"
     store.parent.mkdir(parents=True)
     store.write_bytes(b"no database" * 1000)
@@ -208,7 +208,7 @@ def test_exif_orientation_gives_the_landmarks_of_the_upright_picture(tmp_path: P
     assert np.array_equal(poses.fingerprint[0], poses.fingerprint[1])
 
 
-def test_a_part_with_nobody_is_an_empty_table_and_its_refusals(tmp_path: Path) -> None:
+def test_a_part_without_persons_gives_an_empty_table_and_rejects(tmp_path: Path) -> None:
     folder = tmp_path / "walls"
     folder.mkdir()
     for grey in (60, 120, 180):
@@ -220,13 +220,13 @@ def test_a_part_with_nobody_is_an_empty_table_and_its_refusals(tmp_path: Path) -
     assert [reject.source for reject in rejects] == ["120.png", "180.png", "60.png", "cut.jpg"]
 
 
-def test_a_missing_model_is_one_sentence(heap: Path, tmp_path: Path) -> None:
+def test_a_missing_model_raises_a_user_error(heap: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.task does not exist"):
         run_extraction(heap, tmp_path, model=str(tmp_path / "gone.task"))
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_no_picture(heap: Path, extracted: Path, tmp_path: Path) -> None:
+def test_killed_workers_lose_no_picture(heap: Path, extracted: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from tests.support.extraction import run_extraction\n"
         f"run_extraction(Path({str(heap)!r}), Path({str(tmp_path)!r}), workers=2)\n"
@@ -248,15 +248,15 @@ def test_a_worker_that_is_killed_costs_no_picture(heap: Path, extracted: Path, t
     assert outputs(tmp_path) == outputs(extracted)
 
 
-def test_what_workers_import_beforehand_is_there() -> None:
-    """Of a module that is not, Python would say nothing: each worker would only begin later."""
+def test_the_preloaded_module_imports_the_landmarker() -> None:
+    """Python ignores a missing module here: every worker would just start more slowly."""
     code = f"import sys, {extract.PRELOAD}; assert 'tasks.extract.landmarker' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow
-def test_a_file_whose_decoder_crashes_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
-    """A worker that decodes this file gets the signal that a fault in native code ends with."""
+def test_a_file_that_crashes_its_decoder_is_refused_and_the_others_kept(tmp_path: Path) -> None:
+    """A worker that decodes this file gets SIGSEGV, as from a fault in native code."""
     draw_figures(tmp_path / "raw/heap", 3)
     Image.new("RGB", (9000, 9000)).save(tmp_path / "raw/heap/fatal.png")  # a second to decode
     code = (

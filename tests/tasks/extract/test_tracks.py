@@ -1,4 +1,4 @@
-"""Who is who in a video, and which frames show a new pose."""
+"""Tracks of persons in a video, and the selection of frames with a new pose."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def person(x: float, y: float = 0.5, size: float = 0.1) -> Person:
     return Person(landmarks, pose)
 
 
-def test_people_keep_their_numbers_in_whatever_order_they_are_given() -> None:
+def test_persons_keep_their_tracks_in_any_order() -> None:
     tracks = Tracks()
     assert tracks.follow(0.0, [person(0.2), person(0.8)], 400, 400) == [0, 1]
     assert tracks.follow(0.25, [person(0.78), person(0.22)], 400, 400) == [1, 0]
@@ -26,15 +26,15 @@ def test_people_keep_their_numbers_in_whatever_order_they_are_given() -> None:
     assert tracks.follow(1.0, [person(0.76)], 400, 400) == [1]
 
 
-def test_who_jumps_across_the_picture_or_was_gone_for_long_is_somebody_else() -> None:
+def test_a_jump_or_a_long_absence_starts_a_new_track() -> None:
     tracks = Tracks()
     assert tracks.follow(0.0, [person(0.1)], 400, 400) == [0]
     assert tracks.follow(0.25, [person(0.9)], 400, 400) == [1]
     assert tracks.follow(5.0, [person(0.9)], 400, 400) == [2]
 
 
-def test_distances_are_of_the_picture_and_not_of_its_sides() -> None:
-    """In a picture ten times as wide as high, a tenth of the width is as far as the whole height."""
+def test_distances_are_in_pixels() -> None:
+    """In a picture ten times as wide as high, a tenth of the width is as long as the whole height."""
     tracks = Tracks()
     assert tracks.follow(0.0, [person(0.5, size=0.02)], 4000, 400) == [0]
     assert tracks.follow(0.25, [person(0.7, size=0.02)], 4000, 400) == [1]
@@ -42,7 +42,7 @@ def test_distances_are_of_the_picture_and_not_of_its_sides() -> None:
 
 
 def test_only_a_new_pose_counts_as_movement() -> None:
-    """Moving all 12 limbs by d torso lengths is a distance of d, whatever the size and the place of the person."""
+    """Moving all 12 limbs by d torso lengths is a distance of d, for any size and position of the person."""
     pose = figure(np.random.default_rng(0), 0).astype(np.float64)
     torso = np.linalg.norm(pose[[11, 12]].mean(0) - pose[[23, 24]].mean(0))
     arms = pose.copy()

@@ -1,4 +1,4 @@
-"""Videos as pictures with a time: which frames are looked at, how they are turned, and what becomes of damaged ones."""
+"""Videos: which frames are sampled, how they are rotated, and how damaged videos end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_container_gives_the_frames_due_at_the_rate(tmp_path: Path, extens
         assert frame.picture[:12, :20].mean() > 230
 
 
-def test_a_frame_is_found_again_by_its_number(tmp_path: Path) -> None:
+def test_a_frame_can_be_read_by_its_number(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", numbered_pictures(30))
     with open_regular(path) as file:
         sampled = {frame.number: frame.picture for frame in video.sampled(file, 4.0, 64)}
@@ -56,7 +56,7 @@ def test_a_frame_is_found_again_by_its_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("degrees", [90, 180, -90])
-def test_a_video_that_was_held_sideways_is_turned_upright(tmp_path: Path, degrees: int) -> None:
+def test_a_rotated_video_is_turned_upright(tmp_path: Path, degrees: int) -> None:
     path = write_video(tmp_path / "a.mp4", numbered_pictures(3, 96, 64), rotation=degrees)
     with open_regular(path) as file:
         frame = next(video.sampled(file, 4.0, 64))
@@ -71,7 +71,7 @@ def test_pixels_that_are_not_square_become_square(tmp_path: Path) -> None:
         assert next(video.sampled(file, 4.0, 64)).picture.shape == (64, 192, 3)
 
 
-def test_a_video_is_known_by_its_first_bytes_and_nothing_else_is_opened(tmp_path: Path) -> None:
+def test_containers_are_recognised_by_their_first_bytes(tmp_path: Path) -> None:
     assert video.container(b"\0\0\0\x18ftypmp42\0\0\0\0") == "mov"
     assert video.container(b"RIFF\0\0\0\0AVI LIST") == "avi"
     assert video.container(b"\x1a\x45\xdf\xa3" + bytes(12)) == "matroska"
@@ -103,7 +103,7 @@ def figures() -> list[np.ndarray]:
     return [mannequin.picture(seed=0, index=i, size=192).image for i in (0, 1)]
 
 
-def test_frames_that_show_the_pose_of_the_last_are_refused(tmp_path: Path, figures: list[np.ndarray]) -> None:
+def test_frames_without_movement_are_refused(tmp_path: Path, figures: list[np.ndarray]) -> None:
     grey = np.full((192, 192, 3), 90, np.uint8)
     findings = find(write_video(tmp_path / "a.mp4", [figures[0]] * 20 + [figures[1]] * 20 + [grey] * 10, rate=10))
     assert findings.kind is Kind.VIDEO

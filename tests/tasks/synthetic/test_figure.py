@@ -1,4 +1,4 @@
-"""The figure: bones keep their lengths, feet stand on the floor, left mirrors right, limbs stay out of the body."""
+"""The figure: bone lengths, feet on the floor, mirror symmetry, no overlap of limbs and body."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_planted_feet_stand_on_the_floor_and_nothing_is_below_it(category: str) 
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_poses_are_possible(category: str) -> None:
+def test_poses_respect_overlap_and_ankle_limits(category: str) -> None:
     for body, pose, parts in drawn(category, count=12):
         assert overlap(body_solids(body, parts)) <= SOFTNESS
         assert dorsiflexion(pose, parts) <= DORSIFLEXION
@@ -102,7 +102,7 @@ def test_angles_are_anatomical() -> None:
     assert lean["nose"][2] < rest["nose"][2] - 0.2
 
 
-def test_overlap_sees_a_hand_in_the_belly_and_a_foot_in_the_floor() -> None:
+def test_overlap_detects_a_hand_in_the_belly_and_a_foot_in_the_floor() -> None:
     body = random_body(np.random.default_rng(0))
     clear = replace(STRAIGHT, left_arm=Arm(elevation=30), right_arm=Arm(elevation=30), left_leg=Leg(abduct=8))
     assert overlap(body_solids(body, place(body, clear))) <= SOFTNESS
@@ -112,12 +112,12 @@ def test_overlap_sees_a_hand_in_the_belly_and_a_foot_in_the_floor() -> None:
     assert overlap(body_solids(body, place(body, stepping))) > 0.03
 
 
-def test_either_side_leads() -> None:
+def test_half_of_the_poses_are_mirrored() -> None:
     lifted = [pose.planted[1] for _, pose, _ in drawn("tree", count=40)]
     assert 10 <= sum(lifted) <= 30
 
 
-def test_bodies_are_people() -> None:
+def test_bodies_have_human_proportions() -> None:
     for seed in range(50):
         body = random_body(np.random.default_rng(seed))
         assert all(length > 0 for length in asdict(body).values())
@@ -127,7 +127,7 @@ def test_bodies_are_people() -> None:
 
 
 def test_poses_differ_in_many_ways() -> None:
-    """No pose has a near copy, and the nearest is hardly nearer than the next: many dimensions vary freely."""
+    """No pose has a near copy, and the nearest pose is hardly nearer than the next: many dimensions vary."""
     poses = []
     for category in CATEGORIES:
         for body, _, parts in drawn(category, count=24):

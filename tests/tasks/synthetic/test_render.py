@@ -18,7 +18,7 @@ def cones(start: ArrayLike, end: ArrayLike, radius: ArrayLike, colour: ArrayLike
 
 
 def random_cone(seed: int) -> Cones:
-    """A cone before the camera, of any direction (each fourth along a ray) and taper (each third nearly a sphere's)."""
+    """A random cone in front of the camera: every fourth lies along a ray, every third has the largest taper."""
     rng = np.random.default_rng(seed)
     start = np.array([*rng.uniform(-0.3, 0.3, 2), rng.uniform(2, 3)])
     along = start if seed % 4 == 0 else rng.standard_normal(3)
@@ -48,7 +48,7 @@ def test_a_round_cone_is_the_union_of_the_spheres_along_its_axis(seed: int) -> N
     assert error.max() < 0.01  # grazing rays: single precision under a root
 
 
-def test_a_cone_fills_its_rectangle_and_no_more() -> None:
+def test_the_extent_of_a_cone_is_exact() -> None:
     for seed in range(12):
         cone = random_cone(seed)
         _, owner = depth_buffer(cone, CAMERA, rays=4)
@@ -59,7 +59,7 @@ def test_a_cone_fills_its_rectangle_and_no_more() -> None:
         assert np.abs(found - expected).max() < 0.75  # pixels; a curved tip is narrower than a ray's spacing
 
 
-def test_the_nearer_of_two_cones_is_seen_whatever_their_order() -> None:
+def test_the_nearer_cone_is_visible_in_any_order() -> None:
     near, far = cones((0, -0.3, 2), (0, 0.3, 2), (0.1, 0.1)), cones((-0.3, 0, 2.5), (0.3, 0, 2.5), (0.1, 0.1))
     for first, second in ((near, far), (far, near)):
         both = Cones(*(np.concatenate([getattr(c, n) for c in (first, second)]) for n in vars(near)))
@@ -88,7 +88,7 @@ def test_normals_are_the_gradient_of_the_depth(seed: int) -> None:
     assert np.quantile(cosine[inner], 0.02) > np.cos(np.radians(3))
 
 
-def test_a_sphere_inside_the_other_is_no_cone() -> None:
+def test_a_sphere_inside_the_other_raises_a_value_error() -> None:
     with pytest.raises(ValueError, match="contains"):
         extent_of = cones((0, 0, 2), (0, 0, 2.1), (0.3, 0.1))
         depth_buffer(extent_of, CAMERA)
@@ -102,7 +102,7 @@ def scene(cone: Cones) -> np.ndarray:
 
 
 def test_the_shadow_lies_behind_the_figure_and_follows_it() -> None:
-    """The sun stands in front of and above a ball that hangs over the floor: its shadow falls behind it."""
+    """The sun is in front of and above a floating ball: its shadow falls behind it."""
     empty = scene(cones((50, 0, 3), (50, 0, 3), (0.1, 0.1)))
     for x in (-0.4, 0.4):
         picture = scene(cones((x, 0.2, 2.4), (x, 0.2, 2.4), (0.15, 0.15), colour=(1.0, 0.0, 0.0)))

@@ -1,4 +1,4 @@
-"""The built-in data: pure functions of (seed, index, size), truth where the pixels are, and nothing half done."""
+"""The built-in data: a pure function of (seed, index, size), with exact joints and complete outputs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_seed_and_index_change_the_picture_and_size_does_not_change_the_pose() -
     assert np.allclose(large.camera.project(large.joints), 2 * base.camera.project(base.joints))
 
 
-def test_run_writes_what_was_asked_and_replaces_what_was_there(tmp_path: Path) -> None:
+def test_run_writes_the_requested_pictures_and_replaces_old_ones(tmp_path: Path) -> None:
     stale = tmp_path / "data/raw/mannequin/old/1.png"
     stale.parent.mkdir(parents=True)
     stale.touch()
@@ -83,7 +83,7 @@ def test_run_writes_what_was_asked_and_replaces_what_was_there(tmp_path: Path) -
         assert truth["names"] == list(LANDMARKS)
 
 
-def test_a_killed_stage_leaves_no_folder_that_looks_complete(tmp_path: Path) -> None:
+def test_a_killed_stage_leaves_no_output_folder(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     set_value(tmp_path / "params.yaml", "mannequin.count", 2000)
     set_value(tmp_path / "params.yaml", "mannequin.size", 64)
@@ -116,7 +116,7 @@ def test_joints_lie_where_a_marker_on_them_is_drawn(index: int) -> None:
 
 
 @pytest.mark.parametrize("index", range(24))
-def test_limb_joints_are_under_the_skin_and_inside_the_picture(index: int) -> None:
+def test_limb_joints_are_inside_the_body_and_the_picture(index: int) -> None:
     seen = mannequin.scene(seed=0, index=index, size=160)
     pixels = seen.camera.project(seen.joints)[list(LIMBS)]
     assert (pixels > 0).all() and (pixels < 160).all()
@@ -126,7 +126,7 @@ def test_limb_joints_are_under_the_skin_and_inside_the_picture(index: int) -> No
 
 
 def test_a_joint_behind_something_is_not_visible() -> None:
-    """T pose to the front: all limbs are seen, until a ball hangs before the left wrist."""
+    """In a frontal T pose all limbs are visible, until a ball hides the left wrist."""
     index = next(i for i in range(3, 400, 12) if abs(mannequin.scene(0, i, 96).yaw) < 10)
     seen = mannequin.scene(0, index, 96)
     pixels = seen.camera.project(seen.joints)
@@ -140,7 +140,7 @@ def test_a_joint_behind_something_is_not_visible() -> None:
     assert not after[wrist] and after[INDEX["right_wrist"]] and after[INDEX["left_shoulder"]]
 
 
-def test_a_face_looks_at_the_camera_from_a_figure_that_faces_it() -> None:
+def test_a_frontal_figure_shows_its_face() -> None:
     found = 0
     for index in range(0, 240, 12):
         seen = mannequin.scene(0, index, 448)
@@ -184,8 +184,8 @@ def test_figures_fill_the_picture_without_leaving_it() -> None:
 
 
 @pytest.mark.slow
-def test_a_detector_of_people_finds_them() -> None:
-    """MediaPipe on 240 pictures: found, limbs visible, on the joints, left and right not exchanged."""
+def test_mediapipe_detects_the_figures() -> None:
+    """MediaPipe on 240 pictures: persons found, limbs visible, joints accurate, left and right not exchanged."""
     limbs, found, clear, error, swapped = list(LIMBS), [], [], [], []
     with Landmarker(ROOT / "models/pose_landmarker_full.task") as landmarker:
         for index in range(240):
