@@ -93,9 +93,7 @@ def core_compute(config: Poses | Pictures, device: torch.device) -> Compute:
         raise UserError("Weights can be split over GPUs (sharded) only if every rank has a GPU of its own.")
     size = None if config.microbatch == "largest" else config.microbatch
     precision = best_precision(device) if kind.precision == "auto" else kind.precision
-    return Compute(
-        precision, kind.compile, config.recompute, size, config.sharded and distributed.is_initialized()
-    )
+    return Compute(precision, kind.compile, config.recompute, size, config.sharded and distributed.is_initialized())
 
 
 def averages(config: Poses | Pictures) -> dict[str, Decay]:

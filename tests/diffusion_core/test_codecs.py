@@ -1,4 +1,4 @@
-"""The affine codec: the statistics it promises, the round trip, and what it refuses."""
+"""The affine codec: statistics, round trip and errors."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ X0 = torch.randn(500, 3, 4, generator=torch.Generator().manual_seed(0)) * torch.
 
 
 @pytest.mark.parametrize("per_coordinate", [True, False])
-def test_encoded_examples_have_the_size_asked_for_and_come_back(per_coordinate):
+def test_encoding_normalises_and_decoding_inverts_it(per_coordinate):
     codec = Affine.fit(X0, 0.5, per_coordinate)
     z = codec.encode(X0)
     assert float(z.square().mean().sqrt()) == pytest.approx(0.5)
@@ -19,14 +19,14 @@ def test_encoded_examples_have_the_size_asked_for_and_come_back(per_coordinate):
     torch.testing.assert_close(codec.decode(z), X0)
 
 
-def test_one_scale_keeps_shapes():
-    """Distances between examples are all scaled alike, whatever the coordinates' own spreads."""
+def test_all_distances_are_scaled_alike():
+    """Coordinates keep their different standard deviations."""
     z = Affine.fit(X0, 0.5, True).encode(X0).flatten(1)
     ratio = torch.pdist(z[:20]) / torch.pdist(X0[:20].flatten(1))
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
 
 
-def test_examples_that_do_not_differ_are_refused():
+def test_equal_examples_raise():
     with pytest.raises(ValueError, match="no scale"):
         Affine.fit(torch.ones(5, 3), 0.5, True)
     with pytest.raises(DataError, match="nothing to learn"):

@@ -1,4 +1,4 @@
-"""The measuring instruments of `benchmarks.digits`: what they say of copies, of data and of leaks that were planted."""
+"""The measures of `benchmarks.digits`, on planted copies and leaks."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ from diffusion_core.training import augmentation
 PICTURES = digits.digits()
 
 
-def test_digits_are_all_there_in_a_fixed_order():
+def test_digits_are_complete_and_in_a_fixed_order():
     assert PICTURES.shape == (1797, 64) and float(PICTURES.min()) == -1 and float(PICTURES.max()) == 1
     assert torch.equal(PICTURES, digits.digits())
     assert len(PICTURES.unique(dim=0)) == 1797
 
 
-def test_copies_are_found_and_held_out_digits_are_none():
+def test_copies_are_detected_and_held_out_digits_are_not():
     train, held = PICTURES[:200], PICTURES[-digits.HELD :]
     assert digits.copied(train, train) == 1
     assert digits.copied(held, train) == 0
@@ -26,8 +26,8 @@ def test_copies_are_found_and_held_out_digits_are_none():
     assert digits.copied(planted, train) == pytest.approx(0.1)
 
 
-def test_the_detector_s_operating_curve():
-    """Fewer are found the more noise is on the copies, and the more examples there are to be near to."""
+def test_detection_falls_with_noise_and_with_more_examples():
+    """The detector misses noisier copies, and misses more of them in a larger training set."""
     found = {}
     for n in (50, 1400):
         copies = PICTURES[:n].repeat(8, 1)[:400]
@@ -38,18 +38,18 @@ def test_the_detector_s_operating_curve():
     assert found[1400][1] < found[50][1]
 
 
-def test_controls_are_all_and_none():
+def test_controls_are_one_and_zero():
     assert digits.controls(50) == (1.0, 0.0)
 
 
-def test_onset_is_read_between_two_looks():
+def test_onset_is_interpolated_between_two_checks():
     looks = [digits.Look(100, 0.0, [1.0]), digits.Look(200, 0.05, [2.0]), digits.Look(300, 0.25, [4.0])]
     assert digits.crossing(looks, lambda look: look.memorized, 0.1) == pytest.approx(225)
     assert digits.crossing(looks, lambda look: look.gap[0], 1.5) == pytest.approx(150)
     assert digits.crossing(looks, lambda look: look.memorized, 0.5) == float("inf")
 
 
-def test_shifts_leak_ink_to_the_edges_and_are_told():
+def test_shifts_leak_ink_to_the_edges_and_set_the_condition():
     x0 = PICTURES[:600]
     moved, cond = digits.shifts(x0, {}, 3, torch.arange(600))
     told = cond["vec:augment"]

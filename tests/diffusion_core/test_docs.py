@@ -1,4 +1,4 @@
-"""docs/methods.md names only what exists, names every preset, sampler, guide and weight, and its one-liners run."""
+"""docs/methods.md: every name exists, every public method is listed, and its recipes run."""
 
 import importlib
 import inspect
@@ -19,15 +19,15 @@ NAMES = {name for _, code, _ in ROWS for name in re.findall(r"(?:\w+\.)+\w+", co
 
 
 def resolve(name: str) -> object:
-    parts = name.split(".")
-    for split in range(len(parts) - 1, 0, -1):
+    path = name.split(".")
+    for split in range(len(path) - 1, 0, -1):
         try:
-            found = importlib.import_module("diffusion_core." + ".".join(parts[:split]))
+            value: object = importlib.import_module("diffusion_core." + ".".join(path[:split]))
         except ModuleNotFoundError:
             continue
-        for part in parts[split:]:
-            found = getattr(found, part)
-        return found
+        for attribute in path[split:]:
+            value = getattr(value, attribute)
+        return value
     raise AttributeError(name)
 
 

@@ -1,4 +1,4 @@
-"""Guides: what they ask the denoiser, and what they make of its answers."""
+"""Guidance: what it evaluates, and how it combines the estimates."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.support.toy_mixture import toy
 SIGMA = sigma_level(torch.logspace(-2, 1.5, 40, dtype=torch.float64))
 
 
-def test_negative_and_partial_guidance_withhold_what_they_say():
+def test_negative_and_partial_guidance_withhold_the_right_conditions():
     def denoise(x, here, cond):
         return torch.full_like(x, cond["vec:a"] if "vec:a" in cond else 0.0) + (10 if "vec:b" in cond else 0)
 
@@ -64,23 +64,23 @@ def test_classifier_guidance_with_the_exact_classifier_is_the_conditional_denois
         return closed_form.mixture_shares(x, at, share, means, sds)[:, 2].log()
 
     x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    pushed = guidance.classifier_guidance(closed_form.mixture(share, means, sds), log_p)(x, here, {})
+    guided = guidance.classifier_guidance(closed_form.mixture(share, means, sds), log_p)(x, here, {})
     alone = closed_form.mixture(torch.ones(1).double(), means[2:3], sds[2:3])(x, here, {})
-    torch.testing.assert_close(pushed, alone)
+    torch.testing.assert_close(guided, alone)
 
 
-def test_self_conditioning_shows_the_first_estimate():
-    seen = []
+def test_self_conditioning_passes_the_first_estimate():
+    conditions = []
 
     def denoise(x, here, cond):
-        seen.append(cond.get("vec:self"))
+        conditions.append(cond.get("vec:self"))
         return x + (1 if "vec:self" in cond else 5)
 
     out = guidance.self_condition(denoise, "vec:self")(torch.zeros(1, 2, 1), SIGMA, {})
-    assert seen[0] is None and seen[1].tolist() == [[5, 5]] and out.flatten().tolist() == [1, 1]
+    assert conditions[0] is None and conditions[1].tolist() == [[5, 5]] and out.flatten().tolist() == [1, 1]
 
 
-def test_cfg_composes_with_the_rest():
+def test_guidance_functions_compose():
     share, means, sds = toy()
     oracle = closed_form.mixture(share, means, sds)
     composed = guidance.threshold(guidance.rescale(guidance.cfg(oracle, guidance.interval(2, 0.1, 10)), oracle), 3.0)

@@ -1,4 +1,4 @@
-"""Weights, densities, draws and importance, each against its formula."""
+"""Loss weights, densities of levels, draws and importance sampling, each against its formula."""
 
 import math
 
@@ -29,15 +29,15 @@ def test_weights_in_closed_form():
     close(loss_weights.debiased()(SIGMA), objective.unit(EPS)(SIGMA) / snr.sqrt())
 
 
-@pytest.mark.parametrize("path", [schedules.vp(), schedules.trig(), schedules.linear(), schedules.logsnr(8, -6)])
-def test_elbo_weight_is_the_slope_of_the_snr(path):
+@pytest.mark.parametrize("schedule", [schedules.vp(), schedules.trig(), schedules.linear(), schedules.logsnr(8, -6)])
+def test_elbo_weight_is_the_slope_of_the_snr(schedule):
     t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     h = 1e-5
-    slope = (path(t + h).snr - path(t - h).snr) / (2 * h)
-    torch.testing.assert_close(loss_weights.elbo(path)(path(t)), -slope / 2, rtol=1e-5, atol=1e-9)
+    slope = (schedule(t + h).snr - schedule(t - h).snr) / (2 * h)
+    torch.testing.assert_close(loss_weights.elbo(schedule)(schedule(t)), -slope / 2, rtol=1e-5, atol=1e-9)
 
 
-def test_stratified_draws_are_uniform_and_at_least_five_times_steadier():
+def test_stratified_draws_are_uniform_and_reduce_the_deviation_fivefold():
     """The standard deviation of a batch's mean loss, for a smooth loss of the level."""
 
     def noise(draw):
@@ -50,8 +50,8 @@ def test_stratified_draws_are_uniform_and_at_least_five_times_steadier():
 
 
 @pytest.mark.parametrize("world, microbatch", [(1, None), (1, 3), (2, None), (4, 3)])
-def test_stratified_draws_stay_so_over_ranks_and_micro_batches(monkeypatch, world, microbatch):
-    """One level in each of the batch's equal shares of probability, and image i's the same however the batch is cut up."""
+def test_draws_are_stratified_over_ranks_and_micro_batches(monkeypatch, world, microbatch):
+    """Each of the batch's equal quantiles has one level, and an image's level does not depend on how the batch is divided."""
     recipe = presets.edm(0.5)
     config = TrainConfig(images=96, batch=24)
     seen = []
@@ -81,8 +81,8 @@ def test_densities_have_their_distribution():
     assert torch.bincount(steps.round().long()).tolist() == [10_000] * 10
 
 
-def test_importance_sampling_is_unbiased_and_steadier():
-    """A loss that is large at small u: the mean keeps its value, the spread falls."""
+def test_importance_sampling_is_unbiased_and_reduces_variance():
+    """For a loss that is large at small u, the mean is unchanged and the standard deviation falls."""
 
     def losses(u):
         return torch.exp(-6 * u) * 5
@@ -101,7 +101,7 @@ def test_importance_sampling_is_unbiased_and_steadier():
     assert (warped.sort().indices == u.sort().indices).all()  # monotone
 
 
-def test_importance_is_uniform_until_every_bin_was_seen():
+def test_importance_is_uniform_until_every_bin_was_drawn():
     importance = Importance(bins=4)
     u = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
     importance.update(importance.squares(u, torch.ones(3)))
@@ -111,7 +111,7 @@ def test_importance_is_uniform_until_every_bin_was_seen():
 def test_uncertainty_learns_the_loss():
     loss = loss_weights.Uncertainty(width=64)
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.02)
-    expected = SIGMA.sigma / (1 + SIGMA.sigma)  # what an imaginary denoiser's error is at each level
+    expected = SIGMA.sigma / (1 + SIGMA.sigma)  # the error of a made-up denoiser
     x0 = torch.zeros(40, 1, dtype=torch.float64)
     for _ in range(400):
         value = loss(lambda x, here, cond: expected.sqrt()[:, None], x0, SIGMA, x0, lambda here: torch.ones(40), {})
@@ -121,7 +121,7 @@ def test_uncertainty_learns_the_loss():
     torch.testing.assert_close(loss.log_variance(SIGMA).double(), expected.log(), rtol=0, atol=0.1)
 
 
-def test_self_conditioned_training_shows_half_of_the_rows_their_estimate():
+def test_self_conditioning_gives_half_of_the_rows_their_estimate():
     x0, noise = torch.randn(2, 4000, 2, generator=torch.Generator().manual_seed(0))
     here = sigma_level(torch.ones(4000))
     shown = []

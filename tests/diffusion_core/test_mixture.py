@@ -1,4 +1,4 @@
-"""The measures of `benchmarks.mixture`: distances that are known."""
+"""The distances of `benchmarks.mixture`, where their values are known."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_quantiles_are_those_of_many_draws():
     assert (law.diff(dim=0) >= 0).all()
 
 
-def test_distance_to_the_law_is_small_for_data_and_as_large_as_a_shift():
+def test_distance_is_small_for_data_and_measures_a_shift():
     law = mixture.quantiles(20_000)
     data = mixture.draw(4, torch.arange(20_000))
     exact = mixture.w2_to_law(data, law)

@@ -1,4 +1,4 @@
-"""Agreement with other libraries: those of the development extras, and what `benchmarks.golden` stored of others."""
+"""Agreement with other libraries, installed ones and results stored by `benchmarks.golden`."""
 
 import pytest
 
@@ -28,8 +28,8 @@ def test_noising_velocity_and_snr_agree_with_diffusers():
         assert difference <= tolerance, name
 
 
-def test_what_the_other_libraries_left_is_reproduced():
-    """Trajectories of k-diffusion and smalldiffusion, flows of torchcfm, losses of k-diffusion and lucidrains."""
+def test_stored_results_are_reproduced():
+    """Trajectories of k-diffusion and smalldiffusion, torchcfm flows, losses of k-diffusion and lucidrains."""
     found = parity.golden()
     assert len(found) == 25
     for name, (difference, tolerance) in found.items():

@@ -1,4 +1,4 @@
-"""Counter-based random numbers and the data order."""
+"""Counter-based random numbers and the order of the training data."""
 
 import math
 
@@ -17,7 +17,7 @@ def test_rows_do_not_depend_on_the_batch():
 
 
 def test_known_answer():
-    # SplitMix64 from state 1234567, as published with the algorithm; then our own stream, so that it cannot change unawares.
+    # The published test vector of SplitMix64 (state 1234567), then fixed values of our own stream.
     state = torch.arange(1, 4) * rng._GOLDEN + 1234567
     assert [v % 2**64 for v in rng._mix(state).tolist()] == [
         6457827717110365317,
@@ -53,7 +53,7 @@ def test_uniform_is_uniform():
     assert 55 < chi < 155  # chi-squared with 99 degrees of freedom, beyond 3.5 standard deviations on either side
 
 
-def test_order_is_a_new_permutation_each_pass_and_a_function_of_the_image_number():
+def test_every_pass_is_another_permutation():
     n = 13
     whole = data_order.indices(5, 0, 4 * n, n)
     for epoch in whole.split(n):

@@ -1,4 +1,4 @@
-"""A small mixture of normals, whose denoiser, shares and density are known."""
+"""A small mixture of normals with known denoiser, responsibilities and density."""
 
 import torch
 from torch import Tensor

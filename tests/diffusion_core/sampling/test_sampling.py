@@ -1,4 +1,4 @@
-"""Moves, walks, solvers and the sampling loop, judged by closed forms."""
+"""Transitions, timesteps, solvers and the sampling loop against closed forms."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ STEPS = {
     "unipc3": unipc(3),
 }
 VP = schedules.betas(schedules.linear_betas())
-WALKS = {
+TIMESTEPS = {
     "karras": timesteps.karras(7),
     "flow": timesteps.uniform(schedules.linear(), 7),
     "trailing": timesteps.trailing(VP, 7, 1000),
@@ -42,7 +42,7 @@ WALKS = {
 
 
 class Recorder:
-    """A noise stream that hands out basis vectors, so that a sampler's coefficients can be read off."""
+    """A noise stream of basis vectors, so that the result contains the sampler's coefficients."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -58,29 +58,29 @@ class Recorder:
         return out
 
 
-@pytest.mark.parametrize("steps", WALKS.values(), ids=WALKS.keys())
+@pytest.mark.parametrize("steps", TIMESTEPS.values(), ids=TIMESTEPS.keys())
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
 def test_mean_and_variance_law(step, steps):
-    """With a constant estimate x0: x = a x0 + s n at every visit, where n is a unit vector of independent noises."""
+    """For a constant estimate x0, x is a x0 + s n at every level, where n is a unit vector of independent noises."""
     x0 = torch.zeros(1, 200, dtype=torch.float64)
     x0[0, 0] = 1.0
     start = torch.zeros_like(x0)
     start[0, 1] = 1.0
-    visits = []
+    visited = []
     sample(
         lambda x, here, cond: x0,
         steps[0].corrupt(x0, start),
         steps,
         step,
         Recorder(200),
-        constrain=lambda x, here, noise: visits.append((here, x)) or x,
+        constrain=lambda x, here, noise: visited.append((here, x)) or x,
     )
-    for here, x in visits:
+    for here, x in visited:
         assert float(x[0, 0]) == pytest.approx(float(here.a), abs=1e-12)
         assert float(x[0, 1:].norm()) == pytest.approx(float(here.s), rel=1e-10, abs=1e-13)
 
 
-@pytest.mark.parametrize("steps", WALKS.values(), ids=WALKS.keys())
+@pytest.mark.parametrize("steps", TIMESTEPS.values(), ids=TIMESTEPS.keys())
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
 def test_one_point_data_is_exact(step, steps):
     point = torch.tensor([[1.5, -2.0, 0.25]], dtype=torch.float64)
@@ -89,8 +89,8 @@ def test_one_point_data_is_exact(step, steps):
     torch.testing.assert_close(got, point.float().expand(5, 3), rtol=1e-6, atol=1e-6)
 
 
-def test_move_and_renoise_undo_each_other_in_distribution():
-    """Down by an ancestral step and up again: the variance is that of the level, whatever the gauge."""
+def test_transition_then_renoise_has_the_variance_of_the_level():
+    """An ancestral step to less noise, and back by adding noise."""
     low, high = timesteps.levels(schedules.linear(), torch.tensor([0.3, 0.8]))
     n = torch.eye(4, dtype=torch.float64)[1:]
     x0 = torch.eye(4, dtype=torch.float64)[:1]
@@ -110,7 +110,7 @@ def gaussian_problem():
 
 
 def exact_flow(x, mean, values, basis, start, end):
-    """The probability-flow solution for normal data in the sigma gauge: every principal coordinate is rescaled."""
+    """The solution of the probability-flow ODE for normal data at levels (1, sigma): a rescaling of principal coordinates."""
     scale = torch.sqrt((values + end.sigma**2) / (values + start.sigma**2))
     return mean + ((x / start.a - mean) @ basis * scale) @ basis.T
 
@@ -153,7 +153,7 @@ def test_flow_heun_is_second_order_on_the_linear_path():
     assert math.log2(error(64) / error(256)) / 2 == pytest.approx(2, abs=0.1)
 
 
-def test_euler_is_ddim_in_both_charts():
+def test_euler_is_ddim_in_both_forms_of_the_ode():
     x = torch.randn(3, 2, dtype=torch.float64)
     x0 = torch.randn(3, 2, dtype=torch.float64)
     here, there = timesteps.uniform(schedules.trig(), 4)[1:3]
@@ -222,7 +222,7 @@ def test_empirical_denoiser_samples_are_training_points():
     assert float(nearest.max()) < 0.01
 
 
-def test_walks_go_where_they_say():
+def test_timesteps_have_their_end_points():
     karras = timesteps.karras(18)
     assert len(karras) == 19 and float(karras[0].s) == pytest.approx(80) and float(karras[-1].s) == 0
     assert float(karras[-2].s) == pytest.approx(0.002)
@@ -235,7 +235,7 @@ def test_walks_go_where_they_say():
         timesteps.restart(karras, 100, 200, 1)
 
 
-def test_guidance_is_the_same_in_noise_and_in_data():
+def test_guidance_of_x0_is_guidance_of_eps():
     good, bad = (closed_form.mixture(torch.ones(1), torch.full((1, 2), m), 0.3) for m in (1.0, -1.0))
     here = schedules.trig()(torch.tensor(0.6, dtype=torch.float64))
     x = torch.randn(6, 2, dtype=torch.float64)
@@ -247,7 +247,7 @@ def test_guidance_is_the_same_in_noise_and_in_data():
     assert torch.equal(one, good(x, here, {}))
 
 
-def test_start_is_pure_noise_of_the_seed():
+def test_sampling_starts_with_the_noise_of_the_seed():
     ids = torch.tensor([4, 9])
     got = generate(lambda x, here, cond: torch.zeros_like(x), timesteps.karras(1)[:1], ddim(), (3,), 2, ids)
     torch.testing.assert_close(got, 80 * rng.normal((3,), rng.fold(2, 0), ids))

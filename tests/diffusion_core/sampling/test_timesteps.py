@@ -1,4 +1,4 @@
-"""Walks, correctors and a trained classifier against what their papers say of them."""
+"""Timesteps, correctors and classifier guidance against the claims of their papers."""
 
 import math
 from itertools import pairwise
@@ -23,17 +23,17 @@ def normal_data(sd):
     return closed_form.gaussian(torch.zeros(1).double(), ONE.diag() * sd**2)
 
 
-@pytest.mark.parametrize("amount, low, high", [(0.0, 0.0, math.inf), (6.0, 0.05, 50.0), (40.0, 0.0, math.inf)])
-def test_churned_heun_is_algorithm_2_of_edm(amount, low, high):
-    """Karras et al. 2022, algorithm 2, written down as it stands there."""
+@pytest.mark.parametrize("s_churn, s_tmin, s_tmax", [(0.0, 0.0, math.inf), (6.0, 0.05, 50.0), (40.0, 0.0, math.inf)])
+def test_heun_with_churn_is_algorithm_2_of_edm(s_churn, s_tmin, s_tmax):
+    """Karras et al. 2022, algorithm 2, written out as in the paper."""
     denoise, n = mixture.denoiser(), 12
     noises = [rng.normal((2,), i, torch.arange(40)).double() for i in range(n + 1)]
     sigmas = [float(here.sigma) for here in timesteps.karras(n)]
     x = start = 80 * noises[-1]
     raised = iter(noises)
-    gamma = min(amount / n, math.sqrt(2) - 1)
+    gamma = min(s_churn / n, math.sqrt(2) - 1)
     for t, after in pairwise(sigmas):
-        hat = t * (1 + gamma) if low <= t <= high else t
+        hat = t * (1 + gamma) if s_tmin <= t <= s_tmax else t
         if hat > t:
             x = x + math.sqrt(hat**2 - t**2) * next(raised)
         slope = (x - denoise(x, sigma_level(torch.tensor(hat, dtype=torch.float64)), {})) / hat
@@ -42,12 +42,12 @@ def test_churned_heun_is_algorithm_2_of_edm(amount, low, high):
             second = (moved - denoise(moved, sigma_level(torch.tensor(after, dtype=torch.float64)), {})) / after
             moved = x + (after - hat) * (slope + second) / 2
         x = moved
-    ours = sample(denoise, start, timesteps.churn(timesteps.karras(n), amount, low, high), heun(), iter(noises))
+    ours = sample(denoise, start, timesteps.churn(timesteps.karras(n), s_churn, s_tmin, s_tmax), heun(), iter(noises))
     torch.testing.assert_close(ours, x, rtol=1e-11, atol=1e-11)
 
 
-def test_restart_walks_the_interval_again_and_forgets_errors():
-    """A mean that is wrong at the start shrinks by the same factor each time that the interval is walked."""
+def test_restart_repeats_the_interval_and_shrinks_errors():
+    """An error of the initial mean shrinks by the same factor with every repetition of the interval."""
     steps = timesteps.karras(20, 0.02, 20.0)
     again = timesteps.restart(steps, 0.1, 2.0, 3)
     inside = [here.sigma for here in steps if 0.1 <= here.sigma <= 2]
@@ -61,12 +61,12 @@ def test_restart_walks_the_interval_again_and_forgets_errors():
 
     once, again_and_again = bias(steps), bias(again)
     assert once == pytest.approx(8 / math.sqrt(401), rel=0.05)  # the flow contracts by sd / sqrt(sd^2 + sigma^2)
-    # Each time down the flow contracts by the ratio of the marginals' spreads, and noise added back moves no mean.
+    # Each repetition contracts by the ratio of the marginal standard deviations; adding noise does not change the mean.
     low, high = float(inside[-1]), float(inside[0])
     assert again_and_again == pytest.approx(once * ((1 + low**2) / (1 + high**2)) ** 1.5, abs=0.03)
 
 
-def test_a_late_start_from_the_right_place_needs_the_rest_of_the_walk_only():
+def test_a_truncated_start_from_the_exact_marginal_is_exact():
     """TDPM: from the exact marginal at sigma 0.67 the samples have the data's covariance."""
     cov = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
     oracle = closed_form.gaussian(torch.zeros(2).double(), cov)
@@ -93,8 +93,8 @@ def test_langevin_steps_have_their_stationary_variance(rate):
     assert float(x.var()) == pytest.approx(v / (1 - rate / (4 * v)), rel=0.04)
 
 
-def test_a_corrector_mends_what_few_ancestral_steps_spoil():
-    """They leave too little variance at sigma 0.5; dwelling on each level brings it back."""
+def test_a_corrector_restores_the_variance():
+    """Few ancestral steps leave too little variance; Langevin steps restore it."""
     sd = 0.7
     steps = timesteps.karras(4, 0.5, 5.0)[:-1]
     noise = rng.stream((1,), 1, torch.arange(20_000), torch.float64)
@@ -109,7 +109,7 @@ def test_a_corrector_mends_what_few_ancestral_steps_spoil():
 
 
 def test_a_noise_aware_classifier_guides_to_its_class():
-    """A small network learns which component noisy points come from; pushed by it, the samples come from that one."""
+    """A small classifier of noisy points guides samples to one component of a mixture."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 5))
 
@@ -123,7 +123,7 @@ def test_a_noise_aware_classifier_guides_to_its_class():
         ids = torch.arange(256) + 256 * i
         x0 = mixture.draw(1, ids)
         here = losses.geometric(0.01, 20.0)(losses.stratified(2, 256 * i, 256))
-        with torch.no_grad():  # every point's component is plain to see without noise
+        with torch.no_grad():  # without noise every point's component is certain
             clean = sigma_level(torch.tensor(1e-3, dtype=torch.float64))
             label = closed_form.mixture_shares(x0, clean, mixture.WEIGHTS, mixture.MEANS, mixture.SDS).argmax(1)
         value = nn.functional.cross_entropy(logits(here.corrupt(x0, rng.normal((2,), 3, ids)), here), label)
