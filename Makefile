@@ -25,7 +25,7 @@ help:
 	@echo "make train-poses            the whole pipeline on the built-in mannequins"
 	@echo "make train-poses RAW=DIR    the same on your own folder of pictures (sub-folders are categories)"
 	@echo "make up | down | status     Prefect's server, MLflow's, a worker and a watch for new data, all on 127.0.0.1"
-	@echo "make trial [SHORT=1]        all of that once, from the first training to a served answer, in a copy"
+	@echo "make trial [SHORT=1]        the whole life cycle once, in a copy of the project"
 	@echo "make test | test-all        the tests | with the slow ones"
 	@echo "make ui                     compare runs in MLflow on http://127.0.0.1:5000"
 	@echo "make lint                   ruff, mypy and codespell"

@@ -15,8 +15,7 @@ from ruamel.yaml import YAML
 
 from tasks.common import files
 from tasks.config.params import set_value
-from tests.support.project import PROJECT
-from tests.support.workspaces import write_params
+from tests.support.workspaces import small_project
 
 STAGES = {
     "mannequin", "extract@mannequin", "curate", "shard", "dataset_card", "train_poses", "train_pictures", "sample_poses",
@@ -35,27 +34,13 @@ def _call(root: Path, *command: str, code: int = 0) -> str:
     return result.stdout
 
 
-def project(root: Path, **changes: Any) -> Path:
-    """A copy of the project as a git clone would have it, with small parameters."""
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, tracked.split("\0")):
-        if (PROJECT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(PROJECT / name, root / name)
-    (root / "models").mkdir()
-    os.link(PROJECT / "models/pose_landmarker_full.task", root / "models/pose_landmarker_full.task")
-    write_params(root, **{"mannequin__count": 60, "mannequin__size": 128, **changes})
-    _call(root, "git", "init", "--quiet")
-    return root
-
-
 def _flow(root: Path, code: int = 0, *arguments: str) -> str:
     return _call(root, sys.executable, "-m", "flows", "train-poses", *arguments, code=code)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = project(tmp_path_factory.mktemp("project") / "contrapposto")
+    root = small_project(tmp_path_factory.mktemp("project") / "contrapposto")
     output = _flow(root)
     assert "persons kept" in output and "Traceback" not in output
     return root
@@ -147,7 +132,7 @@ def test_a_changed_parameter_reruns_its_stage_and_those_below(finished: Path) ->
 def test_nobody_found_is_a_sentence_and_an_exit_code(tmp_path: Path) -> None:
     from PIL import Image
 
-    root = project(tmp_path / "contrapposto")
+    root = small_project(tmp_path / "contrapposto")
     (tmp_path / "walls").mkdir()
     for i in range(3):
         Image.new("RGB", (128, 128), (40 * i, 90, 120)).save(tmp_path / f"walls/{i}.png")
@@ -159,7 +144,7 @@ def test_nobody_found_is_a_sentence_and_an_exit_code(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_dvc_alone_gives_the_same_lock_as_the_flow(finished: Path, tmp_path: Path) -> None:
-    root = project(tmp_path / "contrapposto")
+    root = small_project(tmp_path / "contrapposto")
     shutil.copyfile(finished / "params.yaml", root / "params.yaml")
     _call(root, sys.executable, "-m", "dvc", "repro")
     assert _hashes(root) == _hashes(finished)

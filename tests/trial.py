@@ -1,8 +1,8 @@
-"""A year in the life of the house, in minutes: `make trial`, or `make trial SHORT=1` with nets that learn nothing.
+"""The whole life cycle once: `make trial`, or `make trial SHORT=1` with nets too small to learn anything.
 
-In a copy of this project: services up, a training by its bare name, new pictures arrive, the retraining that they trigger,
-challenger against champion, a served answer, samples on demand, services down, no process left. Every step says what it saw;
-the first that does not hold ends the trial with exit code 1.
+In a copy of this project it starts the services, trains, delivers new pictures, waits for the retraining that they trigger,
+compares challenger and champion, serves a model, generates samples, and stops the services. Every step prints its result; the
+first failure ends the trial with exit code 1.
 """
 
 from __future__ import annotations
@@ -22,34 +22,22 @@ from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the project itself is what is tried, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))  # try this project, whether it is installed or not
 
 from flows import private_server
 from tasks.common import files
 from tasks.config.params import load, set_values
 from tasks.synthetic.stage import draw_all
 from tests.support.prefect_api import flow_runs
-from tests.support.project import PROJECT
+from tests.support.project import copy_project
 from tests.support.workspaces import write_params
 
 INBOX = "data/raw"  # every folder in it is a part
 FIRST, SECOND = "studio", "street"
 
 
-def copy_project(root: Path) -> None:
-    """What a clone would have, and what is about to be committed; models are linked."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=PROJECT, check=True, capture_output=True, text=True).stdout.split("\0")
-    for name in filter(None, names):
-        if (PROJECT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(PROJECT / name, root / name)
-    (root / "models").symlink_to(PROJECT / "models")
-    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
-
-
 class Trial:
-    """The copy, and what a user types in it."""
+    """The copy of the project, and the commands that a user types in it."""
 
     def __init__(self, root: Path, short: bool) -> None:
         self.root, self.short, self.began = root, short, time.monotonic()
@@ -66,11 +54,11 @@ class Trial:
         self.environment = os.environ | {"PREFECT_API_URL": api, "PATH": binaries, "DO_NOT_TRACK": "true"}
 
     def say(self, sentence: str) -> None:
-        """One line with the time since the beginning."""
+        """Print one line with the time since the start."""
         print(f"[{time.monotonic() - self.began:6.1f} s] {sentence}", flush=True)
 
     def call(self, *command: str, code: int | None = 0) -> str:
-        """What a command prints; it must end with `code` (None: any)."""
+        """Run a command that must exit with `code` (None: any); returns its output."""
         done = subprocess.run(
             [sys.executable, "-m", *command], cwd=self.root, env=self.environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -80,11 +68,11 @@ class Trial:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}, not {code}")
         return done.stdout
 
-    def until(self, what: str, found: Callable[[], Any], seconds: float = 3600) -> Any:
-        """Wait for something to come true."""
+    def until(self, what: str, condition: Callable[[], Any], seconds: float = 3600) -> Any:
+        """Wait until `condition` returns something true, and return it."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            value = found()
+            value = condition()
             if value:
                 return value
             time.sleep(1)
@@ -95,12 +83,12 @@ class Trial:
         return flow_runs(self.environment["PREFECT_API_URL"], flow)
 
     def deliver(self, name: str, seed: int, count: int) -> None:
-        """A part arrives: mannequins drawn from another seed, in sub-folders that are categories."""
+        """Deliver a part: mannequins drawn from another seed, in sub-folders that are categories."""
         drawn = self.root / ".contrapposto" / name
         drawn.mkdir(parents=True)
         draw_all(drawn, seed, 128 if self.short else 224, count, workers=2)
         for path in drawn.rglob("*.json"):
-            path.unlink()  # nobody's pictures come with the true joints
+            path.unlink()  # real pictures have no true joints
         (self.root / INBOX).mkdir(parents=True, exist_ok=True)
         drawn.rename(self.root / INBOX / name)
 
@@ -114,9 +102,9 @@ class Trial:
             served = subprocess.Popen(command, cwd=self.root, env=self.environment, stdout=log, stderr=log)
         try:
             self.until("the model answers", lambda: _get(f"http://127.0.0.1:{port}/health"), 300)
-            wish = {"inputs": [{"category": "run", "count": 2, "pose": {"left_wrist": [0.6, -1.2, 0.0]}}]}
+            query = {"inputs": [{"category": "run", "count": 2, "pose": {"left_wrist": [0.6, -1.2, 0.0]}}]}
             request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/invocations", json.dumps(wish).encode(), {"Content-Type": "application/json"}
+                f"http://127.0.0.1:{port}/invocations", json.dumps(query).encode(), {"Content-Type": "application/json"}
             )
             with urllib.request.urlopen(request, timeout=300) as response:
                 samples: list[dict[str, Any]] = json.loads(response.read())["predictions"][0]
@@ -125,8 +113,8 @@ class Trial:
             served.terminate()
             served.wait(60)
 
-    def play(self) -> None:
-        """All steps."""
+    def run(self) -> None:
+        """Run all steps."""
         self.deliver(FIRST, 0, 60 if self.short else 1000)
         self.say("first delivery of pictures is there")
         self.say(
@@ -140,7 +128,7 @@ class Trial:
         first = files.read_json(self.root / "reports/promote/promote.json")
         self.say(f"promoted: {first['promote']} {' '.join(first['reasons'])}")
         self.deliver(SECOND, 1, 30 if self.short else 400)
-        self.say("second delivery of pictures is there; nobody types anything")
+        self.say("second delivery of pictures is there")
         self.until("a retraining starts by the event", lambda: self.runs("retrain"), 300)
         self.say(f"retrain was started by the event: {self.runs('retrain')[0]['name']}")
         ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -158,19 +146,19 @@ class Trial:
                     f"{row['difference']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
                 )
         self.say(f"promoted: {outcome['promote']} {' '.join(outcome['reasons'])}")
-        # so few pictures as the short form has allow no verdict, and without one nobody becomes champion
+        # the short form has too few pictures for a verdict, and without one there is no champion
         alias = "champion" if first["promote"] or outcome["promote"] else "challenger"
         self.say(f"the {alias} is served: {self.serve(alias)}")
         changes = json.dumps({"generate": {"count": 12, "alias": alias, "steps": 4 if self.short else 18}})
-        wish = ("--param", f"changes={changes}", "--watch", "--watch-interval", "2")
-        told = self.call("prefect", "deployment", "run", "generate", *wish, code=None)
+        options = ("--param", f"changes={changes}", "--watch", "--watch-interval", "2")
+        output = self.call("prefect", "deployment", "run", "generate", *options, code=None)
         made = self.root / "generated/generated.json"
         if made.is_file():
             self.say(f"generated: {files.read_json(made)}")
         else:
             self.say("generate: " + str(self.runs("generate")[0]["state"]["message"]))
             if not self.short:
-                raise SystemExit(told)
+                raise SystemExit(output)
         self.say("down: " + ", ".join(line.split()[0] for line in self.call("flows", "down").splitlines()))
         left = [p for p in psutil.process_iter(["cwd", "cmdline"]) if str(p.info["cwd"]).startswith(str(self.root))]
         if left:
@@ -187,7 +175,7 @@ def _get(address: str) -> bool:
 
 
 def main() -> int:
-    """Play the trial in a folder of its own; returns the exit code."""
+    """Run the trial in a folder of its own; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="tiny nets and few pictures: minutes")
     parser.add_argument("--root", type=Path, help="where (default: a temporary folder, removed at the end)")
@@ -195,7 +183,7 @@ def main() -> int:
     place = options.root or Path(tempfile.mkdtemp(prefix="trial-"))
     trial = Trial(place / "contrapposto", options.short)
     try:
-        trial.play()
+        trial.run()
     finally:
         trial.call("flows", "down", code=None)
         if options.root is None:

@@ -1,4 +1,4 @@
-"""`prefect.yaml` on a real server: bare names, and schedules that do create runs."""
+"""`prefect.yaml` on a real server: bare names, checked parameters, triggers, and schedules that create runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flows.watcher import EVENT, RESOURCE
 from tasks.common import process
 from tasks.config.params import set_value
 from tests.support.dvc_project import ran, rename_stage
+from tests.support.prefect_api import make_pool
 from tests.support.project import PROJECT
 
 
@@ -26,18 +27,10 @@ def _prefect(server: Server, cwd: Path, *arguments: str) -> subprocess.Completed
 
 
 def _deployable(folder: Path) -> None:
-    """Make a folder deployable: a deployment runs where it was deployed from, so never deploy the project itself."""
+    """Make a folder deployable. A deployment runs where it was deployed from, so tests do not deploy the project itself."""
     (folder / "flows").mkdir(parents=True)
     for name in ("prefect.yaml", "pyproject.toml", "flows/train_poses.py", "flows/remote_extract.py"):
         (folder / name).write_bytes((PROJECT / name).read_bytes())
-
-
-def make_pool(name: str) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-
-    with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ def deployed(prefect_server: Server, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_full_name() -> None:
-    from flows.plugin import full_name  # here: Prefect is to load its plugin itself, and first
+    from flows.plugin import full_name  # not above: Prefect must load its plugin itself, before anything else does
 
     assert full_name("train-poses") == "train-poses/train-poses"
     assert full_name("train-poses/nightly") == "train-poses/nightly"
@@ -90,14 +83,16 @@ def test_a_deployment_runs_by_its_bare_name(deployed: Deployed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"poses": {"images": -4}}, "-4 is less than the minimum of 1"),
         ({"poses": {"imgs": 4}}, "'imgs' was unexpected"),
         ({"generate": {"alias": "king"}}, "'king' is not one of"),
     ],
 )
-def test_parameters_are_checked_before_a_run_is_created(deployed: Deployed, wrong: dict[str, Any], told: str) -> None:
+def test_invalid_parameters_are_refused_before_a_run_is_created(
+    deployed: Deployed, wrong: dict[str, Any], message: str
+) -> None:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
 
@@ -106,11 +101,11 @@ def test_parameters_are_checked_before_a_run_is_created(deployed: Deployed, wron
         before = len(client.read_flow_runs())
         with pytest.raises(PrefectHTTPStatusError) as refused:
             client.create_flow_run_from_deployment(deployment.id, parameters={"changes": wrong})
-        assert refused.value.response.status_code == 409 and told in refused.value.response.text
+        assert refused.value.response.status_code == 409 and message in refused.value.response.text
         assert len(client.read_flow_runs()) == before
 
 
-def test_new_data_trigger_a_retraining(deployed: Deployed) -> None:
+def test_the_event_of_new_data_triggers_a_retraining(deployed: Deployed) -> None:
     from prefect.automations import Automation
 
     automation = Automation.read(name="retrain on new data")
@@ -140,11 +135,11 @@ def test_an_activated_schedule_creates_runs(deployed: Deployed) -> None:
 @pytest.mark.slow
 def test_a_worker_runs_the_deployed_flow(prefect_server: Server, workspace: Path) -> None:
     _deployable(workspace)
-    # a pool of its own: a worker takes whatever waits in its pool
+    # a pool of its own: a worker takes all runs of its pool
     deployments = (workspace / "prefect.yaml").read_text()
     (workspace / "prefect.yaml").write_text(deployments.replace("    name: contrapposto", "    name: trial"))
-    rename_stage(workspace, "curate", "dataset_card")  # where the flow `curate` ends
-    set_value(workspace / "params.yaml", "curate.seed", 5)  # else DVC remembers the run under the other name
+    rename_stage(workspace, "curate", "dataset_card")  # the target of the flow `curate`
+    set_value(workspace / "params.yaml", "curate.seed", 5)  # otherwise DVC restores the run of the old name
     make_pool("trial")
     made = _prefect(prefect_server, workspace, "deploy", "--name", "curate")
     assert made.returncode == 0, made.stdout + made.stderr
@@ -156,7 +151,7 @@ def test_a_worker_runs_the_deployed_flow(prefect_server: Server, workspace: Path
         made = _prefect(prefect_server, workspace, "deployment", "run", "curate", "--watch", "--watch-timeout", "120")
     finally:
         process.stop(worker)
-    told = (workspace / "worker.log").read_text()
-    assert made.returncode == 0, made.stdout + made.stderr + told
-    assert "[2/3] extract@mannequin: unchanged" in told
-    assert ran(workspace) == ["curate"]  # as its command calls itself
+    output = (workspace / "worker.log").read_text()
+    assert made.returncode == 0, made.stdout + made.stderr + output
+    assert "[2/3] extract@mannequin: unchanged" in output
+    assert ran(workspace) == ["curate"]  # the name that its command writes

@@ -1,4 +1,4 @@
-"""One machine and three workers with clones of their own, a real server between them, make the same shards."""
+"""One machine, and three workers with their own clones and a real Prefect server, make the same shards."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import pytest
 from flows.private_server import Server, settings
 from tasks import paths
 from tasks.common import files, process
-from tests.flows.test_plugin import make_pool
 from tests.support.dvc_project import dvc
 from tests.support.extraction import draw_figures
+from tests.support.prefect_api import make_pool
 from tests.support.project import PROJECT
-from tests.support.workspaces import write_params
-from tests.test_pipeline import project
+from tests.support.workspaces import small_project, write_params
 
 POOL = "slices"
 WORKERS = 3
@@ -31,10 +30,10 @@ def _git(root: Path, *arguments: str) -> None:
 
 
 def _environment(server: Server, root: Path) -> dict[str, str]:
-    """Of a process that runs the code in `root`, and not that of the project."""
+    """The environment of a process that runs the code in `root` instead of the project's."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    there = {"PREFECT_API_URL": server.api_url, "PYTHONPATH": str(root), "PATH": path}
-    return settings(server.home) | there | {"PREFECT_LOGGING_LOG_PRINTS": "true", "OMP_NUM_THREADS": "1"}
+    own = {"PREFECT_API_URL": server.api_url, "PYTHONPATH": str(root), "PATH": path}
+    return settings(server.home) | own | {"PREFECT_LOGGING_LOG_PRINTS": "true", "OMP_NUM_THREADS": "1"}
 
 
 def _shards(root: Path) -> dict[str, bytes]:
@@ -43,7 +42,7 @@ def _shards(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tmp_path: Path) -> None:
-    home = project(
+    home = small_project(
         tmp_path / "home", raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}}, extract__workers=1
     )
     draw_figures(home / "data/raw/heap", 24)
@@ -54,7 +53,7 @@ def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tm
         (home / "prefect.yaml").read_text().replace("name: contrapposto\n    job", f"name: {POOL}\n    job")
     )
     _git(home, "add", "--all")
-    _git(home, "commit", "-m", "the part is known")
+    _git(home, "commit", "-m", "add the part")
     clones = [tmp_path / f"worker{number}" for number in range(WORKERS)]
     for clone in clones:
         _git(tmp_path, "clone", "--quiet", str(home), str(clone))
@@ -71,23 +70,23 @@ def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tm
         for clone in clones:
             with open(clone / "worker.log", "w", encoding="utf-8") as log:
                 workers.append(process.start(work, clone, _environment(prefect_server, clone), log))
-        told = _curate(prefect_server, home, WORKERS)
+        output = _curate(prefect_server, home, WORKERS)
     finally:
         for worker in workers:
             process.stop(worker)
     logs = "\n".join((clone / "worker.log").read_text() for clone in clones)
-    assert f"heap: {WORKERS} slices" in told, told + logs
+    assert f"heap: {WORKERS} slices" in output, output + logs
     assert files.read_json(home / ".contrapposto/extract/heap.json")["extracted"] == 0
-    done = [_found(clone) for clone in clones]
-    assert sum(done) == 24 and max(done) < 24, done
+    extracted = [_extracted(clone) for clone in clones]
+    assert sum(extracted) == 24 and max(extracted) < 24, extracted
     assert not any(list((clone / paths.SLICES).rglob("*.*")) for clone in clones)
     assert not any((clone / "data/raw/heap").exists() for clone in clones)
     _curate(prefect_server, alone, 0)
     assert _shards(home) == _shards(alone) and len(_shards(home)) > 1
 
 
-def _found(root: Path) -> int:
-    """Files that a workspace has findings of."""
+def _extracted(root: Path) -> int:
+    """The number of files that a workspace has extracted."""
     if not (root / paths.FINDINGS).exists():
         return 0
     with sqlite3.connect(root / paths.FINDINGS) as db:
@@ -105,8 +104,8 @@ def _curate(server: Server, root: Path, slices: int) -> str:
 
 
 @pytest.mark.slow
-def test_slices_without_a_deployment_are_a_sentence(prefect_server: Server, tmp_path: Path) -> None:
-    home = project(tmp_path / "home", raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}})
+def test_slices_without_a_deployment_are_a_user_error(prefect_server: Server, tmp_path: Path) -> None:
+    home = small_project(tmp_path / "home", raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}})
     draw_figures(home / "data/raw/heap", 2)
     write_params(home, extract__slices=2, raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}})
     private = subprocess.run(

@@ -1,4 +1,4 @@
-"""A retraining begins with the champion's weights, or anew, as `retrain.warm_start` says; and the lineage knows."""
+"""A retraining starts from the champion's weights or anew, as `retrain.warm_start` says, and the lineage records it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ stages:
     params: [poses]
     outs: [artifacts/poses]
   promote:
-    cmd: python crown.py
+    cmd: python promote.py
     deps: [artifacts/poses]
     outs: [reports/promote]
   report:
@@ -44,22 +44,24 @@ stages:
     deps: [reports/promote]
     outs: [reports/summary]
 """
-CROWN = """\
+PROMOTE = """\
 from pathlib import Path
-from tasks import artifacts, files, registry
+from tasks import paths
+from tasks.common import files
 from tasks.config.params import load
+from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 
 root = Path.cwd()
 store = Store(load(root / "params.yaml").tracking, root)
-number = store.register("poses", artifacts.folder(root, "poses"), artifacts.sha256(root, "poses"), "")
-registry.crown(store, {"poses": number})
+number = store.register("poses", paths.model_folder(root, "poses"), paths.model_sha256(root, "poses"), "")
+model_registry.crown(store, {"poses": number})
 files.write_json(root / "reports/promote/promote.json", {"promote": True, "reasons": []})
 """
 
 
 def _deliver(root: Path, people: int) -> None:
-    """Other shards than before."""
+    """Replace the delivered shards by others."""
     shutil.rmtree(root / "delivered", ignore_errors=True)
     write_shards(root / "new", train=people)
     (root / "new/data/shards").rename(root / "delivered")
@@ -68,14 +70,14 @@ def _deliver(root: Path, people: int) -> None:
 
 @pytest.fixture
 def trained(tmp_path: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace with a champion, and a delivery since."""
+    """A workspace with a champion and a new delivery."""
     from flows.train_poses import train_poses
 
     subprocess.run(["git", "init", "--quiet", "."], cwd=tmp_path, check=True)
     dvc(tmp_path, "init", "--quiet")
     write_params(tmp_path, poses__checkpoint_images=1024)
     (tmp_path / "dvc.yaml").write_text(GRAPH)
-    (tmp_path / "crown.py").write_text(CROWN)
+    (tmp_path / "promote.py").write_text(PROMOTE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     _deliver(tmp_path, 60)
@@ -85,13 +87,13 @@ def trained(tmp_path: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPa
 
 
 def _keep(root: Path) -> str:
-    """Put the present model aside; returns its digest."""
+    """Copy the current model to `kept/`; returns its digest."""
     sha256 = paths.model_sha256(root, "poses")
     shutil.copytree(paths.model_folder(root, "poses"), root / "kept" / sha256)
     return sha256
 
 
-def test_a_retraining_begins_with_the_champion_or_anew(trained: Path) -> None:
+def test_a_retraining_starts_from_the_champion_or_anew(trained: Path) -> None:
     from flows.train_poses import retrain
 
     root = trained
@@ -110,7 +112,7 @@ def test_a_retraining_begins_with_the_champion_or_anew(trained: Path) -> None:
     run = store.client.get_run(model_registry.version(store, "poses", "champion").run_id)
     assert run.data.params["poses.start"] == champion
 
-    # trained anew on the same data; the champion is the warm one now, and is not begun with
+    # trained anew on the same data; the champion, which is the warm-started model now, is not used
     set_value(root / "params.yaml", "retrain.warm_start", False)
     _deliver(root, 81)
     assert retrain(return_state=True).is_completed()
@@ -121,7 +123,7 @@ def test_a_retraining_begins_with_the_champion_or_anew(trained: Path) -> None:
     early, late, anew = (
         files.read_json(root / "kept" / one / "training.json")["loss"] for one in (champion, warm, cold)
     )
-    assert late[0][1] < 0.97 * anew[0][1] and late[0][1] < 1.05 * early[-1][1]  # it went on from where the champion was
+    assert late[0][1] < 0.97 * anew[0][1] and late[0][1] < 1.05 * early[-1][1]  # it started where the champion was
     assert late[-1][1] < 0.97 * early[-1][1]  # and further
     assert anew[0][1] > 0.95 * early[0][1]
 

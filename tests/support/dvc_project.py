@@ -1,4 +1,4 @@
-"""A small DVC project with the shape of the real graph, whose stages take no time."""
+"""A small DVC project with the shape of the real graph, and stages that take no time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# The shape of the real graph with commands that take no time. Every stage says in runs.log that it ran.
+# The shape of the real graph with commands that take no time. Every stage appends its name to runs.log.
 GRAPH = """\
 stages:
   mannequin:
@@ -53,14 +53,14 @@ STAGES = ["mannequin", "extract@mannequin", "curate", "train_poses", "sample_pos
 
 
 def dvc(root: Path, *arguments: str) -> str:
-    """What DVC prints, run by hand in a workspace."""
+    """Run a DVC command in a workspace; returns its output."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 def ran(root: Path) -> list[str]:
-    """The stages that ran since this was last asked."""
+    """The stages that ran since the last call."""
     log = root / "runs.log"
     stages = log.read_text().split() if log.exists() else []
     log.unlink(missing_ok=True)
@@ -68,13 +68,13 @@ def ran(root: Path) -> list[str]:
 
 
 def set_command(root: Path, stage: str, command: str) -> None:
-    """Give a stage of a workspace another command."""
+    """Replace the command of a stage."""
     lines = (root / "dvc.yaml").read_text().splitlines()
     lines[lines.index(f"  {stage}:") + 1] = f"    cmd: {json.dumps(command)}"
     (root / "dvc.yaml").write_text("\n".join(lines))
 
 
 def rename_stage(root: Path, stage: str, name: str) -> None:
-    """Give a stage of a workspace another name; DVC has not seen it then."""
+    """Rename a stage, which makes it new to DVC."""
     graph = root / "dvc.yaml"
     graph.write_text(graph.read_text().replace(f"\n  {stage}:", f"\n  {name}:"))

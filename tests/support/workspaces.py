@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from tasks.common.images import encode_png
 from tasks.config.params import Params
 from tasks.dataset import shards
-from tests.support.project import PROJECT
+from tests.support.project import PROJECT, copy_project
 
 TINY_MODEL = {
     "width": 16, "depth": 1, "heads": 2, "images": 2048, "batch": 32, "learning_rate": 3e-3, "warmup_images": 64,
@@ -42,6 +42,13 @@ def write_params(root: Path, **changes: Any) -> Path:
     with path.open("w") as file:
         yaml.dump(json.loads(json.dumps(params)), file)
     return path
+
+
+def small_project(root: Path, **changes: Any) -> Path:
+    """A copy of the project with few pictures and tiny nets; changes as in `write_params`."""
+    copy_project(root)
+    write_params(root, **{"mannequin__count": 60, "mannequin__size": 128, **changes})
+    return root
 
 
 def figure(rng: np.random.Generator, category: int) -> np.ndarray:
