@@ -1,6 +1,7 @@
-"""Stage `explain <sample key>`: one sample, what it is nearest to, and the source pictures behind that.
+"""`explain KEY`: a sample, the training examples nearest to it, and their pictures.
 
-Prints the finding and writes `reports/explain/<key>.png`. Needs the reports of the stage `memorization`.
+Prints the result of the memorization test and writes `reports/explain/<key>.png`. It needs the reports of the
+stage `memorization`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tasks.evaluate.memorization.stage import poses_in_pictures
 from tasks.plots import drawing
 
 TILE = 192  # pixels
-QUESTIONS = {  # of the samples of each model, in reports/memorization
+QUESTIONS = {  # model and split of the samples -> the questions in reports/memorization about them
     ("poses", SAMPLES): ("poses",),
     ("pictures", SAMPLES): ("pictures", "pose_reuse"),
     ("pictures", COMPARISON): ("train_conditions",),
@@ -33,16 +34,16 @@ OF_POSES = ("poses", "pose_reuse")
 
 
 def _find(root: Path, key: str) -> tuple[tuple[str, ...], ShardDataset, int]:
-    """The questions that were asked about this sample, the samples it is one of, and its place among them."""
+    """The questions about this sample, the samples that it belongs to, and its number among them."""
     for (model, split), questions in QUESTIONS.items():
         samples = ShardDataset(paths.sample_folder(root, model), split)
         if key in samples.keys:
             return questions, samples, samples.keys.index(key)
-    raise UserError(f"There is no sample {key!r} in {root / paths.SAMPLES} that the copy test has judged.")
+    raise UserError(f"There is no sample {key!r} in {root / paths.SAMPLES} that the memorization test judged.")
 
 
 def _row(root: Path, question: str, key: str) -> dict[str, Any] | None:
-    """The copy test's finding about one sample; None if it had too little data, or sees nobody in the picture."""
+    """The result for one sample; None if there were too few data, or if nobody was found in the picture."""
     report = root / paths.MEMORIZATION
     if not report.is_dir():
         raise UserError(f"{report} does not exist: run the memorization stage first.")
@@ -64,7 +65,7 @@ def _text(question: str, row: dict[str, Any], metas: dict[str, dict[str, Any]]) 
 
 
 def _source(train: ShardDataset, key: str) -> np.ndarray:
-    """The picture that a training item was read from, as far as it is in the shards; of a motion capture its skeleton."""
+    """The picture of a training example as it is in the shards; the skeleton of a motion capture."""
     pictured = train.pictured()
     if key in pictured.keys:
         return drawing.enlarge(pictured.picture(pictured.keys.index(key)), TILE)
@@ -72,35 +73,38 @@ def _source(train: ShardDataset, key: str) -> np.ndarray:
 
 
 def _pose(root: Path, samples: ShardDataset, key: str, question: str) -> np.ndarray:
-    """The pose that the question is about: the sample's own, or the one that was read in the picture. `[1, 33, 3]`."""
+    """The pose `[1, 33, 3]` that the question is about: the sample's own, or the one read in its picture."""
     keys, poses = poses_in_pictures(root) if question == "pose_reuse" else (samples.keys, samples.poses())
-    return poses[keys.index(key)][None]
+    pose: np.ndarray = poses[keys.index(key)][None]
+    return pose
 
 
-def _looked(row: dict[str, Any]) -> tuple[Bank, Invariance]:
+def _bank_and_view(row: dict[str, Any]) -> tuple[Bank, Invariance]:
     """The bank and the view in which the sample was nearest."""
     bank = next(bank for bank in (*PICTURE_BANKS, *POSE_BANKS) if bank.name == row["bank"])
     return bank, next(view for view in bank.invariances if view.name == row["view"])
 
 
 def _poses(pose: np.ndarray, nearest: np.ndarray, row: dict[str, Any]) -> list[np.ndarray]:
-    """Skeletons of poses `[1, 33, 3]`: the sample's; as it was compared; the nearest, likewise."""
-    bank, view = _looked(row)
-    return [drawing.draw_pose(some[0], TILE) for some in (pose, bank.aligned(view.apply(pose)), bank.aligned(nearest))]
+    """Skeletons of poses `[1, 33, 3]`: the sample, the sample as it was compared, the nearest as it was compared."""
+    bank, view = _bank_and_view(row)
+    return [
+        drawing.draw_pose(shown[0], TILE) for shown in (pose, bank.aligned(view.apply(pose)), bank.aligned(nearest))
+    ]
 
 
 def _pictures(picture: np.ndarray, nearest: Callable[[int], np.ndarray], row: dict[str, Any]) -> list[np.ndarray]:
-    """The sample, the sample as it was compared, and its difference to the nearest, `nearest(side)`."""
+    """The sample, the sample as it was compared, and its difference to the nearest, which is `nearest(side)`."""
     side = min(SIDE, picture.shape[0])
     small = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BOX))
-    seen = _looked(row)[1].apply(small[None].astype(np.float32) / 255)[0].clip(0, 1)
-    difference = np.abs(seen - nearest(side).astype(np.float32) / 255)
-    compared = [(some * 255).astype(np.uint8) for some in (seen, difference)]
-    return [drawing.enlarge(some, TILE) for some in (picture, *compared)]
+    view = _bank_and_view(row)[1].apply(small[None].astype(np.float32) / 255)[0].clip(0, 1)
+    difference = np.abs(view - nearest(side).astype(np.float32) / 255)
+    compared = [(shown * 255).astype(np.uint8) for shown in (view, difference)]
+    return [drawing.enlarge(shown, TILE) for shown in (picture, *compared)]
 
 
 def run(params: Params, root: Path, key: str) -> None:
-    """Explain the sample `key`; raises UserError if there is no such sample or no finding about it."""
+    """Explain the sample `key`. Raises UserError if there is no such sample or no result for it."""
     questions, samples, i = _find(root, key)
     train = ShardDataset(root / paths.SHARDS, "train")
     place = {name: number for number, name in enumerate(train.keys)}
@@ -111,7 +115,7 @@ def run(params: Params, root: Path, key: str) -> None:
     for question in questions:
         row = _row(root, question, key)
         if row is None:
-            print(f"{question.replace('_', ' ')}: not judged, for want of data or of a person in the picture")
+            print(f"{question.replace('_', ' ')}: not judged: too few data, or nobody was found in the picture")
             continue
         pair = row["nearest"], row["second"]
         print(_text(question, row, {name: train.meta(place[name]) for name in pair}))
@@ -125,7 +129,7 @@ def run(params: Params, root: Path, key: str) -> None:
         captions += [f"sample ({question.replace('_', ' ')})", f"view: {row['view']}", third]
         captions += [f"nearest, p = {row['p']:.2g}", f"second, d1/d2 = {row['ratio']:.3g}"]
     if not tiles:
-        raise UserError(f"The copy test had too little data to judge {key!r}.")
+        raise UserError(f"The memorization test had too few data to judge {key!r}.")
     path = root / paths.EXPLAIN / f"{key}.png"
     drawing.save_png(path, drawing.sheet(tiles, 5, captions))
     print(path)

@@ -30,6 +30,16 @@ class Figure:
         return cls(base64.b64encode(path.read_bytes()).decode(), caption)
 
 
+@dataclass(frozen=True)
+class Card:
+    """A headline figure; `style` is a CSS class."""
+
+    label: str
+    value: str
+    note: str
+    style: str = ""
+
+
 def render(template: str, **values: object) -> str:
     """The page made from `templates/<template>`; a name that the template needs and does not get raises an error."""
     environment = Environment(loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined)

@@ -10,6 +10,7 @@ from tasks import paths
 from tasks.common import files
 from tasks.config.params import Params
 from tasks.paths import MODELS
+from tasks.report.html import Card
 from tasks.report.results import Results, counts_in_words, frechet_distance, number
 
 JOINT_ERRORS = {  # a measure of extraction's `joint_error` -> words
@@ -32,16 +33,6 @@ QUESTIONS = {  # of the memorization test, in the order of the page
 }
 
 Row = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Card:
-    """A headline figure; `style` is a CSS class."""
-
-    label: str
-    value: str
-    note: str
-    style: str = ""
 
 
 @dataclass(frozen=True)

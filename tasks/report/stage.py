@@ -27,7 +27,7 @@ from tasks.extract import parts
 from tasks.paths import MODELS
 from tasks.plots import drawing
 from tasks.report import html, page, results
-from tasks.report.dataset_card_plots import Shown, gated_sheets, reject_sheets
+from tasks.report.dataset_card_plots import Tiles, gated_sheets, reject_sheets
 from tasks.report.html import Figure
 
 SHOWN = 24  # kept persons on the contact sheet
@@ -81,10 +81,10 @@ def _drawn(path: Path, picture: np.ndarray, caption: str) -> Figure:
 
 
 def _kept(params: Params, root: Path, folder: Path) -> list[Figure]:
-    """Kept persons: the picture as it came with the landmarks found on it, and the crop that the models see."""
-    found = parts.read_poses(root, params.raw)
+    """Kept persons: the original picture with the landmarks that were read, and the crops that the models see."""
+    table = parts.read_poses(root, params.raw)
     persons = dataset_table.read(root / paths.DATASET)
-    row = {key: i for i, key in enumerate(found.key)}
+    row = {key: i for i, key in enumerate(table.key)}
     train = ShardDataset(root / paths.SHARDS, "train").pictured()
     tiles, captions = [], []
     for i in evenly_spaced(len(persons), SHOWN):
@@ -92,13 +92,13 @@ def _kept(params: Params, root: Path, folder: Path) -> list[Figure]:
             place = persons.source[i], persons.source_kind[i], int(persons.frame[i])
             picture = next(pictures(parts.SourcePaths(root, params.raw), [place]))
             j = row[persons.key[i]]
-            points = np.concatenate([found.pixels[j], found.landmarks[j, :, 2:3]], axis=1)
+            points = np.concatenate([table.pixels[j], table.landmarks[j, :, 2:3]], axis=1)
             tiles.append(drawing.fit(drawing.draw_landmarks(picture, points), TILE))
         else:
             tiles.append(drawing.draw_pose(persons.pose[i], TILE))
         captions.append(persons.category[i])
     sheet = drawing.sheet(tiles, 8, captions)
-    kept = [_drawn(folder / "kept.png", sheet, "Some of those kept, with the landmarks that were read.")]
+    kept = [_drawn(folder / "kept.png", sheet, "Some of the kept persons, with the landmarks that were read.")]
     crops = [train.picture(i) for i in evenly_spaced(len(train), SHOWN)]
     if crops:
         caption = "Some of the square crops in the training shards."
@@ -107,13 +107,13 @@ def _kept(params: Params, root: Path, folder: Path) -> list[Figure]:
 
 
 def _rejected(params: Params, root: Path, folder: Path) -> list[Figure]:
-    """A contact sheet for each reason; files that no decoder opens are grey tiles."""
-    found, rejects = parts.read_poses(root, params.raw), parts.read_rejects(root, params.raw)
+    """A contact sheet for each reason. Files that cannot be read are grey tiles."""
+    table, rejects = parts.read_poses(root, params.raw), parts.read_rejects(root, params.raw)
     gated = dataset_table.read_gated(root / paths.DATASET)
-    shown = Shown(parts.SourcePaths(root, params.raw), found, params.curate.margin)
-    kinds = dict(zip(found.source, found.source_kind, strict=True))
+    tiles = Tiles(parts.SourcePaths(root, params.raw), table, params.curate.margin)
+    kinds = dict(zip(table.source, table.source_kind, strict=True))
     counts = Counter(str(row.reason) for row in rejects) + Counter(str(row.reason) for row in gated)
-    sheets = {**reject_sheets(rejects, kinds, shown), **gated_sheets(gated, shown)}
+    sheets = {**reject_sheets(rejects, kinds, tiles), **gated_sheets(gated, tiles)}
     return [
         _drawn(folder / f"rejected-{reason}.png", sheet, f"{reason.replace('_', ' ')}: {counts[reason]}")
         for reason, sheet in sorted(sheets.items())
@@ -129,8 +129,8 @@ def _curves(root: Path, folder: Path, model: str) -> list[Figure]:
         Figure.read(folder / f"loss-{model}.png", f"{model}: training loss against images seen."),
         Figure.read(
             folder / f"watch-{model}.png",
-            f"{model}: denoising error on training and held-out data, same noise, while the model was trained. Memorization "
-            "begins where the held-out error turns upwards.",
+            f"{model}: denoising error on training and held-out data during training, with the same noise. Memorization "
+            "begins where the held-out error rises.",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""The card says what is there, loads nothing, and compares with the version before."""
+"""The card states the contents, loads nothing, and compares with the version before."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def test_the_card_holds_its_pictures_and_shows_every_kind_of_row(tmp_path):
     assert page.count("data:image/png;base64,") >= 4
     assert "By nobody, &lt;b&gt;CC0&lt;/b&gt;" in page and "as agreed" in page
     text = re.sub(r"<[^>]+>|\s+", " ", page)
-    for said in (
+    for words in (
         "blurred: 1",
         "unreadable: 1 files or frames",
         "mocap 1 5 5",
         "picture 31 31 30",
         "5 poses without one",
     ):
-        assert said in re.sub(" +", " ", text), said
-    assert "seen no version before" in page
+        assert words in re.sub(" +", " ", text), words
+    assert "first version in this workspace" in page
 
 
 def test_a_single_person_has_a_card(tmp_path):
@@ -79,9 +79,9 @@ def test_drift_is_measured_against_the_version_before_and_making_it_again_change
     before = dataset_history.previous(tmp_path, statistics)
     assert before is not None and before["digest"] == first
     persons = dataset_table.read(tmp_path / "data/dataset")
-    found = dataset_history.drift(before, statistics, persons)
-    assert found["categories"] == pytest.approx(population_stability([30, 30], [75, 30]))
-    assert sum(found["counts"]["clusters"][1]) == len(persons)
+    drift = dataset_history.drift(before, statistics, persons)
+    assert drift.categories.stability_index == pytest.approx(population_stability([30, 30], [75, 30]))
+    assert sum(drift.clusters.now) == len(persons)
 
 
 def test_population_stability_in_closed_form():
