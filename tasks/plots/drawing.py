@@ -1,4 +1,4 @@
-"""Pictures that people look at: skeletons, contact sheets, curves. All return or write RGB, uint8."""
+"""Pictures for people: skeletons, contact sheets, curves. All return or write RGB, uint8."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.common import files
 from tasks.common.images import encode_png
 from tasks.common.skeleton import BONES, INDEX, LANDMARKS
 
-# Left warm, right cool, middle grey, in every picture of the project (told apart by colour-blind readers too).
+# Left is warm, right is cool, the middle is grey, in every picture; colour-blind readers can tell them apart.
 LEFT, RIGHT, MIDDLE = (213, 94, 0), (0, 114, 178), (90, 90, 90)
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 SUPERSAMPLE = 4
@@ -28,7 +28,7 @@ def _colour(a: int, b: int) -> tuple[int, int, int]:
 
 
 def _draw_bones(draw: ImageDraw.ImageDraw, points: np.ndarray, depth: np.ndarray, width: float) -> None:
-    """Bones far from the camera first, so that what is nearer covers them; the head is a circle."""
+    """Draw the bones, far ones first so that near ones cover them; the head is a circle."""
     for a, b in sorted(BONES, key=lambda bone: -(depth[bone[0]] + depth[bone[1]])):
         if max(a, b) <= INDEX["mouth_right"]:
             continue
@@ -47,7 +47,7 @@ def _draw_bones(draw: ImageDraw.ImageDraw, points: np.ndarray, depth: np.ndarray
 def draw_pose(pose: np.ndarray, size: int = 96, extent: float = 2.3) -> np.ndarray:
     """One normalised pose `[33, 3]` (torso = 1) seen from the front, uint8 `[size, size, 3]`.
 
-    The picture shows -extent..extent torso lengths around the hips, so sizes can be compared between pictures.
+    The picture spans -extent..extent torso lengths around the hips, so sizes are comparable between pictures.
     """
     side = size * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side), PAPER)
@@ -65,7 +65,7 @@ def draw_landmarks(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 
 def fit(picture: np.ndarray, size: int) -> np.ndarray:
-    """The whole picture inside a white square of `size` pixels, its proportions kept."""
+    """The whole picture inside a white square of `size` pixels, with its proportions."""
     image = Image.fromarray(picture)
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (size, size), PAPER)
@@ -74,12 +74,12 @@ def fit(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def enlarge(picture: np.ndarray, size: int) -> np.ndarray:
-    """A small square picture enlarged without smoothing, so that its pixels stay visible."""
+    """A small square picture, enlarged without smoothing."""
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.NEAREST))
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int, captions: Sequence[str] | None = None) -> np.ndarray:
-    """A contact sheet of equally large pictures, row by row, each with its caption underneath."""
+    """A contact sheet of pictures of one size, row by row, each with its caption underneath."""
     if not pictures:
         raise ValueError("a contact sheet needs at least one picture")
     height, width = pictures[0].shape[:2]
@@ -112,7 +112,7 @@ def curves(
     ylabel: str,
     log: str = "",
 ) -> None:
-    """Line plot of name -> (x, y) as PNG; `log` names the axes with a logarithmic scale, for example "xy"."""
+    """Write a line plot of name -> (x, y) as PNG; `log` names the axes with a logarithmic scale, such as "xy"."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""A picture of numbers with their intervals, one row each."""
+"""Plots of numbers with their intervals, one row each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLOURS = ("#1f5a96", "#c45a11", "#3c7d3c", "#7d3c7d", "#555555", "#a08000")
 
 
 class Row(NamedTuple):
-    """A labelled number; `low` and `high` equal it where there is no interval. `series` picks the colour."""
+    """A labelled number. Without an interval `low` and `high` equal it. `series` picks the colour."""
 
     label: str
     value: float
@@ -26,13 +26,13 @@ def draw(
 ) -> None:
     """Write a PNG with one panel for each (title, rows), rows from top to bottom.
 
-    `names`: what the series are called, for the legend. `zero`: with a line at 0, for differences.
+    `names`: the series in the legend. `zero`: draw a line at 0, for differences.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows_in_all = sum(len(rows) for _, rows in panels)
-    figure = Figure(figsize=(7.2, 0.9 + 0.28 * rows_in_all + 0.55 * len(panels)), layout="constrained", dpi=110)
+    total = sum(len(rows) for _, rows in panels)
+    figure = Figure(figsize=(7.2, 0.9 + 0.28 * total + 0.55 * len(panels)), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     heights = [len(rows) + 1 for _, rows in panels]
     for axes, (title, rows) in zip(
