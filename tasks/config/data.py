@@ -1,4 +1,4 @@
-"""From pictures to shards: raw, mannequin, extract, curate, shard."""
+"""The sections from pictures to shards: raw, mannequin, extract, curate, shard, card."""
 
 from __future__ import annotations
 
@@ -11,31 +11,28 @@ from pydantic import Field, model_validator
 from tasks import paths
 from tasks.config.section import Fraction, Positive, Section, Seed
 
-INBOX = paths.RAW.as_posix()  # where parts come in
-MANNEQUIN = paths.MANNEQUIN.as_posix()  # the folder of the built-in pictures: drawn, not delivered
-PartName = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=100)
-]  # what DVC takes in a stage's name
+INBOX = paths.RAW.as_posix()  # every folder in it is a part
+MANNEQUIN = paths.MANNEQUIN.as_posix()  # the built-in pictures, which a stage makes
+# DVC allows these characters in the name of a stage.
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=100)]
 
 
 class Raw(Section):
-    """Where the pictures are: in parts, deliveries of pictures. A part is a folder; its sub-folders are categories."""
+    """Where the pictures are. A part is one delivery: a folder whose sub-folders are categories."""
 
     folder: str | None = Field(INBOX, min_length=1)  # every folder in it is a part; null: only those named below
     parts: dict[PartName, Annotated[str, Field(min_length=1)]] = Field({"mannequin": MANNEQUIN}, min_length=1)
 
     @model_validator(mode="after")
-    def _apart(self) -> Raw:
+    def _parts_are_disjoint(self) -> Raw:
         for (name, folder), (other, around) in permutations(self.parts.items(), 2):
             if Path(folder).is_relative_to(around):
-                raise ValueError(
-                    f"parts.{name} ({folder}) lies in the folder of parts.{other} ({around}), or is the same"
-                )
+                raise ValueError(f"parts.{name} ({folder}) is parts.{other} ({around}), or lies in it")
         return self
 
 
 class Mannequin(Section):
-    """The built-in data: rendered figures whose joints are known."""
+    """The built-in data: rendered mannequins whose joints are known."""
 
     count: Positive = 1200
     size: int = Field(224, ge=64, le=1024)  # pixels, square
@@ -48,16 +45,18 @@ class Extract(Section):
     model: str = "models/pose_landmarker_full.task"
     min_confidence: Fraction = 0.5  # of detection, presence and tracking alike
     min_side: int = Field(64, ge=16)  # pixels; a smaller picture is refused
-    max_people: int = Field(4, ge=1, le=32)  # persons looked for in a picture
-    video_rate: float = Field(4.0, gt=0, le=240)  # frames a second looked at in videos and motion captures
-    pose_change: float = Field(0.15, ge=0)  # torso lengths: a frame is kept if somebody's limbs moved so far on average
+    max_people: int = Field(4, ge=1, le=32)  # most persons in a picture
+    video_rate: float = Field(4.0, gt=0, le=240)  # frames per second read from videos and motion captures
+    pose_change: float = Field(
+        0.15, ge=0
+    )  # torso lengths: a frame is kept if the limbs of a person moved this far on average
     workers: int = Field(0, ge=0)  # 0: one per core
-    slices: int = Field(0, ge=0, le=1000)  # a part is cut into so many, each run by any worker; 0: extracted here
-    time_limit: float = Field(120.0, gt=0)  # seconds for a picture or a frame, then its file is given up
+    slices: int = Field(0, ge=0, le=1000)  # a part is cut into this many slices for remote workers; 0: extracted here
+    time_limit: float = Field(120.0, gt=0)  # seconds for a picture or a frame, then its file is rejected
 
 
 class Curate(Section):
-    """Which persons are kept, and which split each belongs to."""
+    """Which persons are kept, and how they are split."""
 
     min_visibility: Fraction = 0.7  # mean visibility of the 12 limb landmarks
     margin: float = Field(0.08, ge=0, le=1)  # of the person's longer side, around the crop
@@ -66,28 +65,30 @@ class Curate(Section):
     min_sharpness: float = Field(50, ge=0)  # variance of the Laplacian, see tasks.extract.people
     min_exposure: Fraction = 0.05  # mean brightness of the person's box, 0 black .. 1 white
     max_exposure: Fraction = 0.95
-    group_cap: Positive = 100  # persons of one group (one video, copies of one picture); the most different are kept
+    group_cap: Positive = (
+        100  # most persons of one group (one video, copies of one picture); the most different are kept
+    )
     val: Fraction = 0.2
     test: Fraction = 0.1
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _possible(self) -> Curate:
+    def _leaves_training_data(self) -> Curate:
         if self.min_exposure >= self.max_exposure:
             raise ValueError("min_exposure must be below max_exposure")
         if self.val + self.test >= 0.9:
-            raise ValueError("val + test must stay below 0.9, so that something is left to train on")
+            raise ValueError("val + test must be below 0.9, so that training data are left")
         return self
 
 
 class Shard(Section):
-    """How the dataset is written."""
+    """How the shards are written."""
 
     size: int = Field(64, ge=16, le=512)  # pixels of the stored square crop
     samples_per_shard: Positive = 1000
 
 
 class Card(Section):
-    """The page about the dataset."""
+    """The data card."""
 
     licence: str | None = None  # of the pictures, and where they come from, if no SOURCE.txt beside them says it

@@ -1,4 +1,4 @@
-"""Sampling and judging: sample, memorization, fidelity, tracking."""
+"""The sections of sampling and evaluation: sample, memorization, fidelity, tracking."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from tasks.config.section import Fraction, Positive, Section, Seed
 
 
 class Sample(Section):
-    """How many samples, and how they are drawn."""
+    """Sampling of one model."""
 
     count: Positive
     steps: int = Field(18, ge=1, le=1000)
     guidance: float = Field(1.0, ge=0, le=100)  # 1: no guidance
-    batch: Positive = 128  # changes speed only, never a sample
+    batch: Positive = 128  # changes the speed, never a sample
     seed: Seed = 0
 
 
@@ -26,28 +26,28 @@ class Sampling(Section):
 
 
 class Memorization(Section):
-    """The copy test."""
+    """The memorization test."""
 
-    level: float = Field(0.01, gt=0, lt=0.5)  # of the dataset verdict
-    false_discovery: float = Field(0.1, gt=0, lt=1)  # of the list of copies
-    planted: Fraction = 0.01  # copies planted as positive control
-    # Fewer, and the verdict is TOO-FEW instead of CLEAN: nothing is promoted on too little evidence.
+    level: float = Field(0.01, gt=0, lt=0.5)  # significance level of the verdict
+    false_discovery: float = Field(0.1, gt=0, lt=1)  # rate in the list of copies
+    planted: Fraction = 0.01  # share of planted copies, the positive control
+    # With fewer the verdict is TOO-FEW instead of CLEAN, and nothing is promoted.
     needed_groups: Positive = 100  # of training and held-out items together
     needed_heldout_groups: Positive = 10
     needed_samples: Positive = 100
 
 
 class Weights(Section):
-    """Where the weights of a published network are, and the digest by which they are known."""
+    """The weights of a published network: where they are, and their sha256."""
 
     source: str = Field(min_length=1)  # path in the workspace, or URL
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Fidelity(Section):
-    """Distances between generated and held-out data: weights of the networks in whose features they are measured.
+    """Networks in whose features generated and held-out pictures are compared.
 
-    A network whose weights are not given has no distances; the report says so.
+    Without the weights of a network there are no distances in its features; the report says so.
     """
 
     inception: Weights | None = None  # Inception-v3 as torch-fidelity reads it: FID, KID, Inception score
@@ -58,7 +58,7 @@ class Fidelity(Section):
 
 
 class Tracking(Section):
-    """The MLflow store."""
+    """The MLflow tracking store."""
 
     store: str = "mlflow.db"  # sqlite file in the workspace, or a full tracking URI
     experiment: str = Field("contrapposto", min_length=1)

@@ -1,4 +1,4 @@
-"""Sizes of networks that have a name."""
+"""The networks and their named sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Preset = Literal["XS", "S", "B", "L"]
 
 
 class Shape(NamedTuple):
-    """What `width`, `depth` and `heads` mean is told by each network's description in `diffusion_core.nets`."""
+    """The size of a network. Each network in `diffusion_core.nets` documents what the three numbers mean for it."""
 
     width: int
     depth: int

@@ -1,7 +1,7 @@
-"""The typed model of `params.yaml`: every knob of a run, checked once at the edge.
+"""The typed model of `params.yaml`, which holds every parameter of a run.
 
-`load(path)` returns a `Params` or raises `UserError` with one sentence that names the key and what is allowed.
-Inside the pipeline the values are trusted.
+`load(path)` returns a `Params`, or raises `UserError` with one sentence that names the wrong key and what is allowed. The rest
+of the code relies on the values.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Params(Section):
     notify: Notify = Notify()
 
     @model_validator(mode="after")
-    def _sizes(self) -> Params:
+    def _pictures_fit_the_crop(self) -> Params:
         if self.pictures.size > self.shard.size:
             raise ValueError(f"pictures.size must be at most shard.size ({self.shard.size}), got {self.pictures.size}")
         return self
@@ -69,16 +69,41 @@ def validation_sentence(error: dict[str, Any], name: str) -> str:
     return f"{name}: {key} {message}, got {error['input']!r}."
 
 
-def parse(text: str, name: str = "params.yaml") -> Params:
-    """The parameters in a YAML 1.2 text (the dialect DVC reads); raises UserError naming the first wrong key."""
+def _read(path: Path) -> str:
+    """The text of the file. Raises UserError if it is missing, cannot be read, or is not UTF-8."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist.")
     try:
-        data = YAML(typ="safe", pure=True).load(io.StringIO(text))
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        text = data.decode("utf-8-sig")  # editors on Windows put a byte order mark first
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(f"{path.name} is not UTF-8 text (line {line}): save it with the encoding UTF-8.") from error
+    if "\0" in text:
+        raise UserError(f"{path.name} is not UTF-8 text: save it with the encoding UTF-8.")  # UTF-16, most likely
+    return text
+
+
+def _mapping(yaml: YAML, text: str, name: str) -> dict[str, Any]:
+    """The sections in a YAML text. Raises UserError if it is not valid YAML or not a mapping."""
+    try:
+        data = yaml.load(io.StringIO(text))
     except YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" (line {where.line + 1})" if where else ""
-        raise UserError(f"{name} is not valid YAML{line}: {getattr(error, 'problem', error)}.") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{name} is not valid YAML{line}: {problem}.") from error
     if not isinstance(data, dict):
         raise UserError(f"{name} must be a mapping of sections, got {type(data).__name__}.")
+    return data
+
+
+def parse(text: str, name: str = "params.yaml") -> Params:
+    """The parameters in a YAML 1.2 text (the version that DVC reads). Raises UserError that names the first wrong key."""
+    data = _mapping(YAML(typ="safe", pure=True), text, name)
     try:
         return Params.model_validate(data)
     except ValidationError as error:
@@ -86,30 +111,35 @@ def parse(text: str, name: str = "params.yaml") -> Params:
 
 
 def load(path: Path) -> Params:
-    """The parameters in the file; raises UserError if it is missing, not YAML, or says something impossible."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist.")
-    return parse(path.read_text(encoding="utf-8"), path.name)
+    """The parameters in the file. Raises UserError if it is missing, not YAML, or has a wrong key or value."""
+    return parse(_read(path), path.name)
 
 
 def set_value(path: Path, key: str, value: Any) -> None:
-    """Write one dotted key into the file, as `set_values` does."""
+    """Write one dotted key into the file, see `set_values`."""
     set_values(path, {key: value})
 
 
 def set_values(path: Path, values: Mapping[str, Any]) -> None:
-    """Write dotted keys into the file, comments kept; all are refused with UserError if the result is not valid."""
+    """Write dotted keys into the file and keep its comments.
+
+    Raises UserError, and writes nothing, if the result is not valid.
+    """
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    document = yaml.load(path.read_text(encoding="utf-8"))
+    document = _mapping(yaml, _read(path), path.name)
     changed = False
     for key, value in values.items():
         *sections, last = key.split(".")
         node = document
         for section in sections:
-            node = node.setdefault(section, {})
+            if node.get(section) is None:
+                node[section] = {}
+            node = node[section]
+            if not isinstance(node, dict):
+                raise UserError(f"{path.name}: {key}: {section} is not a section.")
         if node.get(last) != value:
             node[last], changed = value, True
     if not changed:

@@ -1,4 +1,4 @@
-"""What every section of `params.yaml` is made of."""
+"""The base class of the sections of `params.yaml`, and types of their values."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Section(BaseModel):
-    """A frozen part of the parameters that refuses unknown keys and silent conversions."""
+    """An immutable section that rejects unknown keys and values of another type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

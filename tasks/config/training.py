@@ -1,4 +1,4 @@
-"""The models and their training: poses, pictures."""
+"""The sections of the models: poses, pictures."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from tasks.config.section import Fraction, Positive
 
 
 class Train(Optimisation):
-    """One model: its network, its examples, its training."""
+    """One model: its network and its training."""
 
-    preset: Preset | None = None  # a size with a name, instead of width, depth and heads
+    preset: Preset | None = None  # a named size instead of width, depth and heads
     width: int | None = Field(None, ge=16, le=4096)
     depth: int | None = Field(None, ge=1, le=64)
     heads: int | None = Field(None, ge=1, le=64)
     dropout: Fraction = 0.0
-    self_condition: bool = False  # the network is shown its own first estimate, for twice the cost of sampling
-    mirror: bool = True  # train on the mirror image of every example too, left and right swapped
-    augment: Fraction = (
-        0.0  # how often an example is flipped, scaled, turned, shifted, each by itself; the network is told
-    )
-    condition_dropout: Fraction = 0.1  # how often all conditions are withheld together, for guidance
-    condition_dropout_each: Fraction = (
-        0.0  # how often each is withheld by itself, so that guidance may leave out one of them
-    )
+    self_condition: bool = False  # the network gets its own first estimate; sampling costs twice as much
+    mirror: bool = True  # also train on mirror images, with left and right exchanged
+    # Probability of each augmentation (flip, scale, rotation, shift); the network gets their parameters as a condition.
+    augment: Fraction = 0.0
+    condition_dropout: Fraction = 0.1  # probability of withholding all conditions, for guidance
+    # Probability of withholding each condition by itself, so that guidance can leave out a single one.
+    condition_dropout_each: Fraction = 0.0
 
     @property
     def net_name(self) -> str:
@@ -36,16 +34,18 @@ class Train(Optimisation):
 
     @property
     def shape(self) -> Shape:
-        """Width, depth and heads, by name or by number."""
+        """Width, depth and heads, from the preset or the three numbers."""
         if self.preset is not None:
             return SHAPES[self.net_name][self.preset]
-        return Shape(int(self.width or 0), int(self.depth or 0), int(self.heads or 0))  # none is 0, see below
+        return Shape(
+            int(self.width or 0), int(self.depth or 0), int(self.heads or 0)
+        )  # the validator below requires all three
 
     @model_validator(mode="after")
-    def _sized(self) -> Train:
+    def _has_a_size(self) -> Train:
         given = [key for key in ("width", "depth", "heads") if getattr(self, key) is not None]
         if self.preset is not None and given:
-            raise ValueError(f"preset says how large the network is: remove {', '.join(given)}, or the preset")
+            raise ValueError(f"preset sets the size of the network: remove {', '.join(given)}, or preset")
         if self.preset is None and len(given) < 3:
             raise ValueError("give width, depth and heads, or a preset")
         if self.shape.width % (2 * self.shape.heads):
@@ -65,11 +65,10 @@ class Pictures(Train):
 
     net: Net = "patch"
     size: int = Field(32, ge=8, le=512)  # pixels
-    patch: Positive = 4  # pixels along a token of those networks that have tokens
+    patch: Positive = 4  # pixels along the side of a token, for networks that have tokens
     conditions: list[Literal["category", "pose_map", "pose_vector", "pose_tokens"]] = Field(["category", "pose_map"])
-    condition_noise: float = Field(
-        0.0, ge=0, le=10
-    )  # largest sigma of noise on the pose in training; the network is told
+    # Largest sigma of noise added to the pose in training; the network gets its level as a condition.
+    condition_noise: float = Field(0.0, ge=0, le=10)
 
     @property
     def net_name(self) -> str:
@@ -77,7 +76,7 @@ class Pictures(Train):
         return self.net
 
     @model_validator(mode="after")
-    def _patches(self) -> Pictures:
+    def _size_fits_patches(self) -> Pictures:
         if self.net not in ("unet", "edm2") and self.size % self.patch:
             raise ValueError(f"size must be a multiple of patch ({self.patch}), got {self.size}")
         if self.condition_noise and not any(name.startswith("pose") for name in self.conditions):

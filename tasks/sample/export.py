@@ -1,9 +1,9 @@
-"""`python -m tasks export [ALIAS]`: the registered models as folders to hand on, in `exports/<alias>/`.
+"""Command `export [ALIAS]`: write the registered models to `exports/<alias>/`, to serve or publish them.
 
-    mlflow/                 what `mlflow models serve -m` and `mlflow models build-docker -m` take
+    mlflow/                 an MLflow model for `mlflow models serve -m` and `mlflow models build-docker -m`
     huggingface/<model>/    model.safetensors, config.json, README.md: the layout of a model repository
 
-Weights are safetensors, the rest is text: there is no pickle in either. ALIAS is champion if it is not given.
+Weights are safetensors and the rest is text: there are no pickles. ALIAS defaults to champion.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SERVED_WITH = ("mlflow", "numpy", "pillow", "pydantic", "ruamel.yaml", "safetens
 
 
 def repository(folder: Path, source: Path, description: str) -> None:
-    """Write the model in `source` to `folder` in the layout of a model repository; `description` is its card."""
+    """Write the model in `source` to `folder` in the layout of a model repository. `description` is the model card."""
     _, meta = checkpoint.load(source / paths.MODEL_FILE)
     folder.mkdir(parents=True)
     shutil.copyfile(source / paths.MODEL_FILE, folder / paths.MODEL_FILE)
@@ -42,24 +42,25 @@ USE = """
 ```python
 from pathlib import Path
 import torch
-from tasks import draw, models
+from tasks.models import modality, sampler
 
-model = models.load(Path("."), torch.device("cpu"))  # this folder, {model}
+model = modality.load(Path("."), torch.device("cpu"))  # this folder: {model}
+conditions = model.conditions([model.categories[0]] * 4)
+samples = sampler.draw(model, conditions, steps=18, guidance=1.0, seed=0, ids=torch.arange(4))
 ```
 """
 
 
 def run(params: Params, root: Path, alias: str = model_registry.CHAMPION) -> None:
-    """Export the models with this alias. Raises UserError if there is none, DataError if a file is damaged."""
+    """Export the models with this alias. Raises UserError if there are none, DataError if a file is damaged."""
     store = Store(params.tracking, root)
     sources = {model: model_registry.fetch(store, root, model, alias) for model in MODELS}
     with files.new_folder(root / paths.EXPORTS / alias) as folder:
         for model, source in sources.items():
-            found = model_registry.version(store, model, alias)
-            repository(folder / "huggingface" / model, source, found.description if found else "")
+            version = model_registry.version(store, model, alias)
+            repository(folder / "huggingface" / model, source, version.description if version else "")
         requirements = [f"{package}=={importlib.metadata.version(package)}" for package in SERVED_WITH]
         tracking.save_served(folder / "mlflow", sources, requirements)
-    log.info(f"exported to {root / paths.EXPORTS / alias}")
-    log.info(
-        f"serve it:  mlflow models serve -m {root / paths.EXPORTS / alias / 'mlflow'} --env-manager local --port 5001"
-    )
+    exported = root / paths.EXPORTS / alias
+    log.info(f"exported to {exported}")
+    log.info(f"serve it:  mlflow models serve -m {exported / 'mlflow'} --env-manager local --port 5001")

@@ -1,12 +1,12 @@
-"""`python -m tasks generate`: pictures of people in the poses that are asked for, checked by looking at them again.
+"""Command `generate`: pictures of people in requested poses, of which only those that show the pose are kept.
 
-Samples are drawn in rounds. MediaPipe reads the pose in every picture, and those are kept in which enough joints are where
-they were asked to be (rejection by re-estimation). What is kept lies in `generated/`:
+Samples are drawn in rounds. MediaPipe reads the pose in every picture, and pictures in which enough joints are where the
+request wants them are kept (rejection by re-estimation). `generated/` holds:
 
-    generated-000000.tar, index.json    shards: picture, pose, and its category, seed, number and share of right joints
+    generated-000000.tar, index.json    shards: picture, pose, and its category, seed, number and share of correct joints
     coco.json, images/                  the same for tools that train pose estimators
-    generated.json                      how many were drawn and kept, and how many would be by chance
-    grid.png                            the pose asked for, the picture, the pose read from it
+    generated.json                      how many samples were drawn and kept, and how many would be kept by chance
+    grid.png                            the requested pose, the picture, the pose read from it
 """
 
 from __future__ import annotations
@@ -38,30 +38,32 @@ from tasks.registry.tracking import Store
 from tasks.sample import coco
 from tasks.sample.requests import Artist, Request, Samples
 
-log = logging.getLogger(__name__)
-
-ROUND = 128  # samples drawn before they are looked at
+ROUND = 128  # samples per round
 SHOWN = 48
 SPLIT = "generated"
 Reader = Callable[[np.ndarray], np.ndarray]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Kept:
-    """One sample that shows what was asked for."""
+    """A sample that shows the requested pose."""
 
     number: int
     category: str
-    pose: np.ndarray  # [33, 3], asked for
+    pose: np.ndarray  # [33, 3], requested
     picture: np.ndarray  # uint8 [s, s, 3]
-    read: np.ndarray  # [33, 3]
-    pck: float  # share of the limb joints that are right
+    read: np.ndarray  # [33, 3], read from the picture
+    pck: float  # share of the limb joints that are correct
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was kept, of how many that were drawn, and the share that would have been kept by chance: of the same pictures,
-    each compared with the pose that was asked of another one."""
+class Accepted:
+    """The samples that were kept, of `drawn` samples.
+
+    `by_chance`: the share of these pictures that would be kept if each were compared with the pose requested for another.
+    """
 
     kept: list[Kept]
     drawn: int
@@ -69,96 +71,108 @@ class Found:
 
     @property
     def acceptance(self) -> float:
-        """The share that was kept."""
+        """The share of drawn samples that was kept."""
         return len(self.kept) / self.drawn
 
 
 def right_joints(read: np.ndarray, asked: np.ndarray, near: float) -> np.ndarray:
-    """Share of the 12 limb joints within `near` torso lengths in the picture's plane, `[n]`; 0 where nobody was found.
+    """Share of the 12 limb joints within `near` torso lengths in the image plane, `[n]`; 0 where nobody was accepted.
 
-    Depth is left out: a picture does not show it. (PCK, Yang & Ramanan 2013, with the torso as the unit.)
+    Depth is ignored, since a picture does not show it. (PCK, Yang & Ramanan 2013, with the torso as the unit.)
     """
     errors = pose_accuracy.joint_errors(read[..., :2], asked[..., :2])
     return np.where(np.isfinite(errors), errors <= near, False).mean(axis=1)
 
 
-def sample(artist: Artist, wish: Generate, read: Reader) -> Found:
-    """Draw and look until `wish.count` are kept. What is left of the last round is not counted.
+def sample(artist: Artist, settings: Generate, read: Reader) -> Accepted:
+    """Draw samples until `settings.count` are kept. The rest of the last round is not counted.
 
-    Raises DataError as soon as it is plain that fewer than the share `wish.min_acceptance` will do: after the first round
-    that has drawn 3 / min_acceptance samples (of which then, were the share reached, none is kept with probability 5 %),
-    and whenever count / min_acceptance samples are drawn.
+    Raises DataError when the acceptance is below `settings.min_acceptance`: after 3 / min_acceptance samples (at an acceptance
+    of min_acceptance, the probability that none of them is kept is 5 %) and after count / min_acceptance samples.
     """
     kept: list[Kept] = []
-    drawn = lucky = 0
-    categories = [wish.category] if wish.category else artist.poses.categories
-    most = math.ceil(wish.count / wish.min_acceptance)
-    while len(kept) < wish.count:
-        if (drawn >= 3 / wish.min_acceptance and len(kept) < wish.min_acceptance * drawn) or drawn >= most:
+    drawn = by_chance = 0
+    categories = [settings.category] if settings.category else artist.poses.categories
+    most = math.ceil(settings.count / settings.min_acceptance)
+    while len(kept) < settings.count:
+        if (drawn >= 3 / settings.min_acceptance and len(kept) < settings.min_acceptance * drawn) or drawn >= most:
             raise DataError(
-                f"Only {len(kept)} of {drawn} samples show the pose that was asked for ({len(kept) / drawn:.1%}), less than "
-                f"generate.min_acceptance ({wish.min_acceptance:.1%}): train longer or larger, or ask for less."
+                f"Only {len(kept)} of {drawn} samples show the requested pose ({len(kept) / drawn:.1%}), less than "
+                f"generate.min_acceptance ({settings.min_acceptance:.1%}): train longer, train a larger model, or relax "
+                "generate.near and generate.pck."
             )
         numbers = range(drawn, min(drawn + ROUND, most))
         asked = [categories[number % len(categories)] for number in numbers]
-        samples = _round(artist, wish, asked, numbers)
-        seen = read(samples.pictures)
-        share = right_joints(seen, samples.poses, wish.near)
-        for i in np.flatnonzero(share >= wish.pck):
-            kept.append(Kept(numbers[i], asked[i], samples.poses[i], samples.pictures[i], seen[i], float(share[i])))
+        samples = _round(artist, settings, asked, numbers)
+        poses_read = read(samples.pictures)
+        share = right_joints(poses_read, samples.poses, settings.near)
+        for i in np.flatnonzero(share >= settings.pck):
+            kept.append(
+                Kept(numbers[i], asked[i], samples.poses[i], samples.pictures[i], poses_read[i], float(share[i]))
+            )
         drawn += len(numbers)
-        lucky += int((right_joints(seen, np.roll(samples.poses, 1, axis=0), wish.near) >= wish.pck).sum())
+        by_chance += int(
+            (right_joints(poses_read, np.roll(samples.poses, 1, axis=0), settings.near) >= settings.pck).sum()
+        )
         log.info(f"{drawn} drawn, {len(kept)} kept ({len(kept) / drawn:.1%})")
-    return Found(kept[: wish.count], kept[wish.count - 1].number + 1, lucky / drawn)
+    return Accepted(kept[: settings.count], kept[settings.count - 1].number + 1, by_chance / drawn)
 
 
-def _round(artist: Artist, wish: Generate, asked: Sequence[str], numbers: range) -> Samples:
-    """One round's samples in the order of their numbers; those of one category are drawn together."""
+def _round(artist: Artist, settings: Generate, asked: Sequence[str], numbers: range) -> Samples:
+    """The samples of one round in the order of their numbers; those of one category are drawn together."""
     poses = np.empty((len(asked), 33, 3), np.float32)
     size = artist.pictures.shape[-1]
     pictures = np.empty((len(asked), size, size, 3), np.uint8)
     for category in dict.fromkeys(asked):
         rows = [i for i, name in enumerate(asked) if name == category]
-        request = Request(category=category, pose=wish.pose, steps=wish.steps, guidance=wish.guidance, seed=wish.seed)
+        request = Request(
+            category=category, pose=settings.pose, steps=settings.steps, guidance=settings.guidance, seed=settings.seed
+        )
         samples = artist.samples(request, torch.tensor([numbers[i] for i in rows]))
         poses[rows], pictures[rows] = samples.poses, samples.pictures
     return Samples(poses, pictures)
 
 
 def run(params: Params, root: Path) -> None:
-    """Generate what `params.generate` asks for with registered models.
+    """Generate samples as `params.generate` says, with registered models.
 
-    Raises UserError if there is no such model or what is asked for is impossible, DataError if too few samples are accepted.
+    Raises UserError if there is no such model or the request is invalid, DataError if too few samples are kept.
     """
-    wish = params.generate
+    settings = params.generate
     try:
-        Request(category=wish.category, pose=wish.pose)
+        Request(category=settings.category, pose=settings.pose)
     except ValidationError as error:
         raise UserError(f"params.yaml: generate: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from error
     store = Store(params.tracking, root)
-    folders = [model_registry.fetch(store, root, model, wish.alias) for model in paths.MODELS]
+    folders = [model_registry.fetch(store, root, model, settings.alias) for model in paths.MODELS]
     artist = Artist(*folders)
-    if wish.category is not None and wish.category not in artist.poses.categories:
+    if settings.category is not None and settings.category not in artist.poses.categories:
         known = ", ".join(artist.poses.categories)
-        raise UserError(f"params.yaml: generate.category: the models know {known}, not {wish.category!r}.")
+        raise UserError(f"params.yaml: generate.category: the models know {known}, not {settings.category!r}.")
     workers = params.extract.workers or machine.cores()
     confidence = params.extract.min_confidence
     read = partial(
         pose_accuracy.read_poses, model=root / params.extract.model, min_confidence=confidence, workers=workers
     )
-    found = sample(artist, wish, read)
-    origin = {"categories": artist.poses.categories, "models": [folder.name for folder in folders]}
-    write(root / paths.GENERATED, found, wish, artist.pictures.margin, origin)
-    rate = f"acceptance {found.acceptance:.1%}, by chance {found.by_chance:.1%}"
-    log.info(f"{len(found.kept)} samples in {root / paths.GENERATED}, of {found.drawn} drawn: {rate}")
+    accepted = sample(artist, settings, read)
+    about = {"categories": artist.poses.categories, "models": [folder.name for folder in folders]}
+    write(root / paths.GENERATED, accepted, settings, artist.pictures.margin, about)
+    rate = f"acceptance {accepted.acceptance:.1%}, by chance {accepted.by_chance:.1%}"
+    log.info(f"{len(accepted.kept)} samples in {root / paths.GENERATED}, of {accepted.drawn} drawn: {rate}")
 
 
-def write(folder: Path, found: Found, wish: Generate, margin: float, about: dict[str, Any]) -> None:
-    """Write the samples as shards, as a COCO folder, and as a picture to look at."""
-    kept = found.kept
-    keys = [f"{SPLIT}-{wish.seed}-{one.number:06d}" for one in kept]
+def write(folder: Path, accepted: Accepted, settings: Generate, margin: float, about: dict[str, Any]) -> None:
+    """Write the samples as shards, in COCO's format, and as a picture."""
+    kept = accepted.kept
+    keys = [f"{SPLIT}-{settings.seed}-{one.number:06d}" for one in kept]
     metas = [
-        {"category": one.category, "seed": wish.seed, "number": one.number, "guidance": wish.guidance, "pck": one.pck}
+        {
+            "category": one.category,
+            "seed": settings.seed,
+            "number": one.number,
+            "guidance": settings.guidance,
+            "pck": one.pck,
+        }
         for one in kept
     ]
     members = [
@@ -170,11 +184,11 @@ def write(folder: Path, found: Found, wish: Generate, margin: float, about: dict
         for one, meta in zip(kept, metas, strict=True)
     ]
     counts = {
-        "asked": wish.count,
-        "drawn": found.drawn,
+        "asked": settings.count,
+        "drawn": accepted.drawn,
         "kept": len(kept),
-        "acceptance": found.acceptance,
-        "acceptance_by_chance": found.by_chance,
+        "acceptance": accepted.acceptance,
+        "acceptance_by_chance": accepted.by_chance,
         "categories": dict(Counter(one.category for one in kept)),
     }
     tiles = [

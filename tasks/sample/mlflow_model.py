@@ -1,4 +1,4 @@
-"""The model that `mlflow models serve` runs: MLflow executes this file, so that nothing is pickled ("models from code")."""
+"""The model that `mlflow models serve` runs. MLflow executes this file ("models from code"), so nothing is pickled."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from tasks.sample.requests import Artist, Request
 
 
 class Contrapposto(PythonModel):
-    """Answers a list of requests with a list of answers, each a list of samples."""
+    """Answers each of a list of requests with a list of samples."""
 
     def load_context(self, context: Any) -> None:
-        """Load both models from the folders that were exported."""
+        """Load both models from the exported folders."""
         self.artist = Artist(Path(context.artifacts["poses"]), Path(context.artifacts["pictures"]))
 
     def predict(self, model_input: list[Request]) -> list[list[dict[str, Any]]]:  # type: ignore[override]
-        """The samples asked for. A request that is not possible is an error that says why."""
+        """The requested samples. An invalid request raises an error that says why."""
         return [self.artist.answer(request) for request in model_input]
 
 

@@ -1,4 +1,4 @@
-"""A request for samples, and the answer: what the served model and the export have in common."""
+"""Requests for samples and their answers, as the served model and the command `generate` use them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tasks.common.skeleton import INDEX
 from tasks.models import modality, sampler
 from tasks.models.modality import Model
 
-MOST = 256  # samples in one answer
+MAX_COUNT = 256  # samples in one answer
 
 
 class Request(BaseModel):
-    """What is asked for. Only what differs from the defaults need be given."""
+    """A request for samples. Every key has a default."""
 
     model_config = ConfigDict(extra="forbid")
 
-    category: str | None = None  # absent: any
-    # Joints by name -> x, y, z (hips at the origin, torso 1 long, y down); those not given are filled in by the pose model.
+    category: str | None = None  # None: any
+    # Joint name -> x, y, z (hips at the origin, torso 1 long, y down). The pose model fills in joints that are not given.
     pose: dict[str, list[float]] | None = None
-    count: int = Field(default=1, ge=1, le=MOST)
+    count: int = Field(default=1, ge=1, le=MAX_COUNT)
     steps: int = Field(default=18, ge=1, le=1000)
     guidance: float = Field(default=2.0, ge=0, le=100)  # of the pictures; 1: none
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -43,7 +43,7 @@ class Request(BaseModel):
         return pose
 
     def joints(self) -> torch.Tensor | None:
-        """The pose float64 `[33, 3]`, NaN where nothing is given; None if nothing is."""
+        """The pose float64 `[33, 3]`, NaN for joints that are not given; None if no joint is given."""
         if not self.pose:
             return None
         pose = torch.full((len(INDEX), 3), torch.nan, dtype=torch.float64)
@@ -54,23 +54,23 @@ class Request(BaseModel):
 
 @dataclass(frozen=True)
 class Samples:
-    """Poses float32 `[n, 33, 3]` and the pictures of them, uint8 `[n, s, s, 3]`."""
+    """Poses float32 `[n, 33, 3]` and pictures of them, uint8 `[n, s, s, 3]`."""
 
     poses: np.ndarray
     pictures: np.ndarray
 
 
 class Artist:
-    """The pose and the picture model together: poses first, then a picture of each."""
+    """The pose model and the picture model: samples poses, then a picture of each."""
 
     def __init__(self, poses: Path, pictures: Path) -> None:
         self.poses: Model = modality.load(poses, modality.device())
         self.pictures: Model = modality.load(pictures, modality.device())
 
     def samples(self, request: Request, ids: torch.Tensor) -> Samples:
-        """The samples with these numbers, each a function of the request and its number alone.
+        """The samples with these numbers. Each is a function of the request and its number alone.
 
-        Raises ValueError if the category is none of the model's, DataError if a sample is not finite.
+        Raises ValueError if the models do not know the category, DataError if a sample is not finite.
         """
         if request.category is not None and request.category not in self.poses.categories:
             known = ", ".join(self.poses.categories)

@@ -1,14 +1,14 @@
 """Stage `sample <model>`: new poses, or new pictures of given poses, in `samples/<model>/`.
 
-The folder has the shards' format; each sample's JSON says its seed, its number, its category and, for a picture, whose pose
-it was asked to show. Its splits:
+The folder has the format of the shards. The JSON of a sample has its seed, number, category and, for a picture, the key of the
+person (or sample) whose pose it was asked to show. The splits:
 
-    samples            what every headline number is about: conditions drawn from the held-out persons
-    train_conditions   pictures only: the same noise with conditions drawn from the training set, for comparison. A model
-                       that copies does it most readily when asked for what it was trained on
+    samples            with conditions of held-out persons; the metrics of the reports are about these
+    train_conditions   pictures only: the same noise with conditions of training persons. A model that copies does so most
+                       readily for the conditions that it was trained on
     new_poses          pictures only: some generated poses, each with several noises; `grid.png` shows them
 
-A sample is a function of (model, seed, its number, its condition): neither the batch nor the count changes it.
+A sample is a function of (model, seed, number, condition): neither the batch size nor the count changes it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from tasks.models import modality, sampler
 from tasks.models.modality import Model
 from tasks.plots import drawing
 
-GRID = 8  # the grid has so many rows and columns
+GRID = 8  # rows and columns of the grid
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is asked for: categories, poses `[n, 33, 3]`, and the keys of the persons (or samples) they are from."""
+    """Categories, poses `[n, 33, 3]`, and the keys of the persons (or samples) that they are from."""
 
     category: list[str]
     pose: np.ndarray
@@ -46,18 +46,18 @@ class Conditions:
 
     @classmethod
     def of(cls, source: ShardDataset, rows: list[int]) -> Conditions:
-        """The conditions of some items of a split."""
+        """The conditions of some samples of a split."""
         return cls([source.meta(i)["category"] for i in rows], source.poses()[rows], [source.keys[i] for i in rows])
 
 
 def run(params: Params, root: Path, model: str) -> None:
-    """Draw the samples of one model. Raises DataError if a sample is not finite or what it is asked for is missing."""
+    """Draw the samples of one model. Raises DataError if a sample is not finite, or the model or its conditions are missing."""
     choice: Sample = getattr(params.sample, model)
     trained = modality.load(paths.model_folder(root, model), modality.device())
     train, heldout = load_splits(root)
-    if model == "pictures":  # not those who are known from motion capture only
+    if model == "pictures":  # persons from motion captures have no picture
         train, heldout = train.pictured(), heldout.pictured()
-    held_out = heldout if len(heldout) else train  # a very small dataset holds nobody out
+    held_out = heldout if len(heldout) else train  # a very small dataset has no held-out persons
     rows = _resampled(len(held_out), choice.count, choice.seed)
     if model == "pictures":
         new = ShardDataset(paths.sample_folder(root, "poses"), SAMPLES)
@@ -67,7 +67,7 @@ def run(params: Params, root: Path, model: str) -> None:
             COMPARISON: Conditions.of(train, _resampled(len(train), params.sample.train_conditions, choice.seed)),
             NEW_POSES: Conditions.of(new, fixed),
         }
-        drawn = {split: _pictures(trained, choice, some, split) for split, some in asked.items()}
+        drawn = {split: _pictures(trained, choice, conditions, split) for split, conditions in asked.items()}
         tiles = [drawing.enlarge(picture, 96) for picture in drawn[NEW_POSES]]
         beside = [drawing.draw_pose(pose) for pose in asked[NEW_POSES].pose[::GRID]]
         for row, pose in reversed(list(enumerate(beside))):
@@ -83,13 +83,13 @@ def run(params: Params, root: Path, model: str) -> None:
         tiles, columns = [drawing.draw_pose(pose) for pose in poses[: GRID * GRID]], GRID
         captions = categories[: GRID * GRID]
     folder = paths.sample_folder(root, model)
-    origin = {"model": model, "model_digest": trained.meta["digest"], "categories": trained.categories}
-    shards.write(folder, samples, choice.count, origin)
-    drawing.save_png(folder / "grid.png", drawing.sheet(tiles, columns, captions))
+    about = {"model": model, "model_digest": trained.meta["digest"], "categories": trained.categories}
+    shards.write(folder, samples, choice.count, about)
+    drawing.save_png(folder / paths.GRID, drawing.sheet(tiles, columns, captions))
 
 
 def _resampled(n: int, count: int, seed: int) -> list[int]:
-    """`count` rows out of n, drawn with replacement."""
+    """`count` of n rows, drawn with replacement."""
     u = rng.uniform((), rng.fold(seed, 1), torch.arange(count))
     return [int(i) for i in (u * n).long()]
 
@@ -125,14 +125,14 @@ def _picture_samples(
 
 
 def _pictures(model: Model, choice: Sample, asked: Conditions, split: str) -> np.ndarray:
-    """Pictures uint8 `[n, size, size, 3]` of the poses that are asked for."""
+    """Pictures uint8 `[n, size, size, 3]` for these conditions."""
     if not asked.key:
         return np.zeros((0, *model.shape[1:], 3), np.uint8)
     return modality.as_pictures(_draw(model, choice, asked.category, asked.pose, split))
 
 
 def _draw(model: Model, choice: Sample, categories: list[str], poses: np.ndarray | None, split: str) -> Tensor:
-    """Samples in data units, float32 `[n, *shape]`, one a category; their numbers count from 0."""
+    """Samples in data units, float32 `[n, *shape]`, one per category, numbered from 0."""
     cond, ids = model.conditions(categories, poses), torch.arange(len(categories))
     label = f"sample {model.name}, {split}"
     return sampler.draw(model, cond, choice.steps, choice.guidance, choice.seed, ids, choice.batch, label=label)

@@ -21,17 +21,17 @@ TEXT = FILE.read_text()
         ("  count: 1200", "  count: '1200'", "mannequin.count", "integer"),
         ("learning_rate: 1.0e-3", "learning_rate: fast", "poses.learning_rate", "number"),
         ("learning_rate: 1.0e-3", "learning_rate: .nan", "poses.learning_rate", "finite"),
-        ("  val: 0.2", "  val: 0.85", "curate", "val + test must stay below 0.9"),
+        ("  val: 0.2", "  val: 0.85", "curate", "val + test must be below 0.9"),
         ("  patch: 4", "  patch: 5", "pictures", "multiple of patch (5)"),
         ("  heads: 4", "  heads: 5", "poses", "multiple of 2 * heads (10)"),
-        ("  batch: 128 # total, over all ranks", "  batch: 127\n", "poses", "multiple of ranks"),
+        ("  batch: 128 # total over all ranks", "  batch: 127\n", "poses", "multiple of ranks"),
         ("  size: 64 #", "  size: 16 #", "the file", "pictures.size must be at most shard.size (16)"),
         ("inception: null", "inception: {source: w.pth}", "fidelity.inception.sha256", "missing"),
         ("clip: null", "clip: {source: w.pth, sha256: abc}", "fidelity.clip.sha256", "match"),
         ("shard:\n", "shards:\n", "shard", "missing"),
         ("mannequin: data/raw/mannequin", "a/b: data/raw", "raw.parts.a/b", "match pattern"),
         ("mannequin: data/raw/mannequin", "{}", "raw.parts", "at least 1 item"),
-        ("mannequin: data/raw/mannequin", "{a: pictures, b: pictures/b}", "raw", "lies in the folder of parts.a"),
+        ("mannequin: data/raw/mannequin", "{a: pictures, b: pictures/b}", "raw", "or lies in it"),
     ],
 )
 def test_impossible_values_are_named(old: str, new: str, key: str, allowed: str) -> None:
@@ -58,6 +58,46 @@ def test_not_yaml_and_not_a_mapping() -> None:
         parse("- 1")
     with pytest.raises(UserError, match="does not exist"):
         load(Path("nowhere.yaml"))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32", "cp932"])
+def test_another_encoding_is_one_sentence(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    licence = {"cp932": "日本", "latin-1": "Fotos: Jürgen"}.get(encoding, "ours")
+    path.write_bytes(TEXT.replace("licence: null", f"licence: '{licence}'").encode(encoding))
+    for use in (load, lambda path: set_value(path, "mannequin.count", 3)):
+        with pytest.raises(UserError, match=r"^params.yaml is not UTF-8 text.*\.$"):
+            use(path)
+
+
+def test_utf_8_is_read_with_and_without_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_bytes(TEXT.replace("licence: null", "licence: 'Fotos: Jürgen'").encode(encoding))
+        assert load(path).card.licence == "Fotos: Jürgen"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "- 1", "a: \x01", "raw: [", "!!python/object:os.system {}", "a: 1\na: 2", "&a *a"]
+)
+def test_a_damaged_file_is_one_sentence(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    for use in (load, lambda path: set_value(path, "mannequin.count", 3)):
+        with pytest.raises(UserError) as caught:
+            use(path)
+        assert "\n" not in str(caught.value)
+    assert path.read_text() == text
+
+
+def test_setting_a_value_in_what_is_no_section_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT)
+    with pytest.raises(UserError, match=r"mannequin\.count\.more"):
+        set_value(path, "mannequin.count.more", 0)
+    set_value(path, "fidelity.clip", None)
+    with pytest.raises(UserError, match=r"fidelity\.clip\.sha256 is missing"):
+        set_value(path, "fidelity.clip.source", "clip.safetensors")
 
 
 def test_setting_a_value_keeps_comments_and_refuses_nonsense(tmp_path: Path) -> None:

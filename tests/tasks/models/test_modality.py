@@ -87,9 +87,7 @@ def test_every_network_trains_with_every_condition_and_option(net: str, tmp_path
 def test_names_and_numbers_say_the_size(tmp_path: Path) -> None:
     named = {"width": None, "depth": None, "heads": None}
     assert _params(tmp_path, **named, net="dit", preset="S").shape == SHAPES["dit"]["S"]
-    with pytest.raises(
-        UserError, match="preset says how large the network is: remove width, depth, heads, or the preset"
-    ):
+    with pytest.raises(UserError, match="preset sets the size of the network: remove width, depth, heads, or preset"):
         _params(tmp_path, preset="S")
     with pytest.raises(UserError, match="give width, depth and heads, or a preset"):
         _params(tmp_path, width=None)

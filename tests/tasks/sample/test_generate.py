@@ -25,7 +25,7 @@ from tests.support.project import PROJECT
 from tests.support.workspaces import write_params, write_shards, write_untrained
 
 
-def test_a_joint_is_right_by_its_distance_in_the_picture() -> None:
+def test_a_joint_is_correct_by_its_distance_in_the_image_plane() -> None:
     asked = np.zeros((3, 33, 3), np.float32)
     read = asked.copy()
     read[0, :, 2] = 9  # depth does not count
@@ -92,7 +92,7 @@ def test_samples_are_drawn_until_enough_are_kept(registered: Registered, monkeyp
     assert [one.category for one in kept] == ["calm"] * 5  # the even numbers'
 
 
-def test_too_low_an_acceptance_stops_it_with_a_sentence(
+def test_a_low_acceptance_stops_the_command_with_one_sentence(
     registered: Registered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "ROUND", 10)
@@ -101,7 +101,7 @@ def test_too_low_an_acceptance_stops_it_with_a_sentence(
         generate.sample(registered.artist, wish, Judge(registered.artist, wish, 20))
 
 
-def test_what_is_written_is_read_by_others(registered: Registered, tmp_path: Path) -> None:
+def test_the_output_is_read_by_other_tools(registered: Registered, tmp_path: Path) -> None:
     wish = Generate(count=4, steps=2, guidance=1.0)
     found = generate.sample(registered.artist, wish, Judge(registered.artist, wish, 2))
     kept = found.kept
@@ -130,7 +130,7 @@ def test_what_is_written_is_read_by_others(registered: Registered, tmp_path: Pat
     assert counts["acceptance"] == pytest.approx(4 / 7) and counts["acceptance_by_chance"] == found.by_chance
 
 
-def test_coco_marks_what_is_outside_the_picture() -> None:
+def test_coco_marks_joints_outside_the_picture() -> None:
     points = np.full((1, 33, 2), 5.0)
     points[0, 0] = [-1, 3]
     annotation = coco.document(["a.png"], points, 10, [{}])["annotations"][0]
@@ -148,7 +148,7 @@ def test_coco_marks_what_is_outside_the_picture() -> None:
         ({"generate__alias": "previous"}, "There is no previous of the poses model yet"),
     ],
 )
-def test_what_is_impossible_is_a_sentence(
+def test_impossible_settings_are_one_sentence(
     registered: Registered, tmp_path: Path, changes: dict[str, Any], sentence: str
 ) -> None:
     written = write_params(tmp_path, generate={}, **changes)
@@ -156,7 +156,7 @@ def test_what_is_impossible_is_a_sentence(
         generate.run(load(written), registered.root)
 
 
-def test_mediapipe_keeps_mannequins_in_their_own_pose_and_not_in_anothers() -> None:
+def test_mediapipe_accepts_mannequins_for_their_own_pose_only() -> None:
     from tasks.evaluate import pose_accuracy
     from tests.tasks.evaluate.test_pose_accuracy import MODEL, figures
 

@@ -76,6 +76,16 @@ def test_no_pickle_and_the_layout_of_a_model_repository(exported: Path) -> None:
     assert modality.load(folder, torch.device("cpu")).categories == ["calm", "wild"]
 
 
+@pytest.mark.parametrize("model", paths.MODELS)
+def test_the_code_on_an_exported_card_runs(model: str, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = exported / "exports/champion/huggingface" / model
+    _, code, _ = (folder / "README.md").read_text().split("```")
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(folder)
+    exec(code.removeprefix("python"), names)
+    assert names["samples"].shape == ((4, 33, 3) if model == "poses" else (4, 3, 16, 16))
+
+
 def test_a_sample_is_a_function_of_request_and_number(artist: Artist) -> None:
     request = Request(category="calm", steps=4, seed=5)
     several = artist.samples(request, torch.arange(3))
@@ -86,7 +96,7 @@ def test_a_sample_is_a_function_of_request_and_number(artist: Artist) -> None:
     assert np.abs(other.poses - alone.poses).max() > 0.01
 
 
-def test_given_joints_stand_and_a_whole_pose_is_kept(artist: Artist) -> None:
+def test_given_joints_are_exact_and_a_complete_pose_is_used_unchanged(artist: Artist) -> None:
     part = {"left_wrist": [0.5, -1.0, 0.0], "nose": [0.0, -1.5, -0.1]}
     samples = artist.samples(Request(pose=part, steps=4), torch.arange(2))
     np.testing.assert_allclose(samples.poses[:, 15], np.tile([0.5, -1.0, 0.0], (2, 1)), atol=1e-6)
@@ -107,7 +117,7 @@ def test_given_joints_stand_and_a_whole_pose_is_kept(artist: Artist) -> None:
         ({"sampler": "heun"}, "Extra inputs"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(wrong: dict[str, Any], word: str) -> None:
+def test_invalid_requests_are_refused(wrong: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         Request.model_validate(wrong)
 

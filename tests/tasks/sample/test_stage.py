@@ -64,7 +64,7 @@ def test_batch_and_count_do_not_change_a_sample(root: Path) -> None:
     _run(root, "poses")
 
 
-def test_pictures_are_asked_for_held_out_poses_and_compared_with_trained_ones(root: Path) -> None:
+def test_pictures_get_held_out_conditions_and_training_conditions_for_comparison(root: Path) -> None:
     train, heldout = load_splits(root)
     new = ShardDataset(root / "samples/poses", SAMPLES)
     _run(root, "pictures")
