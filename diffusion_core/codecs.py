@@ -1,14 +1,19 @@
 """Codecs: `encode` maps data units to the units that the network sees, `decode` maps back.
 
-Diffusion runs in the network's units. Any object with these two methods is a codec; the affine one is enough for poses and
-pictures.
+Diffusion runs in the network's units. Any object with these two methods is a codec. The affine one is enough for poses and
+small pictures; larger pictures become latents of an autoencoder, which costs less and is learned faster.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from diffusion_core.nets.autoencoder import Autoencoder
+from diffusion_core.training.compute import computes_bf16
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,7 @@ class Affine:
 
     mean: Tensor  # broadcasts against one example [*S]
     scale: Tensor  # []
+    factor: int = 1  # pixels along the side of what becomes one place in the network's units
 
     @classmethod
     def fit(cls, x0: Tensor, sd: float, per_coordinate: bool) -> Affine:
@@ -38,3 +44,45 @@ class Affine:
     def decode(self, z: Tensor) -> Tensor:
         """Network units to data units."""
         return z * self.scale.to(z.device) + self.mean.to(z.device)
+
+
+class Latent:
+    """An autoencoder as a codec: pictures `[n, C, s, s]` to latents of one mean and standard deviation a channel, and back.
+
+    The autoencoder is applied to BATCH pictures at a time, in bfloat16 where the hardware multiplies it, and is not trained.
+    """
+
+    BATCH = 128
+
+    def __init__(self, net: Autoencoder, mean: Tensor, scale: Tensor) -> None:
+        self.net = net.eval().requires_grad_(False)
+        self.mean = mean  # of each channel, [channels, 1, 1]
+        self.scale = scale  # likewise: standard deviation of the latents over that of the network's units
+
+    @property
+    def factor(self) -> int:
+        """Pixels along the side of a latent."""
+        return self.net.factor
+
+    @classmethod
+    def fit(cls, net: Autoencoder, x0: Tensor, sd: float) -> Latent:
+        """The codec that gives the latents of pictures x0 mean 0 and standard deviation `sd` in each channel."""
+        plain = cls(net, torch.zeros(net.latents, 1, 1), torch.ones(net.latents, 1, 1))
+        z = plain.encode(x0)
+        spread = z.std((0, 2, 3)).clamp(min=1e-6)
+        return cls(net, z.mean((0, 2, 3))[:, None, None], spread[:, None, None] / sd)
+
+    def encode(self, x0: Tensor) -> Tensor:
+        """Pictures to network units."""
+        z = self._batched(self.net.encode, x0)
+        return (z - self.mean.to(z)) / self.scale.to(z)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Network units to pictures."""
+        return self._batched(self.net.decode, (z * self.scale.to(z) + self.mean.to(z)).float())
+
+    def _batched(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        self.net.to(x.device)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=computes_bf16(x.device)):
+            parts = [function(part).float() for part in x.split(self.BATCH)]
+        return torch.cat(parts) if parts else x.new_zeros(0)

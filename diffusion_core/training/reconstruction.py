@@ -1,0 +1,69 @@
+"""Training an autoencoder in the loop that trains denoisers: a recipe whose loss is the error of the reconstruction.
+
+The recipe's noise level is the standard deviation of the noise on the latents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from diffusion_core.conditioning import Cond
+from diffusion_core.denoiser import Preconditioned
+from diffusion_core.nets.autoencoder import Autoencoder
+from diffusion_core.presets import edm
+from diffusion_core.recipe import Recipe
+from diffusion_core.schedules import Level, sigma_level
+
+WEIGHT = "map:weight"  # condition: what an error costs at each pixel, [B, 1, s, s]
+SCALES = 3  # of the gradients: full, half, quarter resolution
+
+
+def recipe(noise: float) -> Recipe:
+    """The recipe of an autoencoder with noise of standard deviation 0 ... `noise` on its latents.
+
+    Its denoiser only holds the autoencoder, as `net`.
+    """
+    return edm().replace(density=lambda u: sigma_level(noise * u), loss=loss)
+
+
+def loss(denoiser: Preconditioned, x0: Tensor, level: Level, noise: Tensor, weight: object, cond: Cond) -> Tensor:
+    """Error of the reconstruction of pictures `[B, C, s, s]`, plus the penalty on the latents: `[B]`.
+
+    The latents' noise is taken from `noise`, which is as large as the pictures.
+    """
+    net = autoencoder(denoiser)
+    side = x0.shape[-1] // net.factor
+    count = net.latents * side**2
+    latent_noise = noise.flatten(1)[:, :count].reshape(len(x0), net.latents, side, side)
+    result = net(x0, latent_noise, level.s.to(x0).expand(len(x0)))
+    return error(result.x.float(), x0, cond.get(WEIGHT)) + result.penalty
+
+
+def autoencoder(denoiser: Preconditioned) -> Autoencoder:
+    """The autoencoder that the recipe's denoiser holds."""
+    assert isinstance(denoiser.net, Autoencoder)
+    return denoiser.net
+
+
+def error(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Weighted mean absolute error, plus that of the differences of neighbouring pixels at SCALES resolutions: `[B]`.
+
+    The differences keep edges sharp where no perceptual loss is at hand.
+    """
+    absolute = (x - target).abs()
+    total = (absolute if weight is None else weight * absolute).flatten(1).mean(1)
+    difference = x - target
+    for scale in range(SCALES):
+        if scale:
+            difference = avg_pool2d(difference, 2)
+        for dim in (-1, -2):
+            total = total + difference.diff(dim=dim).abs().flatten(1).mean(1)
+    return total
+
+
+@torch.no_grad()
+def psnr(x: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in decibels of pictures in -1 ... 1, `[B]`."""
+    return 10 * torch.log10(4 / (x.clamp(-1, 1) - target).square().flatten(1).mean(1).clamp(min=1e-12))
