@@ -15,7 +15,7 @@ from typing import Any
 
 from tasks import paths
 from tasks.common import files
-from tasks.config.params import Notify
+from tasks.config.operations import Notify
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ def _optional(section: type[Section]) -> type[BaseModel]:
 _Optional: Any = _optional(Params)
 
 
-class Changes(_Optional):
+class Changes(_Optional):  # type: ignore[misc] # made at run time
     """Keys of params.yaml and their new values."""
 
 
@@ -49,7 +49,8 @@ def values(changes: BaseModel) -> dict[str, Any]:
 
 def parse(assignments: Sequence[str]) -> Changes:
     """The changes in texts such as `poses.seed=1`, with values in YAML. Raises UserError if a key or value does not fit."""
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     nested: dict[str, Any] = {}
     for assignment in assignments:
@@ -68,6 +69,7 @@ def parse(assignments: Sequence[str]) -> Changes:
                 raise UserError(f"{key} and {section} cannot both be changed.")
         node[last] = value
     try:
-        return Changes.model_validate(nested)
+        changes: Changes = Changes.model_validate(nested)
+        return changes
     except ValidationError as error:
         raise UserError(validation_sentence(dict(error.errors()[0]), "params.yaml")) from error

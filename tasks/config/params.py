@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError, model_validator
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from tasks.common import files
 from tasks.common.errors import UserError

@@ -73,7 +73,7 @@ def fetch(store: Store, root: Path, model: str, alias: str) -> Path:
     found = version(store, model, alias)
     if found is None:
         raise UserError(f"There is no {alias} of the {model} model yet: run `make train-poses` first.")
-    sha256 = found.tags["sha256"]
+    sha256: str = found.tags["sha256"]
     folder = root / paths.REGISTERED_MODELS / sha256
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

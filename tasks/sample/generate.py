@@ -81,7 +81,8 @@ def right_joints(read: np.ndarray, asked: np.ndarray, near: float) -> np.ndarray
     Depth is ignored, since a picture does not show it. (PCK, Yang & Ramanan 2013, with the torso as the unit.)
     """
     errors = pose_accuracy.joint_errors(read[..., :2], asked[..., :2])
-    return np.where(np.isfinite(errors), errors <= near, False).mean(axis=1)
+    right: np.ndarray = np.isfinite(errors) & (errors <= near)
+    return np.asarray(right.mean(axis=1))
 
 
 def sample(artist: Artist, settings: Generate, read: Reader) -> Accepted:
