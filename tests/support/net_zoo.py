@@ -1,4 +1,4 @@
-"""Every network at toy size, with conditions of every kind that it takes."""
+"""Every network at toy size, with all kinds of conditions that it takes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -42,7 +42,7 @@ KINDS = {
     "mmdit": _picture(lambda: MMDiT(SIZE, 2, width=16, depth=2, heads=2, conds=ALL)),
     "uvit": _picture(lambda: UViT(SIZE, 2, width=16, depth=3, heads=2, conds=ALL)),
     "rin": _picture(lambda: RIN(SIZE, 2, width=32, depth=2, heads=2, conds=ALL)),
-    "rin_revisited": _picture(
+    "rin_self_conditioning": _picture(
         lambda: RIN(SIZE, 2, width=32, depth=1, heads=2, conds=ALL, latent_self_conditioning=0.9)
     ),
     "hourglass": _picture(lambda: Hourglass(SIZE, 2, width=16, depth=1, heads=2, conds=ALL)),
@@ -67,8 +67,8 @@ def batch(kind: Kind, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return x, torch.linspace(-1, 1, size), conditions(kind, size)
 
 
-def awake(net: nn.Module, seed: int = 0) -> nn.Module:
-    """The net in float64 with every parameter random, as zero-initialised layers hide what they gate."""
+def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
+    """The net in float64 with random parameters, because zero-initialised layers would hide others."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in net.parameters():
@@ -77,11 +77,12 @@ def awake(net: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def double(cond: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions in float64."""
     return {key: value.double() if value.is_floating_point() else value for key, value in cond.items()}
 
 
 def fit(net: nn.Module, kind: Kind, steps: int, rate: float = 1e-2, autocast: bool = False) -> list[float]:
-    """Losses of steps on one batch whose targets are a fixed random function of nothing but the row."""
+    """Train on one batch with random targets, fixed for each row; returns the loss of every step."""
     x, c, cond = batch(kind, 8)
     device = next(net.parameters()).device
     x, c, cond = x.to(device), c.to(device), {key: value.to(device) for key, value in cond.items()}

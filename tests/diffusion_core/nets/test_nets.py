@@ -1,4 +1,4 @@
-"""What every network must do: conditions, gradients, overfitting, determinism, low precision, cost."""
+"""Properties of every network: conditions, gradients, overfitting, determinism, low precision, cost."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ every = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
 
 @every
-def test_starts_as_zero_and_keeps_the_shape(kind: Kind) -> None:
+def test_output_starts_as_zero_with_the_input_s_shape(kind: Kind) -> None:
     x, c, cond = zoo.batch(kind, 4)
     y = kind.make()(x, c, cond)
     assert y.shape == x.shape
@@ -26,8 +26,8 @@ def test_starts_as_zero_and_keeps_the_shape(kind: Kind) -> None:
 
 
 @every
-def test_a_condition_matters_and_can_be_withheld_by_row(kind: Kind) -> None:
-    net = zoo.awake(kind.make())
+def test_every_condition_changes_the_output_and_can_be_withheld_by_row(kind: Kind) -> None:
+    net = zoo.randomised(kind.make())
     x, c, cond = zoo.batch(kind, 4)
     x, c, cond = x.double(), c.double(), zoo.double(cond)
     full = net(x, c, cond)
@@ -41,12 +41,12 @@ def test_a_condition_matters_and_can_be_withheld_by_row(kind: Kind) -> None:
 
 
 @every
-def test_rows_do_not_touch_each_other_and_every_parameter_learns(kind: Kind) -> None:
-    net = zoo.awake(kind.make())
+def test_rows_are_independent_and_every_parameter_gets_a_gradient(kind: Kind) -> None:
+    net = zoo.randomised(kind.make())
     x, c, cond = zoo.batch(kind, 3)
     x, c, cond = x.double(), c.double(), zoo.double(cond)
-    whole = net(x, c, cond)
-    torch.testing.assert_close(net(x[1:2], c[1:2], conds.rows(cond, slice(1, 2))), whole[1:2])
+    y = net(x, c, cond)
+    torch.testing.assert_close(net(x[1:2], c[1:2], conds.rows(cond, slice(1, 2))), y[1:2])
     dropped = {**cond, **{f"keep:{key}": torch.tensor([True, False, True]) for key in kind.widths}}
     net(x, c, dropped).square().sum().backward()
     for name, value in net.named_parameters():
@@ -57,15 +57,15 @@ def test_rows_do_not_touch_each_other_and_every_parameter_learns(kind: Kind) -> 
 def test_the_order_of_context_tokens_does_not_matter(kind: Kind) -> None:
     if "tok:words" not in kind.widths:
         pytest.skip("takes no context tokens")
-    net = zoo.awake(kind.make())
+    net = zoo.randomised(kind.make())
     x, c, cond = zoo.batch(kind, 2)
     x, c, cond = x.double(), c.double(), zoo.double(cond)
-    turned = {**cond, "tok:words": cond["tok:words"].roll(1, 1)}
-    torch.testing.assert_close(net(x, c, turned), net(x, c, cond))
+    rolled = {**cond, "tok:words": cond["tok:words"].roll(1, 1)}
+    torch.testing.assert_close(net(x, c, rolled), net(x, c, cond))
 
 
 @every
-def test_one_batch_is_learned_by_heart_and_the_same_way_twice(kind: Kind) -> None:
+def test_overfits_one_batch_deterministically(kind: Kind) -> None:
     def run(steps: int) -> tuple[list[float], torch.nn.Module]:
         torch.manual_seed(0)
         net = kind.make()
@@ -78,7 +78,7 @@ def test_one_batch_is_learned_by_heart_and_the_same_way_twice(kind: Kind) -> Non
 
 
 @every
-def test_bfloat16_learns_what_float32_learns(kind: Kind) -> None:
+def test_bfloat16_learns_like_float32(kind: Kind) -> None:
     torch.manual_seed(0)
     plain = zoo.fit(kind.make(), kind, 6, rate=3e-3)
     torch.manual_seed(0)
@@ -87,7 +87,7 @@ def test_bfloat16_learns_what_float32_learns(kind: Kind) -> None:
     assert low[-1] < low[0]
 
 
-def test_conditions_that_a_network_cannot_take_are_refused_when_it_is_built() -> None:
+def test_construction_refuses_unsupported_conditions_and_sizes() -> None:
     with pytest.raises(ValueError, match=r"the MLP takes vec:\*, map:\* conditions, not tok:words"):
         MLP(3, conds={"tok:words": 4})
     with pytest.raises(ValueError, match=r"the U-Net takes .* conditions, not pose"):
@@ -100,7 +100,7 @@ def test_conditions_that_a_network_cannot_take_are_refused_when_it_is_built() ->
         DiT(8, 3, width=16, heads=2)
 
 
-def test_the_cost_of_a_transformer_is_the_formula_in_its_description() -> None:
+def test_cost_of_a_transformer_matches_the_formula_in_its_docstring() -> None:
     width, depth, side, batch = 32, 3, 4, 2
     net = DiT(16, 4, width=width, depth=depth, heads=2)
     n = side**2
@@ -111,63 +111,63 @@ def test_the_cost_of_a_transformer_is_the_formula_in_its_description() -> None:
     assert count_parameters(net.blocks) == depth * (18 * width**2 + (6 + 4 + 4 + 1) * width)
 
 
-def test_the_cost_of_a_u_net_is_its_convolutions() -> None:
+def test_cost_of_a_u_net_is_that_of_its_convolutions() -> None:
     net = UNet(64, width=16, depth=1, conds={"map:low": 2})
-    parts = [part for part in [*net.down, *net.middle, *net.up] if isinstance(part, ResBlock)]
-    for part in parts:
-        part.attention = None
+    blocks = [block for block in [*net.down, *net.middle, *net.up] if isinstance(block, ResBlock)]
+    for block in blocks:
+        block.attention = None
     products = 64**2 * 9 * (5 * 16 + 16 * 3)  # the first and the last layer
     wide = {64: 16, 32: 32, 16: 48, 8: 64}
 
-    def block(inp: int, out: int) -> int:  # two convolutions, and one of 1 x 1 beside them
+    def res_block(inp: int, out: int) -> int:  # two convolutions, and a 1 x 1 convolution on the skip connection
         return 9 * (inp * out + out * out) + (inp * out if inp != out else 0)
 
     for side, c in wide.items():
         above = max(c - 16, 16)
-        products += side**2 * (block(c, c) + 2 * block(2 * c, c))
+        products += side**2 * (res_block(c, c) + 2 * res_block(2 * c, c))
         if side < 64:
-            products += side**2 * 9 * above * c + (2 * side) ** 2 * 9 * c * above  # halved, doubled
-    products += 8**2 * 2 * block(64, 64)
-    linear = 2 * 64 * 64 + sum(64 * 2 * part.conv1.out_channels for part in parts)  # modulation and its embedding
+            products += side**2 * 9 * above * c + (2 * side) ** 2 * 9 * c * above  # downsampling, upsampling
+    products += 8**2 * 2 * res_block(64, 64)
+    linear = 2 * 64 * 64 + sum(64 * 2 * block.conv1.out_channels for block in blocks)  # modulation and its embedding
     assert flops(net, torch.zeros(1, 3, 64, 64), torch.zeros(1)) == 2 * (products + linear)
 
 
-def test_denoiser_embeds_the_level() -> None:
+def test_denoiser_output_depends_on_each_row_s_level() -> None:
     kind = KINDS["pose"]
-    denoiser = presets.edm(0.5).denoiser(zoo.awake(kind.make()))
+    denoiser = presets.edm(0.5).denoiser(zoo.randomised(kind.make()))
     x = torch.randn(2, *kind.shape, dtype=torch.float64)
     one = denoiser(x, sigma_level(torch.tensor([0.5, 2.0]).double()))
     torch.testing.assert_close(one[:1], denoiser(x[:1], sigma_level(torch.tensor(0.5).double())))
     assert not torch.allclose(one[1:], denoiser(x[1:], sigma_level(torch.tensor(0.5).double())))
 
 
-def test_denoiser_runs_a_low_precision_net_in_its_type() -> None:
+def test_denoiser_runs_a_bfloat16_net_on_float64_input() -> None:
     denoiser = presets.edm(0.5).denoiser(MLP(3, width=16).bfloat16())
     x = torch.randn(2, 3, dtype=torch.float64)
     assert denoiser(x, sigma_level(torch.tensor(0.5))).dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", ["edm", "rectified_flow", "ddpm"])
-def test_denoisers_ignore_the_gauge(name: str) -> None:
-    denoiser = getattr(presets, name)(0.7).denoiser(zoo.awake(MLP(3, width=16)))
-    here = Level(torch.tensor(0.6).double(), torch.tensor(0.9).double())
+def test_denoisers_are_homogeneous(name: str) -> None:
+    denoiser = getattr(presets, name)(0.7).denoiser(zoo.randomised(MLP(3, width=16)))
+    level = Level(torch.tensor(0.6).double(), torch.tensor(0.9).double())
     x = torch.randn(4, 3, dtype=torch.float64)
-    torch.testing.assert_close(denoiser(5 * x, Level(5 * here.a, 5 * here.s)), denoiser(x, here))
+    torch.testing.assert_close(denoiser(5 * x, Level(5 * level.a, 5 * level.s)), denoiser(x, level))
 
 
-def test_drop_withholds_rows_with_the_probability_and_by_id() -> None:
+def test_drop_withholds_rows_with_probability_p_as_a_function_of_their_id() -> None:
     cond = {"vec:a": torch.randn(5000, 2), "vec:b": torch.randn(5000, 1)}
     ids = torch.arange(5000)
     out = conds.drop(cond, 0.25, 0, ids)
     assert torch.equal(out["keep:vec:a"], out["keep:vec:b"])
     assert abs(float((~out["keep:vec:a"]).float().mean()) - 0.25) < 4 * (0.25 * 0.75 / 5000) ** 0.5
-    part = conds.drop(conds.rows(cond, slice(10, 20)), 0.25, 0, ids[10:20])
-    assert torch.equal(part["keep:vec:a"], out["keep:vec:a"][10:20])
+    subset = conds.drop(conds.rows(cond, slice(10, 20)), 0.25, 0, ids[10:20])
+    assert torch.equal(subset["keep:vec:a"], out["keep:vec:a"][10:20])
     assert conds.keys(out) == ["vec:a", "vec:b"] and conds.without(out) == {}
     assert set(conds.without(out, "vec:a")) == {"vec:b", "keep:vec:b"}
 
 
-def test_each_condition_can_be_withheld_alone() -> None:
+def test_drop_can_withhold_single_conditions() -> None:
     cond = {"vec:a": torch.randn(5000, 2), "tok:b": torch.randn(5000, 1, 3)}
     out = conds.drop(cond, 0.1, 0, torch.arange(5000), each=0.2)
     a, b = ~out["keep:vec:a"], ~out["keep:tok:b"]
@@ -179,7 +179,7 @@ def test_each_condition_can_be_withheld_alone() -> None:
     assert not (together["keep:vec:a"] < out["keep:vec:a"]).any()  # `each` only withholds more
 
 
-def test_what_an_example_is_is_never_withheld() -> None:
+def test_augmentation_and_mask_are_never_withheld() -> None:
     cond = {"vec:a": torch.zeros(8, 2), "vec:augment": torch.ones(8, 6), "mask:x": torch.ones(8, 5, dtype=torch.bool)}
     out = conds.drop(cond, 0.9, 0, torch.arange(8), each=0.9)
     assert set(out) == {*cond, "keep:vec:a"}

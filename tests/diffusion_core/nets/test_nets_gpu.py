@@ -10,9 +10,8 @@ import torch
 from tests.support import net_zoo as zoo
 from tests.support.net_zoo import KINDS, Kind
 
-os.environ.setdefault(
-    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-)  # read when CUDA starts; without it products are not repeatable
+# Read when CUDA starts; without it matrix products are not deterministic.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 every = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 devices = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=gpu)]
@@ -37,7 +36,7 @@ def _gradients(net: torch.nn.Module, kind: Kind, device: str) -> tuple[torch.Ten
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @every
 def test_cuda_computes_what_the_cpu_computes(kind: Kind) -> None:
-    net = zoo.awake(kind.make()).float()
+    net = zoo.randomised(kind.make()).float()
     y, gradients = _gradients(copy.deepcopy(net), kind, "cpu")
     y_cuda, gradients_cuda = _gradients(net, kind, "cuda")
     torch.testing.assert_close(y_cuda, y, rtol=1e-3, atol=1e-3 * float(y.abs().max()))
@@ -52,12 +51,12 @@ def test_cuda_computes_what_the_cpu_computes(kind: Kind) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @every
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-def test_cuda_learns_what_the_cpu_learns(kind: Kind, autocast: bool) -> None:
+def test_cuda_learns_like_the_cpu(kind: Kind, autocast: bool) -> None:
     torch.manual_seed(0)
     net = kind.make()
     on_cpu = zoo.fit(copy.deepcopy(net), kind, 6, rate=3e-3)
     on_cuda = zoo.fit(net.cuda(), kind, 6, rate=3e-3, autocast=autocast)
-    if not getattr(net, "latent_self_conditioning", 0):  # which rows look twice depends on the device
+    if not getattr(net, "latent_self_conditioning", 0):  # which rows get a first pass depends on the device
         assert on_cuda == pytest.approx(on_cpu, rel=0.03 if autocast else 5e-3)
     assert on_cuda[-1] < on_cuda[0]
 
@@ -81,7 +80,7 @@ def test_cuda_gives_the_same_bits_twice(kind: Kind) -> None:
 
 @every
 @pytest.mark.parametrize("device", devices)
-def test_compiled_learns_what_eager_learns(kind: Kind, device: str) -> None:
+def test_compiled_network_learns_like_the_eager_one(kind: Kind, device: str) -> None:
     torch.manual_seed(0)
     net = kind.make().to(device)
     eager = zoo.fit(copy.deepcopy(net), kind, 4)

@@ -1,4 +1,4 @@
-"""What single networks claim: places, skeletons, windows, magnitudes, latents."""
+"""Properties of single networks: positions, skeleton, windows, magnitudes, latents."""
 
 import math
 
@@ -18,31 +18,31 @@ from tests.support.net_zoo import EDGES, KINDS
 def _pose(joints: int, edges: list[tuple[int, int]]) -> PoseTransformer:
     torch.manual_seed(0)
     net = PoseTransformer(joints, edges, width=16, depth=2, heads=2)
-    return zoo.awake(net)
+    return zoo.randomised(net)
 
 
 def test_graph_distances() -> None:
-    distances = graph_distances(6, EDGES)  # joint 5 hangs in the air
+    distances = graph_distances(6, EDGES)  # joint 5 has no bone
     assert distances[3].tolist() == [3, 2, 1, 0, 4, 5]
     assert torch.equal(distances, distances.T)
 
 
-def test_the_skeleton_biases_attention() -> None:
+def test_skeleton_biases_attention() -> None:
     net = _pose(5, EDGES)
     x = torch.randn(1, 5, 3, dtype=torch.float64)
     c = torch.zeros(1, dtype=torch.float64)
     before = net(x, c, {})
     with torch.no_grad():
-        net.bias[:, :, 1:] = -1e9  # nobody listens to anybody else
-    nudged = x.clone()
-    nudged[0, 4] += 1
+        net.bias[:, :, 1:] = -1e9  # every joint attends to itself only
+    moved = x.clone()
+    moved[0, 4] += 1
     alone = net(x, c, {})
-    changed = (net(nudged, c, {}) - alone).abs().amax(-1)[0] > 1e-9
+    changed = (net(moved, c, {}) - alone).abs().amax(-1)[0] > 1e-9
     assert changed.tolist() == [False, False, False, False, True]
     assert not torch.allclose(before, alone)
 
 
-def test_renaming_the_joints_renames_the_output() -> None:
+def test_permuting_the_joints_permutes_the_output() -> None:
     net = _pose(5, EDGES)
     new = torch.tensor([3, 0, 4, 1, 2])  # joint new[i] of the old pose is joint i of the new one
     place = new.argsort()
@@ -55,20 +55,20 @@ def test_renaming_the_joints_renames_the_output() -> None:
     torch.testing.assert_close(other(x[:, new], c, {}), net(x, c, {})[:, new])
 
 
-def test_joints_that_are_not_there_change_nothing() -> None:
+def test_masked_joints_do_not_affect_the_others() -> None:
     net = _pose(5, EDGES)
     x = torch.randn(3, 5, 3, dtype=torch.float64)
     c = torch.linspace(-1, 1, 3, dtype=torch.float64)
     present = torch.ones(3, 5, dtype=torch.bool)
     torch.testing.assert_close(net(x, c, {"mask:x": present}), net(x, c, {}))
     present[1, 3] = present[2, 0] = False
-    here = net(x, c, {"mask:x": present})
-    elsewhere = x.clone()
-    elsewhere[1, 3] += 100
-    elsewhere[2, 0] -= 100
-    torch.testing.assert_close(net(elsewhere, c, {"mask:x": present}), here)
-    assert not here[1, 3].any() and not here[2, 0].any()
-    assert not torch.allclose(here[1, :3], net(x, c, {})[1, :3])
+    y = net(x, c, {"mask:x": present})
+    moved = x.clone()
+    moved[1, 3] += 100
+    moved[2, 0] -= 100
+    torch.testing.assert_close(net(moved, c, {"mask:x": present}), y)
+    assert not y[1, 3].any() and not y[2, 0].any()
+    assert not torch.allclose(y[1, :3], net(x, c, {})[1, :3])
 
 
 def test_padding_a_skeleton_changes_nothing() -> None:
@@ -84,26 +84,30 @@ def test_padding_a_skeleton_changes_nothing() -> None:
     torch.testing.assert_close(large(x, c, {"mask:x": present})[:, :5], small(x[:, :5], c, {}))
 
 
-def test_rotary_scores_depend_on_the_difference_of_places_alone() -> None:
+def test_rotary_scores_depend_only_on_the_difference_of_positions() -> None:
     side, width = 6, 16
     q, k = torch.randn(2, 1, 1, 1, width, dtype=torch.float64)
-    turn = rotary_embedding(side, width).double()
-    everywhere = [apply_rotary(t.expand(1, 1, side**2, width), (turn[0], turn[1])) for t in (q, k)]
-    scores = (everywhere[0] @ everywhere[1].mT)[0, 0].reshape(side, side, side, side)
+    rotary = rotary_embedding(side, width).double()
+    at_all_positions = [apply_rotary(t.expand(1, 1, side**2, width), (rotary[0], rotary[1])) for t in (q, k)]
+    scores = (at_all_positions[0] @ at_all_positions[1].mT)[0, 0].reshape(side, side, side, side)
     torch.testing.assert_close(scores[:-1, :-2, :-1, :-2], scores[1:, 2:, 1:, 2:], rtol=1e-4, atol=1e-5)
-    assert (scores[0, 0] - scores[0, 0, 0, 0]).abs().flatten()[1:].min() > 1e-6  # and differs between differences
-    torch.testing.assert_close(everywhere[0].norm(dim=-1), q.norm(dim=-1).expand(1, 1, side**2), rtol=1e-5, atol=1e-6)
+    assert (scores[0, 0] - scores[0, 0, 0, 0]).abs().flatten()[
+        1:
+    ].min() > 1e-6  # different offsets give different scores
+    torch.testing.assert_close(
+        at_all_positions[0].norm(dim=-1), q.norm(dim=-1).expand(1, 1, side**2), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-def test_windows_keep_to_themselves_and_do_not_reach_around(shifted: bool) -> None:
+def test_windows_are_separate_and_do_not_wrap_around(shifted: bool) -> None:
     side, window = 8, 4
     torch.manual_seed(0)
     layer = WindowAttention(8, 2, side, window, shifted).double()
     x = torch.randn(1, side**2, 8, dtype=torch.float64)
-    nudged = x.clone()
-    nudged[0, 0] += 1  # the corner at the top left
-    changed = ((layer(nudged) - layer(x)).abs().amax(-1)[0] > 1e-9).reshape(side, side)
+    moved = x.clone()
+    moved[0, 0] += 1  # the corner at the top left
+    changed = ((layer(moved) - layer(x)).abs().amax(-1)[0] > 1e-9).reshape(side, side)
     reach = window // 2 if shifted else window
     expected = torch.zeros(side, side, dtype=torch.bool)
     expected[:reach, :reach] = True
@@ -115,8 +119,8 @@ def test_magnitude_preserving_layers_preserve_magnitude() -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 48, 8, 8)
     layer = MPConv(48, 32, 3)
-    within = layer(x)[:, :, 1:-1, 1:-1]  # zeros come in at the border
-    assert float(within.square().mean().sqrt()) == pytest.approx(1, abs=0.05)
+    interior = layer(x)[:, :, 1:-1, 1:-1]  # the border sees the zeros of the padding
+    assert float(interior.square().mean().sqrt()) == pytest.approx(1, abs=0.05)
     assert float(MPConv(48, 64)(x[..., 0, 0]).square().mean().sqrt()) == pytest.approx(1, abs=0.06)
     assert float(mp_silu(x).square().mean().sqrt()) == pytest.approx(1, abs=0.02)
     y = torch.randn(64, 16, 8, 8)
@@ -124,14 +128,14 @@ def test_magnitude_preserving_layers_preserve_magnitude() -> None:
         assert float(mp_sum(x, torch.randn_like(x), share).square().mean().sqrt()) == pytest.approx(1, abs=0.02)
         both = mp_cat(x, y, share)
         assert float(both.square().mean().sqrt()) == pytest.approx(1, abs=0.02)
-        parts = both[:, :48].square().sum(1).mean(), both[:, 48:].square().sum(1).mean()
-        assert math.sqrt(float(parts[1] / parts[0])) == pytest.approx(share / (1 - share), rel=0.03)
+        powers = both[:, :48].square().sum(1).mean(), both[:, 48:].square().sum(1).mean()
+        assert math.sqrt(float(powers[1] / powers[0])) == pytest.approx(share / (1 - share), rel=0.03)
     c = torch.linspace(-1.5, 1.5, 7)
     assert MPFourier(512)(c).square().mean(1).sqrt().tolist() == pytest.approx([1] * 7, abs=0.05)
     assert normalise(5 * x).square().mean((1, 2, 3)).tolist() == pytest.approx([1] * 64, abs=1e-3)
 
 
-def test_a_weight_s_size_means_nothing_and_stays_what_it_was() -> None:
+def test_the_norm_of_a_weight_has_no_effect_and_is_reset() -> None:
     kind = KINDS["edm2"]
     torch.manual_seed(0)
     net = kind.make()
@@ -151,39 +155,39 @@ def test_a_weight_s_size_means_nothing_and_stays_what_it_was() -> None:
         torch.testing.assert_close(sizes, torch.ones_like(sizes), rtol=1e-3, atol=1e-3)
 
 
-def test_activations_stay_of_size_one_through_the_magnitude_preserving_net() -> None:
+def test_activations_of_edm2_keep_magnitude_one() -> None:
     torch.manual_seed(0)
     net = EDM2UNet(16, width=32, depth=2)
     sizes: list[float] = []
-    for part in [*net.down, *net.middle, *net.up]:
-        part.register_forward_hook(lambda m, i, out: sizes.append(float(out.detach().square().mean().sqrt())))
+    for block in [*net.down, *net.middle, *net.up]:
+        block.register_forward_hook(lambda m, i, out: sizes.append(float(out.detach().square().mean().sqrt())))
     net(torch.randn(8, 3, 16, 16), torch.linspace(-1, 1, 8), {})
     assert len(sizes) == len(net.down) + len(net.middle) + len(net.up)
     assert 0.6 < min(sizes) and max(sizes) < 1.4, sizes
 
 
-def test_a_second_look_starts_from_the_latents_of_the_first() -> None:
+def test_second_pass_of_rin_starts_from_the_latents_of_the_first() -> None:
     torch.manual_seed(0)
-    net = zoo.awake(RIN(8, 2, width=16, depth=1, heads=2, latent_self_conditioning=0.5))
-    once = zoo.awake(RIN(8, 2, width=16, depth=1, heads=2))
+    net = zoo.randomised(RIN(8, 2, width=16, depth=1, heads=2, latent_self_conditioning=0.5))
+    once = zoo.randomised(RIN(8, 2, width=16, depth=1, heads=2))
     once.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("from_first_pass")})
     x = torch.randn(64, 3, 8, 8, dtype=torch.float64)
     c = torch.zeros(64, dtype=torch.float64)
-    plain, looked = once(x, c, {}), net(x, c, {})
-    assert ((looked - plain).abs().flatten(1).max(1).values > 1e-9).all()
+    single, double = once(x, c, {}), net(x, c, {})
+    assert ((double - single).abs().flatten(1).max(1).values > 1e-9).all()
     net.train()
-    same = (net(x, c, {}) - plain).abs().flatten(1).max(1).values < 1e-12
-    again = (net(x, c, {}) - looked).abs().flatten(1).max(1).values < 1e-12
-    assert 12 < int(same.sum()) < 52 and 12 < int(again.sum()) < 52  # half of the rows each, drawn anew
+    first_only = (net(x, c, {}) - single).abs().flatten(1).max(1).values < 1e-12
+    both_passes = (net(x, c, {}) - double).abs().flatten(1).max(1).values < 1e-12
+    assert 12 < int(first_only.sum()) < 52 and 12 < int(both_passes.sum()) < 52  # half of the rows each, drawn anew
 
 
-def _parts(net: UNet) -> list[ResBlock]:
-    return [part for part in [*net.down, *net.middle, *net.up] if isinstance(part, ResBlock)]
+def _res_blocks(net: UNet) -> list[ResBlock]:
+    return [block for block in [*net.down, *net.middle, *net.up] if isinstance(block, ResBlock)]
 
 
-def test_a_u_net_has_attention_where_it_is_small() -> None:
+def test_u_net_has_attention_at_low_resolutions_only() -> None:
     net = UNet(64, width=16, depth=1, heads=2, conds={"tok:words": 4})
-    attended = [part.attention for part in _parts(net) if part.attention is not None]
+    attended = [block.attention for block in _res_blocks(net) if block.attention is not None]
     assert sorted({a.attention.out.in_features for a in attended}) == [48, 64]  # sides 16 and 8
     assert all(a.cross_attention is not None for a in attended)
     assert [a.attention.heads for a in attended if a.attention.out.in_features == 64] == [8] * 4
