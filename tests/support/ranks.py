@@ -1,6 +1,6 @@
-"""Train the same small model on several numbers of ranks, each way of sharing the work, and print what came out as JSON.
+"""Train the same small model on several numbers of ranks with DDP and FSDP, and print the outcomes as JSON.
 
-A process of its own that imports torch once and forks the ranks: `python tests/ranks.py FOLDER`.
+Runs as a process of its own that imports torch once and forks the ranks: `python -m tests.support.ranks FOLDER`.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ STEPS = 5
 def make(
     compute: Compute,
     points: Tensor = POINTS,
-    seen: list[list[int]] | None = None,
+    requested: list[list[int]] | None = None,
     device: torch.device = torch.device("cpu"),  # noqa: B008
     config: TrainConfig = CONFIG,
 ) -> Trainer:
-    """A trainer of a small network on 50 points; `seen` collects the indices that it asks for."""
+    """A trainer of a small network on 50 points; `requested` collects the indices that it asks for."""
 
     def data(indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        if seen is not None:
-            seen.append(indices.tolist())
+        if requested is not None:
+            requested.append(indices.tolist())
         return points[indices], {"vec:sign": (points[indices, :1] > 0).float()}
 
     torch.manual_seed(0)
-    recipe = presets.edm2(1.0)  # it learns a part beside the network
+    recipe = presets.edm2(1.0)  # it also trains EDM2's loss uncertainty
     net = MLP(3, width=16, depth=2, conds={"vec:sign": 1})
     return Trainer(recipe.denoiser(net).to(device), recipe, config, data, len(points), compute=compute)
 
 
 def outcome(compute: Compute, config: TrainConfig = CONFIG) -> dict[str, Any] | None:
-    """Batches, losses, sums of weights and averages, on rank 0."""
-    seen: list[list[int]] = []
-    trainer = make(compute, seen=seen, config=config)
+    """What the tests compare: batches, losses, sums of weights and averages, and what happens at divergence and stop."""
+    requested: list[list[int]] = []
+    trainer = make(compute, requested=requested, config=config)
     losses, batches = [], []
     for _ in range(STEPS):
-        seen.clear()
+        requested.clear()
         losses.append(trainer.step().loss)
-        batches.append([i for rank in _gathered(seen) for micro in rank for i in micro])
+        batches.append([i for rank in _gathered(requested) for micro in rank for i in micro])
     first = trainer.state()
     weights = {name: value.double().sum().item() for name, value in first[0].items()}
     scale = monitoring.noise_scale(trainer)
-    twin = trainer.averaged()
+    averaged = trainer.averaged()
     again = make(compute, config=config)
     again.load_state(*first)
     tensors, info = again.state()
@@ -84,9 +84,9 @@ def outcome(compute: Compute, config: TrainConfig = CONFIG) -> dict[str, Any] | 
     except Diverged as error:
         named = error.examples
     return {
-        "batches": batches, "losses": losses, "restored": same and follow, "named": named, "scale": scale,
+        "batches": batches, "losses": losses, "restored": same and follow, "named": named, "noise_scale": scale,
         "weights": weights, "stops": stops, "world": trainer.world,
-        "twin": sum(p.double().sum().item() for p in twin.parameters()),
+        "averaged": sum(p.double().sum().item() for p in averaged.parameters()),
     }  # fmt: skip
 
 

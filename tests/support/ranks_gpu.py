@@ -1,4 +1,4 @@
-"""Train the small model of `ranks` on a GPU, each way of sharing the work, under torchrun: `ranks_gpu.py BACKEND`."""
+"""Train the small model of `ranks` on a GPU with DDP and FSDP, under torchrun: `ranks_gpu.py BACKEND`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.support.ranks import STEPS, make
 if __name__ == "__main__":
     torch.cuda.set_device(0)
     distributed.init_process_group(sys.argv[1])
-    ways = {"ddp": Compute(), "fsdp": Compute(sharded=True)}
+    layouts = {"ddp": Compute(), "fsdp": Compute(sharded=True)}
     if sys.argv[1] == "gloo":
-        del ways["fsdp"]  # gloo cannot scatter what lies on a GPU
+        del layouts["fsdp"]  # gloo cannot scatter tensors on a GPU
     losses = {}
-    for name, compute in ways.items():
+    for name, compute in layouts.items():
         trainer = make(compute, device=torch.device("cuda", 0))
         losses[name] = [trainer.step().loss for _ in range(STEPS)]
         trainer.state()

@@ -1,4 +1,4 @@
-"""What the data say about the training, on data whose answer is known."""
+"""Estimates of the data's scale, on data with known answers."""
 
 import math
 
@@ -14,25 +14,25 @@ def normal(sds: torch.Tensor, count: int = 20_000) -> torch.Tensor:
 
 
 def test_scale_of_isotropic_data_is_one_logistic():
-    found = measure.data_scale(normal(torch.full((20,), 0.5)))
-    assert found.sd == pytest.approx(0.5, rel=0.01)
-    assert found.mean == pytest.approx(math.log(0.5), abs=0.01)
-    assert found.std == pytest.approx(math.pi / math.sqrt(12), abs=0.005)
+    scale = measure.data_scale(normal(torch.full((20,), 0.5)))
+    assert scale.sd == pytest.approx(0.5, rel=0.01)
+    assert scale.mean == pytest.approx(math.log(0.5), abs=0.01)
+    assert scale.std == pytest.approx(math.pi / math.sqrt(12), abs=0.005)
 
 
-def test_scale_of_two_sizes_weighs_each_by_its_size():
-    """Ten directions of 0.1 and ten of 2, turned: shares 1/21 and 20/21."""
-    turn = torch.linalg.qr(rng.normal((20,), 1, torch.arange(20))).Q
-    found = measure.data_scale(normal(torch.tensor([0.1] * 10 + [2.0] * 10)) @ turn)
+def test_scale_weighs_each_direction_by_its_standard_deviation():
+    """Ten directions of standard deviation 0.1 and ten of 2, rotated: weights 1/21 and 20/21."""
+    rotation = torch.linalg.qr(rng.normal((20,), 1, torch.arange(20))).Q
+    scale = measure.data_scale(normal(torch.tensor([0.1] * 10 + [2.0] * 10)) @ rotation)
     low, high = math.log(0.1), math.log(2)
     mean = (low + 20 * high) / 21
-    assert found.sd == pytest.approx(math.sqrt((0.01 + 4) / 2), rel=0.01)
-    assert found.mean == pytest.approx(mean, abs=0.02)
+    assert scale.sd == pytest.approx(math.sqrt((0.01 + 4) / 2), rel=0.01)
+    assert scale.mean == pytest.approx(mean, abs=0.02)
     between = ((low - mean) ** 2 + 20 * (high - mean) ** 2) / 21
-    assert found.std == pytest.approx(math.sqrt(between + math.pi**2 / 12), abs=0.01)
+    assert scale.std == pytest.approx(math.sqrt(between + math.pi**2 / 12), abs=0.01)
 
 
-def test_scale_of_pictures_with_a_natural_spectrum_is_between_the_published_choices():
+def test_scale_of_pictures_with_a_natural_spectrum_lies_between_edm_and_edm2():
     """Amplitude as 1 / frequency, 32 x 32, standard deviation 0.5; in the cosine basis, so that the directions are known."""
     frequency = torch.fft.fftfreq(32).mul(32)
     amplitude = 1 / torch.hypot(frequency[:, None], frequency).clamp(min=0.5).flatten()
@@ -40,12 +40,12 @@ def test_scale_of_pictures_with_a_natural_spectrum_is_between_the_published_choi
     # As many examples as directions, orthogonal, so that the sample's covariance is the law's.
     basis = torch.linalg.qr(rng.normal((1024,), 0, torch.arange(1024)).double()).Q * math.sqrt(1024)
     x0 = torch.cat([basis, -basis]) * amplitude
-    found = measure.data_scale(x0)
-    assert found.sd == pytest.approx(0.5, rel=1e-6)
-    assert -1.2 < found.mean < -0.4 and 1.0 < found.std < 1.3
+    scale = measure.data_scale(x0)
+    assert scale.sd == pytest.approx(0.5, rel=1e-6)
+    assert -1.2 < scale.mean < -0.4 and 1.0 < scale.std < 1.3
 
 
-def test_scale_follows_the_data_and_needs_them_to_differ():
+def test_scale_is_equivariant_and_refuses_constant_data():
     x0 = normal(torch.linspace(0.1, 1, 8), 500).reshape(500, 2, 4)
     one, ten = measure.data_scale(x0), measure.data_scale(10 * x0)
     assert ten.sd == pytest.approx(10 * one.sd) and ten.std == pytest.approx(one.std)
@@ -54,7 +54,7 @@ def test_scale_follows_the_data_and_needs_them_to_differ():
         measure.data_scale(torch.ones(5, 3))
 
 
-def test_opening_sentence_counts():
+def test_training_outlook_counts_passes():
     text = measure.training_outlook(1000, 150_000, measure.DataScale(0.5, -1.2, 1.2))
     assert "1,000 examples, each seen 150.0 times in 150,000 images" in text
     assert "about 2,200,000 images" in text and "ends before that" in text and "sigma_data 0.5" in text

@@ -1,4 +1,4 @@
-"""Averages of weights: their profiles, and those made afterwards out of stored ones."""
+"""Averages of weights: their profiles, and post-hoc averages from stored ones."""
 
 import pytest
 import torch
@@ -24,8 +24,8 @@ def test_power_exponent_is_the_published_one():
         power_gamma(0.5)
 
 
-def test_post_hoc_average_is_the_average_one_would_have_run():
-    """Weights on a smooth random way; two stored averages at 8 times reproduce a third one to a small part of its motion."""
+def test_post_hoc_average_approximates_one_computed_while_training():
+    """Weights on a smooth random path; two averages stored at 8 times reproduce a third one closely."""
     generator = torch.Generator().manual_seed(0)
     total, batch = 20_000, 20
     moves = torch.randn(total // batch, 6, generator=generator, dtype=torch.float64).cumsum(0) / 30
@@ -40,6 +40,6 @@ def test_post_hoc_average_is_the_average_one_would_have_run():
                 tensors.append({"w": average.weights["w"].clone()})
         wanted.update({"w": weights}, i * batch, batch)
     ours = mix_averages(tensors, post_hoc_shares(snapshots, total, 0.15))["w"]
-    nearest = min(float((part["w"] - wanted.weights["w"]).norm()) for part in tensors)
+    nearest = min(float((stored_average["w"] - wanted.weights["w"]).norm()) for stored_average in tensors)
     assert float((ours - wanted.weights["w"]).norm()) < 0.1 * nearest
     assert float(post_hoc_shares(snapshots, total, 0.15).sum()) == pytest.approx(1, abs=0.02)

@@ -1,4 +1,4 @@
-"""One, two and four ranks, with repeated and with split weights, train as one."""
+"""One, two and four ranks, with replicated and with sharded weights, train alike."""
 
 import json
 import os
@@ -20,28 +20,30 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(done.stdout)
 
 
-def test_the_batches_are_the_same(outcomes: dict) -> None:
+def test_batches_do_not_depend_on_ranks(outcomes: dict) -> None:
     alone = outcomes["1"]["batches"]
     assert [len(batch) for batch in alone] == [32, 32, 32, 64, 64]  # the batch grows after 96 images
-    assert all(found["batches"] == alone for found in outcomes.values())
+    assert all(outcome["batches"] == alone for outcome in outcomes.values())
 
 
-def test_losses_weights_averages_and_moments_are_the_same_but_for_rounding(outcomes: dict) -> None:
-    for name, found in outcomes.items():
+def test_losses_weights_averages_and_moments_agree_up_to_rounding(outcomes: dict) -> None:
+    for name, outcome in outcomes.items():
         alone = outcomes["1 muon" if "muon" in name else "1"]
-        assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5), name
-        assert found["weights"] == pytest.approx(alone["weights"], rel=1e-4, abs=1e-5), name
-        assert found["twin"] == pytest.approx(alone["twin"], abs=1e-4), name
-        assert found["scale"] == pytest.approx(alone["scale"], rel=1e-4), name
+        assert outcome["losses"] == pytest.approx(alone["losses"], rel=1e-5), name
+        assert outcome["weights"] == pytest.approx(alone["weights"], rel=1e-4, abs=1e-5), name
+        assert outcome["averaged"] == pytest.approx(alone["averaged"], abs=1e-4), name
+        assert outcome["noise_scale"] == pytest.approx(alone["noise_scale"], rel=1e-4), name
 
 
-def test_a_state_goes_on_to_the_same_bits(outcomes: dict) -> None:
-    assert all(found["restored"] for found in outcomes.values())
+def test_a_restored_state_continues_bit_identically(outcomes: dict) -> None:
+    assert all(outcome["restored"] for outcome in outcomes.values())
 
 
-def test_divergence_on_one_rank_is_named_on_all(outcomes: dict) -> None:
-    assert all(found["named"] == [17] for found in outcomes.values())
+def test_divergence_on_one_rank_is_reported_on_all(outcomes: dict) -> None:
+    assert all(outcome["named"] == [17] for outcome in outcomes.values())
 
 
 def test_stopping_one_rank_stops_all(outcomes: dict) -> None:
-    assert all(found["stops"] == [[False] * found["world"], [True] * found["world"]] for found in outcomes.values())
+    assert all(
+        outcome["stops"] == [[False] * outcome["world"], [True] * outcome["world"]] for outcome in outcomes.values()
+    )

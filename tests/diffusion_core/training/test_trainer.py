@@ -1,4 +1,4 @@
-"""The training loop: resume, ranks, divergence, and that it reaches the irreducible loss."""
+"""The training loop: resume, divergence, monitoring, memory, and that it reaches the irreducible loss."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def make(config=CONFIG, source=data, dropout=0.1, recipe=None, compute=None):
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_resume_is_bit_identical(tmp_path, optimiser):
-    """2k steps in one go, and k steps, save to files, a new process's worth of fresh objects, load, k steps."""
+    """2k steps in one go, against k steps, save to files, make fresh objects, load, and k steps."""
     k = 7
     straight = make(replace(CONFIG, optimiser=optimiser))
     losses = [straight.step().loss for _ in range(2 * k)]
@@ -51,7 +51,7 @@ def test_resume_is_bit_identical(tmp_path, optimiser):
     (tmp_path / "state.json").write_text(json.dumps(info))
 
     second = make(replace(CONFIG, optimiser=optimiser))
-    torch.manual_seed(99)  # whatever else drew random numbers meanwhile
+    torch.manual_seed(99)  # other code may draw random numbers
     second.load_state(load_file(tmp_path / "state.safetensors"), json.loads((tmp_path / "state.json").read_text()))
     after = [second.step().loss for _ in range(k)]
 
@@ -72,7 +72,7 @@ def test_a_state_of_another_run_is_refused():
         make(TrainConfig(images=10_000, batch=64)).load_state(tensors, info)
 
 
-def test_accidental_randomness_does_not_enter():
+def test_torch_s_global_generator_does_not_matter():
     one, two = make(), make()
     for trainer in (one, two):
         torch.manual_seed(id(trainer) % 1000)
@@ -116,7 +116,7 @@ def test_learning_rate_warms_up_on_the_image_clock():
     assert rates == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
-def test_average_has_the_halflife_it_says_whatever_the_batch():
+def test_average_has_its_halflife_for_every_batch_size():
     for batch in (10, 100):
         average = Average({"w": torch.zeros(1, dtype=torch.float64)}, halflife(1000, warmup=1e9))
         for nimg in range(batch, 3000 + 1, batch):
@@ -127,15 +127,15 @@ def test_average_has_the_halflife_it_says_whatever_the_batch():
     assert float(start.weights["w"]) == pytest.approx(1, abs=1e-5)  # the initial weights are forgotten at once
 
 
-def test_averaged_denoiser_has_the_averages_and_leaves_the_weights():
+def test_averaged_denoiser_has_the_averages_and_does_not_change_the_weights():
     trainer = make()
     for _ in range(3):
         trainer.step()
-    twin = trainer.averaged()
-    for name, value in twin.named_parameters():
+    averaged = trainer.averaged()
+    for name, value in averaged.named_parameters():
         assert torch.equal(value, trainer.averages["ema"].weights[f"denoiser.{name}"])
-    moving = dict(trainer.denoiser.named_parameters())
-    assert any(not torch.equal(value, moving[name]) for name, value in twin.named_parameters())
+    current = dict(trainer.denoiser.named_parameters())
+    assert any(not torch.equal(value, current[name]) for name, value in averaged.named_parameters())
 
 
 def test_evaluation_repeats_itself_and_does_not_depend_on_batches():
@@ -156,7 +156,7 @@ def test_evaluation_of_the_exact_denoiser_is_the_irreducible_loss():
 
 
 def test_training_reaches_the_irreducible_loss():
-    """Normal data, of which every draw is new: the loss at each level approaches its closed form."""
+    """Normal data, every example new: the loss at each level approaches its closed form."""
     cov = torch.diag(torch.tensor([1.0, 0.2, 0.05]))
     recipe = presets.edm(0.65)
     torch.manual_seed(0)
@@ -202,7 +202,7 @@ def test_micro_batches_change_only_rounding():
     assert [len(part) for part in pieces.upcoming()][:8] == [5, 5, 5, 5, 5, 5, 2, 5]
 
 
-def test_upcoming_is_what_is_asked_for():
+def test_upcoming_lists_the_indices_that_steps_request():
     trainer = make(TrainConfig(images=300, batch=32, batch_growth=((64, 48),)), compute=Compute(microbatch=20))
     trainer.step()
     expected, seen = [part.tolist() for part in trainer.upcoming()], []
@@ -222,7 +222,7 @@ def test_recomputing_activations_changes_nothing():
     assert [p.shape for p in again.averaged().parameters()] == [p.shape for p in kept.averaged().parameters()]
 
 
-def test_bf16_is_rounding_in_products_only():
+def test_bf16_only_rounds_products():
     exact, rough = make(), make(compute=Compute("bf16"))
     losses = [(exact.step().loss, rough.step().loss) for _ in range(5)]
     assert losses[0][0] == losses[0][1]  # the network begins as zero
@@ -230,7 +230,7 @@ def test_bf16_is_rounding_in_products_only():
     assert all(value.dtype == torch.float32 for name, value in rough.state()[0].items())
 
 
-def test_a_warm_start_begins_with_the_weights_and_refuses_others():
+def test_a_warm_start_copies_the_weights_and_refuses_other_networks():
     trained, fresh = make(), make()
     for _ in range(3):
         trained.step()
@@ -244,7 +244,7 @@ def test_a_warm_start_begins_with_the_weights_and_refuses_others():
         fresh.warm_start(weights | {"net.first.bias": torch.zeros(2)})
 
 
-def test_noise_scale_is_that_of_the_gradients_of_single_images():
+def test_noise_scale_agrees_with_gradients_of_single_images():
     """At fixed weights the expectation over many batches is known: |mean gradient|^2 and the trace of the covariance."""
     torch.manual_seed(0)
     net = MLP(3, width=8, depth=1)
@@ -269,16 +269,16 @@ def test_noise_scale_is_that_of_the_gradients_of_single_images():
     assert sum(f.signal for f in found) / len(found) == pytest.approx(signal, rel=0.4)
 
 
-def test_looking_changes_nothing():
-    watched, left = make(), make()
+def test_monitoring_does_not_change_the_training():
+    monitored, plain = make(), make()
     for _ in range(3):
-        monitoring.noise_scale(watched)
-        monitoring.flops_per_image(watched)
-        assert watched.step().loss == left.step().loss
+        monitoring.noise_scale(monitored)
+        monitoring.flops_per_image(monitored)
+        assert monitored.step().loss == plain.step().loss
 
 
 def test_operations_are_counted():
-    """Two operations a weight and image forward, and twice that backward, but for the first layer's input."""
+    """Two operations per weight and image forward, and twice that backward; the first layer's input needs no gradient."""
     net = torch.nn.Linear(64, 32, bias=False)
 
     class Wrapped(torch.nn.Module):
@@ -296,7 +296,7 @@ def test_operations_are_counted():
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 4, 17, 95, 96, 1000])
-def test_the_largest_that_fits(capacity):
+def test_largest_divisor_that_fits(capacity):
     tried = []
     found = microbatch_size.largest_divisor(lambda size: (tried.append(size), size <= capacity)[1], 96)
     assert found == max(size for size in range(1, 97) if 96 % size == 0 and size <= capacity)
@@ -307,7 +307,7 @@ def test_the_largest_that_fits(capacity):
 
 @pytest.mark.slow
 def test_the_largest_microbatch_on_a_cpu_whose_memory_is_limited():
-    """A network whose activations are large, in a process that may have 1 GiB more than it has at the start."""
+    """A network with large activations, in a process that may use 1 GiB more than at the start."""
     code = (
         "import resource, torch\n"
         "from diffusion_core import presets\n"
@@ -329,12 +329,12 @@ def test_the_largest_microbatch_on_a_cpu_whose_memory_is_limited():
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_network_runs_as_it_is_after_a_sentence(tmp_path):
-    """In a process of its own that finds no C++ compiler and nothing compiled before."""
+def test_without_a_compiler_the_network_runs_uncompiled_with_a_warning(tmp_path):
+    """In a process that finds no C++ compiler and no compilation cache."""
     code = (
-        "from tests.diffusion_core.training import test_trainer as here\n"
         "from diffusion_core.training.compute import Compute\n"
-        "plain, asked = here.make(), here.make(compute=Compute(compile=True))\n"
+        "from tests.support.ranks import make\n"
+        "plain, asked = make(Compute()), make(Compute(compile=True))\n"
         "print(asked.compile_warning)\n"
         "assert asked.step().loss == plain.step().loss and plain.compile_warning is None\n"
     )

@@ -48,13 +48,13 @@ def pictures(device: torch.device, compute: Compute | None = None, batch: int = 
     return Trainer(denoiser, recipe, config, lambda i: (x0[i], {}), len(x0), compute=compute)
 
 
-def test_a_gpu_sees_the_batches_of_a_cpu_and_comes_to_the_same_loss():
-    here, there = pictures(CPU), pictures(CUDA)
+def test_gpu_and_cpu_see_the_same_batches_and_losses():
+    on_cpu, on_cuda = pictures(CPU), pictures(CUDA)
     for _ in range(5):
-        one, two = here.step(), there.step()
+        one, two = on_cpu.step(), on_cuda.step()
         torch.testing.assert_close(one.level.s, two.level.s.cpu())
         assert two.loss == pytest.approx(one.loss, rel=2e-4)
-    assert there.parameters["denoiser.net.patch_embed.weight"].is_cuda
+    assert on_cuda.parameters["denoiser.net.patch_embed.weight"].is_cuda
 
 
 @pytest.mark.parametrize("compute", [
@@ -85,7 +85,7 @@ def test_reduced_precision_computes_nearly_the_same(compute: Compute):
     assert all(a.dtype == torch.float32 for a in rough.averages["ema"].weights.values())
 
 
-def test_the_optimiser_is_one_kernel():
+def test_the_optimiser_is_fused():
     assert pictures(CUDA).optimizer.defaults["fused"] is True
 
 
@@ -113,7 +113,7 @@ def test_convolutions_run_with_channels_last():
     assert denoiser.net.blocks[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_largest_microbatch_fills_the_memory_it_may_and_no_more(monkeypatch: pytest.MonkeyPatch):
+def test_largest_microbatch_stays_within_the_memory_limit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(microbatch_size, "RESERVE", 0.98)
     may = 0.02 * torch.cuda.get_device_properties(0).total_memory
     trainer = pictures(CUDA, batch=2**16)
@@ -134,7 +134,7 @@ def test_peak_and_operations_give_a_utilisation_below_one():
 
 
 @pytest.mark.parametrize(("backend", "world"), [("nccl", 1), ("gloo", 2)])
-def test_ranks_on_one_gpu_train_as_one(backend: str, world: int, tmp_path: Path):
+def test_ranks_on_one_gpu_train_like_one_process(backend: str, world: int, tmp_path: Path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}",
                "-m", "tests.support.ranks_gpu", backend]  # fmt: skip
     environment = {
