@@ -35,7 +35,7 @@ def _register_pose_extractor() -> None:
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import register_feature_extractor
 
-    class PoseFeatures(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
+    class PoseFeatures(FeatureExtractorBase):  # type: ignore[misc, unused-ignore]  # no types
         """Normalised world landmarks `[n, 33, 3]` as 99 features; there are no weights."""
 
         def __init__(self, name: str, features_list: list[str], **_: Any) -> None:

@@ -1,7 +1,8 @@
 """`python -m tasks compare RUN RUN ...`: MLflow runs side by side, as a table and as a figure with intervals.
 
-A RUN is an id or the beginning of one, a run's name, or `champion`, `challenger` or `previous`: the pipeline run in which
-that version was judged. Prints the table and writes it to `reports/compare/` (compare.md, compare.json, compare.png).
+A RUN is an id or the beginning of one, a run's name, or one of `champion`, `challenger` and `previous`, which stand for the
+pipeline run that judged this version. The table is printed and written to `reports/compare/` (compare.md, compare.json,
+compare.png).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 ALIASES = (model_registry.CHAMPION, model_registry.CHALLENGER, model_registry.PREVIOUS)
 LOW, HIGH = "_low", "_high"
-TAGS = {  # what is worth a line of the table even where it does not differ
+TAGS = {  # shown even if the runs do not differ
     "contrapposto.verdict.poses": "memorization, poses",
     "contrapposto.verdict.pictures": "memorization, pictures",
     "contrapposto.promoted": "promoted",
@@ -34,7 +35,7 @@ TAGS = {  # what is worth a line of the table even where it does not differ
 
 @dataclass(frozen=True)
 class Entry:
-    """A run as it is compared: metric -> (value, low, high), and low is high is the value where there is no interval."""
+    """A run in the table. `numbers`: metric -> (value, low, high); low and high equal the value if there is no interval."""
 
     run_id: str
     name: str
@@ -45,7 +46,7 @@ class Entry:
 
 
 def numbers(metrics: Mapping[str, float]) -> dict[str, tuple[float, float, float]]:
-    """Flat metrics, each with the ends of its interval taken from its companions `<name>_low` and `<name>_high`."""
+    """Metrics with their intervals, whose ends are the metrics `<name>_low` and `<name>_high`."""
     ends = {name + end for name in metrics for end in (LOW, HIGH) if name + LOW in metrics and name + HIGH in metrics}
     return {
         name: (value, metrics.get(name + LOW, value), metrics.get(name + HIGH, value))
@@ -55,21 +56,21 @@ def numbers(metrics: Mapping[str, float]) -> dict[str, tuple[float, float, float
 
 
 def find(store: Store, runs: Sequence[Any], wanted: str) -> Entry:
-    """The run that a word on the command line means; raises UserError if there is none, or more than one."""
+    """The run that an argument names. Raises UserError if there is none, or more than one."""
     if wanted in ALIASES:
         version = model_registry.version(store, "poses", wanted)
         if version is None:
             raise UserError(f"There is no {wanted} yet.")
         judged = version.tags.get("judged_in", version.run_id)
-        found = [run for run in runs if run.info.run_id == judged]
+        matches = [run for run in runs if run.info.run_id == judged]
     else:
-        found = [run for run in runs if run.info.run_id == wanted or run.info.run_name == wanted]
-        found = found or [run for run in runs if run.info.run_id.startswith(wanted)]
-    if len(found) != 1:
-        names = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in found or runs[:10])
-        what = "no run" if not found else "more than one run"
+        matches = [run for run in runs if run.info.run_id == wanted or run.info.run_name == wanted]
+        matches = matches or [run for run in runs if run.info.run_id.startswith(wanted)]
+    if len(matches) != 1:
+        names = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in matches or runs[:10])
+        what = "no run" if not matches else "more than one run"
         raise UserError(f"{wanted!r} means {what}; there are {names or 'no runs at all'}.")
-    run = found[0]
+    run = matches[0]
     return Entry(
         run.info.run_id,
         f"{run.info.run_name} {run.info.run_id[:6]}",
@@ -80,7 +81,7 @@ def find(store: Store, runs: Sequence[Any], wanted: str) -> Entry:
     )
 
 
-def _spell(number: tuple[float, float, float] | None) -> str:
+def _cell(number: tuple[float, float, float] | None) -> str:
     if number is None:
         return "absent"
     value, low, high = number
@@ -88,7 +89,7 @@ def _spell(number: tuple[float, float, float] | None) -> str:
 
 
 def rows(entries: Sequence[Entry]) -> list[list[str]]:
-    """The table: verdicts, every parameter in which the runs differ, and every metric."""
+    """The table: verdicts, every parameter in which the runs differ, and every metric. The first cell names the row."""
     table = [["status", *(entry.status for entry in entries)]]
     table += [[label, *(entry.tags.get(tag, "") for entry in entries)] for tag, label in TAGS.items()]
     keys = sorted({key for entry in entries for key in entry.params})
@@ -97,12 +98,12 @@ def rows(entries: Sequence[Entry]) -> list[list[str]]:
         if len(set(values)) > 1:
             table.append([key, *values])
     for key in sorted({key for entry in entries for key in entry.numbers}):
-        table.append([key, *(_spell(entry.numbers.get(key)) for entry in entries)])
+        table.append([key, *(_cell(entry.numbers.get(key)) for entry in entries)])
     return table
 
 
 def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Row]]]:
-    """A panel for each metric that has an interval in some run, one row a run."""
+    """A panel for each metric that has an interval in some run, with one row per run."""
     with_interval = sorted({key for entry in entries for key, (_, low, high) in entry.numbers.items() if low < high})
     return [
         (key, [Row(e.name, *e.numbers[key], series=i) for i, e in enumerate(entries) if key in e.numbers])
@@ -111,7 +112,7 @@ def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Row]]]:
 
 
 def run(params: Params, root: Path, *runs: str) -> None:
-    """Compare the runs; raises UserError if fewer than two are given or one cannot be found."""
+    """Compare the runs. Raises UserError if fewer than two are given or one cannot be found."""
     if len(runs) < 2:
         raise UserError("Give two or more runs to compare: ids, names, champion, challenger or previous.")
     store = Store(params.tracking, root)

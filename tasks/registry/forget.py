@@ -1,11 +1,11 @@
-"""`python -m tasks forget KEY ...`: take persons out of the dataset for good, and say which models have seen them.
+"""`python -m tasks forget KEY ...`: take persons out of the dataset for good, and list the models that were trained on them.
 
-A KEY is that of a row (as in reports, shards and tables), or the first 16 digits of it for everybody in that file. In a
-video the person is followed: all rows of the same track go. Each row leaves an opt-out in `forgotten.json` (see
-`dataset.opt_outs`); near-copies in other files are recognised by it and go as well, now and whenever they come again.
+A KEY is the key of a row (as in reports, shards and tables), or its first 16 digits for everybody in that file. In a video all
+rows of the person's track go. Each row leaves an opt-out in `forgotten.json` (see `dataset.opt_outs`), by which near-copies in
+other files are recognised. They go as well, now and whenever they are delivered again.
 
-Nothing is rebuilt here: the stage `curate` depends on the opt-outs, so the next run makes the dataset and the shards
-without these rows. What cannot be taken back is named: models that were trained on them.
+Nothing is rebuilt here. The stage `curate` depends on the opt-outs, so the next run makes the dataset and the shards without
+these rows. Trained models do not change, so the command names those that were trained on the rows.
 """
 
 from __future__ import annotations
@@ -24,71 +24,71 @@ from tasks.registry import lineage
 
 log = logging.getLogger(__name__)
 
-_DIGITS = 16  # of a key that are its file's
+_DIGITS = 16  # the beginning of a key, which is that of its file
 
 
 def run(params: Params, root: Path, *keys: str) -> None:
-    """Write opt-outs for the rows that `keys` name; raises UserError if one of them names no row of any part."""
+    """Write opt-outs for the rows that `keys` name. Raises UserError if a key names no row of any part."""
     if not keys:
         raise UserError("forget needs the key of at least one person.")
     parts = {folder.name: poses_table.read_poses(folder) for folder in sorted((root / paths.POSES).glob("*/"))}
     known = opt_outs.read(root)
-    buried = {one.key: one for one in known}
+    forgotten = {one.key for one in known}
     new: dict[str, opt_outs.OptOut] = {}
     for key in keys:
-        named = {part: _rows(found, key) for part, found in parts.items()}
+        named = {part: _rows(table, key) for part, table in parts.items()}
         if not any(named.values()):
-            if key in buried:
+            if key in forgotten:
                 continue
             raise UserError(f"No person in data/poses has the key {key}; nothing was changed.")
         for part, rows in named.items():
-            new |= {one.key: one for one in opt_outs.of(parts[part], rows) if one.key not in buried}
+            new |= {one.key: one for one in opt_outs.of(parts[part], rows) if one.key not in forgotten}
     opt_outs.write(root, [*known, *new.values()])
     _drop_findings(root, {key[:_DIGITS] for key in new})
     gone: set[str] = set()
-    for part, found in parts.items():
-        matched = opt_outs.match(found, list(new.values()))
-        gone |= {found.key[i] for i in matched}
-        _say(part, found, matched, new)
+    for part, table in parts.items():
+        matched = opt_outs.match(table, list(new.values()))
+        gone |= {table.key[i] for i in matched}
+        _print_rows(part, table, matched, new)
     log.info(f"{len(new)} entries written to {opt_outs.FILE}; run the pipeline again to rebuild dataset and shards.")
-    _say_models(params, root, gone | set(keys))
+    _print_models(params, root, gone | set(keys))
 
 
-def _rows(found: Poses, key: str) -> list[int]:
-    """The rows that a key names: its own and those of the same track, or all of its file."""
-    exact = [i for i, name in enumerate(found.key) if name == key]
+def _rows(table: Poses, key: str) -> list[int]:
+    """The rows that a key names: its own row and those of the same track, or all rows of its file."""
+    exact = [i for i, name in enumerate(table.key) if name == key]
     if not exact and len(key) == _DIGITS:
-        return [i for i, name in enumerate(found.key) if name.startswith(f"{key}-")]
-    tracks = {(found.source[i], int(found.track[i])) for i in exact if found.track[i] >= 0}
-    followed = [i for i in range(len(found)) if (found.source[i], int(found.track[i])) in tracks]
+        return [i for i, name in enumerate(table.key) if name.startswith(f"{key}-")]
+    tracks = {(table.source[i], int(table.track[i])) for i in exact if table.track[i] >= 0}
+    followed = [i for i in range(len(table)) if (table.source[i], int(table.track[i])) in tracks]
     return sorted({*exact, *followed})
 
 
 def _drop_findings(root: Path, contents: set[str]) -> None:
-    """What extraction keeps of these files for another run; the rows themselves go when `curate` runs."""
+    """Delete what the extraction cache holds about these files. The rows themselves go when `curate` runs."""
     if (root / paths.FINDINGS).is_file():
         with Store(root, digest="") as store:
             for content in sorted(contents):
                 store.forget(content)
 
 
-def _say(part: str, found: Poses, matched: dict[int, str], new: dict[str, opt_outs.OptOut]) -> None:
+def _print_rows(part: str, table: Poses, matched: dict[int, str], new: dict[str, opt_outs.OptOut]) -> None:
     for i, key in matched.items():
-        why = "" if found.key[i] in new else f" (the same person in the same picture as {key})"
-        print(f"{part}/{found.source[i]}: {found.key[i]}{why}")
-    files = {found.key[i][:_DIGITS] for i in matched}
-    others = sorted(found.key[i] for i in range(len(found)) if found.key[i][:_DIGITS] in files and i not in matched)
+        why = "" if table.key[i] in new else f" (the same person in the same picture as {key})"
+        print(f"{part}/{table.source[i]}: {table.key[i]}{why}")
+    files = {table.key[i][:_DIGITS] for i in matched}
+    others = sorted(table.key[i] for i in range(len(table)) if table.key[i][:_DIGITS] in files and i not in matched)
     if others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         print(f"Still in the dataset, from the same files: {len(others)} rows ({shown}).")
 
 
-def _say_models(params: Params, root: Path, keys: set[str]) -> None:
+def _print_models(params: Params, root: Path, keys: set[str]) -> None:
     models, unknown = lineage.trainings_on(params, root, keys)
     for model in models:
-        how = f"Trained on {model.rows} of these rows" if model.rows else "Begun with the weights of such a model"
+        how = f"Trained on {model.rows} of these rows" if model.rows else "Started from the weights of such a model"
         print(f"{how}: {model.name}")
     if not models:
         print("No model on record was trained on any of these rows.")
     if unknown:
-        print(f"{unknown} trainings left no list of what they were trained on: nothing is known about them.")
+        print(f"{unknown} trainings left no list of what they were trained on, so they may have used these rows.")

@@ -1,16 +1,14 @@
-"""The challenger against the champion: the same held-out data, the same conditions, the same noise.
+"""The challenger against the champion: on the same held-out data, for the same conditions, from the same noise.
 
-The champion is taken from MLflow and draws again, with the seeds and conditions of the challenger's samples that lie in
-`samples/`. Held-out data change when data arrive, so that numbers which were written down when the champion was crowned
-would compare two models by two yardsticks.
+The champion is loaded from MLflow and samples again, with the seeds and conditions of the challenger's samples in `samples/`.
+Held-out data change when data arrive, so the figures of the time when the champion was promoted are not comparable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from tasks import paths
 from tasks.config.params import Params, Sample
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import SAMPLES, load_splits
-from tasks.metrics.estimate import Estimate, TooFewSamples
+from tasks.metrics.estimate import TooFewSamples
 from tasks.metrics.features import joints, pixels
 from tasks.metrics.kid import kid
 from tasks.metrics.relative_kid import relative_kernel_distance
@@ -30,14 +28,15 @@ from tasks.plots.interval_plot import Row
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 
-ALL = "all"
+ALL = "all"  # categories
 
 
 @dataclass(frozen=True)
 class CategoryComparison:
-    """One comparison: kernel distances of both to held-out data, and their difference (below 0: the challenger is nearer).
+    """Kernel distances of both models to held-out data, and the difference, which is below 0 if the challenger is nearer.
 
-    `category`: "all", or the one that samples and held-out data were narrowed to.
+    `category`: ALL, or the only category of samples and held-out data that was compared. `low`, `high`: the interval of the
+    difference.
     """
 
     model: str
@@ -51,21 +50,17 @@ class CategoryComparison:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """All comparisons, and why some could not be made. `same`: models that are the champion's, byte for byte."""
+    """All comparisons. `absent`: model -> why it could not be compared; `same`: models identical to the champion's."""
 
     comparisons: list[CategoryComparison]
     absent: dict[str, str]
     same: list[str]
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
     def objections(self, worse_category: float) -> list[str]:
-        """Why the challenger may not take the champion's place, a sentence each; none if it may.
+        """Why the challenger may not replace the champion, one sentence each; empty if it may.
 
-        It may if the pose or the picture model is better beyond the interval and the other not worse beyond it, and in no
-        category the distance has grown, beyond the interval, by more than the share `worse_category` of the champion's.
+        It may if one of the two models is better beyond the interval, the other is not worse beyond it, and in no category
+        the whole interval of the difference lies above the share `worse_category` of the champion's distance.
         """
         whole = [comparison for comparison in self.comparisons if comparison.category == ALL]
         reasons = [
@@ -86,7 +81,7 @@ class ModelComparison:
         return reasons
 
     def figure_rows(self, model: str) -> list[Row]:
-        """The differences of one model for `interval_figure`."""
+        """The differences of one model, as rows of an interval plot."""
         return [
             Row(
                 comparison.category,
@@ -101,7 +96,7 @@ class ModelComparison:
 
 
 def run(params: Params, root: Path, store: Store) -> ModelComparison | None:
-    """Compare the models in `artifacts/` with the champions; None if there is no other champion.
+    """Compare the models in `artifacts/` with the champions. None if there is no champion or both models are the champions.
 
     Raises DataError if samples or shards are missing or the champion's file is damaged.
     """
@@ -116,32 +111,32 @@ def run(params: Params, root: Path, store: Store) -> ModelComparison | None:
             continue
         samples = ShardDataset(paths.sample_folder(root, model), SAMPLES)
         categories = [str(meta["category"]) for meta in samples.metas()]
-        ours, theirs, real, known = _features(params, model, folder, samples, held_out)
-        _compare(result, model, (ours, theirs), categories, real, known)
+        ours, theirs, real, real_categories = _features(params, model, folder, samples, held_out)
+        _compare(result, model, (ours, theirs), categories, real, real_categories)
     return None if len(result.same) == len(MODELS) else result
 
 
 def _features(
     params: Params, name: str, folder: Path, samples: ShardDataset, held_out: ShardDataset
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Features of the challenger's samples, of the champion's and of held-out data, and the latter's categories."""
+    """Features of the challenger's samples, the champion's samples and held-out data, and the categories of the latter."""
     champion = modality.load(folder, modality.device())
     choice: Sample = getattr(params.sample, name)
     metas = samples.metas()
     asked = samples.poses() if name == "pictures" else None
     cond = champion.conditions([str(meta["category"]) for meta in metas], asked)
     ids = torch.tensor([int(meta["number"]) for meta in metas])
-    drawn = sampler.draw(
+    sampled = sampler.draw(
         champion, cond, choice.steps, choice.guidance, choice.seed, ids, choice.batch, label=f"the champion's {name}"
     )
     if name == "poses":
-        return joints(samples.poses()), joints(drawn.numpy()), joints(held_out.poses()), _categories(held_out)
+        return joints(samples.poses()), joints(sampled.numpy()), joints(held_out.poses()), _categories(held_out)
     pictured = held_out.pictured()
-    size = min(samples.picture(0).shape[0], drawn.shape[-1])  # of two sizes the smaller: both can be made as small
-    theirs = np.stack([_shrunk(picture, size) for picture in modality.as_pictures(drawn)])
+    size = min(samples.picture(0).shape[0], sampled.shape[-1])  # the smaller of the two sizes: pictures can be reduced
+    theirs = np.stack([_shrunk(picture, size) for picture in modality.as_pictures(sampled)])
     sets = [
-        pixels(some)
-        for some in (samples.pictures_float(size), theirs.astype(np.float32) / 255, pictured.pictures_float(size))
+        pixels(pictures)
+        for pictures in (samples.pictures_float(size), theirs.astype(np.float32) / 255, pictured.pictures_float(size))
     ]
     return sets[0], sets[1], sets[2], _categories(pictured)
 
@@ -157,23 +152,26 @@ def _shrunk(picture: np.ndarray, size: int) -> np.ndarray:
 def _compare(
     result: ModelComparison,
     model: str,
-    drawn: tuple[np.ndarray, np.ndarray],
+    samples: tuple[np.ndarray, np.ndarray],
     categories: Sequence[str],
-    real: np.ndarray,
-    known: Sequence[str],
+    held_out: np.ndarray,
+    held_out_categories: Sequence[str],
 ) -> None:
-    """Add the comparison of all samples, and of each category with enough of them."""
+    """Add the comparison of all samples, and of each category with enough of them.
+
+    `samples`: features of the challenger's and the champion's, row by row for the same condition.
+    """
     for category in (ALL, *sorted(set(categories))):
         rows = [category in (ALL, name) for name in categories]
-        ours, theirs = (features[rows] for features in drawn)
-        reference = real[[category in (ALL, name) for name in known]]
+        ours, theirs = (features[rows] for features in samples)
+        reference = held_out[[category in (ALL, name) for name in held_out_categories]]
         try:
-            found: Estimate = relative_kernel_distance(ours, theirs, reference)
+            difference = relative_kernel_distance(ours, theirs, reference)
         except TooFewSamples as error:
             if category == ALL:
                 result.absent[model] = f"The {model} model: {error}"
             continue
         challenger, champion = (kid(features, reference).value for features in (ours, theirs))
         result.comparisons.append(
-            CategoryComparison(model, category, challenger, champion, found.value, found.low, found.high)
+            CategoryComparison(model, category, challenger, champion, difference.value, difference.low, difference.high)
         )

@@ -1,7 +1,7 @@
-"""The registered models: which version has which alias, its files, its card, and the way back.
+"""The registered models: versions and their aliases, their files and cards, promotion and rollback.
 
-A model's versions live in MLflow as `contrapposto-<model>`. `challenger` is the last one trained, `champion` the one that
-is used, `previous` the champion before it. `python -m tasks rollback` makes the previous champions the champions again.
+The versions of a model are registered in MLflow as `contrapposto-<model>`. Its aliases are `challenger`, the last one trained;
+`champion`, the one in use; and `previous`, the champion before it.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ Categories: {categories}.
 
 ## Limits
 
-It knows the people, clothes and places of its training pictures and no others. It is meant for research and for making
-training data; what it draws is no evidence of anything. The verdict of the memorization test holds for the samples that were
-tested, at the level that the report states.
+It knows only the people, clothes and places of its training pictures. It is meant for research and for making training data;
+its pictures are not evidence of anything. The verdict of the memorization test holds for the tested samples, at the level that
+the report states.
 """
 
 
@@ -58,7 +58,7 @@ def name(model: str) -> str:
 
 
 def version(store: Store, model: str, alias: str) -> Any | None:
-    """The version with an alias, an MLflow ModelVersion; None if there is none."""
+    """The MLflow ModelVersion with an alias, or None."""
     known = store.client.search_registered_models(f"name = '{name(model)}'")
     if not known or alias not in known[0].aliases:
         return None
@@ -66,49 +66,50 @@ def version(store: Store, model: str, alias: str) -> Any | None:
 
 
 def fetch(store: Store, root: Path, model: str, alias: str) -> Path:
-    """The folder with the files of the version with this alias, copied to `.contrapposto/models/<sha256>` once.
+    """The folder with the files of the version with this alias, copied once to `.contrapposto/models/<sha256>`.
 
-    Raises UserError if there is no such version, DataError if the file is not the one that was registered.
+    Raises UserError if there is no such version, DataError if the file's sha256 is not the registered one.
     """
-    found = version(store, model, alias)
-    if found is None:
+    registered = version(store, model, alias)
+    if registered is None:
         raise UserError(f"There is no {alias} of the {model} model yet: run `make train-poses` first.")
-    sha256: str = found.tags["sha256"]
+    sha256: str = registered.tags["sha256"]
     folder = root / paths.REGISTERED_MODELS / sha256
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:  # its own: two processes may fetch at once
-            kept = Path(store.client.download_artifacts(found.run_id, "model", temporary))
-            if hashlib.sha256((kept / paths.MODEL_FILE).read_bytes()).hexdigest() != sha256:
-                raise DataError(f"The {model} model that MLflow keeps as {alias} is damaged: its sha256 is another.")
+        # A folder of its own, since two processes may fetch at once.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            downloaded = Path(store.client.download_artifacts(registered.run_id, "model", temporary))
+            if hashlib.sha256((downloaded / paths.MODEL_FILE).read_bytes()).hexdigest() != sha256:
+                raise DataError(f"The {alias} of the {model} model in MLflow is damaged: sha256 mismatch.")
             try:
-                kept.rename(folder)
+                downloaded.rename(folder)
             except OSError:
                 if not folder.is_dir():
                     raise
     return folder
 
 
-def crown(store: Store, numbers: Mapping[str, str]) -> None:
-    """Make these versions (model -> number) the champions, and those that were the champions the previous ones.
+def make_champions(store: Store, numbers: Mapping[str, str]) -> None:
+    """Give these versions (model -> number) the alias `champion`, and the champions so far the alias `previous`.
 
-    The models of a pipeline are one team: where one of them stays, it is champion and previous. Crowning the champions
-    again changes nothing.
+    The models of a pipeline are promoted together, so a version that stays champion becomes `previous` as well. If all
+    versions are champions already, nothing changes.
     """
-    old = {model: version(store, model, CHAMPION) for model in numbers}
-    if all(now is not None and str(now.version) == numbers[model] for model, now in old.items()):
+    champions = {model: version(store, model, CHAMPION) for model in numbers}
+    if all(now is not None and str(now.version) == numbers[model] for model, now in champions.items()):
         return
     for model, number in numbers.items():
-        before = old[model]
-        if before is not None:
-            store.client.set_registered_model_alias(name(model), PREVIOUS, before.version)
+        champion = champions[model]
+        if champion is not None:
+            store.client.set_registered_model_alias(name(model), PREVIOUS, champion.version)
         store.client.set_registered_model_alias(name(model), CHAMPION, number)
 
 
 def rollback(store: Store) -> dict[str, tuple[str, str]]:
-    """Exchange the champions and the previous ones; returns model -> (version now, version before).
+    """Exchange the champions and the previous champions; returns model -> (new champion, old champion).
 
-    Raises UserError, and changes nothing, if there are no previous champions.
+    Raises UserError and changes nothing if there are no previous champions.
     """
     exchanged = {}
     for model in MODELS:
@@ -116,12 +117,12 @@ def rollback(store: Store) -> dict[str, tuple[str, str]]:
         if before is None or now is None:
             raise UserError(f"The {model} model has no previous champion to go back to.")
         exchanged[model] = (str(before.version), str(now.version))
-    crown(store, {model: number for model, (number, _) in exchanged.items()})
+    make_champions(store, {model: number for model, (number, _) in exchanged.items()})
     return exchanged
 
 
 def card_of(folder: Path, verdict: str, metrics: Mapping[str, float], reasons: Sequence[str]) -> str:
-    """The card of the model in `folder`, in Markdown: what it is, from what, how good, and its limits.
+    """The card of the model in `folder` in Markdown: what it is, its training, its quality, and its limits.
 
     `metrics`: flat metrics of the stage `fidelity`; `reasons`: why it was not promoted, empty if it was.
     """

@@ -1,14 +1,15 @@
 """Stage `promote`: register both models in MLflow, as `challenger`, and as `champion` if the gate opens.
 
-Writes `reports/promote/`: promote.json (whether, and if not, why) and, where there was a champion to beat, the comparison
-with it, as numbers and as a figure.
+Writes `reports/promote/`: promote.json (the decision and its reasons) and, if there was a champion to beat, the comparison
+with it as numbers and as a figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks import paths
 from tasks.common import files
@@ -28,17 +29,17 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the models may become champion, and if not, a sentence for each reason."""
+    """Whether the models may become champion, and a sentence for each reason against it."""
 
     promote: bool
     reasons: list[str]
 
 
 def decide(verdicts: Mapping[str, str], metrics: Mapping[str, float], objections: Sequence[str]) -> Decision:
-    """The gate. Closed on any verdict but CLEAN for a model, on a Frechet pose distance that is absent, and on the
-    objections from the comparison with the champion (see `ModelComparison.objections`; none where there is no champion).
+    """The gate. It stays closed if a model's verdict is not CLEAN, if there is no Frechet pose distance, and on objections.
 
-    `verdicts`: model -> verdict. `metrics`: flat metrics.
+    `verdicts`: model -> verdict. `metrics`: flat metrics. `objections`: sentences from the comparison with the champion (see
+    `ModelComparison.objections`), empty if there is no champion.
     """
     reasons = [
         REFUSED[verdict].format(model=model)
@@ -52,12 +53,12 @@ def decide(verdicts: Mapping[str, str], metrics: Mapping[str, float], objections
 
 
 def run(params: Params, root: Path) -> None:
-    """Compare with the champion, decide and register; the challenger is never its own rival."""
+    """Compare with the champion, decide, and register both models. A challenger is not compared with itself."""
     verdicts = files.read_json(root / paths.MEMORIZATION / "memorization.json")["verdicts"]
     metrics = files.read_json(root / paths.FIDELITY / "fidelity.json")["metrics"]
     store = Store(params.tracking, root)
-    compared = model_comparison.run(params, root, store)
-    objections = compared.objections(params.retrain.worse_category) if compared else []
+    comparison = model_comparison.run(params, root, store)
+    objections = comparison.objections(params.retrain.worse_category) if comparison else []
     decision = decide(verdicts, metrics, objections)
     numbers = {}
     for model in MODELS:
@@ -65,15 +66,15 @@ def run(params: Params, root: Path) -> None:
         card = model_registry.card_of(folder, verdicts.get(model, "absent"), metrics, decision.reasons)
         numbers[model] = store.register(model, folder, paths.model_sha256(root, model), card)
     if decision.promote:
-        model_registry.crown(store, numbers)
+        model_registry.make_champions(store, numbers)
     with files.new_folder(root / paths.PROMOTE) as folder:
-        outcome = {"promote": decision.promote, "reasons": decision.reasons}
-        if compared is not None:
-            outcome["model_comparison"] = compared.as_dict()
+        outcome: dict[str, Any] = {"promote": decision.promote, "reasons": decision.reasons}
+        if comparison is not None:
+            outcome["model_comparison"] = asdict(comparison)
             panels = [
                 (f"{model}: challenger minus champion, kernel distance to held-out data", rows)
                 for model in MODELS
-                if (rows := compared.figure_rows(model))
+                if (rows := comparison.figure_rows(model))
             ]
             if panels:
                 interval_plot.draw(folder / "model_comparison.png", panels, zero=True)

@@ -1,4 +1,4 @@
-"""`python -m tasks rollback`: the previous champions are the champions again, and the present ones the previous."""
+"""`python -m tasks rollback`: exchange the champions and the previous champions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from tasks.registry.tracking import Store
 
 
 def run(params: Params, root: Path) -> None:
-    """Exchange the aliases of all models. Raises UserError, and changes nothing, if a model has no previous champion."""
+    """Exchange the aliases of all models. Raises UserError and changes nothing if a model has no previous champion."""
     for model, (now, before) in model_registry.rollback(Store(params.tracking, root)).items():
         print(f"{model}: version {now} is the champion again, version {before} is the previous one")

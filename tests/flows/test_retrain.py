@@ -55,7 +55,7 @@ from tasks.registry.tracking import Store
 root = Path.cwd()
 store = Store(load(root / "params.yaml").tracking, root)
 number = store.register("poses", paths.model_folder(root, "poses"), paths.model_sha256(root, "poses"), "")
-model_registry.crown(store, {"poses": number})
+model_registry.make_champions(store, {"poses": number})
 files.write_json(root / "reports/promote/promote.json", {"promote": True, "reasons": []})
 """
 
@@ -130,5 +130,5 @@ def test_a_retraining_starts_from_the_champion_or_anew(trained: Path) -> None:
     known, silent = lineage.trainings_on(load(root / "params.yaml"), root, first)
     assert silent == 0
     found = {one.name.partition(" of contrapposto")[0].rpartition("version ")[2]: one for one in known}
-    assert {number: one.begun_with for number, one in found.items()} == {"1": False, "2": True, "3": False}
+    assert {number: one.warm_started for number, one in found.items()} == {"1": False, "2": True, "3": False}
     assert json.loads((root / "reports/promote/promote.json").read_text())["promote"]

@@ -1,4 +1,4 @@
-"""Runs side by side: the intervals, what differs, and which run a word means."""
+"""Runs side by side: intervals, differing parameters, and the ways to name a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tasks.registry.tracking import Store
 from tests.support.workspaces import write_params
 
 
-def test_a_number_takes_its_interval_from_its_companions() -> None:
-    found = compare.numbers({"a": 1.0, "a_low": 0.5, "a_high": 2.0, "b": 3.0, "c_low": 4.0})
-    assert found == {"a": (1.0, 0.5, 2.0), "b": (3.0, 3.0, 3.0), "c_low": (4.0, 4.0, 4.0)}
+def test_intervals_come_from_the_low_and_high_metrics() -> None:
+    numbers = compare.numbers({"a": 1.0, "a_low": 0.5, "a_high": 2.0, "b": 3.0, "c_low": 4.0})
+    assert numbers == {"a": (1.0, 0.5, 2.0), "b": (3.0, 3.0, 3.0), "c_low": (4.0, 4.0, 4.0)}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_table_and_the_figure(made: tuple[Params, Path, list[str]], capsys: 
         (("champion", "nonsense"), r"'nonsense' means no run; there are .* \(pipeline width 96\)"),
     ],
 )
-def test_what_is_no_run_is_a_sentence(
+def test_unknown_runs_are_a_user_error(
     made: tuple[Params, Path, list[str]], words: tuple[str, ...], sentence: str
 ) -> None:
     params, root, _ = made

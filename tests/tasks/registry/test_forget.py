@@ -1,4 +1,4 @@
-"""Taking a person out: gone from dataset and shards, not back in any disguise, and the models that saw it are named."""
+"""`forget`: the person leaves dataset and shards, stays out in any disguise, and the models trained on it are named."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_the_models_that_saw_a_row_are_named(workspace, capsys):
         workspace / "artifacts/pictures" / lineage.FILE, {"keys": ["unknown"], "shards": {}, "start": None}
     )
     found, unknown = lineage.trainings_on(params, workspace, {train.keys[0], train.keys[1], "nobody's"})
-    assert {one.name: (one.rows, one.begun_with) for one in found} == {
+    assert {one.name: (one.rows, one.warm_started) for one in found} == {
         f"poses, MLflow run {runs[name]}": (0 if begun else 2, begun)
         for name, begun in (("saw", False), ("stopped", False), ("heir", True), ("heir of the heir", True))
     }

@@ -1,4 +1,4 @@
-"""The gate and the contest with the champion: who may take its place, that the registry says so, and the way back."""
+"""Promotion: the gate, the comparison with the champion, the aliases in the registry, and the rollback."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def test_the_gate(
 
 
 class Registry:
-    """A workspace in which models of chosen quality are registered: none is trained, the worse ones are off-centre."""
+    """A workspace in which untrained models of chosen quality are registered: the worse ones are shifted."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.params = root, load(write_params(root))
@@ -48,7 +48,7 @@ class Registry:
         self.model("pictures", 0.0)
 
     def model(self, name: str, shift: float, images: int = 0) -> None:
-        """Save an untrained model, all of its samples moved by `shift`, and its samples; `images` is a mere label."""
+        """Save an untrained model, all of its samples moved by `shift`, and its samples; `images` changes the file only."""
         write_untrained(self.root, self.params, name, shift, images)
         sample.run(self.params, self.root, name)
 
@@ -61,8 +61,8 @@ class Registry:
 
     def alias(self, alias: str, model: str = "poses") -> str | None:
         """The number of the version with an alias."""
-        found = model_registry.version(self.store, model, alias)
-        return None if found is None else str(found.version)
+        registered = model_registry.version(self.store, model, alias)
+        return None if registered is None else str(registered.version)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     return Registry(tmp_path_factory.mktemp("registry"))
 
 
-def test_the_champion_is_beaten_on_the_same_data_and_can_come_back(made: Registry) -> None:
+def test_a_better_challenger_replaces_the_champion_and_a_rollback_restores_it(made: Registry) -> None:
     with pytest.raises(UserError, match="There is no champion of the poses model yet"):
         model_registry.fetch(made.store, made.root, "poses", "champion")
     first = made.promote()
@@ -129,10 +129,10 @@ def test_a_category_that_has_become_worse_is_named() -> None:
 
 
 def test_a_damaged_registered_file_is_refused(made: Registry, tmp_path: Path) -> None:
-    found = model_registry.version(made.store, "poses", "challenger")
-    assert found is not None
-    for path in made.root.glob(f"mlruns/{found.run_id}/artifacts/model/{paths.MODEL_FILE}"):
+    registered = model_registry.version(made.store, "poses", "challenger")
+    assert registered is not None
+    for path in made.root.glob(f"mlruns/{registered.run_id}/artifacts/model/{paths.MODEL_FILE}"):
         path.write_bytes(path.read_bytes()[:-4] + b"oops")
-    with pytest.raises(DataError, match="is damaged: its sha256 is another"):
+    with pytest.raises(DataError, match="is damaged: sha256 mismatch"):
         model_registry.fetch(made.store, tmp_path, "poses", "challenger")
     assert not list((tmp_path / ".contrapposto/models").glob("[!.]*[!p]"))

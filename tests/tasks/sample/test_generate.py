@@ -56,7 +56,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     for model in paths.MODELS:
         write_untrained(root, params, model)
         numbers[model] = store.register(model, paths.model_folder(root, model), paths.model_sha256(root, model), "")
-    model_registry.crown(store, numbers)
+    model_registry.make_champions(store, numbers)
     return Registered(root, Artist(*(paths.model_folder(root, model) for model in paths.MODELS)))
 
 

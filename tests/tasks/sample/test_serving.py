@@ -46,7 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_untrained(root, params, model)
         folder = paths.model_folder(root, model)
         numbers[model] = store.register(model, folder, paths.model_sha256(root, model), f"# a card of {model}")
-    model_registry.crown(store, numbers)
+    model_registry.make_champions(store, numbers)
     export.run(params, root)
     return root
 
