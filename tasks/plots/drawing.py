@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from tasks.common import files
 from tasks.common.images import encode_png
 from tasks.common.skeleton import BONES, INDEX, LANDMARKS
+from tasks.plots import text
 
 # Left is warm, right is cool, the middle is grey, in every picture; colour-blind readers can tell them apart.
 LEFT, RIGHT, MIDDLE = (213, 94, 0), (0, 114, 178), (90, 90, 90)
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 SUPERSAMPLE = 4
+CAPTION = 10  # pixels
 
 
 def _colour(a: int, b: int) -> tuple[int, int, int]:
@@ -88,15 +90,11 @@ def sheet(pictures: Sequence[np.ndarray], columns: int, captions: Sequence[str] 
     columns = min(columns, len(pictures))
     canvas = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line + gap) + gap), PAPER)
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=10)
     for i, picture in enumerate(pictures):
         x, y = gap + i % columns * (width + gap), gap + i // columns * (height + line + gap)
         canvas.paste(Image.fromarray(picture), (x, y))
         if captions:
-            text = captions[i]
-            while text and draw.textlength(text, font=font) > width:
-                text = text[:-1]
-            draw.text((x + width / 2, y + height + 1), text, fill=INK, font=font, anchor="ma")
+            text.draw_centred(draw, x + width / 2, y + height + 1, captions[i], width, CAPTION, INK)
     return np.asarray(canvas)
 
 
@@ -116,18 +114,19 @@ def curves(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    text.use_fonts()
     figure = Figure(figsize=(6.4, 3.6), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, (x, y) in series.items():
-        axes.plot(x, y, label=name, linewidth=1.5)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    for x, y in series.values():
+        axes.plot(x, y, linewidth=1.5)
+    axes.set(xlabel=text.label(xlabel), ylabel=text.label(ylabel))
     if "x" in log:
         axes.set_xscale("log")
     if "y" in log:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     if len(series) > 1:
-        axes.legend(frameon=False)
+        axes.legend(axes.lines, [text.label(name) for name in series], frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})

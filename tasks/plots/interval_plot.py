@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.common import files
+from tasks.plots import text
 
 COLOURS = ("#1f5a96", "#c45a11", "#3c7d3c", "#7d3c7d", "#555555", "#a08000")
 
@@ -31,6 +32,7 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    text.use_fonts()
     total = sum(len(rows) for _, rows in panels)
     figure = Figure(figsize=(7.2, 0.9 + 0.28 * total + 0.55 * len(panels)), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
@@ -42,9 +44,9 @@ def draw(
             colour = COLOURS[row.series % len(COLOURS)]
             axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2, alpha=0.5)
             axes.plot([row.value], [place], "o", color=colour, markersize=5)
-        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_yticks(range(len(rows)), [text.label(row.label) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_title(text.label(title), loc="left", fontsize=10)
         axes.grid(axis="x", alpha=0.3)
         axes.ticklabel_format(axis="x", useOffset=False)
         axes.locator_params(axis="x", nbins=7)
@@ -53,6 +55,13 @@ def draw(
             axes.axvline(0, color="#000000", linewidth=0.8)
     if len(names) > 1:
         handles = [figure.axes[0].plot([], [], "o-", color=COLOURS[i % len(COLOURS)])[0] for i in range(len(names))]
-        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3), frameon=False, fontsize=9)
+        figure.legend(
+            handles,
+            [text.label(name) for name in names],
+            loc="outside lower center",
+            ncols=min(len(names), 3),
+            frameon=False,
+            fontsize=9,
+        )
     with files.new_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -19,7 +19,7 @@ from tasks.dataset.source_pictures import Place, pictures
 from tasks.extract.decode import Refusal
 from tasks.extract.findings import Kind
 from tasks.extract.poses_table import Poses, Reject
-from tasks.plots import drawing
+from tasks.plots import drawing, text
 
 T = TypeVar("T")
 TILE = 96  # pixels
@@ -149,6 +149,7 @@ def pose_map(path: Path, persons: Persons, clustering: Clusters) -> float:
     from matplotlib.figure import Figure
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
+    text.use_fonts()
     x = clusters.points(persons.pose, clustering.axis)
     centre = x.mean(axis=0)
     variances, vectors = np.linalg.eigh((x - centre).T @ (x - centre))  # ascending
@@ -162,20 +163,20 @@ def pose_map(path: Path, persons: Persons, clustering: Clusters) -> float:
     coloured = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_COLOURED]]
     dots = set(evenly_spaced(len(x), _DOTS))
     markers = "osD^vP"
+    handles = {}
     for n, name in enumerate([*coloured, None]):
         rows = [
             i for i in dots if persons.category[i] == name or (name is None and persons.category[i] not in coloured)
         ]
         if rows:
             colour = f"C{n % 10}" if name is not None else "0.7"
-            plot.scatter(
+            handles[name or "others"] = plot.scatter(
                 flat[rows, 0],
                 flat[rows, 1],
                 s=11,
                 color=colour,
                 marker=markers[n % len(markers)],
                 alpha=0.65,
-                label=name or "others",
             )
     for number, centroid in enumerate(clustering.centroids):
         members = np.flatnonzero(persons.cluster == number)
@@ -184,7 +185,8 @@ def pose_map(path: Path, persons: Persons, clustering: Clusters) -> float:
         where = (centroid - centre) @ axes.T
         plot.add_artist(AnnotationBbox(drawn, where, pad=0.1, bboxprops={"edgecolor": "0.4", "linewidth": 0.6}))
     plot.set(xlabel="first principal axis, torso lengths", ylabel="second principal axis, torso lengths")
-    plot.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    labels = [text.label(name) for name in handles]
+    plot.legend(list(handles.values()), labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     plot.grid(alpha=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
