@@ -5,8 +5,9 @@ dimension if x is a set of tokens). `tok:*` `[B, n, width]` is attended to. A co
 withheld from the whole batch. To withhold it from some rows only, a boolean mask `keep:<key>` `[B]` lies beside it. The
 network replaces a withheld condition by a learned embedding.
 
-Two entries describe the example itself and are never withheld: `vec:augment`, how it was augmented (zeros when sampling), and
-`mask:x` `[B, N]`, which tokens of x exist.
+Some entries describe the example itself and are never withheld: `vec:augment`, how it was augmented (zeros when sampling),
+`mask:x` `[B, N]`, which tokens of x exist, and `weight:x`, which broadcasts against x: what an error costs at each of its
+coordinates. The loss uses the last one, networks do not.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Cond = dict[str, Tensor]
 KEEP = "keep:"
 MASK = "mask:x"
 AUGMENT = "vec:augment"
+WEIGHT = "weight:x"
 
 
 def keep_mask(cond: Cond, key: str) -> Tensor | None:
@@ -30,7 +32,7 @@ def keep_mask(cond: Cond, key: str) -> Tensor | None:
 
 def keys(cond: Cond) -> list[str]:
     """The keys of the conditions that can be withheld."""
-    return [key for key in cond if not key.startswith(KEEP) and key not in (MASK, AUGMENT)]
+    return [key for key in cond if not key.startswith(KEEP) and key not in (MASK, AUGMENT, WEIGHT)]
 
 
 def drop(cond: Cond, p: float, seed: rng.Seed, ids: Tensor, each: float = 0.0) -> Cond:

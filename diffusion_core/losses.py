@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core import rng
-from diffusion_core.conditioning import KEEP, Cond, without
+from diffusion_core.conditioning import KEEP, WEIGHT, Cond, without
 from diffusion_core.schedules import Level, NoiseSchedule, sigma_level
 from diffusion_core.targets import Target, unit_weight
 
@@ -81,9 +81,15 @@ def loss(
     weight: Weight,
     cond: Cond | None = None,
 ) -> Tensor:
-    """weight(level) * (x0_hat - x0)^2, averaged over each example, `[B]`."""
+    """weight(level) * (x0_hat - x0)^2, averaged over each example, `[B]`.
+
+    Condition `weight:x` weighs the coordinates. Whatever it is, the minimum is at the posterior mean where it is positive.
+    """
     x0_hat = denoiser(level.corrupt(x0, noise), level, cond or {})
-    return weight(level).to(x0) * (x0_hat - x0).square().flatten(1).mean(1)
+    error = (x0_hat - x0).square()
+    if cond is not None and WEIGHT in cond:
+        error = error * cond[WEIGHT]
+    return weight(level).to(x0) * error.flatten(1).mean(1)
 
 
 def paired_loss(

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     VARIANCE = 6  # noise with which the variance of x0 is measured
     TRANSFORM = 7  # augmentation and changes of conditions, see `TransformStream`
     WATCH = 9  # losses and samples looked at while training
+    JITTER = 10  # size and place of the copies of a picture
 
 
 class TransformStream(IntEnum):

@@ -54,6 +54,10 @@ class Autoencoder(nn.Module):
         if not 1 <= latents <= patch:
             raise ValueError(f"latents must be between 1 and {patch}, the numbers of a patch, got {latents}")
         self.factor, self.latents, self.penalty = factor, latents, penalty
+        self.config = {
+            "factor": factor, "latents": latents, "widths": list(widths), "depth": depth, "channels": channels, "codes": codes,
+            "penalty": penalty,
+        }  # fmt: skip
         self.project = nn.Conv2d(patch, latents, 1)
         self.expand = nn.Conv2d(latents, patch, 1)
         self.encoder = Encoder(channels, widths, depth, latents) if widths else None
@@ -200,6 +204,7 @@ class Codebook(nn.Module):
         self.register_buffer("vectors", torch.randn(codes, channels, generator=generator))
         self.register_buffer("counts", torch.ones(codes))  # latents of a batch that are nearest to each, running mean
         self.register_buffer("sums", self.vectors.clone())
+        self._seen: list[tuple[Tensor, Tensor]] = []  # latents [N, channels] of this step and their codes [N]
 
     def start_from(self, z: Tensor) -> None:
         """Vectors that are evenly spaced latents of `[n, channels, h, w]`."""
@@ -221,24 +226,28 @@ class Codebook(nn.Module):
         return embedding(self.nearest(z), self.vectors).permute(0, 3, 1, 2).to(z)
 
     def straight_through(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest vectors, with the gradient of z, and the penalty `[B]` that draws z to them; updates the vectors."""
+        """The nearest vectors, with the gradient of z, and the penalty `[B]` that draws z to them."""
         codes = self.nearest(z)
         quantised = embedding(codes, self.vectors).permute(0, 3, 1, 2).to(z)
         distances = mse_loss(z.float(), quantised.float(), reduction="none").flatten(1).mean(1)
         if self.training:
-            self._update(z.detach().float().permute(0, 2, 3, 1).reshape(-1, z.shape[1]), codes.flatten())
+            self._seen.append((z.detach().float().permute(0, 2, 3, 1).reshape(-1, z.shape[1]), codes.flatten()))
         return z + (quantised - z).detach(), self.commitment * distances
 
+    def begin_step(self) -> None:
+        """Forget the latents seen so far."""
+        self._seen = []
+
     @torch.no_grad()
-    def _update(self, rows: Tensor, codes: Tensor) -> None:
-        """One step of the running means, over the latents of all ranks."""
+    def end_step(self) -> None:
+        """One step of the running means, over the latents seen on all ranks."""
+        rows, codes = (torch.cat(part) for part in zip(*self._seen, strict=True))
+        self._seen = []
         size = len(self.vectors)
         counts = torch.zeros_like(self.counts).index_add_(0, codes, torch.ones_like(rows[:, 0]))
         sums = torch.zeros_like(self.sums).index_add_(0, codes, rows)
-        spare = parallel.broadcast_tensors(
-            {"rows": rows[torch.randperm(len(rows), device=rows.device)[:size]]}, rows.device
-        )
-        spare_rows = spare["rows"]
+        evenly = torch.linspace(0, len(rows) - 1, min(size, len(rows)), device=rows.device).round().long()
+        spare_rows = parallel.broadcast_tensors({"rows": rows[evenly]}, rows.device)["rows"]
         self.counts.lerp_(parallel.all_reduce_sum(counts), 1 - self.decay)
         self.sums.lerp_(parallel.all_reduce_sum(sums), 1 - self.decay)
         dead = (self.counts < self.dead).nonzero()[:, 0][: len(spare_rows)]

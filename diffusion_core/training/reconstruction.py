@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from diffusion_core.conditioning import Cond
+from diffusion_core.conditioning import WEIGHT, Cond
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.nets.autoencoder import Autoencoder
 from diffusion_core.presets import edm
 from diffusion_core.recipe import Recipe
 from diffusion_core.schedules import Level, sigma_level
 
-WEIGHT = "map:weight"  # condition: what an error costs at each pixel, [B, 1, s, s]
 SCALES = 3  # of the gradients: full, half, quarter resolution
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,20 @@ class Step(NamedTuple):
     level: Level  # this rank's, [B / W]
     losses: Tensor  # this rank's, [B / W]
     stop: bool = False  # whether any rank was asked to stop (`Trainer.stop`), the same on all ranks
+
+
+@runtime_checkable
+class RunningStatistics(Protocol):
+    """A module that learns from what it sees instead of by gradients, such as a codebook of running means.
+
+    It collects in the forward pass and changes in `end_step` only, so that passes which measure something leave no trace.
+    """
+
+    def begin_step(self) -> None:
+        """Forget what was collected."""
+
+    def end_step(self) -> None:
+        """Update from what was collected since, on all ranks."""
 
 
 class Diverged(ArithmeticError):
@@ -128,6 +142,7 @@ class Trainer:
             self.device,
             torch.bfloat16 if self.compute.precision == "bf16" else torch.float32,
         )
+        self.running = [module for module in denoiser.modules() if isinstance(module, RunningStatistics)]
         decays = averages or {"ema": halflife(config.ema_halflife_images, config.ema_warmup)}
         self.averages = {name: Average(self.parameters, decay) for name, decay in decays.items()}
 
@@ -150,6 +165,8 @@ class Trainer:
         """Train on the next batch. Raises Diverged, before any weight changes, if loss or gradient is not finite."""
         batch = lr_schedule.batch_size(self.config, self.nimg)
         self.zero_gradients()
+        for module in self.running:
+            module.begin_step()
         result = self.gradient(self.nimg, batch)
         sums = torch.stack([result.weighted.sum() / batch, result.weighted.new_tensor(float(self.stop))])
         parallel.all_reduce_sum(sums)
@@ -160,6 +177,8 @@ class Trainer:
 
         optimisers.set_rate(self.optimizer, self.learning_rate())
         self.optimizer.step()
+        for module in self.running:
+            module.end_step()
         self.nimg += batch
         if self.recipe.importance:
             self.recipe.importance.update(

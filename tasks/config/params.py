@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from tasks.common import files
 from tasks.common.errors import UserError
+from tasks.config.codec import Codec
 from tasks.config.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Weights
 from tasks.config.operations import Generate, Limits, Notify, Retrain, Services
@@ -24,8 +25,9 @@ from tasks.config.section import Section
 from tasks.config.training import Pictures, Poses, Train
 
 __all__ = [
-    "Card", "Curate", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Params", "Pictures", "Poses",
-    "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Weights", "load", "parse", "set_value", "set_values",
+    "Card", "Codec", "Curate", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Params",
+    "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Weights", "load",
+    "parse", "set_value", "set_values",
 ]  # fmt: skip
 
 
@@ -39,6 +41,7 @@ class Params(Section):
     shard: Shard
     card: Card = Card()
     poses: Poses
+    codec: Codec = Codec.model_validate({})
     pictures: Pictures
     sample: Sampling
     memorization: Memorization
@@ -54,6 +57,16 @@ class Params(Section):
     def _pictures_fit_the_crop(self) -> Params:
         if self.pictures.size > self.shard.size:
             raise ValueError(f"pictures.size must be at most shard.size ({self.shard.size}), got {self.pictures.size}")
+        if self.codec.kind == "none":
+            return self
+        side, factor = self.pictures.size // self.codec.factor, self.codec.factor
+        if self.pictures.size % factor or (self.pictures.net not in ("unet", "edm2") and side % self.pictures.patch):
+            raise ValueError(
+                f"pictures.size must be a multiple of codec.factor times pictures.patch "
+                f"({factor} x {self.pictures.patch}), got {self.pictures.size}"
+            )
+        if self.pictures.augment:
+            raise ValueError("pictures.augment needs pixels (codec.kind: none); with a codec use pictures.copies")
         return self
 
 

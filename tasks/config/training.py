@@ -58,6 +58,7 @@ class Poses(Train):
 
     conditions: list[Literal["category"]] = Field(["category"])
     condition_noise: Literal[0] = 0  # there is no pose to add noise to
+    copies: Literal[0] = 0  # poses have no frame in which they could be shifted
 
 
 class Pictures(Train):
@@ -65,8 +66,10 @@ class Pictures(Train):
 
     net: Net = "patch"
     size: int = Field(32, ge=8, le=512)  # pixels
-    patch: Positive = 4  # pixels along the side of a token, for networks that have tokens
+    patch: Positive = 4  # pixels (with a codec, latents) along the side of a token, for networks that have tokens
+    copies: int = Field(0, ge=0, le=32)  # of each picture, a little larger or smaller and shifted, its pose map alike
     conditions: list[Literal["category", "pose_map", "pose_vector", "pose_tokens"]] = Field(["category", "pose_map"])
+    body_weight: float = Field(0.0, ge=0, le=100)  # how much more an error costs on the person's limbs
     # Largest sigma of noise added to the pose in training; the network gets its level as a condition.
     condition_noise: float = Field(0.0, ge=0, le=10)
 

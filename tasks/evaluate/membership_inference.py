@@ -31,11 +31,7 @@ def loss_gaps(root: Path, name: str) -> list[LevelGap]:
     table = []
     for splits in (("train",), ("val", "test")):
         datasets = [modality.usable(root, split, model.config) for split in splits]
-        examples = [
-            modality.examples(dataset, model.config, model.categories, mirrored=False)
-            for dataset in datasets
-            if len(dataset)
-        ]
+        examples = [model.examples(dataset) for dataset in datasets if len(dataset)]
         if sum(map(len, examples)) < 2:
             return []
         cond = {key: torch.cat([part.cond[key] for part in examples]) for key in examples[0].cond}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -20,21 +20,23 @@ from tasks.common.errors import UserError
 from tasks.common.skeleton import BONES
 from tasks.config.training import Pictures, Poses
 
-# Name in params.yaml -> constructor (size, patch, width, depth, heads, conditions, dropout) -> network.
-PICTURE_NETS: Mapping[str, Callable[[int, int, int, int, int, Mapping[str, int], float], nn.Module]] = {
-    "patch": lambda s, p, w, d, h, c, drop: PatchTransformer(s, p, width=w, depth=d, heads=h, conds=c, dropout=drop),
-    "dit": lambda s, p, w, d, h, c, drop: DiT(s, p, width=w, depth=d, heads=h, conds=c, dropout=drop),
-    "mmdit": lambda s, p, w, d, h, c, drop: MMDiT(s, p, width=w, depth=d, heads=h, conds=c, dropout=drop),
-    "uvit": lambda s, p, w, d, h, c, drop: UViT(s, p, width=w, depth=d, heads=h, conds=c, dropout=drop),
-    "rin": lambda s, p, w, d, h, c, drop: RIN(s, p, width=w, depth=d, heads=h, conds=c, dropout=drop),
-    "hourglass": lambda s, p, w, d, h, c, drop: Hourglass(s, p, width=w, depth=d, heads=h, conds=c, dropout=drop),
-    "unet": lambda s, p, w, d, h, c, drop: UNet(s, width=w, depth=d, heads=h, conds=c, dropout=drop),
-    "edm2": lambda s, p, w, d, h, c, drop: EDM2UNet(s, width=w, depth=d, heads=h, conds=c, dropout=drop),
+# Name in params.yaml -> constructor (size, patch, width, depth, heads, conditions, dropout, channels) -> network.
+PICTURE_NETS: Mapping[str, Callable[[int, int, int, int, int, Mapping[str, int], float, int], nn.Module]] = {
+    "patch": lambda s, p, w, d, h, c, drop, ch: PatchTransformer(s, p, ch, w, d, h, c, drop),
+    "dit": lambda s, p, w, d, h, c, drop, ch: DiT(s, p, ch, w, d, h, c, drop),
+    "mmdit": lambda s, p, w, d, h, c, drop, ch: MMDiT(s, p, ch, w, d, h, c, drop),
+    "uvit": lambda s, p, w, d, h, c, drop, ch: UViT(s, p, ch, w, d, h, c, drop),
+    "rin": lambda s, p, w, d, h, c, drop, ch: RIN(s, p, ch, w, d, h, c, drop),
+    "hourglass": lambda s, p, w, d, h, c, drop, ch: Hourglass(s, p, ch, w, d, h, c, drop),
+    "unet": lambda s, p, w, d, h, c, drop, ch: UNet(s, ch, w, d, h, c, drop),
+    "edm2": lambda s, p, w, d, h, c, drop, ch: EDM2UNet(s, ch, w, d, h, c, drop),
 }
 
 
-def network(config: Poses | Pictures, conds: Mapping[str, int]) -> nn.Module:
+def network(config: Poses | Pictures, conds: Mapping[str, int], shape: Sequence[int] | None = None) -> nn.Module:
     """The untrained network of a model, initialised from its seed. `conds`: condition -> width.
+
+    shape: of a picture as the network gets it, (channels, side, side); by default in pixels.
 
     Raises UserError if the network cannot have this size or does not accept one of the conditions.
     """
@@ -42,7 +44,9 @@ def network(config: Poses | Pictures, conds: Mapping[str, int]) -> nn.Module:
     width, depth, heads = config.shape
     try:
         if isinstance(config, Pictures):
-            return PICTURE_NETS[config.net](config.size, config.patch, width, depth, heads, conds, config.dropout)
+            channels, side, _ = shape or (3, config.size, config.size)
+            constructor = PICTURE_NETS[config.net]
+            return constructor(side, config.patch, width, depth, heads, conds, config.dropout, channels)
         return PoseTransformer(33, BONES, width=width, depth=depth, heads=heads, conds=conds, dropout=config.dropout)
     except ValueError as error:
         name = f"pictures ({config.net})" if isinstance(config, Pictures) else "poses"

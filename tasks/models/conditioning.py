@@ -16,10 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
 from diffusion_core import rng
-from diffusion_core.codecs import Affine
-from diffusion_core.conditioning import AUGMENT, KEEP, Cond, drop, keys
+from diffusion_core.codecs import Affine, Latent
+from diffusion_core.conditioning import AUGMENT, KEEP, WEIGHT, Cond, drop, keys
 from diffusion_core.rng import TransformStream
 from diffusion_core.schedules import sigma_level
 from diffusion_core.training import augmentation
@@ -31,19 +32,20 @@ from tasks.dataset.pose_map import CHANNELS, MIRRORED, pose_map
 JOINTS = 33
 SELF = "map:self"
 POSE_LEVEL = "vec:pose_level"
+JITTER_SCALE, JITTER_SHIFT = 0.07, 0.035  # standard deviations: of the log size, and of the place in picture sides
 
 
-def widths(config: Poses | Pictures, categories: int) -> dict[str, int]:
-    """The width of each condition of a model's network."""
+def widths(config: Poses | Pictures, categories: int, factor: int = 1, channels: int = 3) -> dict[str, int]:
+    """The width of each condition of a model's network, whose codec has this factor and so many channels."""
     each = {"category": ("vec:category", categories), "pose_vector": ("vec:pose", 3 * JOINTS)}
-    each |= {"pose_map": ("map:pose", CHANNELS), "pose_tokens": ("tok:pose", 3 + JOINTS)}
+    each |= {"pose_map": ("map:pose", CHANNELS * factor**2), "pose_tokens": ("tok:pose", 3 + JOINTS)}
     out = dict(each[name] for name in config.conditions)
     if config.augment:
         out[AUGMENT] = augmentation.WIDTH
     if config.condition_noise:
         out[POSE_LEVEL] = 1
     if config.self_condition:
-        out[SELF] = 3
+        out[SELF] = channels
     return out
 
 
@@ -53,10 +55,12 @@ def conditions(
     margin: float,
     names: Sequence[str | None],
     poses: np.ndarray | None = None,
+    factor: int = 1,
 ) -> Cond:
     """The conditions for categories `names` and poses `[n, 33, 3]`: those of them that the model has.
 
-    A category that is None or not in `categories` is withheld. Without poses, all conditions on the pose are withheld.
+    A category that is None or not in `categories` is withheld. Without poses, all conditions on the pose are withheld. Maps
+    have the resolution of the latents of a codec with this factor.
     """
     cond: Cond = {}
     if "category" in config.conditions:
@@ -81,10 +85,42 @@ def conditions(
         cond[AUGMENT] = augmentation.no_transform(len(names))
     if config.condition_noise:
         cond[POSE_LEVEL] = torch.zeros(len(names), 1)
-    return cond
+    return at_latents(cond, factor)
 
 
-def transform(config: Poses | Pictures, codec: Affine) -> Transform | None:
+def at_latents(cond: Cond, factor: int) -> Cond:
+    """Maps and weights of pixels at the resolution of latents: factor x factor pixels become channels of a map, and their
+    mean a weight."""
+    if factor == 1:
+        return cond
+    out = dict(cond)
+    for key, value in cond.items():
+        if key.startswith("map:") and key != SELF:
+            out[key] = pixel_unshuffle(value, factor)
+        elif key == WEIGHT:
+            out[key] = avg_pool2d(value, factor)
+    return out
+
+
+def body_weight(maps: Tensor, more: float) -> Tensor:
+    """What an error costs at each pixel, `[n, 1, s, s]` with mean 1 for each picture: 1 + more on the bones of pose maps."""
+    weight = 1 + more * maps.amax(1, keepdim=True)
+    return weight / weight.mean((1, 2, 3), keepdim=True)
+
+
+def jittered(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:
+    """Pictures a little larger or smaller and shifted, their pose maps alike; the jitter is a function of (seed, ids[i]).
+
+    The landmarks need no change: hips and torso are their origin and unit.
+    """
+    chosen = augmentation.random_transforms(
+        seed, ids, 1.0, flip=False, scale=JITTER_SCALE, turn=0.0, shift=JITTER_SHIFT
+    )
+    x0, moved = _transformed(x0, cond, chosen.to(x0))
+    return x0, moved if AUGMENT in cond else {key: value for key, value in moved.items() if key != AUGMENT}
+
+
+def transform(config: Poses | Pictures, codec: Affine | Latent) -> Transform | None:
     """The transform of training batches: augment the examples, add noise to the pose, withhold single conditions. None: none.
 
     x0 is in the network's units, before and after.

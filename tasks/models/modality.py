@@ -3,6 +3,8 @@
     poses      x0 = one pose, 33 joint tokens of 3 numbers, given its category
     pictures   x0 = one picture, 3 channels, given its category and its pose (`conditions` says in which forms)
 
+With a codec, the network of `pictures` works on latents, and everything outside of it on pixels.
+
 `artifacts/<model>/model.safetensors` holds the averaged weights, the codec, and as JSON everything to build it again.
 """
 
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core import presets
-from diffusion_core.codecs import Affine
+from diffusion_core.codecs import Affine, Latent
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned
 from diffusion_core.guidance import cfg, self_condition
@@ -32,6 +34,7 @@ from tasks.common.skeleton import mirror
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Pictures, Poses
 from tasks.dataset.shards import ShardDataset
+from tasks.models import codec as stored_codec
 from tasks.models.build import network
 from tasks.models.conditioning import SELF, conditions, widths
 
@@ -77,14 +80,18 @@ def _pictures(dataset: ShardDataset, size: int) -> Tensor:
     return torch.from_numpy(dataset.pictures_uint8(size)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def examples(dataset: ShardDataset, config: Poses | Pictures, categories: list[str], mirrored: bool) -> Examples:
+def examples(
+    dataset: ShardDataset, config: Poses | Pictures, categories: list[str], mirrored: bool, factor: int = 1
+) -> Examples:
     """The n examples of a split in data units; with `mirrored`, 2 n: the mirror image of example i is example n + i.
+
+    Pose maps have the resolution of a codec's latents, if its factor is given.
 
     A mirror image exchanges left and right: x of the landmarks changes sign, landmarks change names, the picture is flipped.
     """
     poses, names = dataset.poses(), [meta["category"] for meta in dataset.metas()]
     margin = dataset.about["margin"]
-    cond, flipped_cond = (conditions(config, categories, margin, names, p) for p in (poses, mirror(poses)))
+    cond, flipped_cond = (conditions(config, categories, margin, names, p, factor) for p in (poses, mirror(poses)))
     if isinstance(config, Pictures):
         x0 = _pictures(dataset, config.size)
         flipped = x0.flip(-1)
@@ -104,33 +111,47 @@ class Model:
     categories: list[str]
     denoiser: Preconditioned
     recipe: Recipe
-    codec: Affine
+    codec: Affine | Latent
     margin: float  # around a person in the square crop
     meta: dict[str, Any]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one example."""
-        return (3, self.config.size, self.config.size) if isinstance(self.config, Pictures) else (33, 3)
+        """The shape of one example in the network's units."""
+        return shape_of(self.config, self.codec)
+
+    def examples(self, dataset: ShardDataset) -> Examples:
+        """The examples of a split in data units, with conditions as the network gets them."""
+        return examples(dataset, self.config, self.categories, mirrored=False, factor=self.codec.factor)
 
     def conditions(self, categories: Sequence[str | None], poses: np.ndarray | None = None) -> Cond:
         """The conditions for one category per sample and, for pictures, the poses `[n, 33, 3]` that they shall show.
 
         A category that is None or unknown to the model is withheld, as in condition dropout.
         """
-        return conditions(self.config, self.categories, self.margin, categories, poses)
+        return conditions(self.config, self.categories, self.margin, categories, poses, self.codec.factor)
 
     def guided(self, strength: float) -> Denoiser:
         """The denoiser to sample with, with classifier-free guidance of this scale (1: none)."""
         return cfg(self_condition(self.denoiser, SELF) if self.config.self_condition else self.denoiser, strength)
 
 
-def build(name: str, config: Poses | Pictures, categories: list[str], codec: Affine, margin: float) -> Model:
+def shape_of(config: Poses | Pictures, codec: Affine | Latent) -> tuple[int, ...]:
+    """The shape of one example in the network's units."""
+    if not isinstance(config, Pictures):
+        return (33, 3)
+    side = config.size // codec.factor
+    return (codec.net.latents if isinstance(codec, Latent) else 3, side, side)
+
+
+def build(name: str, config: Poses | Pictures, categories: list[str], codec: Affine | Latent, margin: float) -> Model:
     """An untrained model."""
+    shape = shape_of(config, codec)
     recipe = presets.edm(sd=DATA_SD).replace(step=unipc())  # as good as Heun's step at half of its evaluations
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
-    denoiser = recipe.denoiser(network(config, widths(config, len(categories))))
+    conds = widths(config, len(categories), codec.factor, shape[0])
+    denoiser = recipe.denoiser(network(config, conds, shape if isinstance(config, Pictures) else None))
     return Model(name, config, categories, denoiser, recipe, codec, margin, {})
 
 
@@ -141,11 +162,11 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
         "config": model.config.model_dump(),
         "categories": model.categories,
         "margin": model.margin,
+        "codec": stored_codec.description(model.codec),
         **meta,
     }
     tensors = {f"weights.{name}": value for name, value in weights.items()}
-    codec = {"codec.mean": model.codec.mean, "codec.scale": model.codec.scale}
-    checkpoint.save(folder / paths.MODEL_FILE, tensors | codec, about)
+    checkpoint.save(folder / paths.MODEL_FILE, tensors | stored_codec.tensors(model.codec), about)
 
 
 def load(folder: Path, device: torch.device) -> Model:
@@ -156,7 +177,7 @@ def load(folder: Path, device: torch.device) -> Model:
     tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
     kinds: dict[str, Callable[..., Poses | Pictures]] = {"poses": Poses, "pictures": Pictures}
     config = kinds[meta["model"]](**meta["config"])
-    codec = Affine(tensors["codec.mean"], tensors["codec.scale"])
+    codec = stored_codec.from_tensors(tensors, meta.get("codec"))
     model = build(meta["model"], config, meta["categories"], codec, meta["margin"])
     weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
     missing, unexpected = model.denoiser.load_state_dict(weights, strict=False)  # buffers are not in the file

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion_core.codecs import Affine
-from diffusion_core.conditioning import Cond
+from diffusion_core import rng
+from diffusion_core.codecs import Affine, Latent
+from diffusion_core.conditioning import WEIGHT, Cond
+from diffusion_core.rng import Stream
 from diffusion_core.training.trainer import Data
 from tasks.common.errors import DataError
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Pictures, Poses
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality
+from tasks.models import conditioning, modality
 from tasks.models.modality import Examples
 
 FITTED = 4096  # examples that the codec is fitted to where not all fit into memory
@@ -30,30 +32,59 @@ AHEAD = 4  # batches that each worker reads ahead
 
 
 class ExampleDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
-    """Examples in data units by index. Indices from len(dataset) on are the mirror images."""
+    """Examples in data units by index: the originals, then their mirror images, then jittered copies of all these.
 
-    def __init__(self, dataset: ShardDataset, config: Poses | Pictures, categories: list[str]) -> None:
-        self.dataset, self.config, self.categories = dataset, config, categories
+    `factor`: that of the codec; pose maps and weights have the resolution of its latents, the pictures stay pixels.
+    """
+
+    def __init__(self, dataset: ShardDataset, config: Poses | Pictures, categories: list[str], factor: int = 1) -> None:
+        self.dataset, self.config, self.categories, self.factor = dataset, config, categories, factor
 
     def __len__(self) -> int:
+        return self.uncopied * (1 + self.config.copies)
+
+    @property
+    def uncopied(self) -> int:
+        """How many examples there are without the jittered copies."""
         return len(self.dataset) * (2 if self.config.mirror else 1)
 
     @property
     def keys(self) -> list[str]:
-        """The sample key of each example; a mirror image has that of its original."""
-        return self.dataset.keys * (2 if self.config.mirror else 1)
+        """The sample key of each example; mirror images and copies have that of their original."""
+        return self.dataset.keys * (len(self) // max(len(self.dataset), 1))
 
     def read(self, indices: Tensor) -> Examples:
         """The examples of indices `[B]`."""
         count = len(self.dataset)
         originals = self.dataset.take([i % count for i in indices.tolist()])
         both = modality.examples(originals, self.config, self.categories, mirrored=self.config.mirror)
-        rows = torch.arange(len(indices)) + len(indices) * (indices >= count)
-        return Examples(both.x0[rows], {key: value[rows] for key, value in both.cond.items()})
+        rows = torch.arange(len(indices)) + len(indices) * (indices % self.uncopied >= count)
+        return self._finished(Examples(both.x0[rows], {key: value[rows] for key, value in both.cond.items()}), indices)
 
     def read_all(self) -> Examples:
-        """All examples, the mirror images after the originals."""
-        return modality.examples(self.dataset, self.config, self.categories, mirrored=self.config.mirror)
+        """All examples."""
+        plain = modality.examples(self.dataset, self.config, self.categories, mirrored=self.config.mirror)
+        parts = [
+            self._finished(plain, torch.arange(len(plain)) + k * len(plain)) for k in range(1 + self.config.copies)
+        ]
+        cond = {key: torch.cat([part.cond[key] for part in parts]) for key in parts[0].cond}
+        return Examples(torch.cat([part.x0 for part in parts]), cond)
+
+    def _finished(self, plain: Examples, indices: Tensor) -> Examples:
+        """The examples of these indices, given what they are without jitter, at full resolution."""
+        x0, cond = plain.x0, plain.cond
+        copied = indices >= self.uncopied
+        if copied.any():
+            seed = rng.fold(self.config.seed, Stream.JITTER)
+            part = {key: value[copied] for key, value in cond.items()}
+            moved, told = conditioning.jittered(x0[copied], part, seed, indices[copied])
+            x0, cond = x0.clone(), {key: value.clone() for key, value in cond.items()}
+            x0[copied] = moved
+            for key, value in told.items():
+                cond[key][copied] = value
+        if isinstance(self.config, Pictures) and self.config.body_weight and "map:pose" in cond:
+            cond = {**cond, WEIGHT: conditioning.body_weight(cond["map:pose"], self.config.body_weight)}
+        return Examples(x0, conditioning.at_latents(cond, self.factor))
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, Cond]:
         batch = self.read(indices)
@@ -74,16 +105,19 @@ class Source:
 
     count: int
     digest: str
-    codec: Affine
+    codec: Affine | Latent
     subset: Examples
     data: Data
 
 
-def in_memory(dataset: ExampleDataset, per_coordinate: bool, pin: bool) -> Source:
-    """All examples as tensors. Raises DataError if one of them is not finite."""
+def in_memory(dataset: ExampleDataset, per_coordinate: bool, pin: bool, latents: Latent | None = None) -> Source:
+    """All examples as tensors; without latents, an affine codec is fitted to them.
+
+    Raises DataError if one of them is not finite.
+    """
     raw = dataset.read_all()
-    _check_finite(raw, dataset.keys)
-    codec = modality.fit_codec(raw.x0, per_coordinate)
+    check_finite(raw, dataset.keys)
+    codec = latents or modality.fit_codec(raw.x0[: dataset.uncopied], per_coordinate)
     examples = Examples(codec.encode(raw.x0), raw.cond)
 
     def data(index: Tensor) -> tuple[Tensor, Cond]:
@@ -93,16 +127,16 @@ def in_memory(dataset: ExampleDataset, per_coordinate: bool, pin: bool) -> Sourc
     return Source(len(examples), digest(examples), codec, examples, data)
 
 
-def from_shards(dataset: ExampleDataset, per_coordinate: bool) -> Source:
-    """Examples that are read when they are needed; the codec is fitted to FITTED of them.
+def from_shards(dataset: ExampleDataset, per_coordinate: bool, latents: Latent | None = None) -> Source:
+    """Examples that are read when they are needed; without latents, an affine codec is fitted to FITTED of them.
 
     The identity is that of the shards and, since the same shards may be turned into other examples, of those FITTED examples.
     Raises DataError if one of these is not finite.
     """
     indices = evenly_spaced(len(dataset), FITTED)
     raw = dataset.read(torch.tensor(indices, dtype=torch.int64))
-    _check_finite(raw, [dataset.keys[i] for i in indices])
-    codec = modality.fit_codec(raw.x0, per_coordinate)
+    check_finite(raw, [dataset.keys[i] for i in indices])
+    codec = latents or modality.fit_codec(raw.x0, per_coordinate)
     subset = Examples(codec.encode(raw.x0), raw.cond)
     shards = dataset.dataset
     identity = json.dumps([shards.digests(), shards.keys, shards.about, digest(subset)], sort_keys=True)
@@ -148,7 +182,7 @@ def digest(examples: Examples) -> str:
     return data.hexdigest()
 
 
-def _check_finite(examples: Examples, keys: list[str]) -> None:
+def check_finite(examples: Examples, keys: list[str]) -> None:
     """Raise DataError, naming the keys, if examples are not finite: a single one would spoil the codec for all."""
     bad = torch.zeros(len(examples), dtype=torch.bool)
     for values in (examples.x0, *examples.cond.values()):

@@ -14,7 +14,12 @@ Keep = Literal["validation_loss", "distance", "last"]
 
 
 def relative_loss(sigmas: Sequence[float], losses: Sequence[float]) -> float:
-    """The mean over noise levels of loss / baseline; the baseline is a denoiser that knows only the variance of the data."""
+    """The mean over noise levels of loss / baseline; the baseline is a denoiser that knows only the variance of the data.
+
+    Without noise levels, the single loss itself.
+    """
+    if not sigmas:
+        return losses[0]
     baseline = [sigma**2 * DATA_SD**2 / (sigma**2 + DATA_SD**2) for sigma in sigmas]
     return sum(loss / worst for loss, worst in zip(losses, baseline, strict=True)) / len(baseline)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -40,7 +40,8 @@ Points = list[tuple[str, float, int]]  # (metric, value, images seen)
 class Evaluation:
     """What was measured after `images` images.
 
-    `train`, `val`: mean squared error of x0 at each of SIGMAS, in the network's units. `val` is None if there are no held-out
+    `train`, `val`: mean squared error of x0 at each of SIGMAS, in the network's units; of a codec one number, the error of its
+    reconstructions. `val` is None if there are no held-out
     examples, `gaps` and `distance` if there are too few of them, `noise_scale` if a batch cannot be divided.
     """
 
@@ -74,6 +75,11 @@ class Evaluation:
     def points(self) -> Points:
         """The numbers as metrics. `loss_gap` is how much higher the held-out loss is, as a share of the training loss."""
         points: Points = []
+        if len(self.train) == 1:  # a codec
+            both = {"train": self.train, "val": self.val or []}
+            return [
+                (f"reconstruction_error.{split}", losses[0], self.images) for split, losses in both.items() if losses
+            ]
         for split, losses in (("train", self.train), ("val", self.val or [])):
             for sigma, value in zip(SIGMAS, losses, strict=False):
                 points.append((f"denoising_loss.{split}.sigma_{sigma}", value, self.images))
@@ -89,6 +95,35 @@ class Evaluation:
         return points
 
 
+class Trainable(Protocol):
+    """What the training loop knows of a model."""
+
+    @property
+    def name(self) -> str:
+        """By which the model is known everywhere."""
+
+    @property
+    def config(self) -> Any:
+        """Its section of the parameters."""
+
+    @property
+    def denoiser(self) -> Preconditioned:
+        """Its network."""
+
+
+class AnyEvaluator(Protocol):
+    """What the training loop asks of an evaluator."""
+
+    sigmas: ClassVar[tuple[float, ...]]  # noise levels of the losses; without any there is one loss
+    noise_scale: ClassVar[bool]  # whether the gradient's noise scale is wanted
+
+    def evaluate(self, denoiser: Preconditioned, nimg: int, noise_scale: NoiseScale | None) -> Evaluation:
+        """Everything that is measured after nimg images."""
+
+    def picture(self, denoiser: Preconditioned, path: Path) -> None:
+        """Write a PNG that shows what the model can do."""
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates a model on `examples` of `train` and, if there are any, `val`, in the network's units."""
@@ -97,6 +132,8 @@ class Evaluator:
     examples: dict[str, Examples]
     seed: int
     samples: int  # how many are drawn for the distance to held-out data; 0: no distance
+    sigmas: ClassVar[tuple[float, ...]] = SIGMAS
+    noise_scale: ClassVar[bool] = True
 
     def evaluate(self, denoiser: Preconditioned, nimg: int, noise_scale: NoiseScale | None) -> Evaluation:
         """Losses at SIGMAS, gaps and distance of the model with this denoiser."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,11 +23,9 @@ from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.config.params import Params
 from tasks.metrics import membership_inference
-from tasks.models import modality
-from tasks.models.modality import Model
 from tasks.registry import lineage, tracking
 from tasks.train import curves, early_stopping, launch
-from tasks.train.evaluation import SIGMAS, Evaluation, Evaluator, Points, Speed, speed_points
+from tasks.train.evaluation import AnyEvaluator, Evaluation, Points, Speed, Trainable, speed_points
 from tasks.train.state import State, TrainingFolder
 
 POINTS = 4  # points of the loss curve per checkpoint
@@ -59,15 +58,16 @@ class TrainingLoop:
     """A training from where it stands to its end.
 
     `keys`: the sample key of each of the trainer's examples. `trained_on`: the content of trained_on.json, see `lineage`.
+    `save(folder, weights=, meta=)` writes the model file.
     """
 
     def __init__(
-        self, params: Params, root: Path, model: Model, trainer: Trainer, folder: TrainingFolder, evaluator: Evaluator,
-        keys: list[str], trained_on: dict[str, Any],
+        self, params: Params, root: Path, model: Trainable, trainer: Trainer, folder: TrainingFolder, evaluator: AnyEvaluator,
+        keys: list[str], trained_on: dict[str, Any], save: Callable[..., None],
     ) -> None:  # fmt: skip
         self.params, self.root, self.model, self.config = params, root, model, model.config
         self.trainer, self.folder, self.evaluator, self.keys = trainer, folder, evaluator, keys
-        self.trained_on = trained_on
+        self.trained_on, self.save = trained_on, save
         self.leader = trainer.rank == 0
         self.history = History()
         self.record: tracking.Run | None = None  # only the leader has one
@@ -167,13 +167,13 @@ class TrainingLoop:
     def _evaluate(self) -> None:
         """Append an evaluation to the history, keep the weights if they are the best, and decide whether to stop."""
         trainer = self.trainer
-        noise_scale = monitoring.noise_scale(trainer)
+        noise_scale = monitoring.noise_scale(trainer) if self.evaluator.noise_scale else None
         denoiser = trainer.averaged()
         if self.leader:
             evaluations = self.history.evaluations
             evaluations.append(self.evaluator.evaluate(denoiser, trainer.nimg, noise_scale))
             self._announce_memorization(evaluations)
-            if early_stopping.best(evaluations, SIGMAS, self.config.keep) == len(evaluations) - 1:
+            if early_stopping.best(evaluations, self.evaluator.sigmas, self.config.keep) == len(evaluations) - 1:
                 self.folder.save_best(dict(denoiser.state_dict()), trainer.nimg)
             path = self.folder.path / "samples" / f"{trainer.nimg:012d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,11 +237,11 @@ class TrainingLoop:
     def _finish(self, record: tracking.Run) -> None:
         """Write the artifacts: weights of the best evaluation, curves, lineage, snapshots."""
         evaluations = self.history.evaluations
-        nimg = evaluations[early_stopping.best(evaluations, SIGMAS, self.config.keep)].images
-        kept = early_stopping.kept(evaluations, SIGMAS, self.config.keep)
+        nimg = evaluations[early_stopping.best(evaluations, self.evaluator.sigmas, self.config.keep)].images
+        kept = early_stopping.kept(evaluations, self.evaluator.sigmas, self.config.keep)
         weights: dict[str, Tensor] = self.folder.best(nimg)
         training = {
-            "sigmas": SIGMAS,
+            "sigmas": self.evaluator.sigmas,
             "loss": self.history.loss,
             "levels": [evaluation.as_json() for evaluation in evaluations],
             "stopped": self.history.stopped,
@@ -249,9 +249,9 @@ class TrainingLoop:
         }
         artifacts = paths.model_folder(self.root, self.model.name)
         with files.new_folder(artifacts) as folder:
-            modality.save(folder, self.model, weights, {"digest": self.folder.digest, "images": nimg})
+            self.save(folder, weights=weights, meta={"digest": self.folder.digest, "images": nimg})
             files.write_json(folder / "training.json", training)
-            curves.write(folder, self.history.loss, evaluations, SIGMAS)
+            curves.write(folder, self.history.loss, evaluations, self.evaluator.sigmas)
             files.write_json(folder / lineage.FILE, self.trained_on)
             for path in sorted(self.folder.path.glob("snapshots/*.safetensors")):
                 (folder / "snapshots").mkdir(exist_ok=True)

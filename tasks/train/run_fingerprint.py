@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tasks.common.code_digest import code_digest
-from tasks.config.params import Pictures, Poses
+from tasks.config.optimisation import Optimisation
 
 # Parameters that say how the work is done, and not what is computed.
 LAYOUT = {"ranks", "sharded", "microbatch", "recompute", "workers", "memory_gb", "checkpoints_kept"}
@@ -40,7 +40,7 @@ DIGESTS = (EXAMPLES, HELD_OUT, SOURCE_CODE)  # too long to print
 RunFingerprint = dict[str, str]
 
 
-def of(config: Poses | Pictures, examples: str, held_out: str) -> RunFingerprint:
+def of(config: Optimisation, examples: str, held_out: str) -> RunFingerprint:
     """Each parameter of the model as JSON, and digests of the training and held-out examples (given) and of the code."""
     fingerprint = dict(_flat(config.model_dump(exclude=LAYOUT)))
     digests = {EXAMPLES: examples, HELD_OUT: held_out, SOURCE_CODE: code_digest(CODE)}

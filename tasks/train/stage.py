@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,17 +23,18 @@ from torch import distributed
 
 from diffusion_core import rng
 from diffusion_core.training import data_scale, microbatch_size
-from diffusion_core.training.compute import Compute, best_precision
-from diffusion_core.training.ema import Decay, halflife, power
-from diffusion_core.training.trainer import TrainConfig, Trainer
-from tasks.common.errors import DataError, UserError
+from diffusion_core.training.trainer import Trainer
+from tasks.common.errors import DataError
 from tasks.common.subset import evenly_spaced
+from tasks.config.codec import Codec
 from tasks.config.params import Params, Pictures, Poses
-from tasks.models import conditioning, modality
+from tasks.models import codec, conditioning, modality
 from tasks.models.modality import Examples, Model
 from tasks.registry import lineage
+from tasks.train import codec as codec_training
 from tasks.train import data as training_data
 from tasks.train import launch, run_fingerprint, warm_start
+from tasks.train.core_settings import averages, core_compute, core_config
 from tasks.train.data import ExampleDataset
 from tasks.train.evaluation import EVALUATED, Evaluator
 from tasks.train.loop import TrainingLoop
@@ -45,7 +47,7 @@ log = logging.getLogger(__name__)
 
 def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -> None:
     """Train `model`, with torchrun if there is more than one rank. Killed and run again, it ends with the same bits."""
-    config = modality.config_of(params, model)
+    config = codec_training.config_of(params) if model == codec.NAME else modality.config_of(params, model)
     if config.ranks > 1 and not launch.under_torchrun():
         launch.torchrun(["tasks", "train", model, *([checkpoint] if checkpoint else [])], config.ranks, root)
         return
@@ -54,52 +56,14 @@ def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # no code reads such memory
     try:
         device = launch.join()
-        _train(params, root, model, config, device, Path(checkpoint) if checkpoint else None)
+        path = Path(checkpoint) if checkpoint else None
+        if isinstance(config, Codec):
+            codec_training.train(params, root, device, path)
+        else:
+            _train(params, root, model, config, device, path)
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def core_config(config: Poses | Pictures) -> TrainConfig:
-    """The parameters of the core's training loop."""
-    return TrainConfig(
-        images=config.images,
-        batch=config.batch,
-        optimiser=config.optimiser,
-        learning_rate=config.learning_rate,
-        muon_learning_rate=config.muon_learning_rate,
-        warmup_images=config.warmup_images,
-        decay_from_images=config.decay_from_images,
-        cooldown_images=config.cooldown_images,
-        batch_growth=tuple((growth.images, growth.batch) for growth in config.batch_growth),
-        batch_lr_power=config.batch_lr_power,
-        ema_halflife_images=config.ema_halflife_images,
-        grad_clip=config.grad_clip,
-        weight_decay=config.weight_decay,
-        condition_dropout=config.condition_dropout,
-        seed=config.seed,
-    )
-
-
-def core_compute(config: Poses | Pictures, device: torch.device) -> Compute:
-    """The settings for this kind of device. Raises UserError if weights cannot be sharded over its ranks."""
-    kind = config.cuda if device.type == "cuda" else config.cpu
-    if (
-        config.sharded
-        and device.type == "cuda"
-        and distributed.is_initialized()
-        and distributed.get_backend() == "gloo"
-    ):
-        raise UserError("Weights can be split over GPUs (sharded) only if every rank has a GPU of its own.")
-    size = None if config.microbatch == "largest" else config.microbatch
-    precision = best_precision(device) if kind.precision == "auto" else kind.precision
-    return Compute(precision, kind.compile, config.recompute, size, config.sharded and distributed.is_initialized())
-
-
-def averages(config: Poses | Pictures) -> dict[str, Decay]:
-    """The decay of each average of the weights: `ema` becomes the model, the others are stored for post-hoc EMA."""
-    widths = {f"power_{width:g}": power(width) for width in config.power_averages}
-    return {"ema": halflife(config.ema_halflife_images), **widths}
 
 
 def _train(
@@ -109,15 +73,16 @@ def _train(
     if not len(train):
         raise DataError(f"No training person has a picture: there is nothing to train {name} on.")
     categories: list[str] = train.about["categories"]
-    dataset = ExampleDataset(train, config, categories)
+    latents = codec_training.trained(params, root) if name == "pictures" else None
+    factor = latents.factor if latents is not None else 1
+    dataset = ExampleDataset(train, config, categories, factor)
     pin = device.type == "cuda"
     fits_in_memory = dataset.bytes() <= config.memory_gb * 1e9
     if fits_in_memory:
-        source = training_data.in_memory(dataset, name == "poses", pin)
+        source = training_data.in_memory(dataset, name == "poses", pin, latents)
     else:
-        source = training_data.from_shards(dataset, name == "poses")
-    codec = source.codec
-    model = modality.build(name, config, categories, codec, train.about["margin"])
+        source = training_data.from_shards(dataset, name == "poses", latents)
+    model = modality.build(name, config, categories, source.codec, train.about["margin"])
     model.denoiser.to(device)
     trainer = Trainer(
         model.denoiser,
@@ -126,7 +91,7 @@ def _train(
         data=source.data,
         n=source.count,
         averages=averages(config),
-        transform=conditioning.transform(config, codec),
+        transform=conditioning.transform(config, source.codec),
         compute=core_compute(config, device),
     )
     if config.start is not None:
@@ -137,8 +102,8 @@ def _train(
     for split, shards in (("train", train), ("val", held_out)):
         if len(shards):
             chosen = shards.take(evenly_spaced(len(shards), EVALUATED))
-            examples = modality.examples(chosen, config, categories, mirrored=False)
-            evaluated[split] = Examples(codec.encode(examples.x0), examples.cond)
+            examples = model.examples(chosen)
+            evaluated[split] = Examples(source.codec.encode(examples.x0), examples.cond)
     held_out_digest = training_data.digest(evaluated["val"]) if "val" in evaluated else "none"
     fingerprint = run_fingerprint.of(config, source.digest, held_out_digest)
     if trainer.rank == 0:
@@ -146,7 +111,8 @@ def _train(
     evaluator = Evaluator(model, evaluated, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples)
     folder = TrainingFolder(root, name, fingerprint, config.checkpoints_kept)
     trained_on = lineage.trained_on(train, config.start)
-    loop = TrainingLoop(params, root, model, trainer, folder, evaluator, dataset.keys, trained_on)
+    save = partial(modality.save, model=model)
+    loop = TrainingLoop(params, root, model, trainer, folder, evaluator, dataset.keys, trained_on, save)
     loop.resume(checkpoint)
     if not fits_in_memory:
         trainer.data = training_data.read_ahead(dataset, source, trainer.upcoming(), config.workers, pin)

@@ -22,11 +22,7 @@ def weights(root: Path, sha256: str, model: Model) -> dict[str, Tensor]:
     The file is looked for in `.contrapposto/models/<sha256>/` and `artifacts/`. Raises UserError, naming what differs, if
     it is another kind of network, and DataError if there is no such file.
     """
-    cached = root / paths.REGISTERED_MODELS / sha256 / paths.MODEL_FILE
-    candidates = (cached, paths.model_folder(root, model.name) / paths.MODEL_FILE)
-    path = next((candidate for candidate in candidates if _has_digest(candidate, sha256)), None)
-    if path is None:
-        raise DataError(f"There is no model {sha256} to start with: {cached} does not exist or is another file.")
+    path = find(root, sha256, model.name)
     tensors, meta = checkpoint.load(path)
     loaded = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
     own = {name: p.detach().cpu() for name, p in model.denoiser.named_parameters()}
@@ -42,6 +38,16 @@ def weights(root: Path, sha256: str, model: Model) -> dict[str, Tensor]:
         )
         raise UserError(f"{model.name}.start: {path} is another kind of network: {shapes}.")
     return loaded
+
+
+def find(root: Path, sha256: str, name: str) -> Path:
+    """The file of model `name` with this digest. Raises DataError if there is none."""
+    cached = root / paths.REGISTERED_MODELS / sha256 / paths.MODEL_FILE
+    candidates = (cached, paths.model_folder(root, name) / paths.MODEL_FILE)
+    path = next((candidate for candidate in candidates if _has_digest(candidate, sha256)), None)
+    if path is None:
+        raise DataError(f"There is no model {sha256} to start with: {cached} does not exist or is another file.")
+    return path
 
 
 def _has_digest(path: Path, sha256: str) -> bool:

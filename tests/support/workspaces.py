@@ -29,7 +29,8 @@ def write_params(root: Path, **changes: Any) -> Path:
         params[model].update(TINY_MODEL)
         params["sample"][model].update(count=24, steps=4, batch=16)
     params["sample"]["train_conditions"] = 8
-    params["pictures"].update(size=16, patch=4)
+    params["pictures"].update(size=16, patch=4, body_weight=0.0, copies=0)
+    params["codec"] = {"kind": "none"}
     params["shard"].update(size=16)
     for key, value in changes.items():
         *sections, last = key.split("__")

@@ -85,6 +85,7 @@ def test_latents_are_the_nearest_vectors_and_dead_ones_come_back() -> None:
     book.counts[:7] = 0.01
     book.sums.copy_(book.vectors * book.counts[:, None])
     book.straight_through(z)
+    book.end_step()
     distances = (z.permute(0, 2, 3, 1)[..., None, :] - book.vectors).square().sum(-1)
     assert torch.equal(book.nearest(z), distances.argmin(-1))
     assert perplexity(book.nearest(z), 8) > 4

@@ -1,0 +1,198 @@
+"""The training of the codec: `artifacts/codec/`, from the same shards and with the same loop as the models.
+
+`none` writes that there is none, `pca` is computed in closed form, the autoencoders begin there and are trained. If the picture
+model starts with another model's weights, that model's codec is taken as it is: other latents would make them useless.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from diffusion_core.codecs import Latent
+from diffusion_core.conditioning import WEIGHT, Cond
+from diffusion_core.denoiser import Preconditioned
+from diffusion_core.training import reconstruction
+from diffusion_core.training.monitoring import NoiseScale
+from diffusion_core.training.trainer import Data, Trainer
+from tasks import paths
+from tasks.common import checkpoint as files_of_tensors
+from tasks.common import files
+from tasks.common.errors import DataError
+from tasks.common.subset import evenly_spaced
+from tasks.config.codec import Codec
+from tasks.config.params import Params, Pictures
+from tasks.dataset.shards import ShardDataset
+from tasks.models import codec as stored_codec
+from tasks.models import modality
+from tasks.models.modality import DATA_SD
+from tasks.plots import drawing
+from tasks.registry import lineage
+from tasks.train import data as training_data
+from tasks.train import run_fingerprint, warm_start
+from tasks.train.core_settings import averages, core_compute, core_config
+from tasks.train.data import ExampleDataset
+from tasks.train.evaluation import EVALUATED, Evaluation
+from tasks.train.loop import TrainingLoop
+from tasks.train.state import TrainingFolder
+
+FITTED = 4096  # pictures from which principal components and the scale of the latents are computed
+SHOWN = 12  # pictures in the sheet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CodecModel:
+    """A codec as the training loop knows it: `denoiser.net` is the autoencoder."""
+
+    config: Codec
+    denoiser: Preconditioned
+    name: str = stored_codec.NAME
+
+
+@dataclass(frozen=True)
+class CodecEvaluator:
+    """Measures the reconstructions of pictures `[n, 3, s, s]` of `train` and, if there are any, `val`."""
+
+    pictures: dict[str, Tensor]
+    sigmas: ClassVar[tuple[float, ...]] = ()
+    noise_scale: ClassVar[bool] = False  # two passes more would cost as much as they tell
+
+    def evaluate(self, denoiser: Preconditioned, nimg: int, noise_scale: NoiseScale | None) -> Evaluation:
+        """The mean error of the reconstructions, without weights."""
+        errors = {
+            split: [float(reconstruction.error(self._again(denoiser, x), x).mean())]
+            for split, x in self.pictures.items()
+        }
+        return Evaluation(nimg, errors["train"], errors.get("val"))
+
+    def picture(self, denoiser: Preconditioned, path: Path) -> None:
+        """Originals above their reconstructions."""
+        originals = self.pictures.get("val", self.pictures["train"])[:SHOWN]
+        both = torch.cat([originals, self._again(denoiser, originals)])
+        tiles = [drawing.enlarge(picture, 96) for picture in modality.as_pictures(both)]
+        drawing.save_png(path, drawing.sheet(tiles, len(originals)))
+
+    def _again(self, denoiser: Preconditioned, x: Tensor) -> Tensor:
+        net = reconstruction.autoencoder(denoiser)
+        device = next(net.parameters()).device
+        unit = torch.ones(net.latents, 1, 1, device=device)
+        codec = Latent(net, torch.zeros_like(unit), unit)
+        with torch.no_grad():
+            return codec.decode(codec.encode(x.to(device))).cpu()
+
+
+def train(params: Params, root: Path, device: torch.device, checkpoint: Path | None) -> None:
+    """Leave the codec in `artifacts/codec/`. Raises DataError if there are no pictures to train it on."""
+    config = params.codec
+    folder = paths.model_folder(root, stored_codec.NAME)
+    if params.pictures.start is not None:
+        _adopt(folder, warm_start.find(root, params.pictures.start, "pictures"), config)
+        return
+    if config.kind == "none":
+        _write(folder, config, None)
+        return
+    changes: dict[str, Any] = {"conditions": ["pose_map"], "condition_noise": 0.0, "self_condition": False}
+    changes |= config.model_dump(include={"mirror", "copies", "seed", "body_weight"})
+    view = params.pictures.model_copy(update=changes)
+    train_set, held_out = (modality.usable(root, split, view) for split in ("train", "val"))
+    if not len(train_set):
+        raise DataError("No training person has a picture: there is nothing to train a codec on.")
+    dataset = ExampleDataset(train_set, view, train_set.about["categories"])
+    fitted = dataset.read(torch.tensor(evenly_spaced(dataset.uncopied, FITTED)))
+    training_data.check_finite(fitted, [dataset.keys[i] for i in evenly_spaced(dataset.uncopied, FITTED)])
+    net = stored_codec.untrained(config)
+    net.start_from_pca(fitted.x0)
+    if config.kind == "pca":
+        _write(folder, config, Latent.fit(net, fitted.x0, DATA_SD), lineage.trained_on(train_set, None))
+        return
+
+    recipe = reconstruction.recipe(config.noise)
+    denoiser = recipe.denoiser(net).to(device)
+    source = _examples(dataset, config)
+    trainer = Trainer(
+        denoiser,
+        recipe,
+        core_config(config),
+        source,
+        len(dataset),
+        averages(config),
+        compute=core_compute(config, device),
+    )
+    evaluated = {split: _pictures(part, view) for split, part in (("train", train_set), ("val", held_out)) if len(part)}
+    digests = [training_data.digest(modality.Examples(x, {})) for x in (fitted.x0, evaluated.get("val", fitted.x0[:0]))]
+    fingerprint = run_fingerprint.of(config, digests[0], digests[1])
+    if trainer.rank == 0:
+        log.info(
+            f"codec: {config.images:,} pictures of {len(train_set):,} persons, on {device.type}, {trainer.compute.precision}, "
+            f"{sum(p.numel() for p in net.parameters()):,} weights."
+        )
+    loop = TrainingLoop(
+        params, root, CodecModel(config, denoiser), trainer,
+        TrainingFolder(root, stored_codec.NAME, fingerprint, config.checkpoints_kept),
+        CodecEvaluator(evaluated), dataset.keys, lineage.trained_on(train_set, None),
+        partial(_save_trained, config=config, pictures=fitted.x0),
+    )  # fmt: skip
+    loop.resume(checkpoint)
+    loop.run()
+
+
+def config_of(params: Params) -> Codec:
+    """The codec's section of the parameters."""
+    return params.codec
+
+
+def trained(params: Params, root: Path) -> Latent | None:
+    """The codec that the picture model works with; None if it works on pixels. Raises DataError if the file is missing."""
+    if params.codec.kind == "none":
+        return None
+    return stored_codec.load(paths.model_folder(root, stored_codec.NAME) / paths.MODEL_FILE)
+
+
+def _pictures(dataset: ShardDataset, view: Pictures) -> Tensor:
+    """EVALUATED pictures of a split in data units."""
+    chosen = dataset.take(evenly_spaced(len(dataset), EVALUATED))
+    return modality.examples(chosen, view, dataset.about["categories"], mirrored=False).x0
+
+
+def _examples(dataset: ExampleDataset, config: Codec) -> Data:
+    """Pictures and their weights by index, from memory if they fit there."""
+
+    def of(examples: modality.Examples) -> tuple[Tensor, Cond]:
+        return examples.x0, {WEIGHT: examples.cond[WEIGHT]} if WEIGHT in examples.cond else {}
+
+    if dataset.bytes() > config.memory_gb * 1e9:
+        return lambda index: of(dataset.read(index))
+    x0, cond = of(dataset.read_all())
+    return lambda index: (x0[index], {key: value[index] for key, value in cond.items()})
+
+
+def _save_trained(
+    folder: Path, weights: dict[str, Tensor], meta: dict[str, Any], config: Codec, pictures: Tensor
+) -> None:
+    """Write the trained autoencoder with the scale of its latents."""
+    net = stored_codec.untrained(config)
+    net.load_state_dict({name.removeprefix("net."): value.cpu() for name, value in weights.items()})
+    stored_codec.save(folder, config, Latent.fit(net, pictures, DATA_SD), meta)
+
+
+def _write(folder: Path, config: Codec, codec: Latent | None, trained_on: dict[str, Any] | None = None) -> None:
+    with files.new_folder(folder) as temporary:
+        stored_codec.save(temporary, config, codec, {})
+        if trained_on is not None:
+            files.write_json(temporary / lineage.FILE, trained_on)
+
+
+def _adopt(folder: Path, source: Path, config: Codec) -> None:
+    """Take the codec out of a picture model's file."""
+    log.info("codec: that of the model that the picture model starts with.")
+    meta = files_of_tensors.about(source)
+    with files.new_folder(folder) as temporary:
+        stored_codec.save(temporary, config, stored_codec.load(source), {"digest": meta.get("digest")})
