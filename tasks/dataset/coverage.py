@@ -9,6 +9,7 @@ import numpy as np
 
 from tasks.common.skeleton import embed, mirror
 from tasks.common.subset import evenly_spaced
+from tasks.common.text import enumerated, one_line
 from tasks.dataset.dataset_table import Persons
 
 SMALL_CATEGORY = 30  # training persons: below this a model learns single examples rather than a category
@@ -58,18 +59,28 @@ def warnings(persons: Persons) -> list[str]:
     out = []
     n = len(persons)
     train = Counter(persons.category[i] for i in persons.of("train"))
-    for category in sorted(set(persons.category)):
-        if train[category] < SMALL_CATEGORY:
-            count = f"{train[category]} training person{'s' if train[category] != 1 else ''}"
-            out.append(f"{category} has {count}, too few to learn (below {SMALL_CATEGORY}).")
+    categories = sorted(set(persons.category))
+    small = [category for category in categories if 0 < train[category] < SMALL_CATEGORY]
+    if small:
+        counts = enumerated([f"{category} ({train[category]})" for category in small])
+        out.append(f"Too few training persons to learn (below {SMALL_CATEGORY}) in {_categories(small)}: {counts}.")
+    unknown = [category for category in categories if not train[category]]
+    if unknown:
+        out.append(
+            f"No training persons in {_categories(unknown)}, which the models will not know: {enumerated(unknown)}."
+        )
     name, size = Counter(persons.group).most_common(1)[0]
     if n > 1 and size >= DOMINANT * n:
-        source = persons.source[persons.group.index(name)]
+        source = one_line(persons.source[persons.group.index(name)])
         out.append(f"{size} of {n} persons are in the group of {source}: one source dominates.")
     for split in ("val", "test"):
         if not persons.of(split):
             out.append(f"The split {split} is empty: there are too few independent groups.")
     return out
+
+
+def _categories(names: Sequence[str]) -> str:
+    return f"{len(names)} categor{'y' if len(names) == 1 else 'ies'}"
 
 
 def population_stability(before: Sequence[float], now: Sequence[float]) -> float:

@@ -180,6 +180,10 @@ class ShardDataset:
         """The JSON of all samples."""
         return [self.meta(i) for i in range(len(self))]
 
+    def categories(self) -> list[str]:
+        """The categories of the samples, each once, sorted."""
+        return sorted({str(meta["category"]) for meta in self.metas()})
+
     def poses(self) -> np.ndarray:
         """All poses, float32 `[n, 33, 3]`: hip-centred, torso-scaled world landmarks. DataError if one has another shape."""
         poses = np.zeros((len(self), 33, 3), np.float32)

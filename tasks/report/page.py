@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks import paths
 from tasks.common import files
+from tasks.common.text import enumerated
 from tasks.config.params import Params
 from tasks.paths import MODELS
 from tasks.report.html import Card
@@ -178,8 +179,13 @@ def _funnel(results: Results) -> list[tuple[str, int, str]]:
         ("persons kept", curation["persons_kept"], "refused: " + counts_in_words(curation["gated"])),
         ("groups of near-copies", curation["groups"], f"the largest has {curation['largest_group']}"),
         *((split, count, "whole groups") for split, count in curation["splits"].items()),
-        ("categories", len(curation["categories"]), counts_in_words(curation["categories"])),
+        ("categories", len(curation["categories"]), _largest(curation["categories"])),
     ]
+
+
+def _largest(categories: dict[str, int]) -> str:
+    ordered = sorted(categories.items(), key=lambda item: (-item[1], item[0]))
+    return enumerated([f"{name} {count}" for name, count in ordered], most=20)
 
 
 def _lineage(root: Path) -> list[Row]:

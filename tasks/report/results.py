@@ -74,7 +74,7 @@ def number(value: float) -> str:
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:
-    """Counts by name, such as "blurred 3, too dark 1"."""
+    """Counts by reason or split, such as "blurred 3, too dark 1"."""
     return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in sorted(counts.items())) or "none"
 
 

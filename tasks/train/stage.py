@@ -72,7 +72,7 @@ def _train(
     train, held_out = (modality.usable(root, split, config) for split in ("train", "val"))
     if not len(train):
         raise DataError(f"No training person has a picture: there is nothing to train {name} on.")
-    categories: list[str] = train.about["categories"]
+    categories = train.categories()  # categories that only held-out data have would get untrained weights
     latents = codec_training.trained(params, root) if name == "pictures" else None
     factor = latents.factor if latents is not None else 1
     dataset = ExampleDataset(train, config, categories, factor)

@@ -140,9 +140,17 @@ def test_warnings_name_small_categories_and_a_dominant_source(tmp_path):
     write_params(tmp_path)
     curated(tmp_path / "few", [person(0), *(person(2 * i + 1) for i in range(60))])
     warnings = files.read_json(tmp_path / "few/data/dataset/summary.json")["warnings"]
-    assert [text for text in warnings if text.startswith("calm has")] and not any(
-        "wild has" in text for text in warnings
-    )
+    assert any("in 1 category: calm (1)" in text for text in warnings) and not any("wild" in text for text in warnings)
+
+
+def test_many_small_categories_are_one_warning_and_those_without_training_persons_another(tmp_path):
+    curated(tmp_path, [person(i, category=f"c{i:03d}") for i in range(120)])
+    warnings = files.read_json(tmp_path / "data/dataset/summary.json")["warnings"]
+    persons = dataset_table.read(tmp_path / "data/dataset")
+    train, held_out = len(persons.of("train")), len(persons) - len(persons.of("train"))
+    assert train and held_out and len(warnings) == 2
+    assert f"in {train} categories: c" in warnings[0] and warnings[0].endswith(f"... and {train - 10} more.")
+    assert f"in {held_out} categories, which the models will not know: c" in warnings[1]
 
 
 def test_motion_capture_reaches_the_shards_as_poses_without_pictures(tmp_path):

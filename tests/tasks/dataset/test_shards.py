@@ -61,6 +61,7 @@ def test_read_by_index_equals_stream(tmp_path: Path) -> None:
     expected = np.stack([np.load(io.BytesIO(members["pose.npy"])) for _, members in _samples(7)])
     assert np.array_equal(dataset.poses(), expected)
     assert dataset.meta(4)["i"] == 4
+    assert dataset.categories() == ["t"]
     assert len(ShardDataset(tmp_path / "s", "test")) == 0
 
 

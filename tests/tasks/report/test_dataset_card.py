@@ -53,7 +53,7 @@ def test_the_card_holds_its_pictures_and_shows_every_kind_of_row(tmp_path):
 
 def test_a_single_person_has_a_card(tmp_path):
     page = make(tmp_path, [person(0)])
-    assert "The split val is empty" in page and "too few to learn" in page
+    assert "The split val is empty" in page and "Too few training persons" in page
 
 
 def test_motion_capture_alone_has_a_card(tmp_path):

@@ -26,7 +26,7 @@ from tasks.config.params import Poses, load
 from tasks.dataset import shards
 from tasks.dataset.pose_map import pose_map
 from tasks.dataset.shards import ShardDataset
-from tasks.models import conditioning
+from tasks.models import conditioning, modality
 from tasks.models.modality import Examples, Model
 from tasks.train import early_stopping, launch, run_fingerprint
 from tasks.train import stage as train
@@ -345,3 +345,29 @@ def test_two_ranks_end_with_their_launcher_and_one_goes_on(uninterrupted: Path, 
     weights = [checkpoint.load(r / "artifacts/poses/model.safetensors")[0] for r in (uninterrupted, root)]
     for name, value in weights[0].items():
         assert np.allclose(value, weights[1][name], atol=2e-3), name
+
+
+def test_a_category_of_held_out_examples_alone_is_not_in_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = _workspace(tmp_path)
+    splits = {}
+    for split in ("train", "val"):
+        dataset = ShardDataset(root / "data/shards", split)
+        extra = {"category": "rare"} if split == "val" else {}
+        splits[split] = [
+            (key, {"pose.npy": dataset.read(i, "pose.npy"), "json": shards.encode_json({**dataset.meta(i), **extra})})
+            for i, key in enumerate(dataset.keys)
+        ]
+    shards.write(root / "data/shards", splits, 50, {**dataset.about, "categories": ["calm", "rare", "wild"]})
+    built: list[list[str]] = []
+
+    def build(name: str, config: Poses, categories: list[str], *_: Any) -> None:
+        built.append(categories)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(modality, "build", build)
+    params = load(root / "params.yaml")
+    with pytest.raises(KeyboardInterrupt):
+        train._train(params, root, "poses", params.poses, torch.device("cpu"), None)
+    assert built == [["calm", "wild"]]
