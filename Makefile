@@ -7,7 +7,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 UV := 0.13.8
-# DVC runs `python -m tasks ...` with the first python in PATH.
+# Tools that the stages start find this Python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := true
 # The shell gets RAW as a variable, whatever quotes, spaces and dollar signs are in it.
@@ -29,7 +29,7 @@ help:
 	@echo "make test | test-all        the tests | with the slow ones"
 	@echo "make ui                     compare runs in MLflow on http://127.0.0.1:5000"
 	@echo "make lint                   ruff, mypy and codespell"
-	@echo "make clean                  remove everything that a run made (not the installation)"
+	@echo "make clean [DRY_RUN=1]      remove everything that runs made | only list it"
 
 setup: $(BIN)/.installed models/pose_landmarker_full.task
 
@@ -86,5 +86,5 @@ lint: setup
 ui: setup
 	$(BIN)/python -m tasks.registry.tracking ui
 
-clean:
-	rm -rf data artifacts samples reports mlflow.db mlruns .contrapposto
+clean: setup
+	@$(BIN)/python -m flows clean $(if $(DRY_RUN),--dry-run)

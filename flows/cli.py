@@ -119,11 +119,22 @@ def service(name: Annotated[str, typer.Argument(help="prefect, mlflow, worker or
 @app.command(rich_help_panel=INFORMATION)
 def parts() -> None:
     """Bring raw.parts of params.yaml up to date, and list the parts."""
-    from flows import parts as raw_parts
-    from tasks.config.params import load
+    from flows import workspace
 
-    for name, folder in raw_parts.update(Path.cwd(), load(paths.PARAMS)).raw.parts.items():
+    with workspace.alone(Path.cwd()):
+        params = workspace.prepare(Path.cwd())
+    for name, folder in params.raw.parts.items():
         print(f"{name}  {folder}")
+
+
+@app.command(rich_help_panel=INFORMATION)
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")] = False,
+) -> None:
+    """Remove everything that runs made, and nothing that was delivered."""
+    from flows import cleaning
+
+    cleaning.clean(Path.cwd(), dry_run)
 
 
 @app.command(rich_help_panel=INFORMATION)

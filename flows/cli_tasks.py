@@ -15,7 +15,8 @@ from tasks.__main__ import call
 
 PANEL = "Tools"
 
-Model = Annotated[Literal["poses", "pictures"], typer.Argument(help="Which of the two models.")]
+Model = Annotated[Literal["poses", "pictures"], typer.Argument(help="Which model.")]
+Trainable = Annotated[Literal["poses", "pictures", "codec"], typer.Argument(help="Which model.")]
 Alias = Annotated[
     Literal["champion", "challenger", "previous"], typer.Argument(help="Alias of the models in MLflow's registry.")
 ]
@@ -31,85 +32,92 @@ def _call(name: str, *arguments: object) -> None:
     raise typer.Exit(call(name, [str(value) for value in arguments if value is not None], Path.cwd()))
 
 
+def _call_stage(name: str, *arguments: object) -> None:
+    from flows import workspace
+
+    with workspace.alone(Path.cwd()):  # a stage replaces files that a pipeline run may be reading
+        _call(name, *arguments)
+
+
 @stages.command()
 def mannequin() -> None:
     """Draw the built-in pictures, with their true joints."""
-    _call("mannequin")
+    _call_stage("mannequin")
 
 
 @stages.command()
 def extract(part: Part) -> None:
     """Find people and their landmarks in the files of one part."""
-    _call("extract", part)
+    _call_stage("extract", part)
 
 
 @stages.command()
 def curate() -> None:
     """Choose persons, group near-copies, split by group, and normalise poses."""
-    _call("curate")
+    _call_stage("curate")
 
 
 @stages.command()
 def shard() -> None:
     """Write the dataset as WebDataset tars."""
-    _call("shard")
+    _call_stage("shard")
 
 
 @stages.command(name="dataset_card")
 def dataset_card() -> None:
     """Write the page about the dataset."""
-    _call("dataset_card")
+    _call_stage("dataset_card")
 
 
 @stages.command()
 def train(
-    model: Model,
+    model: Trainable,
     checkpoint: Annotated[Path | None, typer.Argument(help="Resume from this checkpoint.", show_default=False)] = None,
 ) -> None:
     """Train one model; an interrupted training resumes."""
-    _call("train", model, checkpoint)
+    _call_stage("train", model, checkpoint)
 
 
 @stages.command()
 def sample(model: Model) -> None:
     """Draw the samples of one trained model."""
-    _call("sample", model)
+    _call_stage("sample", model)
 
 
 @stages.command()
 def memorization() -> None:
     """Test whether samples are closer to training examples than unseen examples are."""
-    _call("memorization")
+    _call_stage("memorization")
 
 
 @stages.command(name="membership_inference")
 def membership_inference() -> None:
     """Test whether training examples are denoised better than held-out ones."""
-    _call("membership_inference")
+    _call_stage("membership_inference")
 
 
 @stages.command(name="pose_accuracy")
 def pose_accuracy() -> None:
     """Compare the poses in sampled pictures with the requested ones."""
-    _call("pose_accuracy")
+    _call_stage("pose_accuracy")
 
 
 @stages.command()
 def fidelity() -> None:
     """Measure the distances between samples and held-out data."""
-    _call("fidelity")
+    _call_stage("fidelity")
 
 
 @stages.command()
 def promote() -> None:
     """Register the models, and make them the champion if they pass the gate."""
-    _call("promote")
+    _call_stage("promote")
 
 
 @stages.command()
 def report() -> None:
     """Write the report."""
-    _call("report")
+    _call_stage("report")
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -117,6 +117,16 @@ def order(root: Path, targets: Sequence[str]) -> list[Stage]:
         if name in wanted:
             visit(name, plan)
     return list(plan.values())
+
+
+def check_folders(root: Path, folders: Iterable[str]) -> None:
+    """Raise UserError if DVC cannot build the graph, or ignores one of the folders, so that it would not notice new files."""
+    with _repository(root) as repository:
+        _ = repository.index.graph
+        for folder in folders:
+            path = (root / folder).resolve()
+            if path.is_relative_to(root.resolve()) and repository.dvcignore.is_ignored_dir(str(path)):
+                raise UserError(f"{path} cannot be the folder of pictures, because .dvcignore excludes it; rename it.")
 
 
 def is_unchanged(root: Path, stage: str) -> bool:

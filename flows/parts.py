@@ -5,19 +5,20 @@ DVC runs one stage `extract@<part>` per entry, so params.yaml always states what
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from tasks import paths
-from tasks.common.errors import DataError
+from tasks.common.errors import DataError, UserError
 from tasks.config.data import MANNEQUIN
-from tasks.config.params import Params, Raw, load, set_values
+from tasks.config.params import Raw
 
-log = logging.getLogger(__name__)
-
+# Folders of the workspace that no part may contain or lie in.
+WRITTEN = (
+    paths.POSES, paths.DATASET, paths.SHARDS, paths.ARTIFACTS, paths.SAMPLES, paths.REPORTS, paths.EXPORTS, paths.GENERATED,
+    paths.STATE, Path("mlruns"), Path(".dvc"), Path(".git"), Path(".venv"),
+)  # fmt: skip
 _NAME = re.compile(r"[^A-Za-z0-9_]+")  # characters that a part's name must not have
 
 
@@ -30,9 +31,9 @@ def current(root: Path, raw: Raw) -> dict[str, str]:
     if raw.folder is None or not (root / raw.folder).is_dir():
         return dict(raw.parts)
     inbox = Path(raw.folder)
-    folders = sorted(
-        f"{inbox / path.name}" for path in (root / inbox).iterdir() if path.is_dir() and path.name[0] != "."
-    )
+    # a name in .tmp marks unfinished copies everywhere in the project, and DVC ignores it
+    names = [path.name for path in (root / inbox).iterdir() if path.is_dir()]
+    folders = sorted(f"{inbox / name}" for name in names if not name.startswith(".") and not name.endswith(".tmp"))
     kept = {
         name: folder
         for name, folder in raw.parts.items()
@@ -54,37 +55,39 @@ def _name(folder: str, taken: dict[str, str]) -> str:
     return name
 
 
-def update(root: Path, params: Params, requested: str | None = None) -> Params:
-    """Write the current parts into params.yaml and return its parameters.
+def planned(root: Path, raw: Raw, requested: str | None = None) -> Raw:
+    """What the section `raw` of params.yaml should be now. Nothing is written.
 
-    `requested`: the folder that becomes the only part, or "mannequin" for the built-in pictures; None: the parts that exist
-    now. Extracted poses of parts that are gone are deleted. Raises DataError if the folder of a part is missing, or if there
-    is no part.
+    `requested`: the folder that becomes the only part, or "mannequin" for the built-in pictures; None: the parts that exist.
+    Raises DataError if the folder of a part is missing or there is no part, UserError if a folder cannot be a part.
     """
-    raw = params.raw if requested is None else _only(root, requested)
-    now = current(root, raw)
-    if not now:
+    if requested is not None:
+        raw = _only(root, requested)
+    parts = current(root, raw)
+    if not parts:
         raise DataError(f"There is no folder left in {root / str(raw.folder)} to take pictures from.")
-    for folder in now.values():
-        if folder != MANNEQUIN and not (root / folder).is_dir():
-            raise DataError(f"There is no folder {root / folder} to take pictures from.")
-    before = params.raw.parts
-    changed: dict[str, Any] = {}
-    if now != before:
-        changed["raw.parts"] = now
-        for name in [name for name in (*before, *now) if before.get(name) != now.get(name)]:
-            log.info(
-                f"params.yaml: part {name} is now {now[name]}" if name in now else f"params.yaml: part {name} has gone"
-            )
-    if raw.folder != params.raw.folder:
-        changed["raw.folder"] = raw.folder
-    if requested is not None and changed and requested != "mannequin":
-        log.info("(RAW=mannequin brings back the built-in pictures)")
-    set_values(root / paths.PARAMS, changed)
+    for folder in parts.values():
+        _check(root, folder)
+    return raw.model_copy(update={"parts": parts})
+
+
+def _check(root: Path, folder: str) -> None:
+    """Raise an error unless the folder exists (the built-in one is generated) and lies apart from what runs write."""
+    if folder != MANNEQUIN and not (root / folder).is_dir():
+        raise DataError(f"There is no folder {root / folder} to take pictures from.")
+    path, workspace = (root / folder).resolve(), root.resolve()
+    if workspace.is_relative_to(path):
+        raise UserError(f"{path} cannot be the folder of pictures, because it contains this project.")
+    for written in WRITTEN:
+        if (workspace / written).is_relative_to(path) or path.is_relative_to(workspace / written):
+            raise UserError(f"{path} cannot be the folder of pictures, because runs write into {workspace / written}.")
+
+
+def remove_stale(root: Path, raw: Raw) -> None:
+    """Delete the extracted poses of parts that are gone."""
     for extracted in (root / paths.POSES).glob("*/"):
-        if extracted.name not in now:
+        if extracted.name not in raw.parts:
             shutil.rmtree(extracted)
-    return load(root / paths.PARAMS)
 
 
 def _only(root: Path, requested: str) -> Raw:

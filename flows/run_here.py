@@ -39,7 +39,7 @@ def run_flow(name: str, **parameters: Any) -> int:
         signal.signal(number, _terminate)
     root = Path.cwd()
     try:
-        params = workspace.prepare(root, **parameters)
+        params = workspace.plan(root, **parameters).params  # the flow itself writes, when it holds the workspace
         if services.standing(params, root):
             code = _run(name, parameters, services.prefect_environment(params, root), None)
         else:

@@ -128,6 +128,11 @@ def _running(root: Path, name: str) -> psutil.Process | None:
     return process.find(files.read_json(record).get("process", "")) if record.is_file() else None
 
 
+def running(root: Path) -> list[str]:
+    """The names of the services whose processes run, whether they answer or not."""
+    return [name for name in NAMES if _running(root, name) is not None]
+
+
 def answers(url: str) -> bool:
     """Whether a GET of the address gives 200 within two seconds."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import fcntl
 import logging
 import os
@@ -10,14 +11,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from flows import parts
 from flows.param_changes import Changes, values
 from tasks import paths
+from tasks.common import files, git
 from tasks.common.errors import UserError
-from tasks.config.params import Params, load, set_values
+from tasks.config.params import Params, edit, load, parse, read_text
 
 log = logging.getLogger(__name__)
 
@@ -26,31 +29,74 @@ class Held(UserError):
     """Another pipeline run holds this workspace."""
 
 
-def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) -> Params:
-    """Check that a pipeline can run here on these pictures, and return the parameters.
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` is going to write: the text of params.yaml, and messages about its changes."""
 
-    `raw` is a folder of pictures, or "mannequin" for the built-in ones; None keeps what stands in `params.yaml`, with the
-    parts that have come since (see `flows.parts`). All of it is written there. So are `changes`, all of them or none.
-    Raises UserError if this is no workspace or its parameters are wrong, DataError if a folder is not there.
+    params: Params
+    text: str
+    messages: tuple[str, ...]
+
+
+def plan(root: Path, raw: str | None = None, changes: Changes | None = None) -> Plan:
+    """Check that a pipeline can run here, and return the parameters that it would have. Nothing is written.
+
+    `raw` is a folder of pictures, or "mannequin" for the built-in ones; None keeps the parts in params.yaml, up to date with
+    the folders that exist (see `flows.parts`). Raises UserError if this is no workspace or the parameters would be invalid,
+    DataError if a folder does not exist.
     """
     path = root / paths.PARAMS
-    params = load(path)
-    if changes is not None and (written := values(changes)):
-        log.info(f"params.yaml: {', '.join(f'{key} is now {value}' for key, value in written.items())}")
-        set_values(path, written)
-        params = load(path)
+    load(path)
     if not (root / "dvc.yaml").is_file() or not (root / ".dvc").is_dir():
         raise UserError(f"{root} is not a workspace of Contrapposto: it has no dvc.yaml or no .dvc folder.")
-    params = parts.update(root, params, raw)
-    if not any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)):
-        _without_git(root)
-    return params
+    text = read_text(path)
+    messages = []
+    if changes is not None and (written := values(changes)):
+        messages.append(f"params.yaml: {', '.join(f'{key} is now {value}' for key, value in written.items())}")
+        text = edit(text, written)
+    before = parse(text, path.name).raw
+    after = parts.planned(root, before, raw)
+    for name in [name for name in (*before.parts, *after.parts) if before.parts.get(name) != after.parts.get(name)]:
+        folder = after.parts.get(name)
+        messages.append(f"params.yaml: part {name} {'is gone' if folder is None else f'is now {folder}'}")
+    if raw not in (None, "mannequin") and before != after:
+        messages.append("(RAW=mannequin brings back the built-in pictures)")
+    text = edit(text, {"raw.parts": after.parts, "raw.folder": after.folder} if before != after else {})
+    return Plan(parse(text, path.name), text, tuple(messages))
 
 
-def _without_git(root: Path) -> None:
-    """Tell DVC, for this copy alone, that there is no git (an unpacked archive): it refuses to work otherwise."""
-    if not (root / ".dvc/config.local").is_file():
-        log.info("This folder is no git clone: datasets are versioned by dvc.lock, without commits.")
+def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) -> Params:
+    """Write what `plan` returns, and return the parameters. Call it only while holding the workspace (`alone`).
+
+    Either everything is written or, if an error is raised, nothing. The extracted poses of parts that are gone are deleted.
+    """
+    from flows import dvc_graph  # imports DVC, which takes a second
+
+    planned = plan(root, raw, changes)
+    if not git.has_repository(root):
+        _disable_scm(root)
+    path = root / paths.PARAMS
+    before = path.read_bytes()
+    if planned.text.encode() != before:
+        files.write_bytes(path, planned.text.encode())
+        try:
+            dvc_graph.check_folders(root, planned.params.raw.parts.values())
+        except BaseException:
+            files.write_bytes(path, before)
+            raise
+        for message in planned.messages:
+            log.info(message)
+    parts.remove_stale(root, planned.params.raw)
+    return planned.params
+
+
+def _disable_scm(root: Path) -> None:
+    """Tell DVC, in this copy only, that there is no git, as in an unpacked archive: it would refuse to work."""
+    local = root / ".dvc/config.local"
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(local, encoding="utf-8")
+    if not config.getboolean("core", "no_scm", fallback=False):
+        log.info("This folder is not a git clone: dvc.lock versions the datasets, without commits.")
         command = [sys.executable, "-m", "dvc", "config", "--quiet", "--local", "core.no_scm", "true"]
         subprocess.run(command, cwd=root, check=True)
 
@@ -69,6 +115,8 @@ def _take(lock: IO[str], seconds: float) -> bool:
 
 
 def _open_lock(root: Path) -> IO[str]:
+    if not (root / paths.PARAMS).is_file():
+        raise UserError(f"{root} is not a workspace of Contrapposto: it has no {paths.PARAMS}.")
     state = root / paths.STATE
     state.mkdir(exist_ok=True)
     return open(state / "pipeline.lock", "a+", encoding="utf-8")
@@ -76,7 +124,7 @@ def _open_lock(root: Path) -> IO[str]:
 
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Hold the workspace. Raises Held if another pipeline run holds it."""
+    """Hold the workspace. Raises Held if another pipeline run holds it, UserError if this is no workspace."""
     with _open_lock(root) as lock:
         if not _take(lock, seconds=0.5):  # `held` takes the lock for a moment
             lock.seek(0)

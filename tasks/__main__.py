@@ -1,4 +1,4 @@
-"""`python -m tasks STAGE [ARGUMENT ...] [--root DIR]`: the command that every stage of dvc.yaml runs.
+"""`python -m tasks STAGE [ARGUMENT ...] [--root DIR]`: what every stage of dvc.yaml runs, by way of stage.sh.
 
 It calls the function of the stage as `run(params, root, *arguments)`. A problem that the user can fix ends as one line
 `contrapposto: <sentence>` on stderr and an exit code (2: parameters or command line, 3: data); a bug keeps its traceback.

@@ -14,7 +14,7 @@ from tasks.config.params import Params
 from tests.support.imports import OBSERVERS, closure, imports
 from tests.support.project import PROJECT
 
-RUNS = "python -m tasks "
+RUNS = "sh stage.sh "
 GRAPH: dict[str, Any] = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
 ENTRIES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
 

@@ -26,8 +26,8 @@ from tasks.config.training import Pictures, Poses, Train
 
 __all__ = [
     "Card", "Codec", "Curate", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Params",
-    "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Weights", "load",
-    "parse", "set_value", "set_values",
+    "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Weights", "edit", "load",
+    "parse", "read_text", "set_value", "set_values",
 ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def validation_sentence(error: dict[str, Any], name: str) -> str:
     return f"{name}: {key} {message}, got {error['input']!r}."
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The text of the file. Raises UserError if it is missing, cannot be read, or is not UTF-8."""
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
@@ -126,7 +126,7 @@ def parse(text: str, name: str = "params.yaml") -> Params:
 
 def load(path: Path) -> Params:
     """The parameters in the file. Raises UserError if it is missing, not YAML, or has a wrong key or value."""
-    return parse(_read(path), path.name)
+    return parse(read_text(path), path.name)
 
 
 def set_value(path: Path, key: str, value: Any) -> None:
@@ -139,11 +139,20 @@ def set_values(path: Path, values: Mapping[str, Any]) -> None:
 
     Raises UserError, and writes nothing, if the result is not valid.
     """
+    before = read_text(path)
+    after = edit(before, values, path.name)
+    if after != before:
+        parse(after, path.name)
+        files.write_bytes(path, after.encode())
+
+
+def edit(text: str, values: Mapping[str, Any], name: str = "params.yaml") -> str:
+    """The YAML text with dotted keys set to new values and its comments kept; the same text if nothing changes."""
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    document = _mapping(yaml, _read(path), path.name)
+    document = _mapping(yaml, text, name)
     changed = False
     for key, value in values.items():
         *sections, last = key.split(".")
@@ -153,12 +162,11 @@ def set_values(path: Path, values: Mapping[str, Any]) -> None:
                 node[section] = {}
             node = node[section]
             if not isinstance(node, dict):
-                raise UserError(f"{path.name}: {key}: {section} is not a section.")
+                raise UserError(f"{name}: {key}: {section} is not a section.")
         if node.get(last) != value:
             node[last], changed = value, True
     if not changed:
-        return
-    text = io.StringIO()
-    yaml.dump(document, text)
-    parse(text.getvalue(), path.name)
-    files.write_bytes(path, text.getvalue().encode())
+        return text
+    edited = io.StringIO()
+    yaml.dump(document, edited)
+    return edited.getvalue()

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from tasks import paths
+from tasks.common import git, process
 from tasks.common.errors import UserError
 from tasks.config.params import Params, Tracking, load
 from tasks.registry.tracking_client import Client
@@ -52,12 +53,6 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     else:
         yield name, str(value)
-
-
-def _git_commit(root: Path) -> str | None:
-    """The commit checked out in `root`, or None outside a git repository with a commit."""
-    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
-    return result.stdout.strip() if result.returncode == 0 else None
 
 
 class Run:
@@ -128,7 +123,7 @@ class Store:
 
     def start(self, name: str, tags: Mapping[str, str]) -> Run:
         """A new run owned by this process."""
-        commit = _git_commit(self.root)
+        commit = git.commit(self.root)
         all_tags = {"mlflow.runName": name, "contrapposto.owner": _owner(), **tags}
         if commit:
             all_tags["mlflow.source.git.commit"] = commit
@@ -204,15 +199,11 @@ def _name(name: str) -> str:
 
 
 def _owner() -> str:
-    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+    return process.identity(psutil.Process())
 
 
 def _alive(owner: str) -> bool:
-    pid, _, started = owner.partition(":")
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
-    except psutil.NoSuchProcess:
-        return False
+    return process.find(owner) is not None
 
 
 def start_pipeline(params: Params, root: Path, flow_run_id: str | None) -> str:

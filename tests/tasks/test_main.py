@@ -70,5 +70,5 @@ def test_the_command_itself_imports_nothing_heavy(root: Path) -> None:
 
 def test_every_stage_of_the_graph_has_a_function() -> None:
     graph = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
-    commanded = {re.findall(r"python -m tasks (\w+)", str(stage))[0] for stage in graph.values()}
+    commanded = {re.findall(r"sh stage.sh (\w+)", str(stage))[0] for stage in graph.values()}
     assert commanded == set(STAGES)
