@@ -27,6 +27,7 @@ from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, SAMPLES, load_splits
+from tasks.evaluate import stored_poses
 from tasks.plots import drawing
 
 READ_AT = 512  # pixels to which a picture with its border is enlarged before it is read
@@ -115,7 +116,7 @@ def run(params: Params, root: Path) -> None:
     """
     samples, comparison = (ShardDataset(paths.sample_folder(root, "pictures"), name) for name in (SAMPLES, COMPARISON))
     numbers: dict[str, float] = {}
-    stored: tuple[np.ndarray, np.ndarray] = np.zeros(0, str), np.zeros((0, 33, 3), np.float32)
+    stored: tuple[list[str], np.ndarray] = [], np.zeros((0, 33, 3), np.float32)
     with new_folder(root / paths.POSE_ACCURACY) as folder:
         if len(samples):
             size = samples.picture(0).shape[0]
@@ -137,6 +138,6 @@ def run(params: Params, root: Path) -> None:
             for name in sets:
                 numbers |= metrics(name, poses[name], asked[name])
             _figure(pictures["pictures"], asked["pictures"], poses["pictures"], folder / "pose_accuracy.png")
-            stored = np.array(samples.keys)[rows["pictures"]], poses["pictures"]
-        np.savez(folder / "read.npz", key=stored[0], pose=stored[1])
+            stored = [samples.keys[i] for i in rows["pictures"]], poses["pictures"]
+        stored_poses.write(folder, *stored)
         write_json(folder / "pose_accuracy.json", {"metrics": numbers})

@@ -17,7 +17,6 @@ from tasks.plots import text
 LEFT, RIGHT, MIDDLE = (213, 94, 0), (0, 114, 178), (90, 90, 90)
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 SUPERSAMPLE = 4
-CAPTION = 10  # pixels
 
 
 def _colour(a: int, b: int) -> tuple[int, int, int]:
@@ -51,11 +50,7 @@ def draw_pose(pose: np.ndarray, size: int = 96, extent: float = 2.3) -> np.ndarr
 
     The picture spans -extent..extent torso lengths around the hips, so sizes are comparable between pictures.
     """
-    side = size * SUPERSAMPLE
-    canvas = Image.new("RGB", (side, side), PAPER)
-    points = (pose[:, :2] / extent + 1) / 2 * side
-    _draw_bones(ImageDraw.Draw(canvas), points, pose[:, 2], width=side / 48)
-    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX))
+    return draw_joints((pose[:, :2] / extent + 1) / 2, pose[:, 2], size)
 
 
 def draw_landmarks(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
@@ -64,6 +59,14 @@ def draw_landmarks(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     canvas = Image.fromarray(picture).resize((width * 2, height * 2), Image.Resampling.BICUBIC)
     _draw_bones(ImageDraw.Draw(canvas), landmarks[:, :2] * 2, landmarks[:, 2], width=max(height, width) / 60)
     return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))
+
+
+def draw_joints(points: np.ndarray, depth: np.ndarray, size: int) -> np.ndarray:
+    """A skeleton with its joints at `points` `[33, 2]`, as fractions of the picture, uint8 `[size, size, 3]`."""
+    side = size * SUPERSAMPLE
+    canvas = Image.new("RGB", (side, side), PAPER)
+    _draw_bones(ImageDraw.Draw(canvas), points * side, depth, width=side / 48)
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX))
 
 
 def fit(picture: np.ndarray, size: int) -> np.ndarray:
@@ -80,12 +83,19 @@ def enlarge(picture: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.NEAREST))
 
 
-def sheet(pictures: Sequence[np.ndarray], columns: int, captions: Sequence[str] | None = None) -> np.ndarray:
-    """A contact sheet of pictures of one size, row by row, each with its caption underneath."""
+def smooth(picture: np.ndarray, size: int) -> np.ndarray:
+    """A square picture resized smoothly to `size` pixels."""
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def sheet(
+    pictures: Sequence[np.ndarray], columns: int, captions: Sequence[str] | None = None, caption_size: int = 10
+) -> np.ndarray:
+    """A contact sheet of pictures of one size, row by row, each with its caption underneath (`caption_size` pixels high)."""
     if not pictures:
         raise ValueError("a contact sheet needs at least one picture")
     height, width = pictures[0].shape[:2]
-    gap, line = 4, 14 if captions else 0
+    gap, line = 4, caption_size + 4 if captions else 0
     rows = -(-len(pictures) // columns)
     columns = min(columns, len(pictures))
     canvas = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line + gap) + gap), PAPER)
@@ -94,7 +104,7 @@ def sheet(pictures: Sequence[np.ndarray], columns: int, captions: Sequence[str] 
         x, y = gap + i % columns * (width + gap), gap + i // columns * (height + line + gap)
         canvas.paste(Image.fromarray(picture), (x, y))
         if captions:
-            text.draw_centred(draw, x + width / 2, y + height + 1, captions[i], width, CAPTION, INK)
+            text.draw_centred(draw, x + width / 2, y + height + 1, captions[i], width, caption_size, INK)
     return np.asarray(canvas)
 
 

@@ -10,6 +10,7 @@ from tasks import paths
 from tasks.common import files
 from tasks.common.text import enumerated
 from tasks.config.params import Params
+from tasks.evaluate.pose_accuracy import NEAR
 from tasks.paths import MODELS
 from tasks.report.html import Card
 from tasks.report.results import Results, counts_in_words, frechet_distance, number
@@ -33,6 +34,8 @@ QUESTIONS = {  # of the memorization test, in the order of the page
     "pose_reuse": "poses read in the pictures (no verdict on the model)",
 }
 
+WITHIN = f"within_{NEAR}"
+
 Row = tuple[str, str]
 
 
@@ -53,6 +56,7 @@ class Page:
 
     name: str
     persons_kept: int
+    pictures: str  # how well the generated pictures show their poses, in a sentence; empty if there are none
     cards: list[Card]
     funnel: list[tuple[str, int, str]]  # step, count, remark
     extraction_accuracy: list[Row]
@@ -72,6 +76,7 @@ def make(params: Params, root: Path, results: Results) -> Page:
     return Page(
         name=", ".join(sorted(params.raw.parts)),
         persons_kept=results.curation["persons_kept"],
+        pictures=_pictures(results.pose_accuracy["metrics"]),
         cards=_cards(results),
         funnel=_funnel(results),
         extraction_accuracy=[
@@ -101,13 +106,39 @@ def _style(verdict: str) -> str:
     return verdict if verdict in ("CLEAN", "COPIES") else "unsure"
 
 
+def _pictures(metrics: dict[str, float]) -> str:
+    """What MediaPipe reads in the generated pictures, beside real ones of the same size."""
+    if "pictures.found" not in metrics:
+        return ""
+
+    def share(key: str) -> str:
+        real = f" (real pictures of this size: {metrics[f'floor.{key}']:.1%})" if f"floor.{key}" in metrics else ""
+        return f"{metrics[f'pictures.{key}']:.1%}{real}"
+
+    sentence = f"Share of the generated pictures in which MediaPipe finds a person: {share('found')}."
+    if f"pictures.{WITHIN}" in metrics:
+        sentence += f" Share of their limb joints within {NEAR} torso lengths of the pose asked for: {share(WITHIN)}."
+    return sentence
+
+
+def _share(metrics: dict[str, float], key: str, label: str) -> list[Card]:
+    """A share of the generated pictures as a card, beside that of real pictures; none if it was not measured."""
+    if f"pictures.{key}" not in metrics:
+        return []
+    real = f"real pictures: {metrics[f'floor.{key}']:.1%}" if f"floor.{key}" in metrics else ""
+    return [Card(label, f"{metrics[f'pictures.{key}']:.1%}", real)]
+
+
 def _cards(results: Results) -> list[Card]:
     distance, references = frechet_distance(results)
+    accuracy = results.pose_accuracy["metrics"]
     verdicts = {model: results.memorization["models"][model]["verdict"] for model in MODELS}
     return [
-        Card("people kept", str(results.curation["persons_kept"]), f"of {results.extraction['files']} files"),
+        *_share(accuracy, "found", "pictures with a person"),
+        *_share(accuracy, WITHIN, f"joints within {NEAR} torso"),
         Card("Frechet pose distance", distance, references),
         *(Card(f"memorization, {model}", verdict, "", _style(verdict)) for model, verdict in verdicts.items()),
+        Card("people kept", str(results.curation["persons_kept"]), f"of {results.extraction['files']} files"),
     ]
 
 

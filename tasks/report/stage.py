@@ -26,7 +26,7 @@ from tasks.evaluate.memorization.memorization_plots import memorization_curves
 from tasks.extract import parts
 from tasks.paths import MODELS
 from tasks.plots import drawing
-from tasks.report import html, page, results
+from tasks.report import generated, html, page, results
 from tasks.report.dataset_card_plots import Tiles, gated_sheets, reject_sheets
 from tasks.report.html import Figure
 
@@ -39,11 +39,14 @@ def run(params: Params, root: Path) -> None:
     measured = results.read(params, root)
     summary = results.summarise(measured)
     with files.new_folder(root / paths.SUMMARY) as folder:
+        opening = generated.opening(params, root, folder)
         figures = {
+            "opening": [] if opening is None else [opening],
             "kept": _kept(params, root, folder),
             "rejected": _rejected(params, root, folder),
             "curves": [figure for model in MODELS for figure in _curves(root, folder, model)],
             "samples": [
+                *generated.by_category(root, folder),
                 Figure.read(paths.sample_folder(root, "poses") / paths.GRID, "New poses, with the category asked for."),
                 Figure.read(
                     paths.sample_folder(root, "pictures") / paths.GRID,

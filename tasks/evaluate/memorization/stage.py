@@ -20,11 +20,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks import paths
-from tasks.common.errors import DataError
 from tasks.common.files import new_folder, write_json
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, SAMPLES, group_numbers, load_splits
+from tasks.evaluate import stored_poses
 from tasks.evaluate.memorization import memorization_plots
 from tasks.evaluate.memorization.certificate import Certificate, Planter, certify, score_samples
 from tasks.evaluate.memorization.copy_score import TooFewItems
@@ -103,13 +103,9 @@ def poses_in_pictures(root: Path) -> tuple[list[str], np.ndarray]:
 
     Raises DataError if the stage `pose_accuracy` has not run.
     """
-    path = root / paths.POSE_ACCURACY / "read.npz"
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: the pose_accuracy stage writes it.")
-    with np.load(path, allow_pickle=False) as stored:
-        keys, poses = stored["key"], stored["pose"]
+    keys, poses = stored_poses.read(root)
     found = np.isfinite(poses).all(axis=(1, 2))
-    return [str(key) for key in keys[found]], poses[found]
+    return [key for key, kept in zip(keys, found, strict=True) if kept], poses[found]
 
 
 def _answer(question: Question, params: Params, folder: Path) -> Answer:

@@ -41,3 +41,12 @@ def test_no_test_no_evidence() -> None:
     both = {"pictures.copies_fraction": 0.01, "train_conditions.copies_fraction": 0.25}
     sentence = page._train_conditions(both)
     assert sentence.index("25.0%") < sentence.index("1.0%")  # training conditions come first
+
+
+def test_the_opening_sentence_gives_the_shares_beside_real_pictures() -> None:
+    metrics = {"pictures.found": 0.875, "pictures.within_0.2": 0.5, "floor.found": 0.996, "floor.within_0.2": 0.75}
+    sentence = page._pictures(metrics)
+    assert [sentence.index(share) for share in ("87.5%", "99.6%", "50.0%", "75.0%")] == sorted(
+        sentence.index(share) for share in ("87.5%", "99.6%", "50.0%", "75.0%")
+    )
+    assert "torso" not in page._pictures({"pictures.found": 0.0}) and page._pictures({}) == ""
