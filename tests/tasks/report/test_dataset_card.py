@@ -51,6 +51,21 @@ def test_the_card_holds_its_pictures_and_shows_every_kind_of_row(tmp_path):
     assert "first version in this workspace" in page
 
 
+ODD = ("new\nline", "Ba$$in", "$_$", "_misc", "日本語", "ไทย", "<b>bold</b>", "{{ summary }}", "&amp;", "%s", "x" * 120)
+
+
+def test_any_category_and_file_name_is_drawn_and_escaped(tmp_path):
+    rows = [
+        person(i, category=ODD[i % len(ODD)], source=f"{ODD[i % len(ODD)]}/{i} {ODD[i % 4]}.png")
+        for i in range(3 * len(ODD))
+    ]
+    rejects = [Reject(f"{name}/{name}.png", None, name, Reason.UNREADABLE, name) for name in ODD]
+    page = make(tmp_path, [*rows, person(99, category="<i>", source="<i>/dark.png", exposure=0.0)], rejects)
+    assert "<b>bold" not in page and "&lt;b&gt;bold&lt;/b&gt;" in page
+    assert "<td>{{ summary }}</td>" in page and "<td>&amp;amp;</td>" in page and "<td>日本語</td>" in page
+    assert "unreadable: 11 files or frames" in page and "too dark: 1" in page
+
+
 def test_a_single_person_has_a_card(tmp_path):
     page = make(tmp_path, [person(0)])
     assert "The split val is empty" in page and "Too few training persons" in page
