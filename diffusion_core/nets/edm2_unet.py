@@ -18,7 +18,7 @@ from diffusion_core.nets.embedding import (
     embed_or_null,
     group_by_kind,
 )
-from diffusion_core.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise
+from diffusion_core.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise, normalise_weights
 from diffusion_core.nets.unet import (
     ATTENTION_RESOLUTION,
     downsample_mean,
@@ -97,11 +97,11 @@ class EDM2UNet(nn.Module):
                 self.takes_skip.append(True)
                 channels_in = widths[level]
         self.conv_out = MPConv(width, out or channels, 3)
-        self.gain = nn.Parameter(torch.zeros([]))
+        self.gain = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         if self.training:
-            self.normalise_weights()
+            normalise_weights(self)
         emb = self.embedding(c_noise, cond).to(x.dtype)
         context: ContextTokens | None = None
         if self.context is not None:
@@ -120,12 +120,6 @@ class EDM2UNet(nn.Module):
             h = block(mp_cat(h, skips.pop()) if takes_skip else h, emb, context)
         y: Tensor = self.conv_out(h, self.gain)
         return y.contiguous()
-
-    def normalise_weights(self) -> None:
-        """Reset every weight to unit size, which does not change what the network computes."""
-        for layer in self.modules():
-            if isinstance(layer, MPConv):
-                layer.normalise_weight()
 
 
 class MPEmbedding(nn.Module):
@@ -178,7 +172,7 @@ class MPBlock(nn.Module):
         self.resample, self.encoder = resample, encoder
         self.conv1 = MPConv(out if encoder else inp, out, 3)
         self.modulation = MPConv(emb, out)
-        self.gain = nn.Parameter(torch.zeros([]))
+        self.gain = nn.Parameter(torch.zeros(1))
         self.dropout = nn.Dropout(dropout)
         self.conv2 = MPConv(out, out, 3)
         self.skip = MPConv(inp, out, 1) if inp != out else None

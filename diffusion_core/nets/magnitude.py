@@ -62,6 +62,16 @@ class MPConv(nn.Module):
         self.weight.copy_(normalise(self.weight))
 
 
+def normalise_weights(module: nn.Module) -> None:
+    """Reset the weights of all `MPConv` layers of the module to unit size, which does not change what they compute.
+
+    Sharded weights are reset in place only outside FSDP's forward pass, where layers hold gathered copies.
+    """
+    for layer in module.modules():
+        if isinstance(layer, MPConv):
+            layer.normalise_weight()
+
+
 class MPFourier(nn.Module):
     """A number `[B]` as cosines `[B, width]` of different frequencies and phases, of variance one. Eq. 75."""
 

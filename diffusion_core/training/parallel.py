@@ -36,6 +36,8 @@ def parallelise(module: nn.Module, device: torch.device, sharded: bool) -> nn.Mo
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        for parameter in module.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP2 refuses weights with channels last in memory
         for tensor in [*module.parameters(), *module.buffers()]:
             distributed.broadcast(tensor.detach(), 0)
         mesh = init_device_mesh(device.type, (world,))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from diffusion_core import rng
 from diffusion_core.conditioning import Cond, drop, to
 from diffusion_core.denoiser import Preconditioned
+from diffusion_core.nets.magnitude import normalise_weights
 from diffusion_core.recipe import Recipe
 from diffusion_core.rng import Stream
 from diffusion_core.schedules import Level
@@ -200,6 +201,8 @@ class Trainer:
         micro_batches = list(zip(self._micro_batches(nimg, batch), own_u, strict=True))
         results = []
         self.denoiser.train()
+        if self.compute.sharded:
+            normalise_weights(self.learned)  # in the forward pass a network would only reset gathered copies
         for i, (ids, micro_u) in enumerate(micro_batches):
             with nullcontext() if i == len(micro_batches) - 1 else parallel.no_gradient_sync(self.objective):
                 results.append(self._micro_gradient(ids, micro_u, batch))

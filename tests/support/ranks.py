@@ -9,12 +9,15 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo
+import torch._dynamo  # imported before the fork, because each rank would need seconds for it
+import torch.distributed.fsdp  # the same
 from torch import Tensor, distributed
 
 from diffusion_core import presets
@@ -53,7 +56,7 @@ def make(
     return Trainer(recipe.denoiser(net).to(device), recipe, config, data, len(points), compute=compute)
 
 
-def outcome(compute: Compute, config: TrainConfig = CONFIG) -> dict[str, Any] | None:
+def outcome(compute: Compute, config: TrainConfig = CONFIG) -> dict[str, Any]:
     """What the tests compare: batches, losses, sums of weights and averages, and what happens at divergence and stop."""
     requested: list[list[int]] = []
     trainer = make(compute, requested=requested, config=config)
@@ -97,18 +100,17 @@ def _gathered(value: Any) -> list[Any]:
     return parts
 
 
-def _rank(folder: Path, rank: int, world: int, compute: Compute, config: TrainConfig) -> None:
-    store = f"file://{folder}/meet"
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    result = outcome(compute, config)
+def _run_rank(folder: Path, rank: int, world: int, work: Callable[[], Any]) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    result = work()
     if rank == 0:
         (folder / "result.json").write_text(json.dumps(result))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def together(folder: Path, world: int, compute: Compute, config: TrainConfig = CONFIG) -> dict[str, Any]:
-    """Run the ranks, wait for them, and read what rank 0 left."""
+def run_ranks(folder: Path, world: int, work: Callable[[], Any]) -> Any:
+    """Do the same work on each of so many forked ranks, and return rank 0's result, which must be JSON-serialisable."""
     folder.mkdir()
     children = []
     for rank in range(world):
@@ -116,7 +118,7 @@ def together(folder: Path, world: int, compute: Compute, config: TrainConfig = C
         if child == 0:
             code = 1
             try:
-                _rank(folder, rank, world, compute, config)
+                _run_rank(folder, rank, world, work)
                 code = 0
             finally:
                 if code:
@@ -131,15 +133,19 @@ def together(folder: Path, world: int, compute: Compute, config: TrainConfig = C
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
-    layouts = {
-        "1": (1, Compute()),
-        "2": (2, Compute()),
-        "4": (4, Compute()),
-        "2 accumulating": (2, Compute(microbatch=4)),
-        "2 sharded": (2, Compute(sharded=True)),
-        "4 sharded": (4, Compute(sharded=True, microbatch=4)),
+    layouts: dict[str, tuple[int, Compute, TrainConfig]] = {
+        "1": (1, Compute(), CONFIG),
+        "2": (2, Compute(), CONFIG),
+        "4": (4, Compute(), CONFIG),
+        "2 accumulating": (2, Compute(microbatch=4), CONFIG),
+        "2 sharded": (2, Compute(sharded=True), CONFIG),
+        "4 sharded": (4, Compute(sharded=True, microbatch=4), CONFIG),
         "1 muon": (1, Compute(), MUON),
         "2 muon": (2, Compute(), MUON),
         "2 sharded muon": (2, Compute(sharded=True), MUON),
     }
-    print(json.dumps({name: together(root / name.replace(" ", "-"), *layout) for name, layout in layouts.items()}))
+    results = {
+        name: run_ranks(root / name.replace(" ", "-"), world, partial(outcome, compute, config))
+        for name, (world, compute, config) in layouts.items()
+    }
+    print(json.dumps(results))
