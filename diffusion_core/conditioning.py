@@ -5,9 +5,10 @@ dimension if x is a set of tokens). `tok:*` `[B, n, width]` is attended to. A co
 withheld from the whole batch. To withhold it from some rows only, a boolean mask `keep:<key>` `[B]` lies beside it. The
 network replaces a withheld condition by a learned embedding.
 
-Some entries describe the example itself and are never withheld: `vec:augment`, how it was augmented (zeros when sampling),
-`mask:x` `[B, N]`, which tokens of x exist, and `weight:x`, which broadcasts against x: what an error costs at each of its
-coordinates. The loss uses the last one, networks do not.
+Some entries describe the example or a condition and are never withheld: `vec:augment`, how the example was augmented (zeros
+when sampling), `vec:<name>_level`, how much noise the condition <name> has, `mask:x` `[B, N]`, which tokens of x exist, and
+`weight:x`, which broadcasts against x: what an error costs at each of its coordinates. The loss uses the last one, networks do
+not.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ def keep_mask(cond: Cond, key: str) -> Tensor | None:
 
 def keys(cond: Cond) -> list[str]:
     """The keys of the conditions that can be withheld."""
-    return [key for key in cond if not key.startswith(KEEP) and key not in (MASK, AUGMENT, WEIGHT)]
+    return [key for key in cond if not (key.startswith(KEEP) or key in (MASK, AUGMENT, WEIGHT) or is_level(key))]
+
+
+def is_level(key: str) -> bool:
+    """Whether the key is `vec:<name>_level`, the noise level of the condition <name>."""
+    return key.startswith("vec:") and key.endswith("_level")
 
 
 def drop(cond: Cond, p: float, seed: rng.Seed, ids: Tensor, each: float = 0.0) -> Cond:

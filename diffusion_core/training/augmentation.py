@@ -78,15 +78,21 @@ def no_transform(batch: int, device: torch.device | None = None) -> Tensor:
     return torch.zeros(batch, WIDTH, device=device)
 
 
-def add_condition_noise(cond: Cond, key: str, level: Level, seed: rng.Seed, ids: Tensor) -> Cond:
+def add_condition_noise(
+    cond: Cond, key: str, level: Level, seed: rng.Seed, ids: Tensor, features: int | None = None
+) -> Cond:
     """cond with the condition `key` `[B, *S]` corrupted at the level `[]` or `[B]`, and `vec:<name>_level` `[B, 1]`, its angle.
 
+    With `features`, only that many of the last dimension are corrupted. The others, such as an identity code, stay as they are.
     Noise-conditioning augmentation (Ho et al. 2021, arXiv 2106.15282, section 4): in training the levels are random, see
     `random_levels`; in sampling one level is fixed.
     """
-    noise = rng.normal(cond[key].shape[1:], seed, ids).to(cond[key])
-    angle = level.angle.to(cond[key]).expand(len(ids))[:, None]
-    return {**cond, key: level.corrupt(cond[key], noise), f"vec:{key.split(':', 1)[1]}_level": angle}
+    value = cond[key] if features is None else cond[key][..., :features]
+    noisy = level.corrupt(value, rng.normal(value.shape[1:], seed, ids).to(value))
+    if features is not None:
+        noisy = torch.cat([noisy, cond[key][..., features:]], -1)
+    angle = level.angle.to(value).expand(len(ids))[:, None]
+    return {**cond, key: noisy, f"vec:{key.split(':', 1)[1]}_level": angle}
 
 
 def random_levels(density: Density, seed: rng.Seed, ids: Tensor) -> Level:

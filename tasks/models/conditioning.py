@@ -141,9 +141,9 @@ def transform(config: Poses | Pictures, codec: Affine | Latent) -> Transform | N
         if config.condition_noise:
             sigma = config.condition_noise * rng.uniform((), rng.fold(seed, TransformStream.CONDITION_LEVEL), ids)
             for i, key in enumerate(key for key in keys(cond) if key.endswith(":pose")):
-                cond = augmentation.add_condition_noise(
-                    cond, key, sigma_level(sigma), rng.fold(seed, TransformStream.CONDITION_NOISE, i), ids
-                )
+                noise_seed = rng.fold(seed, TransformStream.CONDITION_NOISE, i)
+                features = 3 if key == "tok:pose" else None  # the rest of a token says which joint it is
+                cond = augmentation.add_condition_noise(cond, key, sigma_level(sigma), noise_seed, ids, features)
         return x0, drop(
             cond, 0.0, rng.fold(seed, TransformStream.SINGLE_CONDITION_DROPOUT), ids, each=config.condition_dropout_each
         )

@@ -179,9 +179,14 @@ def test_drop_can_withhold_single_conditions() -> None:
     assert not (together["keep:vec:a"] < out["keep:vec:a"]).any()  # `each` only withholds more
 
 
-def test_augmentation_and_mask_are_never_withheld() -> None:
-    cond = {"vec:a": torch.zeros(8, 2), "vec:augment": torch.ones(8, 6), "mask:x": torch.ones(8, 5, dtype=torch.bool)}
+def test_augmentation_noise_level_and_mask_are_never_withheld() -> None:
+    described = {
+        "vec:augment": torch.ones(8, 6),
+        "vec:a_level": torch.ones(8, 1),
+        "mask:x": torch.ones(8, 5, dtype=torch.bool),
+    }
+    cond = {"vec:a": torch.zeros(8, 2), **described}
     out = conds.drop(cond, 0.9, 0, torch.arange(8), each=0.9)
     assert set(out) == {*cond, "keep:vec:a"}
-    assert set(conds.without(out)) == {"vec:augment", "mask:x"}
+    assert set(conds.without(out)) == set(described)
     assert rng.fold(0, 1) != rng.fold(0)

@@ -74,3 +74,7 @@ def test_noise_conditioning_adds_its_level_as_condition():
     assert float((residual / levels.sigma.float()).mean()) == pytest.approx(1, abs=0.05)
     fixed = augmentation.add_condition_noise(cond, "map:low", Level(torch.tensor(1.0), torch.tensor(0.0)), 1, ids)
     assert torch.equal(fixed["map:low"], cond["map:low"]) and not fixed["vec:low_level"].any()
+    first = augmentation.add_condition_noise({"tok:low": torch.ones(500, 4, 5)}, "tok:low", levels, 1, ids, features=2)
+    assert torch.equal(first["tok:low"][..., 2:], torch.ones(500, 4, 3))
+    residual = (first["tok:low"][..., :2] - 1).flatten(1).square().mean(1).sqrt()
+    assert float((residual / levels.sigma.float()).mean()) == pytest.approx(1, abs=0.05)

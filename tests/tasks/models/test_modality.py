@@ -206,6 +206,7 @@ def test_noise_on_the_pose_is_of_the_size_that_the_network_is_told(tmp_path: Pat
     assert float(size.max()) < 2.1 and float(size.std()) > 0.1
     for key in ("vec:pose", "tok:pose"):
         assert not torch.equal(told[key], cond[key])
+    assert torch.equal(told["tok:pose"][..., 3:], cond["tok:pose"][..., 3:])  # which joint a token is stays certain
     assert torch.equal(told["vec:category"], cond["vec:category"])
 
 
