@@ -1,4 +1,4 @@
-"""A small workspace as extraction leaves it: pictures and the poses table of persons whose truth is known."""
+"""A small workspace after extraction: pictures and the poses table of known persons."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def picture(number: int) -> np.ndarray:
 def person(number: int, **changes: Any) -> Pose:
     """Person `number` in the middle of its picture, sharp and well lit, labelled `calm` or `wild`."""
     world = evaluation_workspace.poses(1, 1000 + number)[0] * 0.5
-    world[MOVED] += np.random.default_rng(number).normal(scale=0.12, size=(len(MOVED), 3))  # nobody stands like another
+    world[MOVED] += np.random.default_rng(number).normal(scale=0.12, size=(len(MOVED), 3))  # all poses differ
     landmarks = np.ones((33, 5), np.float32)
     landmarks[:, :2] = 0.5 + world[:, :2] / 2.5
     landmarks[:, 2] = 0
@@ -54,7 +54,7 @@ def motion(number: int, source: str = "walk.bvh", **changes: Any) -> Pose:
 
 
 def write(root: Path, persons: Sequence[Pose], rejects: Iterable[Reject] = ()) -> None:
-    """`data/poses/mannequin` as the extract stage leaves it, and the pictures' files where a row has one and there is none."""
+    """Write `data/poses/mannequin` as the extract stage does, and the missing picture files of its rows."""
     folder = root / "data/poses" / PART
     raw = root / "data/raw" / PART
     folder.mkdir(parents=True, exist_ok=True)

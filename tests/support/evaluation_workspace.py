@@ -1,4 +1,4 @@
-"""A small workspace with shards and samples whose truth is known, for the tests of the evaluation stages."""
+"""A small workspace with known shards and samples, for the tests of the evaluation stages."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def make(
     demanded = _rows("demanded", sets["train"][known], drawn["train"][known], condition="train00000")
     splits = {"samples": _rows("picture", asked, shown), "train_conditions": demanded}
     shards.write(root / "samples/pictures", splits, 1000, {})
-    read = asked.copy()  # as if a landmarker had found everybody but the last
+    read = asked.copy()  # the landmarker misses only the last person
     read[-1:] = np.nan
     (root / "reports/pose_accuracy").mkdir(parents=True, exist_ok=True)
     keys = np.array([f"picture{i:05d}" for i in range(len(asked))], str)

@@ -1,4 +1,4 @@
-"""Pose clusters: planted ones are found, and neither camera, mirror nor number of threads matters."""
+"""Pose clusters: known kinds of poses are found, independent of camera, mirroring and number of threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = 5
 
 
 def planted(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """n poses of KINDS kinds, each turned about the vertical at random and mirrored or not; and their kinds."""
+    """n poses of KINDS kinds, turned about the vertical and mirrored at random; and their kinds."""
     rng = np.random.default_rng(seed)
     body = np.zeros((33, 3))
     body[:, 0] = np.where(np.arange(33) % 2, 0.3, -0.3)
@@ -32,16 +32,16 @@ def planted(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return skeleton.normalise(pose @ turn).astype(np.float32), kind
 
 
-def test_planted_kinds_are_found_whatever_the_camera_and_the_side():
+def test_known_kinds_are_found_for_any_camera_and_mirroring():
     poses, kind = planted(400)
-    found = fit(poses)
-    assert len(found.centroids) == KINDS
-    labels = found.assign(poses)
-    assert len(set(zip(kind.tolist(), labels.tolist(), strict=True))) == KINDS  # a cluster a kind
+    clustering = fit(poses)
+    assert len(clustering.centroids) == KINDS
+    labels = clustering.assign(poses)
+    assert len(set(zip(kind.tolist(), labels.tolist(), strict=True))) == KINDS  # each kind is one cluster
     assert (np.diff(np.bincount(labels)) <= 0).all()  # the largest first
     fresh, kinds = planted(100, seed=1)
     assert len(set(zip(kind.tolist(), labels.tolist(), strict=True)) | set(
-        zip(kinds.tolist(), found.assign(fresh).tolist(), strict=True))) == KINDS  # fmt: skip
+        zip(kinds.tolist(), clustering.assign(fresh).tolist(), strict=True))) == KINDS  # fmt: skip
 
 
 def test_a_pose_turned_or_mirrored_is_the_same_point():
@@ -74,6 +74,6 @@ def test_the_same_poses_give_the_same_bits_with_any_number_of_threads():
 
 def test_a_handful_of_poses_is_one_cluster():
     poses, _ = planted(19)
-    found = fit(poses)
-    assert len(found.centroids) == 1 and found.silhouettes == {}
-    assert set(found.assign(poses).tolist()) == {0}
+    clustering = fit(poses)
+    assert len(clustering.centroids) == 1 and clustering.silhouettes == {}
+    assert set(clustering.assign(poses).tolist()) == {0}

@@ -1,4 +1,4 @@
-"""The square around a person: everything in it, nothing stretched, borders continued by reflection."""
+"""The square around a person: it contains everything, is not stretched, and is reflected at borders."""
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def test_a_circle_stays_round_at_the_border() -> None:
     assert len(columns) <= 26 and len(rows) <= 80
 
 
-def test_outside_goes_on_smoothly_and_inside_is_untouched() -> None:
+def test_the_outside_is_smooth_and_the_inside_unchanged() -> None:
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (40, 40, 3), np.uint8)
     out = crop(picture, -20, 0, 60, 60)

@@ -1,4 +1,4 @@
-"""Curation: every row in is a row out or a refusal with its reason, and what belongs together stays together."""
+"""Curation: every row is kept or refused with a reason, and groups stay in one split."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def with_landmarks(number: int, **columns: float):
     return person(number, landmarks=landmarks)
 
 
-def test_each_gate_refuses_what_it_is_for_and_nothing_else(tmp_path):
+def test_each_gate_refuses_its_own_rows_and_no_other(tmp_path):
     cut = person(2).landmarks.copy()
     cut[list(LIMBS)[:4], 1] = 1.2
     bad = {
@@ -107,7 +107,7 @@ def test_the_same_file_of_another_part_is_kept_once(tmp_path):
     ]
 
 
-def test_who_has_no_label_is_called_after_the_pose(tmp_path):
+def test_a_row_without_a_label_is_named_after_its_pose_cluster(tmp_path):
     rows = [person(i, category="" if i >= 10 else "calm") for i in range(60)]
     kept, _ = curated(tmp_path, rows)
     for category, cluster, key in zip(kept.category, kept.cluster, kept.key, strict=True):
@@ -123,7 +123,7 @@ def test_curated_twice_is_byte_identical(tmp_path):
     assert one == two and set(one) == {"persons.parquet", "gated.parquet", "summary.json", "clusters.json"}
 
 
-def test_nobody_kept_is_one_sentence(tmp_path):
+def test_nobody_kept_is_an_error_with_the_reasons(tmp_path):
     with pytest.raises(DataError, match=r"None of the 3 persons found is kept \(too_dark 2, blurred 1\)"):
         curated(tmp_path, [person(1, exposure=0.0), person(2, exposure=0.0), person(3, sharpness=0.0)])
 
@@ -166,7 +166,7 @@ def test_motion_capture_reaches_the_shards_as_poses_without_pictures(tmp_path):
         assert all(seen.meta(i)["category"] != "walk" for i in range(len(seen)))
 
 
-def test_several_persons_of_a_picture_are_cut_from_their_own_place(tmp_path):
+def test_several_persons_of_a_picture_have_their_own_crops(tmp_path):
     right = person(8).landmarks.copy()
     right[:, 0] += 0.2
     two = person(9, key=f"{person(8).key}-1", person=1, source=person(8).source, category="calm", landmarks=right,
@@ -200,7 +200,7 @@ def test_processes_write_the_same_shards_as_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("few", [1000, 0])
-def test_a_picture_that_has_gone_is_one_sentence(tmp_path, monkeypatch, few):
+def test_a_missing_picture_is_a_data_error(tmp_path, monkeypatch, few):
     monkeypatch.setattr(shard, "_FEW", few)
     curated(tmp_path, [person(i) for i in range(6)])
     (tmp_path / "data/raw" / PART / person(3).source).unlink()

@@ -1,4 +1,4 @@
-"""Copies are found and nobody else: the fingerprint, the searches, the groups."""
+"""Fingerprints, searches and groups: copies are found, different pictures are not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNT = 24
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Image.Image]:
-    """Figures of twelve kinds in one sort of room, twice."""
+    """Figures of twelve kinds in similar rooms, two of each."""
     return [Image.fromarray(mannequin.picture(3, i, 128).image) for i in range(COUNT)]
 
 
@@ -60,7 +60,7 @@ def test_planted_copies_are_found_and_different_figures_in_one_room_are_not(pict
         assert found == {(i, COUNT + i) for i in range(COUNT)}, kind
 
 
-def test_the_search_in_hashes_misses_nothing_that_all_pairs_compared_would_find():
+def test_the_hash_search_finds_what_comparing_all_pairs_finds():
     rng = np.random.default_rng(0)
     base = rng.normal(size=(40, 256)) * np.linspace(3, 0.3, 256)
     near = base[rng.integers(0, 40, 300)] + rng.normal(size=(300, 256)) * np.linspace(3, 0.3, 256) * 0.35
@@ -89,14 +89,14 @@ def test_the_hash_is_that_of_imagehash_up_to_its_threshold(pictures):
         assert (mine != theirs).mean() < 0.1
 
 
-def test_one_colour_and_no_picture_are_nobodys_copy():
+def test_a_single_colour_and_a_missing_picture_are_copies_of_nothing():
     flat = prints([Image.new("RGB", (50, 40), (c, c, c)) for c in (0, 128, 255)])
     assert not flat.any()
     assert pairs(same_picture(flat)) == set()
     assert cosine(flat, flat).tolist() == [0, 0, 0]
 
 
-def test_a_crop_is_known_by_pose_and_similar_picture_together(pictures):
+def test_a_crop_needs_both_the_same_pose_and_a_similar_picture(pictures):
     cut = [image.crop((4, 5, 125, 126)) for image in pictures]
     both = np.concatenate([prints(pictures), prints(cut)])
     poses = some_poses(COUNT)
@@ -118,7 +118,7 @@ def test_a_mirrored_pose_needs_a_mirrored_picture(pictures):
     assert pairs(same_scene(prints([image, image]), two)) == set()
 
 
-def test_blocks_do_not_matter(pictures, monkeypatch):
+def test_the_block_size_does_not_matter(pictures, monkeypatch):
     x = np.concatenate([prints(pictures)] * 2)
     poses = np.concatenate([some_poses(COUNT)] * 2)
     whole = pairs(same_picture(x)), pairs(same_scene(x, poses))

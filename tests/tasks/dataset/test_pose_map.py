@@ -1,4 +1,4 @@
-"""The map of a pose lies where the picture of that pose has the person."""
+"""Pose maps match the person's place in the picture."""
 
 import numpy as np
 

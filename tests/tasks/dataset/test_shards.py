@@ -1,4 +1,4 @@
-"""Shards: the same bytes whenever written, the same samples by index and by stream, damage noticed."""
+"""Shards: reproducible bytes, the same samples by index and by stream, damage is detected."""
 
 import hashlib
 import io
@@ -73,14 +73,14 @@ def test_pictures_are_reduced_by_area(tmp_path: Path) -> None:
     assert np.abs(dataset.pictures_uint8(8)[0] - reduced).max() <= 1  # Pillow rounds once a direction
 
 
-def test_index_says_what_is_on_disk(tmp_path: Path) -> None:
+def test_the_index_matches_the_files(tmp_path: Path) -> None:
     _write(tmp_path / "s")
     for shard in json.loads((tmp_path / "s/index.json").read_bytes())["shards"]:
         data = (tmp_path / "s" / shard["name"]).read_bytes()
         assert len(data) == shard["bytes"] and hashlib.sha256(data).hexdigest() == shard["sha256"]
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+def test_damage_is_detected(tmp_path: Path) -> None:
     _write(tmp_path / "s")
     tar = tmp_path / "s/train-000001.tar"
     data = bytearray(tar.read_bytes())

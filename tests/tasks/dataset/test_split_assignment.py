@@ -1,4 +1,4 @@
-"""The split: the fractions asked for, stable under growth, and usable when the data are small."""
+"""Splits have the fractions asked for, are stable when the data grow, and work for small data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_three_groups_are_enough_for_three_splits(n):
 
 
 def test_what_is_moved_moves_back_when_the_hash_fills_the_split():
-    """Growth one by one: a group leaves its split only while a split would be empty without it."""
+    """The data grow by one group at a time: a group leaves its split only while another would be empty."""
     for seed in range(20):
         previous: dict[str, str] = {}
         changes = 0

@@ -9,7 +9,7 @@ from tests.support.workspaces import write_shards
 
 @pytest.mark.parametrize("count", [None, 0, 3, 20, 24, 99])
 @pytest.mark.parametrize("rows", [1, 7, 1000])
-def test_blocks_are_the_pictures_in_order_whatever_their_size(tmp_path: Path, count: int | None, rows: int) -> None:
+def test_blocks_of_any_size_are_the_pictures_in_order(tmp_path: Path, count: int | None, rows: int) -> None:
     write_shards(tmp_path, 3, 20, 10)
     _, heldout = load_splits(tmp_path)  # two splits of 20 and 10
     blocks = list(heldout.picture_blocks(16, count, rows))

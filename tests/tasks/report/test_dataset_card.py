@@ -76,14 +76,14 @@ def test_motion_capture_alone_has_a_card(tmp_path):
     assert "12 poses without one" in page
 
 
-def test_who_was_forgotten_is_not_shown(tmp_path):
+def test_an_opted_out_person_is_not_shown(tmp_path):
     make(tmp_path, [person(i) for i in range(12)])
     forget.run(load(tmp_path / "params.yaml"), tmp_path, person(3).key)
     page = make(tmp_path, [person(i) for i in range(12)])
     assert person(3).key not in page and "forgotten: 1" not in page
 
 
-def test_drift_is_measured_against_the_version_before_and_making_it_again_changes_nothing(tmp_path):
+def test_drift_is_measured_against_the_previous_version_and_repeats(tmp_path):
     rows = [person(i) for i in range(60)]
     make(tmp_path, rows)
     first = dataset_history.digest(tmp_path)

@@ -23,7 +23,7 @@ def evidence(copied: int) -> dict[str, str]:
     return dict(page._evidence(certificate.metrics()))
 
 
-def test_evidence_says_what_was_found_and_what_could_have_been() -> None:
+def test_evidence_has_the_copies_and_the_detection_limit() -> None:
     clean, copied = evidence(0), evidence(7)
     assert clean["samples; training items; held-out items"] == "100; 150; 50"
     assert clean["samples on the list of copies"].startswith("0 (0.0%, 95% interval 0.0% to 3.6%)")
@@ -35,7 +35,7 @@ def test_evidence_says_what_was_found_and_what_could_have_been() -> None:
     assert 0.05 < float(size.split()[0]) < 1
 
 
-def test_no_test_no_evidence() -> None:
+def test_without_a_test_there_is_no_evidence() -> None:
     assert page._evidence({}) == []
     assert page._train_conditions({"pictures.copies_fraction": 0.1}) == ""
     both = {"pictures.copies_fraction": 0.01, "train_conditions.copies_fraction": 0.25}
