@@ -82,7 +82,7 @@ def _show(root: Path) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for label, value in summary["rows"]:
         table.add_row(label, str(value))
-    console = Console()
+    console = Console(markup=False, emoji=False)  # paths and categories may have brackets and colons
     console.print(table)
     console.print(f"report  {root / paths.REPORT}", soft_wrap=True)
     console.print(f"MLflow  {root / 'mlflow.db'} (make ui)", soft_wrap=True)

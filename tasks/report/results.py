@@ -9,6 +9,7 @@ from typing import Any
 
 from tasks import paths
 from tasks.common import files
+from tasks.common.text import one_line
 from tasks.config.params import Params
 from tasks.extract import parts
 from tasks.paths import MODELS
@@ -98,7 +99,7 @@ def summarise(results: Results) -> Summary:
     distance, references = frechet_distance(results)
     extraction, curation = results.extraction, results.curation
     rejects = {**extraction["rejects"], **curation["gated"]}
-    promoted = "yes" if results.promotion["promote"] else "no: " + " ".join(results.promotion["reasons"])
+    promoted = "yes" if results.promotion["promote"] else "no: " + one_line(" ".join(results.promotion["reasons"]))
     rows = [
         ("pictures in", str(extraction["files"])),
         ("persons kept", f"{curation['persons_kept']} ({counts_in_words(curation['splits'])})"),
