@@ -34,7 +34,7 @@ from benchmarks.report import finish
 from tasks import paths
 from tasks.common import machine
 from tasks.config import params
-from tasks.extract.decode import JOINTS_SUFFIX, scan
+from tasks.extract.scan import JOINTS_SUFFIX, scan
 from tasks.synthetic import stage as mannequin
 
 PROJECT = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def measure(raw: Path, repeats: int) -> tuple[dict[str, float], float]:
     """Pictures a second of the stage and, within it, of its peers, with the ratios: the median of `repeats` runs; the stage's
     peak memory in MB."""
     runs, peak = [], 0.0
-    paths = [raw / source.path for source in scan(raw)]
+    paths = [raw / source.path for source in scan(raw).sources]
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as root, Peers(paths, _model()) as peers:
             looks = [peers.look()]  # a short run may end before the first measurement

@@ -23,7 +23,8 @@ from tasks import paths
 from tasks.common import files, machine
 from tasks.config.params import set_values
 from tasks.extract.cache import Store
-from tasks.extract.decode import content_key, scan
+from tasks.extract.scan import scan
+from tasks.extract.source_files import content_key
 from tasks.synthetic import stage as mannequin
 
 ALLOWED = 0.03  # of the full extraction
@@ -59,7 +60,7 @@ def extract(root: Path, part: str) -> tuple[float, int]:
 
 def _share(raw: Path, folder: Path, count: int) -> list[Path]:
     """Link the first `count` files of `raw` below `folder`, in their categories; the files that are left."""
-    sources = [Path(source.path) for source in scan(raw)]
+    sources = [Path(source.path) for source in scan(raw).sources]
     for source in sources[:count]:
         _put(raw / source, folder / source)
     return sources[count:]
@@ -89,7 +90,7 @@ def main() -> int:
         if options.raw is None:
             raw.mkdir()
             mannequin.draw_all(raw, 0, 224, options.count, machine.cores())
-        total = len(scan(raw))
+        total = len(scan(raw).sources)
         few = max(1, total // 101)  # one percent of the existing pictures
         parts = {name: place / name for name in ("first", "second")}
         later = _share(raw, parts["first"], total - few)

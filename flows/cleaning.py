@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 ALIASES = ("champion", "challenger", "previous")  # of exported models
 # Besides the outputs of the graph: what commands write, MLflow's default store, and the state of this machine.
 OTHERS = (
+    paths.LISTINGS,
     *(paths.EXPORTS / alias for alias in ALIASES), paths.GENERATED, paths.COMPARE, paths.EXPLAIN, paths.VIDEO_DISTANCE,
     *(Path(f"mlflow.db{suffix}") for suffix in ("", "-wal", "-shm", "-journal")), Path("mlruns"), paths.STATE,
 )  # fmt: skip

@@ -45,6 +45,12 @@ def mannequin() -> None:
     _call_stage("mannequin")
 
 
+@stages.command(name="list_parts")
+def list_parts() -> None:
+    """List the files of all parts, so that DVC notices changes."""
+    _call("list_parts")
+
+
 @stages.command()
 def extract(part: Part) -> None:
     """Find people and their landmarks in the files of one part."""

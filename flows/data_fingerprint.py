@@ -6,7 +6,6 @@ A pipeline run records the digests that it started with. Whatever differs from t
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tasks import paths
 from tasks.common import files
 from tasks.config.data import MANNEQUIN
 from tasks.config.params import Params
+from tasks.extract.scan import walk
 
 SHARDS = paths.SHARDS.as_posix()
 Fingerprint = dict[str, str]
@@ -43,15 +43,10 @@ def content(folder: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Relative name, bytes, and modification time in nanoseconds of every file below a folder."""
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(directory, name)
-            try:
-                status = os.stat(path)
-            except FileNotFoundError:  # files may be renamed while they are being copied
-                continue
-            yield os.path.relpath(path, folder), status.st_size, status.st_mtime_ns
+    """Relative name, bytes, and modification time in nanoseconds of every entry below a folder; system files do not count."""
+    for entry in walk(folder):
+        status = entry.status
+        yield entry.path, status.st_size if status else -1, status.st_mtime_ns if status else -1
 
 
 def _name(part: Path, root: Path) -> str:

@@ -130,11 +130,15 @@ def check_folders(root: Path, folders: Iterable[str]) -> None:
 
 
 def is_unchanged(root: Path, stage: str) -> bool:
-    """Whether command, parameters, dependencies and outputs of the stage are those recorded in `dvc.lock`."""
+    """Whether command, parameters, dependencies and outputs of the stage are those recorded in `dvc.lock`.
+
+    A stage with `always_changed` counts as unchanged if nothing else is: the flow does its work itself (`parts.update`).
+    """
     for _ in range(LOCK_ATTEMPTS):
         try:
             with _repository(root) as repository:
-                return not repository.status(targets=[f"{root.resolve() / 'dvc.yaml'}:{stage}"])
+                status = repository.status(targets=[f"{root.resolve() / 'dvc.yaml'}:{stage}"])
+                return all(entry == "always changed" for entries in status.values() for entry in entries)
         except LockError:
             time.sleep(LOCK_DELAY_SECONDS)
     raise UserError("Another DVC command is running in this workspace; run this again when it has ended.")

@@ -5,6 +5,8 @@ DVC runs one stage `extract@<part>` per entry, so params.yaml always states what
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,27 +15,35 @@ from tasks import paths
 from tasks.common.errors import DataError, UserError
 from tasks.config.data import MANNEQUIN
 from tasks.config.params import Raw
+from tasks.extract.scan import MEDIA_SUFFIXES, has_sources, is_system
+
+log = logging.getLogger(__name__)
 
 # Folders of the workspace that no part may contain or lie in.
 WRITTEN = (
-    paths.POSES, paths.DATASET, paths.SHARDS, paths.ARTIFACTS, paths.SAMPLES, paths.REPORTS, paths.EXPORTS, paths.GENERATED,
-    paths.STATE, Path("mlruns"), Path(".dvc"), Path(".git"), Path(".venv"),
+    paths.MANNEQUIN, paths.LISTINGS, paths.POSES, paths.DATASET, paths.SHARDS, paths.ARTIFACTS, paths.SAMPLES, paths.REPORTS, paths.EXPORTS, paths.GENERATED,
+    paths.STATE, Path("mlruns"), Path("models"), Path(".dvc"), Path(".git"), Path(".venv"),
 )  # fmt: skip
 _NAME = re.compile(r"[^A-Za-z0-9_]+")  # characters that a part's name must not have
 
 
 def current(root: Path, raw: Raw) -> dict[str, str]:
-    """The parts that exist now, name -> folder: the entries of `raw.parts` without those whose folder in `raw.folder` is gone,
-    plus every other folder in `raw.folder`.
+    """The parts that exist now, name -> folder.
 
-    The built-in mannequins are a part only if `raw.parts` names them, because their folder is generated.
+    These are the entries of `raw.parts`, without those whose folder in `raw.folder` is gone or empty, and every other folder in
+    `raw.folder` that holds a file. System folders are no parts, and the built-in mannequins are one only if `raw.parts` names
+    them, because their folder is generated. Raises UserError if `raw.folder` cannot be listed.
     """
     if raw.folder is None or not (root / raw.folder).is_dir():
         return dict(raw.parts)
     inbox = Path(raw.folder)
-    # a name in .tmp marks unfinished copies everywhere in the project, and DVC ignores it
-    names = [path.name for path in (root / inbox).iterdir() if path.is_dir()]
-    folders = sorted(f"{inbox / name}" for name in names if not name.startswith(".") and not name.endswith(".tmp"))
+    # a name in .tmp marks unfinished copies everywhere in the project
+    names = [path.name for path in _entries(root / inbox) if path.is_dir() and not path.name.endswith(".tmp")]
+    folders = [
+        folder
+        for folder in (f"{inbox / name}" for name in names)
+        if folder == MANNEQUIN or (_conflict(root, folder) is None and has_sources(root / folder))
+    ]
     kept = {
         name: folder
         for name, folder in raw.parts.items()
@@ -45,11 +55,19 @@ def current(root: Path, raw: Raw) -> dict[str, str]:
     return kept
 
 
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, in order of the names, without the files and folders of the system."""
+    try:
+        return sorted(path for path in folder.iterdir() if not is_system(path.name))
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be listed ({error.strerror}).") from error
+
+
 def _name(folder: str, taken: dict[str, str]) -> str:
-    """A part name for a folder that is not taken yet."""
+    """A part name for a folder that is not taken yet; "mannequin" is reserved for the built-in pictures."""
     name = wanted = _NAME.sub("-", Path(folder).name).strip("-")[:90] or "part"
     number = 1
-    while name in taken:
+    while name in taken or (name == "mannequin" and folder != MANNEQUIN):
         number += 1
         name = f"{wanted}-{number}"
     return name
@@ -59,7 +77,8 @@ def planned(root: Path, raw: Raw, requested: str | None = None) -> Raw:
     """What the section `raw` of params.yaml should be now. Nothing is written.
 
     `requested`: the folder that becomes the only part, or "mannequin" for the built-in pictures; None: the parts that exist.
-    Raises DataError if the folder of a part is missing or there is no part, UserError if a folder cannot be a part.
+    Raises DataError if the folder of a part is missing, empty or unreadable or there is no part, and UserError if a folder
+    cannot be a part.
     """
     if requested is not None:
         raw = _only(root, requested)
@@ -72,15 +91,39 @@ def planned(root: Path, raw: Raw, requested: str | None = None) -> Raw:
 
 
 def _check(root: Path, folder: str) -> None:
-    """Raise an error unless the folder exists (the built-in one is generated) and lies apart from what runs write."""
+    """Raise an error unless the folder lies apart from what runs write and holds files (the built-in one is generated)."""
     if folder != MANNEQUIN and not (root / folder).is_dir():
         raise DataError(f"There is no folder {root / folder} to take pictures from.")
+    if (reason := _conflict(root, folder)) is not None:
+        raise UserError(f"{(root / folder).resolve()} cannot be the folder of pictures, because {reason}.")
+    if folder != MANNEQUIN and not os.access(root / folder, os.R_OK | os.X_OK):
+        raise DataError(f"The folder {root / folder} cannot be read; check its permissions.")
+    if folder != MANNEQUIN and not has_sources(root / folder):
+        raise DataError(f"The folder {root / folder} holds no file to take pictures from.")
+
+
+def _conflict(root: Path, folder: str) -> str | None:
+    """Why a folder cannot be a part because of where it lies; None if it can."""
     path, workspace = (root / folder).resolve(), root.resolve()
     if workspace.is_relative_to(path):
-        raise UserError(f"{path} cannot be the folder of pictures, because it contains this project.")
+        return "it contains this project"
+    if folder == MANNEQUIN:
+        return None
     for written in WRITTEN:
         if (workspace / written).is_relative_to(path) or path.is_relative_to(workspace / written):
-            raise UserError(f"{path} cannot be the folder of pictures, because runs write into {workspace / written}.")
+            return f"runs write into {workspace / written}"
+    return None
+
+
+def warn_of_loose_pictures(root: Path, raw: Raw) -> None:
+    """Say which pictures lie beside the parts in `raw.folder`, where they are not used."""
+    if raw.folder is None or not (root / raw.folder).is_dir():
+        return
+    entries = _entries(root / raw.folder)
+    loose = [path.name for path in entries if path.suffix.lower() in MEDIA_SUFFIXES and not path.is_dir()]
+    if loose:
+        files = f"{loose[0]} lies" if len(loose) == 1 else f"{loose[0]} and {len(loose) - 1} more files lie"
+        log.warning(f"{files} directly in {root / raw.folder} and are not used: put them into a folder there, a part.")
 
 
 def remove_stale(root: Path, raw: Raw) -> None:

@@ -15,7 +15,7 @@ from dvc.repo import Repo
 
 from tasks.common import files
 from tasks.common.errors import UserError
-from tasks.extract.decode import is_aside
+from tasks.extract.scan import is_ignored
 
 FOLDER = "slices"  # in the remote, beside DVC's own files
 
@@ -59,7 +59,7 @@ def fetch_slice(root: Path, folder: str, rank: int, world: int, wanted: Path) ->
     """
     try:
         fs = DVCFileSystem(str(root))
-        names = sorted(name for name in map(str, fs.find(folder)) if not any(map(is_aside, name.split("/"))))
+        names = sorted(name for name in map(str, fs.find(folder)) if not any(map(is_ignored, name.split("/"))))
         if not names:
             raise UserError(_UNTRACKED.format(folder=folder))
         with files.new_folder(wanted) as fresh:

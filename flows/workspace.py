@@ -21,6 +21,7 @@ from tasks import paths
 from tasks.common import files, git
 from tasks.common.errors import UserError
 from tasks.config.params import Params, edit, load, parse, read_text
+from tasks.extract import listing
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def plan(root: Path, raw: str | None = None, changes: Changes | None = None) -> 
 def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) -> Params:
     """Write what `plan` returns, and return the parameters. Call it only while holding the workspace (`alone`).
 
-    Either everything is written or, if an error is raised, nothing. The extracted poses of parts that are gone are deleted.
+    Either everything is written or, if an error is raised, nothing. The extracted poses of parts that are gone are deleted, and
+    the parts are listed (see `tasks.extract.listing`).
     """
     from flows import dvc_graph  # imports DVC, which takes a second
 
@@ -86,7 +88,9 @@ def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) 
             raise
         for message in planned.messages:
             log.info(message)
+    parts.warn_of_loose_pictures(root, planned.params.raw)
     parts.remove_stale(root, planned.params.raw)
+    listing.update(root, planned.params.raw)
     return planned.params
 
 

@@ -23,6 +23,7 @@ from tasks.common.errors import FULL, UserError
 # DVC runs these: the stages of dvc.yaml.
 STAGES = {
     "mannequin": "tasks.synthetic.stage",
+    "list_parts": "tasks.extract.listing",
     "extract": "tasks.extract.stage",
     "curate": "tasks.dataset.curate",
     "shard": "tasks.dataset.shard",

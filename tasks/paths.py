@@ -12,6 +12,8 @@ PARAMS = Path("params.yaml")
 # What the stages read and write; DVC tracks these.
 RAW = Path("data/raw")  # one folder per part
 MANNEQUIN = RAW / "mannequin"  # the built-in pictures
+LISTINGS = Path("data/listings")  # one file per part: what is in its folder
+LISTED = LISTINGS / "listed.txt"
 POSES = Path("data/poses")  # one folder per part
 DATASET = Path("data/dataset")
 SHARDS = Path("data/shards")
@@ -38,6 +40,7 @@ GENERATED = Path("generated")
 STATE = Path(".contrapposto")
 EXTRACT_STATE = STATE / "extract"
 FINDINGS = EXTRACT_STATE / "findings.db"
+LISTING_STATE = STATE / "listings"
 SLICES = STATE / "slices"
 FEATURES = STATE / "features"
 NETWORK_WEIGHTS = STATE / "weights"  # downloaded, one file per sha256

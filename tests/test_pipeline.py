@@ -18,7 +18,8 @@ from tasks.config.params import set_value
 from tests.support.workspaces import small_project
 
 STAGES = {
-    "mannequin", "extract@mannequin", "curate", "shard", "dataset_card", "train_poses", "train_pictures", "sample_poses",
+    "mannequin", "list_parts", "extract@mannequin", "curate", "shard", "dataset_card", "train_poses", "train_pictures",
+    "sample_poses",
     "sample_pictures", "memorization", "membership_inference", "pose_accuracy", "fidelity", "promote", "report",
 }  # fmt: skip
 

@@ -28,6 +28,9 @@ class Raw(Section):
         for (name, folder), (other, around) in permutations(self.parts.items(), 2):
             if Path(folder).is_relative_to(around):
                 raise ValueError(f"parts.{name} ({folder}) is parts.{other} ({around}), or lies in it")
+        for name, folder in self.parts.items():
+            if (name == "mannequin") != (folder == MANNEQUIN):
+                raise ValueError(f"the built-in pictures are the part mannequin: {MANNEQUIN}; got {name}: {folder}")
         return self
 
 

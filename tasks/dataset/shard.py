@@ -24,7 +24,7 @@ from tasks.dataset.crop import crop
 from tasks.dataset.dataset_table import SPLITS, Persons
 from tasks.dataset.source_pictures import pictures
 from tasks.extract import parts
-from tasks.extract.decode import Refusal
+from tasks.extract.source_files import Refusal
 
 _FEW = 200  # files; for fewer, starting worker processes takes longer than reading them here
 

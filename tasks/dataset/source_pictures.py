@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from tasks.extract import video
-from tasks.extract.decode import open_picture, open_regular
+from tasks.extract.decode import open_picture
 from tasks.extract.findings import Kind
+from tasks.extract.source_files import open_regular
 
 Place = tuple[str, str, int]  # source, kind, frame
 

@@ -27,9 +27,9 @@ from tasks.common.errors import DataError, UserError
 from tasks.common.files import new_folder, write_json
 from tasks.config.params import Params
 from tasks.extract import video
-from tasks.extract.decode import Refusal
 from tasks.extract.findings import Kind
 from tasks.extract.poses_table import POSES, read_poses
+from tasks.extract.source_files import Refusal
 from tasks.metrics import trajectories, video_networks
 from tasks.metrics.feature_cache import cached
 from tasks.metrics.findings import Findings

@@ -10,8 +10,8 @@ from typing import IO
 
 import numpy as np
 
-from tasks.extract.decode import Refusal
 from tasks.extract.findings import Reason
+from tasks.extract.source_files import Refusal
 
 MAGIC = b"HIERARCHY"
 MAX_BYTES = 128 * 2**20

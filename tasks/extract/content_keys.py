@@ -12,7 +12,7 @@ import time
 from io import BufferedReader
 from pathlib import Path
 
-from tasks.extract.decode import content_key, printable
+from tasks.extract.source_files import content_key, printable
 
 SETTLED_S = 2.0  # resolution of the coarsest clock of a common file system (FAT)
 

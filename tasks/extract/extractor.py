@@ -20,11 +20,12 @@ import numpy as np
 from tasks.common.pool import heartbeat
 from tasks.extract import bvh, mocap, video
 from tasks.extract.content_keys import read_key
-from tasks.extract.decode import MAX_PIXELS, Refusal, decode, open_regular
+from tasks.extract.decode import MAX_PIXELS, decode
 from tasks.extract.findings import Finding, Findings, Kind, Reason, Refused, Settings
 from tasks.extract.landmarker import Landmarker, Person, kept_offline
 from tasks.extract.people import scores
 from tasks.extract.perceptual_hash import LENGTH, fingerprint, grey
+from tasks.extract.source_files import Refusal, behind_dvc_link, open_regular
 from tasks.extract.tracks import Movement, Tracks
 
 _SMALL = 2**20  # pixels: only one larger picture is in memory at a time
@@ -60,9 +61,10 @@ class Subject:
 
 @contextmanager
 def extractor(
-    folder: Path, model: Path, settings: Settings, known: Callable[[str], bool]
+    folder: Path, model: Path, settings: Settings, known: Callable[[str], bool], cache: Path | None = None
 ) -> Iterator[tuple[Callable[[Any], Subject], ...]]:
     """The steps from a path below `folder` to its Subject; `known(key)` is whether the findings of a key are cached.
+    `cache`: links into this folder are followed (see `source_files.dvc_cache`).
 
     The work is split into steps because the network's six megabytes fill the processor's caches: decoding several pictures in
     a row is faster than alternating decoding and detection (see `tasks.common.pool`). Videos, motion captures and large
@@ -72,7 +74,7 @@ def extractor(
     def opened(path: str) -> Subject:
         subject = Subject()
         try:
-            subject.file = open_regular(folder / path)
+            subject.file = open_regular(behind_dvc_link(folder / path, cache))
             if hasattr(os, "posix_fadvise"):  # let a slow disk read several files at once
                 with suppress(OSError):  # not every file system supports it
                     os.posix_fadvise(subject.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
@@ -95,7 +97,7 @@ def extractor(
             return
         subject.key, subject.stamp = read_key(file)
         subject.known = known(subject.key)
-        head = file.read(16)
+        head = file.read(video.HEAD)
         file.seek(0)
         if subject.known:
             subject.close()
@@ -107,6 +109,9 @@ def extractor(
             try:
                 _decode(subject, settings, _SMALL)
             except Refusal as refusal:
+                if refusal.reason is Reason.NOT_A_PICTURE:
+                    detail = f"{refusal.detail}; no video in a known container ({video.CONTAINERS}); no BVH"
+                    raise Refusal(refusal.reason, detail) from refusal
                 if refusal.reason is not Reason.TOO_LARGE:
                     raise
 

@@ -15,8 +15,8 @@ import numpy as np
 from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.common.skeleton import LANDMARKS, LIMBS, MIRROR, torso_length
-from tasks.extract.decode import JOINTS_SUFFIX
 from tasks.extract.poses_table import Poses
+from tasks.extract.scan import JOINTS_SUFFIX
 
 
 def can_measure(sources: Iterable[str], folder: Path) -> bool:

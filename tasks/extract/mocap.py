@@ -16,8 +16,8 @@ import numpy as np
 
 from tasks.common.skeleton import INDEX, LANDMARKS, torso_length
 from tasks.extract.bvh import Motion, joint_frames
-from tasks.extract.decode import Refusal
 from tasks.extract.findings import Reason
+from tasks.extract.source_files import Refusal
 
 LEG = 0.85  # metres from hip to ankle
 

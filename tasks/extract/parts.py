@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tasks.common import files
 from tasks.config.params import Raw
 from tasks.extract import poses_table
 from tasks.extract.poses_table import Poses, Reject
+from tasks.extract.source_files import behind_dvc_link, dvc_cache
 
 _COUNTS = ("files", "frames", "files_with_person", "persons")
 
@@ -33,7 +35,11 @@ class SourcePaths:
     def __call__(self, source: str) -> Path:
         """The file of `<part>/<path in the part>`."""
         part, path = source.split("/", 1)
-        return self.root / self.raw.parts[part] / path
+        return behind_dvc_link(self.root / self.raw.parts[part] / path, self._cache)
+
+    @cached_property
+    def _cache(self) -> Path:
+        return dvc_cache(self.root)
 
 
 def folders(root: Path, raw: Raw) -> dict[str, Path]:

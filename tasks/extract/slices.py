@@ -26,8 +26,9 @@ from tasks.common.errors import UserError
 from tasks.common.pool import preload
 from tasks.config.params import Params
 from tasks.extract.cache import Store, findings_digest
-from tasks.extract.decode import scan
 from tasks.extract.pose_bundle import check
+from tasks.extract.scan import scan
+from tasks.extract.source_files import dvc_cache
 from tasks.extract.stage import PRELOAD, extracted, part_folder, settings, with_progress_bar
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
     source_folder = root / folder if folder else whole_part
     check(root / params.extract.model)
     began = time.monotonic()
-    sources = scan(source_folder)
+    sources = scan(source_folder, dvc_cache(root)).sources
     if not folder:
         sources = sources[int(rank) :: int(world)]
     cache_digest = digest(params, root)

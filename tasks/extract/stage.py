@@ -19,11 +19,12 @@ new picture costs one extraction. Timing depends on the machine and the stage's 
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,17 +39,17 @@ from tasks.config.params import Params
 from tasks.extract import joint_error
 from tasks.extract.cache import Store, decoded, findings_digest
 from tasks.extract.content_keys import stamp_of
-from tasks.extract.decode import JOINTS_SUFFIX, Refusal, Source, content_key, open_regular, printable, scan
 from tasks.extract.findings import Findings, Kind, Reason, Refused, Settings
 from tasks.extract.pose_bundle import check
 from tasks.extract.poses_table import Pose, Reject, Writer, read_poses
+from tasks.extract.scan import JOINTS_SUFFIX, PROVENANCE, Source, scan, walk
+from tasks.extract.source_files import Refusal, behind_dvc_link, content_key, dvc_cache, open_regular, printable
 from tasks.extract.worker import Answer, extracting
 
 log = logging.getLogger(__name__)
 
 PRELOAD = "tasks.extract.preload"
 _POLL_EVERY = 32  # cached files between two looks at the workers
-PROVENANCE = "SOURCE.txt"  # in any folder of pictures: where they come from and under which licence
 _MAX_PROVENANCE = 4000  # characters of a SOURCE.txt that are kept
 
 
@@ -59,8 +60,12 @@ def run(params: Params, root: Path, part: str) -> None:
     """
     preload(PRELOAD)
     folder, model = part_folder(params, root, part), root / params.extract.model
-    sources = scan(folder)
+    cache = dvc_cache(root)
+    scanned = scan(folder, cache)
+    sources = scanned.sources
     check(model)
+    for line in scanned.describe():
+        log.info(f"{part}: {line}")
     workers = params.extract.workers or machine.cores()
     began = time.monotonic()
     with (
@@ -68,7 +73,7 @@ def run(params: Params, root: Path, part: str) -> None:
         files.new_folder(root / paths.POSES / part) as output,
         closing(extracted(store, params, root, folder, sources)) as results,
     ):
-        counts, rejects, new_files = _write_tables(output, with_progress_bar(results, len(sources)))
+        counts, rejects, new_files, known_files = _write_tables(output, with_progress_bar(results, len(sources)))
         seconds = time.monotonic() - began
         summary = {
             "files": len(sources),
@@ -77,13 +82,13 @@ def run(params: Params, root: Path, part: str) -> None:
             **_joint_error(output, folder, sources),
         }
         files.write_json(output / "summary.json", summary)
-        files.write_json(output / "provenance.json", provenance(folder))
+        files.write_json(output / "provenance.json", provenance(folder, cache))
     timing = {"seconds": seconds, "workers": workers, "files": len(sources), "extracted": new_files}
     files.write_json(root / paths.EXTRACT_STATE / f"{part}.json", timing)
     log.info(
         f"{part}: {summary['persons']} persons in {len(sources)} files, {sum(rejects.values())} refused"
         + (f" ({_spell(rejects)})" if rejects else "")
-        + (f"; {len(sources) - new_files} known" if new_files < len(sources) else "")
+        + (f"; {known_files} known" if known_files else "")
         + f"; {len(sources) / seconds:.1f} files/s with {workers} worker{'s' if workers > 1 else ''}"
     )
 
@@ -122,13 +127,15 @@ def extracted(
     start, or if an entry of the store is deleted meanwhile (`forget`).
     """
     extract = params.extract
-    keys = [store.key_of(stamp) if (stamp := stamp_of(folder / source.path)) else None for source in sources]
+    cache = dvc_cache(root)
+    stamps = (stamp_of(behind_dvc_link(folder / source.path, cache)) for source in sources)
+    keys = [store.key_of(stamp) if stamp else None for stamp in stamps]
     try:
         answers = OrderedMap(
             partial(extracting, root, store.digest, folder, root / extract.model, settings(params)),
             (source.path for source, key in zip(sources, keys, strict=True) if key is None),
             extract.workers or machine.cores(),
-            lost=partial(_lost, folder=folder, time_limit=extract.time_limit),
+            lost=partial(_lost, folder=folder, cache=cache, time_limit=extract.time_limit),
             time_limit=extract.time_limit,
         )
         with closing(answers):
@@ -168,32 +175,33 @@ def with_progress_bar(results: Iterable[Extracted], count: int) -> Iterable[Extr
     return tqdm(results, "extract", count, unit="file", mininterval=1)
 
 
-def _lost(death: WorkerDied, folder: Path, time_limit: float) -> Answer:
+def _lost(death: WorkerDied, folder: Path, cache: Path, time_limit: float) -> Answer:
     """The answer for a file on which a worker died."""
     refused = Refused(None, Reason.TOO_SLOW, f"nothing came for {time_limit:g} s")
     if death.exit_code is not None:
         detail = f"its process ended twice, the second time with exit code {death.exit_code}"
         refused = Refused(None, Reason.CRASHED, detail)
     try:
-        with open_regular(folder / death.item) as file:
+        with open_regular(behind_dvc_link(folder / death.item, cache)) as file:
             key = content_key(file)
     except Refusal:
         key = None
     return Answer(key, None, Findings(Kind.PICTURE, refused=[refused]))
 
 
-def _write_tables(output: Path, results: Iterable[Extracted]) -> tuple[dict[str, int], Counter[str], int]:
+def _write_tables(output: Path, results: Iterable[Extracted]) -> tuple[dict[str, int], Counter[str], int, int]:
     """Write poses.parquet and rejects.parquet.
 
-    Returns the counts of the summary, the rejects of each reason, and the number of files that were extracted now.
+    Returns the counts of the summary, the rejects of each reason, and how many files were extracted now and were in the cache.
     """
     counts = dict.fromkeys(("frames", "files_with_person", "persons"), 0)
     rejects: Counter[str] = Counter()
-    new_files = 0
+    new_files = known_files = 0
     first_source: dict[str, str] = {}  # by key
     with Writer(output) as tables:
         for source, key, findings, is_new in results:
             new_files += is_new
+            known_files += key is not None and not is_new
             refusals = findings.refused
             if key and findings.persons and (first := first_source.setdefault(key, source.name)) != source.name:
                 refusals = [Refused(None, Reason.DUPLICATE, f"the same bytes as {first}")]
@@ -209,7 +217,7 @@ def _write_tables(output: Path, results: Iterable[Extracted]) -> tuple[dict[str,
                     Reject(source.name, key, source.category, refused.reason, refused.detail, refused.frame)
                 )
     counts["frames"] += rejects.total()
-    return counts, rejects, new_files
+    return counts, rejects, new_files, known_files
 
 
 def _poses(source: Source, key: str | None, findings: Findings) -> Iterator[Pose]:
@@ -234,13 +242,12 @@ def _joint_error(output: Path, folder: Path, sources: Sequence[Source]) -> dict[
     return {"joint_error_absent": f"no picture in which somebody was found has a {JOINTS_SUFFIX} file"}
 
 
-def provenance(folder: Path) -> dict[str, str]:
+def provenance(folder: Path, cache: Path | None = None) -> dict[str, str]:
     """The first `_MAX_PROVENANCE` characters of every SOURCE.txt below a part's folder, by its path in the part."""
     texts = {}
-    for path in sorted(folder.rglob(PROVENANCE)):
-        if path.is_file() and not path.is_symlink():
-            with path.open(encoding="utf-8", errors="replace") as file:
-                texts[printable(str(path.relative_to(folder)))] = file.read(_MAX_PROVENANCE)
+    for path in sorted(entry.path for entry in walk(folder) if entry.path.split("/")[-1] == PROVENANCE):
+        with suppress(Refusal), open_regular(behind_dvc_link(folder / path, cache)) as file:
+            texts[printable(path)] = io.TextIOWrapper(file, encoding="utf-8", errors="replace").read(_MAX_PROVENANCE)
     return texts
 
 

@@ -16,13 +16,30 @@ from math import floor
 import av
 import numpy as np
 
-from tasks.extract.decode import DECODER_ERRORS, Refusal, check_size
+from tasks.extract.decode import DECODER_ERRORS, check_size
 from tasks.extract.findings import Reason
+from tasks.extract.source_files import Refusal
+
+CONTAINERS = "MP4, MOV, 3GP, AVI, MKV, WebM, MPEG-TS (MTS, M2TS), MPEG-PS (MPG, VOB), WMV, FLV, OGV, MXF"
+HEAD = 512  # bytes by which a container is recognised
 
 _QUICKTIME = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})  # first atoms of mp4 and mov
 _PICTURES = frozenset(
     {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis"}
 )  # HEIF brands
+
+_MAGIC = {
+    b"\x1a\x45\xdf\xa3": "matroska",  # mkv and webm
+    b"\0\0\1\xba": "mpeg",  # program stream
+    b"\0\0\1\xb3": "mpegvideo",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "asf",  # wmv
+    b"FLV\1": "flv",
+    b"OggS": "ogg",
+    b"\x06\x0e\x2b\x34\x02\x05\x01\x01": "mxf",
+}
+
+
+_MAX_ATOMS = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,12 +52,15 @@ class Frame:
 
 
 def container(head: bytes) -> str | None:
-    """The name of FFmpeg's demuxer for a file that starts with `head` (16 bytes); None if the file is not a video."""
+    """The name of FFmpeg's demuxer for a file that starts with `head` (HEAD bytes); None if the file is not a video."""
     if head[4:8] in _QUICKTIME:
         return None if head[4:12] in {b"ftyp" + brand for brand in _PICTURES} else "mov"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
-    return "matroska" if head[:4] == b"\x1a\x45\xdf\xa3" else None  # mkv and webm
+    for first, packet in ((0, 188), (4, 192)):  # every packet of a transport stream starts with a sync byte
+        if head[first::packet][:3] == b"GGG":
+            return "mpegts"
+    return next((demuxer for magic, demuxer in _MAGIC.items() if head.startswith(magic)), None)
 
 
 def sampled(file: BufferedReader, rate: float, min_side: int) -> Iterator[Frame]:
@@ -71,7 +91,11 @@ def numbered(file: BufferedReader, numbers: Iterable[int]) -> Iterator[Frame]:
 def _decoded(file: BufferedReader, min_side: int) -> Iterator[tuple[int, float, Callable[[], np.ndarray]]]:
     """Every frame's number, its time in seconds since the first frame, and a function that converts it to a picture."""
     file.seek(0)
-    name = container(file.read(16))
+    name = container(file.read(HEAD))
+    if name == "mov" and not _has_index(file):
+        raise Refusal(
+            Reason.DAMAGED, "its index (the moov atom) is missing: the recording or a copy of it was interrupted"
+        )
     file.seek(0)
     with _refusing(), av.open(file, "r", format=name) as opened:
         if not opened.streams.video:
@@ -79,14 +103,60 @@ def _decoded(file: BufferedReader, min_side: int) -> Iterator[tuple[int, float, 
         stream = opened.streams.video[0]
         # One thread: every core already has its own worker process.
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-        check_size(stream.codec_context.width, stream.codec_context.height, min_side)
-        rate, aspect = float(stream.average_rate or 25), float(stream.sample_aspect_ratio or 1)
-        first = None
+        if stream.codec_context.width and stream.codec_context.height:  # else only the frames know
+            check_size(stream.codec_context.width, stream.codec_context.height, min_side)
+        clock, aspect = Clock(float(stream.average_rate or 25)), float(stream.sample_aspect_ratio or 1)
         for number, frame in enumerate(opened.decode(stream)):
             check_size(frame.width, frame.height, min_side)  # it may change within the stream
-            seconds = number / rate if frame.time is None else frame.time
-            first = seconds if first is None else first
-            yield number, seconds - first, partial(_rgb, frame, aspect)
+            yield number, clock.seconds(number, frame.time), partial(_rgb, frame, aspect)
+
+
+class Clock:
+    """The time of each frame since the first one, from time stamps that may be missing, negative or jump back.
+
+    A frame without a time stamp follows the frame before it at the stream's frame rate. So does a frame whose time stamp lies
+    before it, and the clock goes on from there; a step back of at most two frames counts as none.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._offset: float | None = None  # time stamp of second 0
+        self._number, self._seconds = 0, 0.0  # of the last frame with a time stamp, or of the first frame
+        self._last = 0.0
+
+    def seconds(self, number: int, stamp: float | None) -> float:
+        """The seconds of frame `number` with this time stamp; called for every frame in order."""
+        expected = self._seconds + (number - self._number) / self._rate
+        if stamp is None:
+            self._last = max(expected, self._last)
+            return self._last
+        if self._offset is None or stamp - self._offset < self._last - 2 / self._rate:
+            self._offset = stamp - expected
+            seconds = expected
+        else:
+            seconds = stamp - self._offset
+        self._number, self._seconds = number, max(seconds, self._last)
+        self._last = self._seconds
+        return self._last
+
+
+def _has_index(file: BufferedReader) -> bool:
+    """Whether a QuickTime or MP4 file has its index, by the atoms at its top level."""
+    position = 0
+    for _ in range(_MAX_ATOMS):
+        file.seek(position)
+        head = file.read(16)
+        if len(head) < 8:
+            return False
+        size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if kind == b"moov":
+            return True
+        if size == 1:  # the real size follows
+            size = int.from_bytes(head[8:16], "big")
+        if size < 8:  # 0: the last atom; others are damaged
+            return False
+        position += size
+    return True  # FFmpeg may decide
 
 
 def _rgb(frame: av.VideoFrame, aspect: float) -> np.ndarray:
@@ -102,5 +172,7 @@ def _refusing() -> Iterator[None]:
     """Turn what FFmpeg raises on damaged files into a Refusal."""
     try:
         yield
-    except (av.FFmpegError, *DECODER_ERRORS) as error:
+    except av.FFmpegError as error:
+        raise Refusal(Reason.DAMAGED, error.strerror or str(error)) from error
+    except DECODER_ERRORS as error:
         raise Refusal(Reason.DAMAGED, f"{type(error).__name__}: {error}") from error

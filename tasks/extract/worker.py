@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tasks.common.pool import Steps
 from tasks.extract.cache import Encoded, Store, encoded
 from tasks.extract.findings import Findings, Settings
+from tasks.extract.source_files import dvc_cache
 
 
 class Answer(NamedTuple):
@@ -38,5 +39,5 @@ def extracting(root: Path, digest: str, folder: Path, model: Path, settings: Set
             findings = encoded(subject.findings)
         return Answer(subject.key, subject.stamp, findings)
 
-    with Store(root, digest) as store, extractor(folder, model, settings, store.__contains__) as steps:
+    with Store(root, digest) as store, extractor(folder, model, settings, store.__contains__, dvc_cache(root)) as steps:
         yield *steps, answer

@@ -16,9 +16,9 @@ from tasks.dataset.clusters import Clusters
 from tasks.dataset.crop import crop, square
 from tasks.dataset.dataset_table import Gate, Gated, Persons
 from tasks.dataset.source_pictures import Place, pictures
-from tasks.extract.decode import Refusal
 from tasks.extract.findings import Kind
 from tasks.extract.poses_table import Poses, Reject
+from tasks.extract.source_files import Refusal
 from tasks.plots import drawing, text
 
 T = TypeVar("T")

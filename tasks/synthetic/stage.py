@@ -10,12 +10,14 @@ Writes `data/raw/mannequin/<category>/<index>.png`, cycling through the categori
     visible                     whether the landmark is not hidden by another part of the figure
     body                        the figure's lengths in metres (see `figure.Body`)
 
-Every picture is a pure function of (seed, index, size).
+Every picture is a pure function of (seed, index, size). `data/listings/mannequin.json` has a digest of all files (see
+`tasks.extract.listing`).
 """
 
 from __future__ import annotations
 
 import colorsys
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -49,6 +51,16 @@ def run(params: Params, root: Path) -> None:
     mannequin = params.mannequin
     with files.new_folder(root / paths.MANNEQUIN) as folder:
         draw_all(folder, mannequin.seed, mannequin.size, mannequin.count, workers=machine.cores())
+        digest = _digest(folder)
+    files.write_json(root / paths.LISTINGS / "mannequin.json", {"sha256": digest})
+
+
+def _digest(folder: Path) -> str:
+    """A digest of the names and bytes of all files below a folder."""
+    sha = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        sha.update(f"{path.relative_to(folder).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return sha.hexdigest()
 
 
 def draw_all(folder: Path, seed: int, size: int, count: int, workers: int) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
 
 from flows import parts
 from tasks import paths
-from tasks.common.errors import DataError
+from tasks.common.errors import DataError, UserError
 from tasks.config.data import MANNEQUIN
 from tasks.config.params import Params, load
 from tests.support.workspaces import write_params
@@ -18,6 +20,7 @@ from tests.support.workspaces import write_params
 def params(tmp_path: Path) -> Params:
     for folder in (MANNEQUIN, "data/raw/.hidden", "data/raw/Bob's films", "data/raw/Bob s films", "data/raw/été"):
         (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.jpg").touch()
     (tmp_path / "data/raw/notes.txt").touch()
     return load(write_params(tmp_path))
 
@@ -40,7 +43,7 @@ def test_a_removed_part_loses_its_poses_and_the_others_keep_their_names(tmp_path
     now = _planned(tmp_path, params)
     for name in now.raw.parts:
         (tmp_path / paths.POSES / name).mkdir(parents=True)
-    (tmp_path / "data/raw/Bob s films").rmdir()
+    shutil.rmtree(tmp_path / "data/raw/Bob s films")
     now = _planned(tmp_path, now)
     parts.remove_stale(tmp_path, now.raw)
     assert list(now.raw.parts) == ["mannequin", "Bob-s-films-2", "t"]
@@ -58,6 +61,9 @@ def test_without_raw_folder_only_named_parts_count_and_missing_ones_raise(tmp_pa
     with pytest.raises(DataError, match=r"no folder .*mine to take pictures from"):
         _planned(tmp_path, load(named))
     (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError, match="holds no file"):
+        _planned(tmp_path, load(named))
+    (tmp_path / "mine/a.jpg").touch()
     assert _planned(tmp_path, load(named)).raw.parts == outside
 
 
@@ -66,3 +72,55 @@ def test_no_part_left_raises_a_data_error(tmp_path: Path, params: Params) -> Non
     named = write_params(tmp_path, raw={"folder": "inbox", "parts": {"a": "inbox/a"}})
     with pytest.raises(DataError, match=r"no folder left in .*inbox"):
         _planned(tmp_path, load(named))
+
+
+def test_system_folders_and_empty_folders_are_no_parts(tmp_path: Path, params: Params) -> None:
+    for folder in ("__MACOSX/été", "@eaDir", "#recycle", "$RECYCLE.BIN", ".Trash-1000/files", "lost+found", "new/yoga"):
+        (tmp_path / "data/raw" / folder).mkdir(parents=True)
+        if folder != "new/yoga":
+            (tmp_path / "data/raw" / folder / "a.jpg").touch()
+    (tmp_path / "data/raw/new/Thumbs.db").touch()
+    (tmp_path / "data/raw/loop").symlink_to("loop")
+    (tmp_path / "data/raw/up").symlink_to("..")
+    assert list(parts.current(tmp_path, params.raw)) == ["mannequin", "Bob-s-films", "Bob-s-films-2", "t"]
+    (tmp_path / "data/raw/new/yoga/a.jpg").touch()
+    assert "new" in parts.current(tmp_path, params.raw)
+
+
+def test_an_emptied_part_is_gone(tmp_path: Path, params: Params) -> None:
+    now = _planned(tmp_path, params)
+    (tmp_path / "data/raw/été/a.jpg").unlink()
+    assert "t" not in _planned(tmp_path, now).raw.parts
+
+
+def test_pictures_directly_in_data_raw_are_mentioned(
+    tmp_path: Path, params: Params, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jpg", "b.JPG", "X.dvc"):
+        (tmp_path / "data/raw" / name).touch()
+    logger = logging.getLogger("flows.parts")
+    logger.addHandler(caplog.handler)
+    try:
+        parts.warn_of_loose_pictures(tmp_path, params.raw)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [r.getMessage() for r in caplog.records if "a.jpg and 1 more" in r.getMessage()]
+
+
+@pytest.mark.parametrize(
+    "requested", [".", "..", "/", "data", "data/raw", "data/poses", ".contrapposto", "artifacts/x"]
+)
+def test_a_folder_that_overlaps_with_the_workspace_is_refused(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, requested: str
+) -> None:
+    (tmp_path / "artifacts/x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot be the folder of pictures"):
+        parts.planned(tmp_path, params.raw, requested)
+
+
+def test_a_folder_of_the_users_called_mannequin_gets_another_name(tmp_path: Path, params: Params) -> None:
+    folder = tmp_path / "elsewhere/mannequin"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").touch()
+    assert parts.planned(tmp_path, params.raw, str(folder)).parts == {"mannequin-2": "elsewhere/mannequin"}

@@ -211,14 +211,15 @@ def test_raw_is_written_into_params_and_mannequin_restores_the_default(
     with pytest.raises(DataError, match=r"no folder .*pictures"):
         workspaces.prepare(workspace, str(pictures))
     assert load(workspace / "params.yaml").raw == Raw(folder="data/raw", parts={"mannequin": "data/raw/mannequin"})
-    pictures.mkdir()
-    (workspace / "data/raw/mine").mkdir()
+    for folder in (pictures, workspace / "data/raw/mine"):
+        folder.mkdir()
+        (folder / "a.jpg").touch()
     only = Raw(folder=None, parts={"pictures": str(pictures)})
     assert workspaces.prepare(workspace, str(pictures)).raw == only
     assert str(pictures) in capsys.readouterr().out
     assert workspaces.prepare(workspace).raw == only
     assert workspaces.prepare(workspace, str(workspace / "data/raw/mine")).raw.parts == {"mine": "data/raw/mine"}
-    (workspace / "data/raw/mine").rmdir()
+    shutil.rmtree(workspace / "data/raw/mine")
     assert workspaces.prepare(workspace, "mannequin").raw == Raw(
         folder="data/raw", parts={"mannequin": "data/raw/mannequin"}
     )

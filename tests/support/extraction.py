@@ -21,7 +21,12 @@ from tasks.synthetic import stage as mannequin
 from tests.support.project import PROJECT
 
 MODEL = PROJECT / pose_bundle.BUNDLE
-CODECS = {"mp4": "h264", "mov": "h264", "avi": "mpeg4", "mkv": "h264", "webm": "libvpx"}
+CODECS = {
+    "mp4": "h264", "mov": "h264", "avi": "mpeg4", "mkv": "h264", "webm": "libvpx", "3gp": "h264", "ts": "h264", "m2ts": "h264",
+    "mts": "h264", "mpg": "mpeg2video", "vob": "mpeg2video", "wmv": "wmv2", "flv": "flv1", "ogv": "libvpx",
+    "mxf": "mpeg2video",
+}  # fmt: skip
+FORMATS = {"m2ts": "mpegts", "mts": "mpegts"}  # where FFmpeg does not know the extension
 
 
 def extraction_params(folder: Path, **extraction: Any) -> Params:
@@ -63,8 +68,10 @@ def png_bomb() -> bytes:
 
 def write_video(path: Path, pictures: list[np.ndarray], rate: int = 10, rotation: int = 0, aspect: int = 1) -> Path:
     """Write a video of the pictures, uint8 `[height, width, 3]`."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(CODECS[path.suffix[1:]], rate=rate)
+    extension = path.suffix[1:].lower()
+    options = {"mpegts_m2ts_mode": "1"} if extension in FORMATS else {}
+    with av.open(str(path), "w", format=FORMATS.get(extension), options=options) as container:
+        stream = container.add_stream(CODECS[extension], rate=rate)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *pictures[0].shape[:2], "yuv420p", 4_000_000
         stream.codec_context.sample_aspect_ratio = Fraction(aspect)

@@ -17,8 +17,9 @@ from tasks.common.pool import OrderedMap, WorkerDied
 from tasks.extract import content_keys, worker
 from tasks.extract import stage as extract
 from tasks.extract.cache import Store
-from tasks.extract.decode import content_key, open_regular, scan
 from tasks.extract.findings import Reason
+from tasks.extract.scan import scan
+from tasks.extract.source_files import content_key, open_regular
 from tests.support.extraction import extraction_params
 
 
@@ -51,7 +52,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def look(folder: Path, root: Path, digest: str = "d") -> list[extract.Extracted]:
     with Store(root, digest) as store:
-        return list(extract.extracted(store, extraction_params(folder), root, folder, scan(folder)))
+        return list(extract.extracted(store, extraction_params(folder), root, folder, scan(folder).sources))
 
 
 def settle(folder: Path) -> None:
@@ -169,7 +170,7 @@ def test_a_crashed_file_is_tried_again(
     """Simulates a file on which two workers died."""
     settle(folder)
     death = WorkerDied("walls/5.png", -11)
-    answer = extract._lost(death, folder, 1.0)
+    answer = extract._lost(death, folder, tmp_path, 1.0)
     recorded: Any = vars(extract)["OrderedMap"]  # that of the fixture `asked`
 
     def crashing(*arguments: Any, **more: Any) -> Any:
@@ -190,7 +191,7 @@ def test_findings_deleted_during_extraction_raise_a_data_error(folder: Path, tmp
     settle(folder)
     keys_there = [one.key for one in look(folder, tmp_path)]
     with Store(tmp_path, "d") as store:
-        again = extract.extracted(store, extraction_params(folder), tmp_path, folder, scan(folder))
+        again = extract.extracted(store, extraction_params(folder), tmp_path, folder, scan(folder).sources)
         assert next(again).key == keys_there[0]
         store.forget(str(keys_there[-1]))
         with pytest.raises(DataError, match=f"{keys_there[-1]} was forgotten while"):

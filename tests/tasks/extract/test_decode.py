@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import socket
 import struct
 import zlib
 from pathlib import Path
@@ -15,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.common.errors import UserError
-from tasks.extract.decode import Refusal, content_key, decode, open_picture, open_regular, scan
+from tasks.extract.decode import decode
 from tasks.extract.findings import Reason
+from tasks.extract.source_files import Refusal
 
 ORIENTATION = 0x0112
 # For each EXIF orientation, how a camera that was held that way lays an upright picture down in the file.
@@ -197,102 +194,3 @@ def test_random_damage_gives_a_picture_or_a_refusal(colours: np.ndarray, capfd: 
             refused += 1
     assert refused > 1000 and kept > 100
     assert capfd.readouterr().err == ""
-
-
-def test_scan_orders_by_path_and_names_categories(tmp_path: Path) -> None:
-    names = ["b/2.png", "b/deep/er/1.png", "a/z.jpg", "top.png", "a b/ü\n.png", "a/" + "n" * 251 + ".png"]
-    names += [".hidden/1.png", "a/.DS_Store", "SOURCE.txt", "labels.csv", "b/2.joints.json", "a/Thumbs.db"]
-    for name in names:
-        path = tmp_path / "part" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (tmp_path / "part/labels.csv").write_text("file,category\n")
-    found = [(source.path, source.category) for source in scan(tmp_path / "part")]
-    assert found == [
-        ("a b/ü\n.png", "a b"),
-        ("a/" + "n" * 251 + ".png", "a"),
-        ("a/z.jpg", "a"),
-        ("b/2.png", "b"),
-        ("b/deep/er/1.png", "b"),
-        ("top.png", "part"),
-    ]
-
-
-def test_labels_name_the_categories_of_files(tmp_path: Path) -> None:
-    for name in ("images/a.png", "images/b.png", "images/c.png", "d.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "labels.csv").write_text(
-        "file,form,width\nimages/a.png,lunge,320\nimages/b.png, squat ,320\nd.png,,1\n"
-    )
-    own = tmp_path.name
-    assert [s.category for s in scan(tmp_path)] == [own, "lunge", "squat", "images"]
-    (tmp_path / "labels.csv").write_text("\ufefffile,width,category\nimages/a.png,320,lunge\n")
-    assert [s.category for s in scan(tmp_path)][1] == "lunge"
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"name,category\n", b"file\n", b"file,category\n\xff\xfe,x\n", b'file,c\n"a' + b"b" * 200_000]
-)
-def test_malformed_labels_raise_a_user_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.png").touch()
-    (tmp_path / "labels.csv").write_bytes(content)
-    with pytest.raises(UserError, match=r"labels\.csv"):
-        scan(tmp_path)
-
-
-def test_a_missing_or_empty_folder_raises_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        scan(tmp_path / "nowhere")
-    (tmp_path / "SOURCE.txt").touch()
-    with pytest.raises(UserError, match="holds no file"):
-        scan(tmp_path)
-
-
-def test_links_and_special_files_are_counted_and_refused(tmp_path: Path, colours: np.ndarray) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    Image.fromarray(colours).save(outside / "private.png")
-    part = tmp_path / "part"
-    part.mkdir()
-    Image.fromarray(colours).save(part / "good.png")
-    (part / "link.png").symlink_to(outside / "private.png")
-    (part / "folder").symlink_to(outside)
-    (part / "loop").symlink_to(part)
-    (part / "self.png").symlink_to(part / "self.png")
-    os.mkfifo(part / "pipe.png")
-    with contextlib.chdir(part), socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("s.png")
-        sources = scan(part)
-        reasons = {}
-        opened = []
-        for source in sources:
-            try:
-                open_picture(part / source.path)
-                opened.append(source.path)
-            except Refusal as caught:
-                reasons[source.path] = caught.reason
-    assert opened == ["good.png"]
-    assert set(reasons) == {"link.png", "folder", "loop", "self.png", "pipe.png", "s.png"}
-    assert set(reasons.values()) == {Reason.UNREADABLE}
-
-
-def test_a_name_that_is_not_utf8_is_refused_and_printable(tmp_path: Path) -> None:
-    raw = os.fsencode(tmp_path) + b"/\xff.png"
-    try:
-        os.close(os.open(raw, os.O_CREAT | os.O_WRONLY))
-    except OSError:
-        pytest.skip("this file system takes only UTF-8 names")
-    (source,) = scan(tmp_path)
-    assert source.name == "\\xff.png"
-    with pytest.raises(Refusal, match="not valid UTF-8"):
-        open_picture(tmp_path / source.path)
-
-
-def test_equal_contents_have_equal_keys_and_hashing_rewinds_the_file(tmp_path: Path, colours: np.ndarray) -> None:
-    for name in ("a.png", "b.png"):
-        Image.fromarray(colours).save(tmp_path / name)
-    with open_regular(tmp_path / "a.png") as a, open_regular(tmp_path / "b.png") as b:
-        assert content_key(a) == content_key(b)
-        assert len(content_key(a)) == 16
-        assert np.array_equal(decode(a), colours)

@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from tasks.common.skeleton import INDEX, LIMB_BONES, LIMBS, normalise
 from tasks.extract import bvh, mocap
-from tasks.extract.decode import Refusal, open_regular
 from tasks.extract.findings import Reason
+from tasks.extract.source_files import Refusal, open_regular
 
 # joint: parent and offset, with x to the person's left, y up, z forward; the left side stands for both
 MIDDLE = {

@@ -22,9 +22,9 @@ from PIL import Image
 from tasks.common.errors import DataError, UserError
 from tasks.extract import pose_bundle
 from tasks.extract import stage as extract
-from tasks.extract.decode import scan
 from tasks.extract.findings import Reason
 from tasks.extract.poses_table import read_poses, read_rejects
+from tasks.extract.scan import scan
 from tasks.synthetic import stage as mannequin
 from tests.support.extraction import MODEL, draw_figures, outputs, png_bomb, run_extraction, write_video
 from tests.support.project import PROJECT
@@ -65,7 +65,7 @@ def extracted(heap: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_file_is_either_a_row_or_a_reject(heap: Path, extracted: Path) -> None:
     poses, rejects = read_poses(extracted / "data/poses/heap"), read_rejects(extracted / "data/poses/heap")
-    sources = [source.name for source in scan(heap)]
+    sources = [source.name for source in scan(heap).sources]
     kept, refused = set(poses.source), [reject.source for reject in rejects]
     assert sorted([*kept, *refused]) == sources
     assert len(set(poses.key)) == len(poses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import pytest
 from PIL import Image
 
 from tasks.extract import pose_bundle, video
-from tasks.extract.decode import Refusal, open_regular
 from tasks.extract.extractor import Subject, extractor
 from tasks.extract.findings import Findings, Kind, Reason, Settings
+from tasks.extract.source_files import Refusal, open_regular
 from tasks.synthetic import stage as mannequin
 from tests.support.extraction import CODECS, MODEL, write_video
 
@@ -33,12 +34,14 @@ def numbered_pictures(count: int, height: int = 64, width: int = 96) -> list[np.
 
 @pytest.mark.parametrize("extension", CODECS)
 def test_every_container_gives_the_frames_due_at_the_rate(tmp_path: Path, extension: str) -> None:
-    path = write_video(tmp_path / f"a.{extension}", numbered_pictures(30))
+    rate = 25 if CODECS[extension] == "mpeg2video" else 10  # MPEG-2 knows only some rates
+    path = write_video(tmp_path / f"a.{extension}", numbered_pictures(30), rate=rate)
     with open_regular(path) as file:
         frames = list(video.sampled(file, 4.0, 64))
-    assert [frame.number for frame in frames] == [0, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28]
+    assert [frame.number for frame in frames] == [round(i * rate / 4 + 0.499) for i in range(len(frames))]
+    assert len(frames) == math.ceil(30 / rate * 4)
     for frame in frames:
-        assert frame.time == pytest.approx(frame.number / 10, abs=0.002)
+        assert frame.time == pytest.approx(frame.number / rate, abs=0.002)
         assert frame.picture.shape == (64, 96, 3)
         assert frame.picture[40:, 40:].mean() == pytest.approx(20 + 4 * frame.number, abs=3)
         assert frame.picture[:12, :20].mean() > 230
@@ -155,3 +158,58 @@ def test_real_videos(clip: str, found: float, kept: float | None) -> None:
             row for row in findings.persons if row.landmarks[[11, 12, 13, 14, 15, 16, *range(23, 29)], 3].mean() >= 0.7
         ]
         assert len(visible) <= kept * looked_at
+
+
+def test_a_lost_index_is_told_in_words(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered_pictures(10))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"moov") - 4])
+    with open_regular(path) as file, pytest.raises(Refusal, match=r"moov atom.*missing") as caught:
+        next(video.sampled(file, 4.0, 64))
+    assert caught.value.reason is Reason.DAMAGED
+
+
+def test_a_damaged_video_is_told_in_words_without_a_number(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", numbered_pictures(10))
+    path.write_bytes(path.read_bytes()[:64])
+    with open_regular(path) as file, pytest.raises(Refusal) as caught:
+        next(video.sampled(file, 4.0, 64))
+    assert "Errno" not in caught.value.detail and "1094995529" not in caught.value.detail
+
+
+def test_a_file_that_is_nothing_known_names_the_supported_kinds(tmp_path: Path) -> None:
+    (tmp_path / "a.rm").write_bytes(b".RMF" + bytes(1000))
+    (refused,) = find(tmp_path / "a.rm").refused
+    assert refused.reason is Reason.NOT_A_PICTURE
+    assert all(name in refused.detail for name in ("JPEG", "MTS", "WMV", "3GP", "BVH"))
+
+
+@pytest.mark.parametrize(
+    ("stamps", "expected"),
+    [
+        ([5.0, 5.1, 5.2, 5.3], [0.0, 0.1, 0.2, 0.3]),
+        ([None, None, 0.2, 0.3], [0.0, 0.1, 0.2, 0.3]),
+        ([None, None, -0.2, -0.1], [0.0, 0.1, 0.2, 0.3]),
+        ([None, None, 7.0, 7.1], [0.0, 0.1, 0.2, 0.3]),
+        ([-0.5, -0.4, -0.3, -0.2], [0.0, 0.1, 0.2, 0.3]),
+        ([0.0, None, 0.2, None], [0.0, 0.1, 0.2, 0.3]),
+        ([3.0, 3.1, 0.0, 0.1], [0.0, 0.1, 0.2, 0.3]),  # the camera's clock was reset
+        ([0.0, 0.2, 0.1, 0.3], [0.0, 0.2, 0.2, 0.3]),  # out of order
+        ([0.0, 2.0, 2.1, 2.2], [0.0, 2.0, 2.1, 2.2]),  # nothing was recorded for a while
+        ([None, None, None, None], [0.0, 0.1, 0.2, 0.3]),
+    ],
+)
+def test_the_clock_goes_on_when_time_stamps_are_missing_or_jump(
+    stamps: list[float | None], expected: list[float]
+) -> None:
+    clock = video.Clock(rate=10)
+    assert [clock.seconds(i, stamp) for i, stamp in enumerate(stamps)] == pytest.approx(expected)
+
+
+def test_two_recordings_in_one_transport_stream_are_sampled_to_the_end(tmp_path: Path) -> None:
+    """The time stamps of the second one start again."""
+    one = write_video(tmp_path / "a.ts", numbered_pictures(25)).read_bytes()
+    (tmp_path / "two.ts").write_bytes(one + one)
+    with open_regular(tmp_path / "two.ts") as file:
+        frames = list(video.sampled(file, 2.0, 64))
+    assert len(frames) == 10 and frames[-1].time > 4
