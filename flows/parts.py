@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 # Folders of the workspace that no part may contain or lie in.
 WRITTEN = (
-    paths.MANNEQUIN, paths.LISTINGS, paths.POSES, paths.DATASET, paths.SHARDS, paths.ARTIFACTS, paths.SAMPLES, paths.REPORTS, paths.EXPORTS, paths.GENERATED,
+    paths.MANNEQUIN, paths.LISTINGS,
+    paths.POSES, paths.DATASET, paths.SHARDS, paths.ARTIFACTS, paths.SAMPLES, paths.REPORTS, paths.EXPORTS, paths.GENERATED,
     paths.STATE, Path("mlruns"), Path("models"), Path(".dvc"), Path(".git"), Path(".venv"),
 )  # fmt: skip
 _NAME = re.compile(r"[^A-Za-z0-9_]+")  # characters that a part's name must not have

@@ -113,7 +113,8 @@ def test_pictures_directly_in_data_raw_are_mentioned(
 def test_a_folder_that_overlaps_with_the_workspace_is_refused(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, requested: str
 ) -> None:
-    (tmp_path / "artifacts/x").mkdir(parents=True)
+    for folder in ("artifacts/x", "data/poses", ".contrapposto"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="cannot be the folder of pictures"):
         parts.planned(tmp_path, params.raw, requested)
