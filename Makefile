@@ -84,7 +84,7 @@ lint: setup
 	$(BIN)/codespell
 
 ui: setup
-	$(BIN)/python -m tasks.registry.tracking ui
+	$(BIN)/python -m tasks.registry.ui
 
 clean: setup
 	@$(BIN)/python -m flows clean $(if $(DRY_RUN),--dry-run)

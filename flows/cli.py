@@ -15,7 +15,7 @@ import typer
 
 from flows import cli_tasks
 from tasks import paths
-from tasks.common import log
+from tasks.common import environment, log
 from tasks.common.errors import UserError
 
 FLOWS, SERVICES, INFORMATION = "Flows", "Services", "Data and information"
@@ -177,6 +177,7 @@ def method_tables(text: str) -> dict[str, list[list[str]]]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     log.to_stdout()
+    environment.drop_redirections()
     try:
         app(args=argv, prog_name="contrapposto")
     except UserError as error:

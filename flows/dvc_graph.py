@@ -25,6 +25,7 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
 from tasks.common import process
+from tasks.common.environment import without_redirections
 from tasks.common.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def _run(root: Path, module: Sequence[str], extra: Mapping[str, str]) -> tuple[i
     """Run a Python module and print its output; returns its exit code and the error lines that `_failure` reads."""
     binaries = str(Path(sys.executable).parent)  # so that `python` in dvc.yaml is this one
     environment = {
-        **os.environ,
+        **without_redirections(os.environ),
         "PATH": os.pathsep.join([binaries, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "TQDM_MININTERVAL": "5",  # seconds; every update of a progress bar becomes a line

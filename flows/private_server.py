@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.common import process
+from tasks.common.environment import without_redirections
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_SECONDS = 120.0  # measured: 6 s, and 11 s when the database is new
@@ -51,7 +52,7 @@ def bypass_proxy() -> None:
 
 def settings(home: Path) -> dict[str, str]:
     """This process's environment with Prefect's state in `home` and without the user's Prefect settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    kept = {n: v for n, v in without_redirections(os.environ).items() if not n.startswith("PREFECT_")}
     return kept | {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

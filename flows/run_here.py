@@ -78,6 +78,9 @@ def _show(root: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from tasks.config.params import load
+    from tasks.registry import ui
+
     summary = json.loads((root / paths.SUMMARY / "summary.json").read_bytes())
     table = Table(show_header=False, box=None, pad_edge=False)
     for label, value in summary["rows"]:
@@ -85,4 +88,4 @@ def _show(root: Path) -> None:
     console = Console(markup=False, emoji=False)  # paths and categories may have brackets and colons
     console.print(table)
     console.print(f"report  {root / paths.REPORT}", soft_wrap=True)
-    console.print(f"MLflow  {root / 'mlflow.db'} (make ui)", soft_wrap=True)
+    console.print(f"MLflow  make ui, then {ui.address(load(root / paths.PARAMS), root)}", soft_wrap=True)

@@ -176,10 +176,10 @@ def _stages(
 
 def _recorded(params: Params, root: Path, plan: Sequence[dvc_graph.Stage]) -> State[Any]:
     """Run the stages inside an MLflow run, whose status is set whatever happens."""
-    from tasks.registry import tracking  # imports MLflow, which takes seconds
+    from tasks.registry import pipeline_run, tracking  # imports MLflow, which takes seconds
 
     flow_run = runtime.flow_run.id
-    run_id = tracking.start_pipeline(params, root, flow_run)
+    run_id = pipeline_run.start(params, root, flow_run)
     states: dict[str, State[Any]] = {}
     status, event, sentence = "KILLED", "failed", "The run was stopped."
     try:
@@ -192,7 +192,7 @@ def _recorded(params: Params, root: Path, plan: Sequence[dvc_graph.Stage]) -> St
     finally:
         ends = {name: str(state.name) for name, state in states.items()}
         try:
-            tracking.finish_pipeline(params, root, run_id, status, ends)
+            pipeline_run.finish(params, root, run_id, status, ends)
         except UserError as error:
             if status == "FINISHED":
                 raise

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -27,10 +26,11 @@ import psutil
 
 from flows import private_server
 from tasks import paths
-from tasks.common import files, process
+from tasks.common import files, ports, process
+from tasks.common.environment import without_redirections
 from tasks.common.errors import UserError
 from tasks.config.params import Params
-from tasks.registry import tracking
+from tasks.registry import store_location, ui
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +104,11 @@ def services(params: Params, root: Path) -> list[Service]:
             port,
         )
     ]
-    if not params.tracking.store.startswith(("http://", "https://")):  # otherwise the user runs an MLflow server
+    if not store_location.is_server(params.tracking):  # otherwise the user runs an MLflow server
         port = params.services.mlflow_port
-        command = tracking.server_command(params.tracking, root, port)
+        command = ui.server_command(params.tracking, root, port)
         page = f"http://127.0.0.1:{port}"
-        all_services.append(Service("mlflow", command, dict(os.environ), page, f"{page}/health", port))
+        all_services.append(Service("mlflow", command, without_redirections(os.environ), page, f"{page}/health", port))
     worker = [*python, "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     output = {"PYTHONUNBUFFERED": "1", "PREFECT_LOGGING_LOG_PRINTS": "true"}
     all_services.append(Service("worker", worker, prefect | output, needs_deployments=True))
@@ -168,16 +168,10 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _start(root: Path, service: Service) -> None:
-    if service.port is not None:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", service.port))
-            except OSError:
-                raise UserError(
-                    f"Port {service.port} is taken by another program; choose another services.{service.name}_port "
-                    "in params.yaml."
-                ) from None
+    if service.port is not None and not ports.is_free(service.port):
+        raise UserError(
+            f"Port {service.port} is taken by another program; choose another services.{service.name}_port in params.yaml."
+        )
     with open(_home(root) / f"{service.name}.log", "a", encoding="utf-8") as output:
         started = process.start_service(service.command, root, service.environment, output)
     files.write_json(_record(root, service.name), {"process": process.identity(psutil.Process(started.pid))})
@@ -214,11 +208,14 @@ def up(params: Params, root: Path) -> None:
                 _wait(root, service)
                 state = "started" if service in missing else "is up"
                 log.info(f"{service.name:8} {state:8} {service.address}".rstrip())
+        log.info(f"the runs are at {ui.address(params, root)}")
 
 
 def _deploy(root: Path, params: Params) -> None:
     """Put work pool, deployments and automations on the server, unless the files that define them are unchanged."""
-    digest = hashlib.sha256(params.services.model_dump_json().encode())
+    digest = hashlib.sha256(
+        f"{root.resolve()} {params.services.model_dump_json()}".encode()
+    )  # deployments name the folder
     for path in (root / "prefect.yaml", *sorted(Path(__file__).parent.glob("*.py"))):
         digest.update(path.read_bytes())
     record = _home(root) / "deployed"

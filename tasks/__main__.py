@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from tasks import paths
-from tasks.common import log
+from tasks.common import environment, log
 from tasks.common.errors import FULL, UserError
 
 # DVC runs these: the stages of dvc.yaml.
@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 def call(stage: str, arguments: Sequence[str], root: Path) -> int:
     """Run one stage or command in this process; returns the exit code."""
     log.to_stdout()
+    environment.drop_redirections()
     os.environ.setdefault("WDS_SECURE", "1")  # webdataset must never unpickle
     os.environ.setdefault("DO_NOT_TRACK", "true")
     # torch's threads spin while they wait: with the default count training is ten times slower on a busy machine.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+
+from pydantic import Field, field_validator
 
 from tasks.config.section import Fraction, Positive, Section, Seed
+
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # of MLflow tracking URIs
 
 
 class Sample(Section):
@@ -60,5 +64,18 @@ class Fidelity(Section):
 class Tracking(Section):
     """The MLflow tracking store."""
 
-    store: str = "mlflow.db"  # sqlite file in the workspace, or a full tracking URI
+    store: str = "mlflow.db"  # SQLite file in the workspace, or a full tracking URI
     experiment: str = Field("contrapposto", min_length=1)
+
+    @field_validator("store")
+    @classmethod
+    def _is_file_or_uri(cls, store: str) -> str:
+        scheme, separator, _ = store.partition("://")
+        if separator and scheme.partition("+")[0] not in SCHEMES:
+            raise ValueError(f"{store!r} is no store of MLflow; its URI begins with one of {', '.join(SCHEMES)}")
+        if not separator and not re.fullmatch(r"[^:]+\.(db|sqlite|sqlite3)", store):
+            raise ValueError(
+                f"{store!r} is neither a file name that ends in .db, .sqlite or .sqlite3, nor a URI such as "
+                "http://127.0.0.1:5000"
+            )
+        return store

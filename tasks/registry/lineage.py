@@ -17,7 +17,7 @@ from tasks.common import files
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
 from tasks.paths import MODELS
-from tasks.registry import tracking
+from tasks.registry import store_location, tracking
 
 FILE = "trained_on.json"
 
@@ -74,7 +74,7 @@ def trainings_on(params: Params, root: Path, keys: set[str]) -> tuple[list[Train
 
 def _recorded(params: Params, root: Path, artifacts: dict[str, str]) -> Iterator[_Training]:
     """Every training in the MLflow store; `artifacts`: sha256 -> name of the models in artifacts/."""
-    if not tracking.store_exists(params.tracking, root):
+    if not store_location.exists(params.tracking, root):
         return
     store = tracking.Store(params.tracking, root)
     client = store.client

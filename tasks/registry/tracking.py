@@ -1,8 +1,7 @@
-"""MLflow: the record of every run. The only module that imports mlflow.
+"""MLflow: the record of every run.
 
-One MLflow run per pipeline run, and nested in it one per model that was trained. A model's run carries the digest of
-what it is trained from, so that an interrupted training finds its own run again instead of opening a second one.
-`python -m tasks.registry.tracking ui` opens the store in a browser.
+One MLflow run per pipeline run, with one nested run per model that was trained. A model's run carries the digest of what the
+model is trained from, so that an interrupted training finds its run again instead of opening a second one.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +20,8 @@ import psutil
 from tasks import paths
 from tasks.common import git, process
 from tasks.common.errors import UserError
-from tasks.config.params import Params, Tracking, load
+from tasks.config.params import Tracking
+from tasks.registry import store_location
 from tasks.registry.tracking_client import Client
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -31,20 +29,10 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # 2 server processes instead of 10
 
-PIPELINE = "CONTRAPPOSTO_PIPELINE_RUN"  # environment variable: the MLflow run id of the pipeline run around a stage
+PIPELINE = "CONTRAPPOSTO_PIPELINE_RUN"  # environment variable of a stage: the MLflow id of the pipeline run
+SOURCE = "dvc.yaml"  # the Source column of MLflow's page
+DIGEST = 16  # hexadecimal digits of a dataset's digest; MLflow takes up to 36 characters
 BATCH = 1000  # metrics in one request, MLflow's limit
-
-
-def store_uri(tracking: Tracking, root: Path) -> str:
-    """The tracking URI: a full URI as it is, a file name as sqlite with an absolute path (MLflow refuses others)."""
-    if "://" in tracking.store:
-        return tracking.store
-    return f"sqlite:///{(root / tracking.store).resolve()}"
-
-
-def store_exists(tracking: Tracking, root: Path) -> bool:
-    """Whether there is a store to ask: a server is taken at its word, a file must be there."""
-    return "://" in tracking.store or (root / tracking.store).is_file()
 
 
 def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
@@ -89,6 +77,22 @@ class Run:
         if fresh:
             self.store.client.log_batch(self.id, params=fresh)
 
+    def dataset(self, root: Path, parts: Iterable[str]) -> None:
+        """Log the shards in data/shards as the dataset of this run: the names of its parts, its digest, and its sizes."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        content = (root / paths.SHARDS / paths.SHARD_INDEX).read_bytes()
+        sizes = {split: len(keys) for split, keys in json.loads(content)["samples"].items()}
+        dataset = Dataset(
+            name=", ".join(sorted(parts)),
+            digest=hashlib.sha256(content).hexdigest()[:DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": paths.SHARDS.as_posix()}),
+            profile=json.dumps(sizes),
+        )
+        tag = InputTag("mlflow.data.context", "training")
+        self.store.client.log_inputs(self.id, datasets=[DatasetInput(dataset, [tag])])
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file with the run."""
         self.store.client.log_artifact(self.id, str(path), folder)
@@ -99,15 +103,24 @@ class Run:
 
 
 class Store:
-    """The experiment of this project in an MLflow store, made on first use."""
+    """The experiment of this project in an MLflow store. It is created on first use.
+
+    Raises UserError if the store cannot be used as `tracking` says, StoreAway if it does not answer.
+    """
 
     def __init__(self, tracking: Tracking, root: Path) -> None:
         self.root = root
-        self.client: Any = Client(store_uri(tracking, root))
+        location = (
+            None if store_location.is_server(tracking) else store_location.artifacts(root)
+        )  # a server has its own
+        path = store_location.database(tracking, root)
+        if path is not None:
+            store_location.check(path)
+            if path.is_file() and location is not None and path.is_relative_to(root.resolve()):
+                store_location.relocate(path, tracking.experiment, location)
+        self.client: Any = Client(store_location.uri(tracking, root), path)
         experiment = self.client.get_experiment_by_name(tracking.experiment)
         if experiment is None:
-            local = not tracking.store.startswith(("http://", "https://"))  # a server knows its own place
-            location = (root / "mlruns").resolve().as_uri() if local else None
             self.experiment = self.client.create_experiment(tracking.experiment, artifact_location=location)
         elif experiment.lifecycle_stage != "active":
             raise UserError(f"The MLflow experiment {tracking.experiment!r} was deleted; restore it or name another.")
@@ -115,16 +128,17 @@ class Store:
             self.experiment = experiment.experiment_id
 
     def sweep(self) -> None:
-        """End the runs whose owner died without a word (kill -9): they would stay RUNNING for ever."""
+        """End the runs whose process was killed (kill -9); they would stay RUNNING for ever."""
         for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
             owner = run.data.tags.get("contrapposto.owner", "")
-            if re.fullmatch(r"\d+:[\d.]+", owner) and not _alive(owner):
+            if re.fullmatch(r"\d+:[\d.]+", owner) and process.find(owner) is None:
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def start(self, name: str, tags: Mapping[str, str]) -> Run:
         """A new run owned by this process."""
         commit = git.commit(self.root)
-        all_tags = {"mlflow.runName": name, "contrapposto.owner": _owner(), **tags}
+        source = {"mlflow.source.name": SOURCE, "mlflow.source.type": "PROJECT"}
+        all_tags = {"mlflow.runName": name, "contrapposto.owner": _owner(), **source, **tags}
         if commit:
             all_tags["mlflow.source.git.commit"] = commit
         return Run(self, self.client.create_run(self.experiment, tags=all_tags).info.run_id)
@@ -132,13 +146,14 @@ class Store:
     def model_run(self, model: str, digest: str, what: str = "") -> Run:
         """The run of one training: the one that already carries this digest (an interrupted training), or a new one.
 
-        `what` the run's name says between the model and the minute: the network, its size, the length of the training.
+        `what`: the network, its size and the length of the training, for the run's name.
         """
-        mine = f"tags.`contrapposto.model` = '{model}' and tags.`contrapposto.digest` = '{digest}'"
+        same = f"tags.`contrapposto.model` = '{model}' and tags.`contrapposto.digest` = '{digest}'"
         tags = {"contrapposto.kind": "model", "contrapposto.model": model, "contrapposto.digest": digest}
-        around = {"mlflow.parentRunId": PIPELINE, "prefect.flow_run_id": "PREFECT__FLOW_RUN_ID"}
-        tags |= {tag: os.environ[variable] for tag, variable in around.items() if variable in os.environ}
-        for run in self.client.search_runs([self.experiment], mine, order_by=["attributes.start_time DESC"]):
+        parents = {"mlflow.parentRunId": PIPELINE, "prefect.flow_run_id": "PREFECT__FLOW_RUN_ID"}
+        tags |= {tag: os.environ[variable] for tag, variable in parents.items() if variable in os.environ}
+        tags["mlflow.source.name"] = f"{SOURCE}: train_{model}"
+        for run in self.client.search_runs([self.experiment], same, order_by=["attributes.start_time DESC"]):
             if run.info.status != "FINISHED":
                 self.client.update_run(run.info.run_id, status="RUNNING")
                 resumed = Run(self, run.info.run_id)
@@ -147,22 +162,22 @@ class Store:
         return self.start(" ".join(filter(None, (model, what, time.strftime("%Y-%m-%d %H:%M")))), tags)
 
     def trainings(self) -> list[Any]:
-        """The MLflow runs of all trainings, the latest first, whatever became of them."""
+        """The MLflow runs of all trainings with any status, the latest first."""
         order = ["attributes.start_time DESC"]
         runs = self.client.search_runs([self.experiment], "tags.`contrapposto.kind` = 'model'", order_by=order)
-        found = list(runs)
+        trainings = list(runs)
         while runs.token:
             runs = self.client.search_runs(
                 [self.experiment], "tags.`contrapposto.kind` = 'model'", order_by=order, page_token=runs.token
             )
-            found += runs
-        return found
+            trainings += runs
+        return trainings
 
     def register(self, model: str, folder: Path, sha256: str, card: str) -> str:
-        """Register the trained model in `folder` as a version of `contrapposto-<model>`, the challenger; returns its number.
+        """Register the model in `folder` as a version of `contrapposto-<model>` with the alias challenger; returns its number.
 
-        The version belongs to the MLflow run that trained it, known by the file's sha256; a model that was trained
-        elsewhere (and came by `dvc pull`) gets a run of its own. The same file is registered once.
+        The version belongs to the MLflow run that trained the model, which is found by the file's sha256. A model that was
+        trained elsewhere (and came by `dvc pull`) gets a run of its own. The same file is registered once.
         """
         name = f"contrapposto-{model}"
         trained = self.client.search_runs([self.experiment], f"tags.`contrapposto.model_sha256` = '{sha256}'")
@@ -187,7 +202,7 @@ class Store:
 
 
 def in_words(net: str, weights: int, images: int) -> str:
-    """A network, its size and the length of its training, as the names of runs have them: `unet 0.8M 120k images`."""
+    """A network, its size and the length of its training for the name of a run, such as `unet 0.8M 120k images`."""
     net = "transformer" if net == "pose" else net
     length = f"{images / 1e6:.3g}M" if images >= 1e6 else f"{images / 1e3:.3g}k"
     return f"{net} {weights / 1e6:.1f}M {length} images"
@@ -200,110 +215,3 @@ def _name(name: str) -> str:
 
 def _owner() -> str:
     return process.identity(psutil.Process())
-
-
-def _alive(owner: str) -> bool:
-    return process.find(owner) is not None
-
-
-def start_pipeline(params: Params, root: Path, flow_run_id: str | None) -> str:
-    """Open the MLflow run of a pipeline run, with all parameters; returns its id."""
-    store = Store(params.tracking, root)
-    store.sweep()
-    tags = {"contrapposto.kind": "pipeline"}
-    if flow_run_id:
-        tags["prefect.flow_run_id"] = flow_run_id
-    for model, net in (("poses", params.poses), ("pictures", params.pictures)):
-        tags[f"contrapposto.net.{model}"] = f"{net.net_name} {net.shape.width} x {net.shape.depth}"
-    run = store.start(f"pipeline {', '.join(sorted(params.raw.parts))} {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
-    run.params(params.model_dump())
-    return run.id
-
-
-def finish_pipeline(params: Params, root: Path, run_id: str, status: str, stages: Mapping[str, str]) -> None:
-    """Close the pipeline's run with its lineage, metrics and report.
-
-    `status`: FINISHED, FAILED or KILLED. `stages`: stage -> what became of it. The metrics and the report are logged
-    only when the run FINISHED: those of an earlier run may still lie in the workspace.
-    """
-    run = Run(Store(params.tracking, root), run_id)
-    run.tag(**{f"stage.{stage.replace('@', '/')}": state for stage, state in stages.items()})  # MLflow takes no @
-    lock = root / "dvc.lock"
-    if lock.is_file():
-        # dvc.lock keeps what it knew of parts that have gone
-        run.tag(**{out: md5 for out, md5 in lock_hashes(lock).items() if (root / out.removeprefix("dvc.")).exists()})
-        run.artifact(lock)
-    if status == "FINISHED":
-        summary = json.loads((root / paths.SUMMARY / "summary.json").read_bytes())
-        run.log([(name, value, 0) for name, value in summary["metrics"].items()])
-        for page in sorted((root / paths.REPORTS).glob("*.html")):  # the report, and the card of the dataset
-            run.artifact(page)
-        run.tag(**_findings(root))
-        for picture in sorted(
-            [*(root / paths.REPORTS).glob("*/*.png"), *(root / paths.SAMPLES).glob(f"*/{paths.GRID}")]
-        ):
-            run.artifact(picture, f"pictures/{picture.parent.name}")
-    run.finish(status)
-
-
-def _findings(root: Path) -> dict[str, str]:
-    """What a reader of the list of runs asks first: which data, the verdicts, and whether the models were promoted."""
-    tags = {}
-    index, memorization = root / paths.SHARDS / paths.SHARD_INDEX, root / paths.MEMORIZATION / "memorization.json"
-    if index.is_file():
-        tags["contrapposto.dataset_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
-    if memorization.is_file():
-        verdicts = json.loads(memorization.read_bytes())["verdicts"]
-        tags |= {f"contrapposto.verdict.{what}": verdict for what, verdict in verdicts.items()}
-    promoted = root / paths.PROMOTE / "promote.json"
-    if promoted.is_file():
-        decision = json.loads(promoted.read_bytes())
-        tags["contrapposto.promoted"] = "yes" if decision["promote"] else "no: " + " ".join(decision["reasons"])
-    return tags
-
-
-def lock_hashes(lock: Path) -> dict[str, str]:
-    """`dvc.<path>` -> hash of every output in a dvc.lock."""
-    from ruamel.yaml import YAML
-
-    stages = YAML(typ="safe", pure=True).load(lock.read_text())["stages"]
-    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-    return {f"dvc.{out['path']}": out["md5"] for out in outs if "md5" in out}
-
-
-def save_served(folder: Path, models: Mapping[str, Path], requirements: list[str]) -> None:
-    """Save the models (name -> folder) as one MLflow model that answers requests: code, weights and no pickle."""
-    from mlflow import pyfunc
-
-    here = Path(__file__).parents[1]
-    pyfunc.save_model(
-        folder,
-        python_model=str(here / "sample/mlflow_model.py"),
-        artifacts={name: str(path) for name, path in models.items()},
-        code_paths=[str(here), str(here.parent / "diffusion_core")],
-        pip_requirements=requirements,
-    )
-
-
-def server_command(tracking: Tracking, root: Path, port: int) -> list[str]:
-    """The command that serves the store and its page on 127.0.0.1."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(tracking, root)]
-    command += ["--default-artifact-root", (root / "mlruns").resolve().as_uri()]
-    return [*command, "--host", "127.0.0.1", "--port", str(port)]
-
-
-def ui(root: Path) -> int:
-    """Serve the store's page on 127.0.0.1 until interrupted."""
-    try:
-        return subprocess.call(server_command(load(root / paths.PARAMS).tracking, root, 5000))
-    except KeyboardInterrupt:
-        return 0
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["ui"]:
-        sys.exit("usage: python -m tasks.registry.tracking ui")
-    try:
-        sys.exit(ui(Path.cwd()))
-    except UserError as error:
-        sys.exit(f"contrapposto: {error}")

@@ -1,4 +1,4 @@
-"""MLflow's client; a store that is away or on a full disk is a sentence instead of a trace."""
+"""MLflow's client. Failures of the store become one sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -6,51 +6,65 @@ import functools
 import logging
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tasks.common.errors import UserError
+from tasks.registry import store_location
 
 
 class StoreAway(UserError):
-    """MLflow's store does not answer or cannot be written. What was finished before is kept."""
+    """MLflow's store does not answer or cannot be written. Finished work is kept."""
 
 
 class Client:
-    """An `MlflowClient` whose methods raise StoreAway where the store is at fault."""
+    """An `MlflowClient` whose methods raise UserError if the store is at fault, StoreAway if that may be temporary.
 
-    def __init__(self, uri: str) -> None:
+    The model registry is in the same store, whatever the environment says. `database`: the SQLite file of the store, or None.
+    """
+
+    def __init__(self, uri: str, database: Path | None) -> None:
         from mlflow import MlflowClient
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces every table it makes
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # and traces what it raises anyhow
-        self._uri = uri
-        self._client = self._guarded(MlflowClient)(tracking_uri=uri)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports every table that it creates
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of what it raises
+        self._name = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)  # without the password
+        self._database = database
+        self._client = self._guarded(MlflowClient)(tracking_uri=uri, registry_uri=uri)
 
     def __getattr__(self, name: str) -> Any:
         return self._guarded(getattr(self._client, name))
 
     def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
         from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import OperationalError
+        from sqlalchemy.exc import DatabaseError
 
         @functools.wraps(call, updated=())
         def guarded(*arguments: Any, **named: Any) -> Any:
             try:
                 return call(*arguments, **named)
-            except (MlflowException, OperationalError) as error:
-                reason = _trouble(str(error), getattr(error, "error_code", "TEMPORARILY_UNAVAILABLE"))
-                if reason is None:
+            except (MlflowException, DatabaseError) as error:
+                problem = self._problem(str(error), getattr(error, "error_code", ""))
+                if problem is None:
                     raise
-                raise StoreAway(f"MLflow's store {self._uri} {reason}; run again when it is back.", code=1) from error
+                raise problem from error
 
         return guarded
 
-
-def _trouble(text: str, code: str) -> str | None:
-    """What is the matter with the store, in words; None if it is not at fault."""
-    if text.startswith("API request to "):  # the beginning of what MLflow says after its last attempt
-        return "does not answer"
-    if code == "TEMPORARILY_UNAVAILABLE":
-        told = re.search(r"\(\S+Error\) (.+)", text)  # how SQLAlchemy cites the database
-        return f"cannot be used ({told[1] if told else text.splitlines()[0]})"
-    return None
+    def _problem(self, text: str, code: str) -> UserError | None:
+        """The error for a message of MLflow; None if the store is not at fault."""
+        if text.startswith("API request to "):  # how MLflow's message begins after its last attempt
+            return StoreAway(f"MLflow's store {self._name} does not answer; run again when it is back.", code=1)
+        schema = re.search(r"out-of-date database schema \(found version (\w+)", text)
+        if schema:
+            return UserError(f"MLflow's store {self._name} {store_location.schema_problem(schema[1], self._database)}.")
+        cause = re.search(r"\(\S+Error\) (.+)", text)  # how SQLAlchemy cites the database
+        if cause and re.search(r"malformed|not a database", cause[1]):
+            return UserError(f"MLflow's store {self._name} is damaged ({cause[1]}); restore it from a backup.", code=3)
+        operational = re.search(r"OperationalError\)", text)
+        if code == "TEMPORARILY_UNAVAILABLE" or operational:
+            reason = cause[1] if cause else text.splitlines()[0]
+            return StoreAway(
+                f"MLflow's store {self._name} cannot be used ({reason}); run again when it is back.", code=1
+            )
+        return None

@@ -17,7 +17,7 @@ from tasks import paths
 from tasks.common import checkpoint, files
 from tasks.config.params import Params
 from tasks.paths import MODELS
-from tasks.registry import model_registry, tracking
+from tasks.registry import model_registry, served_model
 from tasks.registry.tracking import Store
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def run(params: Params, root: Path, alias: str = model_registry.CHAMPION) -> Non
             version = model_registry.version(store, model, alias)
             repository(folder / "huggingface" / model, source, version.description if version else "")
         requirements = [f"{package}=={importlib.metadata.version(package)}" for package in SERVED_WITH]
-        tracking.save_served(folder / "mlflow", sources, requirements)
+        served_model.save(folder / "mlflow", sources, requirements)
     exported = root / paths.EXPORTS / alias
     log.info(f"exported to {exported}")
     log.info(f"serve it:  mlflow models serve -m {exported / 'mlflow'} --env-manager local --port 5001")

@@ -233,6 +233,7 @@ class TrainingLoop:
         path = self.folder.path / lineage.FILE
         files.write_json(path, self.trained_on)
         record.artifact(path)
+        record.dataset(self.root, self.params.raw.parts)
 
     def _finish(self, record: tracking.Run) -> None:
         """Write the artifacts: weights of the best evaluation, curves, lineage, snapshots."""

@@ -13,7 +13,8 @@ import pytest
 from flows import private_server
 from tasks.common import process
 from tasks.config.params import load, set_value
-from tasks.registry.tracking import Store, server_command
+from tasks.registry.tracking import Store
+from tasks.registry.ui import server_command
 from tests.support.project import PROJECT
 from tests.support.workspaces import write_params, write_shards
 
