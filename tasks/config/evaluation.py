@@ -65,7 +65,7 @@ class Tracking(Section):
     """The MLflow tracking store."""
 
     store: str = "mlflow.db"  # SQLite file in the workspace, or a full tracking URI
-    experiment: str = Field("contrapposto", min_length=1)
+    experiment: str = Field(default="contrapposto", min_length=1)
 
     @field_validator("store")
     @classmethod

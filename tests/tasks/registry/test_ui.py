@@ -38,7 +38,7 @@ def test_the_page_is_served_on_the_port_of_the_parameters(tmp_path: Path, monkey
     port = private_server.free_port()
     params = load(write_params(tmp_path, services__mlflow_port=port))
     served: list[list[str]] = []
-    monkeypatch.setattr(ui.subprocess, "call", lambda command, **_: served.append(command) or 3)
+    monkeypatch.setattr(subprocess, "call", lambda command, **_: served.append(command) or 3)
     assert ui.serve(params, tmp_path) == 3  # the server's own exit code
     assert served[0][-1] == str(port)
 
