@@ -84,8 +84,11 @@ def up() -> None:
     """Start Prefect's server, MLflow's server, a worker and the watch for new data."""
     from flows import services
     from tasks.config.params import load
+    from tasks.registry import ui
 
-    services.up(load(paths.PARAMS), Path.cwd())
+    params = load(paths.PARAMS)
+    services.up(params, Path.cwd())
+    print(f"runs     in MLflow: {ui.address(params, Path.cwd())}")
 
 
 @app.command(rich_help_panel=SERVICES)

@@ -208,7 +208,6 @@ def up(params: Params, root: Path) -> None:
                 _wait(root, service)
                 state = "started" if service in missing else "is up"
                 log.info(f"{service.name:8} {state:8} {service.address}".rstrip())
-        log.info(f"the runs are at {ui.address(params, root)}")
 
 
 def _deploy(root: Path, params: Params) -> None:
