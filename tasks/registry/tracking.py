@@ -131,7 +131,7 @@ class Store:
         """End the runs whose process was killed (kill -9); they would stay RUNNING for ever."""
         for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
             owner = run.data.tags.get("contrapposto.owner", "")
-            if re.fullmatch(r"\d+:[\d.]+", owner) and process.find(owner) is None:
+            if re.fullmatch(r"\d+:[\d.]+", owner) and not _alive(owner):
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def start(self, name: str, tags: Mapping[str, str]) -> Run:
@@ -215,3 +215,7 @@ def _name(name: str) -> str:
 
 def _owner() -> str:
     return process.identity(psutil.Process())
+
+
+def _alive(owner: str) -> bool:
+    return process.find(owner) is not None
