@@ -12,8 +12,7 @@ from tasks.evaluate.memorization import stage as memorization
 from tasks.registry import promote
 from tasks.sample import stage as sample
 from tests.support.project import PROJECT
-from tests.support.workspaces import write_params, write_shards
-from tests.tasks.sample.test_stage import _model
+from tests.support.workspaces import write_awake, write_params, write_shards
 
 
 @pytest.mark.parametrize(
@@ -23,7 +22,7 @@ def test_stages_after_training_say_why_there_is_no_number(val: int, test: int, t
     params = load(write_params(tmp_path, extract__model=str(PROJECT / "models/pose_landmarker_full.task")))
     write_shards(tmp_path, train=4, val=val, test=test)
     for name in paths.MODELS:
-        _model(tmp_path, name)
+        write_awake(tmp_path, name)
         sample.run(params, tmp_path, name)
     for stage in (pose_accuracy, memorization, membership_inference, fidelity, promote):
         stage.run(params, tmp_path)

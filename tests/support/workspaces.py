@@ -115,3 +115,25 @@ def write_untrained(root: Path, params: Params, name: str, shift: float = 0.0, i
     model = modality.build(name, config, categories, codec, 0.08)
     weights = dict(model.denoiser.state_dict())
     modality.save(paths.model_folder(root, name), model, weights, {"digest": "0", "images": images})
+
+
+def write_awake(root: Path, name: str) -> None:
+    """An untrained model whose last layers are not zero, so that noise and conditions matter."""
+    import torch
+
+    from diffusion_core.codecs import Affine
+    from tasks.config.params import load
+    from tasks.models import modality
+
+    params = load(root / "params.yaml")
+    shape = (33, 3) if name == "poses" else ()
+    model = modality.build(
+        name, modality.config_of(params, name), ["calm", "wild"], Affine(torch.zeros(shape), torch.ones(())), 0.08
+    )
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        key: value if value.any() else torch.randn(value.shape, generator=generator) * 0.2
+        for key, value in model.denoiser.named_parameters()
+    }
+    (root / "artifacts" / name).mkdir(parents=True)
+    modality.save(root / "artifacts" / name, model, {k: v.detach() for k, v in weights.items()}, {"digest": "none"})

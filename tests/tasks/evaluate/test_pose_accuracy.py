@@ -3,24 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.common import skeleton
 from tasks.common.files import read_json
 from tasks.common.images import encode_png
 from tasks.config.params import load
 from tasks.dataset import shards
 from tasks.evaluate import pose_accuracy
-from tasks.synthetic import stage as mannequin
-from tests.support.project import PROJECT
+from tests.support.mannequins import MODEL, figures
 from tests.support.workspaces import write_params
-
-MODEL = PROJECT / "models/pose_landmarker_full.task"
-
-
-def figures(indices: range) -> tuple[np.ndarray, np.ndarray]:
-    """Mannequin pictures uint8 `[n, 160, 160, 3]` and their true poses, normalised."""
-    drawn = [mannequin.picture(seed=0, index=index, size=160) for index in indices]
-    world = np.array([some.truth["world"] for some in drawn])
-    return np.stack([some.image for some in drawn]), skeleton.normalise(world).astype(np.float32)
 
 
 def test_poses_are_read_from_pictures_and_nobody_from_an_empty_one() -> None:

@@ -158,7 +158,7 @@ def test_impossible_settings_are_one_sentence(
 
 def test_mediapipe_accepts_mannequins_for_their_own_pose_only() -> None:
     from tasks.evaluate import pose_accuracy
-    from tests.tasks.evaluate.test_pose_accuracy import MODEL, figures
+    from tests.support.mannequins import MODEL, figures
 
     pictures, poses = figures(range(6))
     read = pose_accuracy.read_poses(pictures, MODEL, 0.5, workers=1)

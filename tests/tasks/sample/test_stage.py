@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_core.codecs import Affine
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError
@@ -15,23 +14,7 @@ from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, load_splits
 from tasks.models import modality
 from tasks.sample import stage as sample
-from tests.support.workspaces import write_params, write_shards
-
-
-def _model(root: Path, name: str) -> None:
-    """An untrained model whose last layers are not zero, so that noise and conditions matter."""
-    params = load(root / "params.yaml")
-    shape = (33, 3) if name == "poses" else ()
-    model = modality.build(
-        name, modality.config_of(params, name), ["calm", "wild"], Affine(torch.zeros(shape), torch.ones(())), 0.08
-    )
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        key: value if value.any() else torch.randn(value.shape, generator=generator) * 0.2
-        for key, value in model.denoiser.named_parameters()
-    }
-    (root / "artifacts" / name).mkdir(parents=True)
-    modality.save(root / "artifacts" / name, model, {k: v.detach() for k, v in weights.items()}, {"digest": "none"})
+from tests.support.workspaces import write_awake, write_params, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(root)
     write_shards(root)
     for name in paths.MODELS:
-        _model(root, name)
+        write_awake(root, name)
     _run(root, "poses")
     _run(root, "pictures")
     return root
