@@ -6,6 +6,7 @@ A pipeline run records the digests that it started with. Whatever differs from t
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def fingerprint(params: Params, root: Path) -> Fingerprint:
     folders = {root / folder for folder in parts.current(root, params.raw).values()}
     digests = {}
     for part in sorted(folders):
-        if part.is_dir() and part != root / MANNEQUIN:
+        if os.path.isdir(part) and part != root / MANNEQUIN:
             digests[_name(part, root)] = content(part)
     index = root / SHARDS / "index.json"
     if index.is_file():

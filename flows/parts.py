@@ -35,11 +35,11 @@ def current(root: Path, raw: Raw) -> dict[str, str]:
     `raw.folder` that holds a file. System folders are no parts, and the built-in mannequins are one only if `raw.parts` names
     them, because their folder is generated. Raises UserError if `raw.folder` cannot be listed.
     """
-    if raw.folder is None or not (root / raw.folder).is_dir():
+    if raw.folder is None or not os.path.isdir(root / raw.folder):
         return dict(raw.parts)
     inbox = Path(raw.folder)
     # a name in .tmp marks unfinished copies everywhere in the project
-    names = [path.name for path in _entries(root / inbox) if path.is_dir() and not path.name.endswith(".tmp")]
+    names = [path.name for path in _entries(root / inbox) if os.path.isdir(path) and not path.name.endswith(".tmp")]
     folders = [
         folder
         for folder in (f"{inbox / name}" for name in names)
@@ -93,10 +93,10 @@ def planned(root: Path, raw: Raw, requested: str | None = None) -> Raw:
 
 def _check(root: Path, folder: str) -> None:
     """Raise an error unless the folder lies apart from what runs write and holds files (the built-in one is generated)."""
-    if folder != MANNEQUIN and not (root / folder).is_dir():
+    if folder != MANNEQUIN and not os.path.isdir(root / folder):
         raise DataError(f"There is no folder {root / folder} to take pictures from.")
     if (reason := _conflict(root, folder)) is not None:
-        raise UserError(f"{(root / folder).resolve()} cannot be the folder of pictures, because {reason}.")
+        raise UserError(f"{_resolved(root / folder)} cannot be the folder of pictures, because {reason}.")
     if folder != MANNEQUIN and not os.access(root / folder, os.R_OK | os.X_OK):
         raise DataError(f"The folder {root / folder} cannot be read; check its permissions.")
     if folder != MANNEQUIN and not has_sources(root / folder):
@@ -105,7 +105,7 @@ def _check(root: Path, folder: str) -> None:
 
 def _conflict(root: Path, folder: str) -> str | None:
     """Why a folder cannot be a part because of where it lies; None if it can."""
-    path, workspace = (root / folder).resolve(), root.resolve()
+    path, workspace = _resolved(root / folder), _resolved(root)
     if workspace.is_relative_to(path):
         return "it contains this project"
     if folder == MANNEQUIN:
@@ -118,10 +118,10 @@ def _conflict(root: Path, folder: str) -> str | None:
 
 def warn_of_loose_pictures(root: Path, raw: Raw) -> None:
     """Say which pictures lie beside the parts in `raw.folder`, where they are not used."""
-    if raw.folder is None or not (root / raw.folder).is_dir():
+    if raw.folder is None or not os.path.isdir(root / raw.folder):
         return
     entries = _entries(root / raw.folder)
-    loose = [path.name for path in entries if path.suffix.lower() in MEDIA_SUFFIXES and not path.is_dir()]
+    loose = [path.name for path in entries if path.suffix.lower() in MEDIA_SUFFIXES and not os.path.isdir(path)]
     if loose:
         files = f"{loose[0]} lies" if len(loose) == 1 else f"{loose[0]} and {len(loose) - 1} more files lie"
         log.warning(f"{files} directly in {root / raw.folder} and are not used: put them into a folder there, a part.")
@@ -138,6 +138,11 @@ def _only(root: Path, requested: str) -> Raw:
     """One folder as the only part: a relative path inside the workspace, an absolute path outside."""
     if requested == "mannequin":
         return Raw.model_validate({})
-    folder, workspace = Path(requested).expanduser().resolve(), root.resolve()
+    folder, workspace = _resolved(Path(os.path.expanduser(requested))), _resolved(root)
     name = str(folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder)
     return Raw(folder=None, parts={_name(name, {}): name})
+
+
+def _resolved(path: Path) -> Path:
+    """The absolute path without links; unlike `Path.resolve` it accepts a loop of links."""
+    return Path(os.path.realpath(path))

@@ -12,6 +12,7 @@ written if it has changed, and a file is only read if it may have changed.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,7 +41,7 @@ def update(root: Path, raw: Raw) -> None:
 
 
 def _update_part(root: Path, part: str, folder: Path) -> None:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"The folder of pictures {folder} does not exist.")
     cache = dvc_cache(root)
     record = root / paths.LISTING_STATE / f"{part}.json"

@@ -158,7 +158,7 @@ def scan(folder: Path, cache: Path | None = None) -> Scan:
     skipped. `cache` is the folder of links that DVC made (see `source_files.dvc_cache`). Raises UserError if the folder is
     missing, cannot be listed or has no sources, or if its labels cannot be read.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"The folder of pictures {folder} does not exist.")
     entries = [entry.path for entry in walk(folder)]
     if "" in entries:

@@ -120,6 +120,19 @@ def test_a_folder_that_overlaps_with_the_workspace_is_refused(
         parts.planned(tmp_path, params.raw, requested)
 
 
+@pytest.mark.parametrize("requested", ["loop", "broken", "~nobody-of-this-name/x", "file.jpg", "empty"])
+def test_what_is_no_folder_of_pictures_raises_a_data_error(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, requested: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "broken").symlink_to("gone")
+    (tmp_path / "file.jpg").touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="to take pictures from"):
+        parts.planned(tmp_path, params.raw, requested)
+
+
 def test_a_folder_of_the_users_called_mannequin_gets_another_name(tmp_path: Path, params: Params) -> None:
     folder = tmp_path / "elsewhere/mannequin"
     folder.mkdir(parents=True)
