@@ -6,6 +6,7 @@ formats (playlists, concatenations) that open other files or the network; these 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,8 +143,10 @@ class Clock:
 
 def _has_index(file: BufferedReader) -> bool:
     """Whether a QuickTime or MP4 file has its index, by the atoms at its top level."""
-    position = 0
+    position, end = 0, os.fstat(file.fileno()).st_size
     for _ in range(_MAX_ATOMS):
+        if position >= end:
+            return False
         file.seek(position)
         head = file.read(16)
         if len(head) < 8:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,13 @@ def test_a_lost_index_is_told_in_words(tmp_path: Path) -> None:
     with open_regular(path) as file, pytest.raises(Refusal, match=r"moov atom.*missing") as caught:
         next(video.sampled(file, 4.0, 64))
     assert caught.value.reason is Reason.DAMAGED
+
+
+@pytest.mark.parametrize("size", [2**60, 2**63, 2**64 - 1, 20])
+def test_atoms_of_impossible_size_are_no_index(tmp_path: Path, size: int) -> None:
+    (tmp_path / "a.mov").write_bytes(struct.pack(">I4sI4sQ", 8, b"wide", 1, b"mdat", size))
+    with open_regular(tmp_path / "a.mov") as file, pytest.raises(Refusal, match="moov atom"):
+        next(video.sampled(file, 4.0, 64))
 
 
 def test_a_damaged_video_is_told_in_words_without_a_number(tmp_path: Path) -> None:
