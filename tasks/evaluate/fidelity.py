@@ -139,6 +139,7 @@ def run(params: Params, root: Path) -> None:
 
     report = {
         "metrics": findings.metrics,
+        "notes": findings.notes,
         "absent": findings.absent,
         "bones": [asdict(bone) for bone in bones],
         "sizes": {

@@ -11,10 +11,11 @@ from tasks.metrics.precision_recall import Manifold, precision_recall_density_co
 
 
 class Findings:
-    """Flat metrics, and the reason for each metric that is absent."""
+    """Flat metrics, notes on how to read some of them, and the reason for each metric that is absent."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
+        self.notes: dict[str, str] = {}
         self.absent: dict[str, str] = {}
 
     def add(self, name: str, compute: Callable[[], float | Estimate]) -> None:

@@ -66,8 +66,16 @@ def inception_score(logits: np.ndarray) -> float:
     return float(np.exp((p * (log_p - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
 
 
+def _add_frechet(findings: Findings, name: str, x: np.ndarray, real: np.ndarray) -> None:
+    """The plain value, which the literature reports, and with enough pictures the corrected one as `<name>_corrected`."""
+    findings.add(name, partial(frechet_of, x, real))
+    findings.add(f"{name}_corrected", partial(frechet_estimate, x, real, np.random.default_rng(0)))
+    if name in findings.metrics:
+        findings.notes[name] = f"plain value of {len(x)} and {len(real)} pictures, biased upwards when they are few"
+
+
 def _compare(findings: Findings, names: Names, sets: dict[str, np.ndarray]) -> None:
-    """Distances of each set of features to the held-out one."""
+    """Add the distances of each set of features to the held-out one."""
     real = sets["heldout"]
     for suffix, name in (("", "generated"), ("_floor", "floor"), ("_train_conditions", "train_conditions")):
         if name not in sets:
@@ -75,9 +83,7 @@ def _compare(findings: Findings, names: Names, sets: dict[str, np.ndarray]) -> N
         x = sets[name]
         findings.add(f"{names.kernel}{suffix}", partial(kid, x, real))
         if names.frechet is not None:
-            findings.add(f"{names.frechet}{suffix}", partial(frechet_estimate, x, real, np.random.default_rng(0)))
-    if names.frechet in findings.metrics:
-        findings.add(f"{names.frechet}_uncorrected", partial(frechet_of, sets["generated"], real))
+            _add_frechet(findings, f"{names.frechet}{suffix}", x, real)
     findings.add_manifold(names.manifold, sets["generated"], real)
 
 

@@ -30,7 +30,9 @@ DISTANCES = {
     "poses.kernel_pose_distance": "kernel pose distance to held-out people",
 }
 PICTURE_DISTANCES = {
-    "pictures.fid": "FID to held-out pictures, bias-corrected",
+    "pictures.fid": "FID to held-out pictures (plain value, biased upwards at small sample sizes)",
+    "pictures.fid_floor": "the same of the training pictures",
+    "pictures.fid_corrected": "FID to held-out pictures, bias-corrected",
     "pictures.kid": "KID to held-out pictures",
     "pictures.pixel_kernel_distance": "kernel distance of the pixels to held-out pictures",
 }

@@ -90,7 +90,7 @@ def make(params: Params, root: Path, results: Results) -> Page:
             (model, entry["sentence"]) for model, entry in results.membership_inference["models"].items()
         ],
         metrics=[
-            (f"{stage}{key}", number(value))
+            (f"{stage}{key}" + (f" ({entry['notes'][key]})" if key in entry.get("notes", {}) else ""), number(value))
             for stage, entry in (("", results.fidelity), ("pose_accuracy.", results.pose_accuracy))
             for key, value in sorted(entry["metrics"].items())
         ],

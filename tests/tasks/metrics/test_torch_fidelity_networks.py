@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import normalize, resize
 
 from tasks import paths
@@ -14,7 +14,9 @@ from tasks.common.errors import UserError
 from tasks.common.files import read_json
 from tasks.config.params import Params, Weights
 from tasks.config.params import load as load_params
+from tasks.dataset.shards import ShardDataset
 from tasks.evaluate import fidelity
+from tasks.metrics import torch_fidelity_networks
 from tasks.metrics.dinov2 import Dinov2
 from tasks.metrics.picture_metrics import inception_score
 from tasks.metrics.torch_fidelity_networks import load
@@ -107,7 +109,13 @@ def test_the_stage_measures_in_the_networks_that_are_given(tmp_path: Path, monke
     assert {"pictures.clip_kernel_distance", "pictures.clip_kernel_distance_floor", "pictures.clip.precision"} <= set(
         found["metrics"]
     )
-    assert "needs at least 48 samples on each side" in found["absent"]["pictures.clip_frechet_distance"]
+    assert "needs at least 48 samples on each side" in found["absent"]["pictures.clip_frechet_distance_corrected"]
+    assert (
+        found["metrics"]["pictures.clip_frechet_distance"]
+        > 0
+        < found["metrics"]["pictures.clip_frechet_distance_floor"]
+    )
+    assert found["notes"]["pictures.clip_frechet_distance"].startswith("plain value of 24 and 22 pictures")
     assert "fidelity.dinov2 is not given" in found["absent"]["pictures.dinov2_frechet_distance"]
     kept = sorted(path.name for path in (tmp_path / paths.FEATURES).iterdir())
     assert len(kept) == 3
@@ -130,6 +138,60 @@ def test_inception_score_of_certain_and_even_classes_is_their_number() -> None:
     assert inception_score(np.zeros((8, 5))) == pytest.approx(1)
 
 
+class SmallInception(nn.Module):
+    """Random features and logits of pictures `[n, 3, h, w]`, the outputs of Inception-v3 in small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = torch.randn(48, 20, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = (nn.functional.adaptive_avg_pool2d(x / 255, 4).flatten(1) @ self.project).relu()
+        return features, features[:, :5]
+
+
+def torch_fidelity_fid(x: np.ndarray, y: np.ndarray) -> float:
+    """torch-fidelity's own number for these features."""
+    from torch_fidelity import metric_fid
+
+    statistics = [metric_fid.fid_features_to_statistics(torch.from_numpy(features)) for features in (x, y)]
+    return float(metric_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+
+
+def test_the_plain_fid_is_torch_fidelitys_and_the_corrected_one_stands_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(torch_fidelity_networks.BUILDERS, "inception", lambda tensors: SmallInception())
+    given = write(tmp_path, "inception", {"any": torch.zeros(1)})
+    make(tmp_path, 60, 20, 20, 24, 48)
+    fidelity.run(params(inception=given), tmp_path)
+    report = read_json(tmp_path / "reports/fidelity/fidelity.json")
+    metrics = report["metrics"]
+    network = load("inception", given, tmp_path)
+    generated = network(ShardDataset(tmp_path / "samples/pictures", "samples").pictures_uint8(32))["features"]
+    train, val, test = (
+        network(ShardDataset(tmp_path / "data/shards", split).pictures_uint8(32))["features"]
+        for split in ("train", "val", "test")
+    )
+    heldout = np.concatenate([val, test])
+    assert metrics["pictures.fid"] == pytest.approx(torch_fidelity_fid(generated, heldout), rel=1e-6)
+    assert metrics["pictures.fid_floor"] == pytest.approx(torch_fidelity_fid(train[:48], heldout), rel=1e-6)
+    assert report["notes"]["pictures.fid"].startswith("plain value of 48 and 40 pictures, biased upwards")
+    low, value, high = (metrics[f"pictures.fid_corrected{end}"] for end in ("_low", "", "_high"))
+    assert low < value < high and value < metrics["pictures.fid"]
+
+
+def test_with_few_pictures_the_plain_fid_is_there_and_the_corrected_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(torch_fidelity_networks.BUILDERS, "inception", lambda tensors: SmallInception())
+    make(tmp_path, 24, 12, 10, 24, 24)
+    fidelity.run(params(inception=write(tmp_path, "inception", {"any": torch.zeros(1)})), tmp_path)
+    report = read_json(tmp_path / "reports/fidelity/fidelity.json")
+    assert report["metrics"]["pictures.fid"] > 0
+    assert "needs at least 40 samples" in report["absent"]["pictures.fid_corrected"]
+
+
 def random_inception(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Random weights in the file's form, since the real ones are a download."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception
@@ -150,7 +212,8 @@ def test_inception_metrics_appear_when_weights_are_given(tmp_path: Path, monkeyp
     fidelity.run(params(inception=given), tmp_path)
     found = read_json(tmp_path / "reports/fidelity/fidelity.json")
     assert {"pictures.kid", "pictures.kid_floor", "pictures.inception_score"} <= found["metrics"].keys()
-    assert "needs at least 4096 samples" in found["absent"]["pictures.fid"]
+    assert "needs at least 4096 samples" in found["absent"]["pictures.fid_corrected"]
+    assert found["notes"]["pictures.fid"].startswith("plain value of 24 and 22 pictures, biased")
 
 
 @pytest.mark.slow
