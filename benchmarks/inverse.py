@@ -18,11 +18,12 @@ from diffusion_core import inverse, rng
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.extras import closed_form
 from diffusion_core.sampling import timesteps
-from diffusion_core.sampling.loop import Constrain, sample
+from diffusion_core.sampling.loop import Constrain, Step, sample
 from diffusion_core.sampling.solvers import ddim
 from diffusion_core.schedules import Level, sigma_level
 
 D, COUNT, NOISE = 16, 3000, 0.05
+ANCESTRAL = ddim(1.0)
 Method = Callable[[Denoiser, Tensor, Tensor], Tensor]  # (prior's denoiser, A, y [COUNT, m]) -> samples [COUNT, D]
 
 
@@ -45,44 +46,67 @@ def problems() -> dict[str, Tensor]:
     }
 
 
-WALK = timesteps.karras(40, 0.01, 40.0)
+STEPS = timesteps.karras(40, 0.01, 40.0)
 
 
 def run(
     denoiser: Denoiser,
     steps: list[Level],
-    eta: float = 1.0,
+    step: Step = ANCESTRAL,
     constrain: Constrain | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Ancestral sampling from pure noise, or from `start` at the first level of the timesteps."""
+    """Samples from pure noise, or from `start` at the first level of the timesteps, by ancestral steps by default."""
     noise: Iterator[Tensor] = rng.stream((D,), 3, torch.arange(COUNT), torch.float64)
     x = steps[0].s * next(noise) if start is None else start
     with torch.no_grad():
-        return sample(denoiser, x, steps, ddim(eta), noise, constrain=constrain)
+        return sample(denoiser, x, steps, step, noise, constrain=constrain)
+
+
+def dps(count: int, project: bool = False) -> Method:
+    """Diffusion posterior sampling with so many steps; with the projection it is MCG."""
+
+    def method(denoiser: Denoiser, a: Tensor, y: Tensor) -> Tensor:
+        steps = timesteps.karras(count, 0.01, 40.0)
+        step = inverse.dps(ANCESTRAL, lambda x: x @ a.T, y)
+        return run(denoiser, steps, step, inverse.project(a, y) if project else None)
+
+    return method
 
 
 def from_guess(denoiser: Denoiser, a: Tensor, y: Tensor) -> Tensor:
     """CCDF: start at sigma 1 from the least-squares reconstruction, then project."""
-    steps = timesteps.truncate(WALK, sigma_level(torch.tensor(1.0, dtype=torch.float64)))
+    steps = timesteps.truncate(STEPS, sigma_level(torch.tensor(1.0, dtype=torch.float64)))
     guess = prior()[0] + (y - prior()[0] @ a.T) @ torch.linalg.pinv(a).T
     noise = rng.normal((D,), 9, torch.arange(COUNT)).double()
     return run(denoiser, steps, constrain=inverse.project(a, y), start=steps[0].corrupt(guess, noise))
 
 
 METHODS: dict[str, Method] = {
-    "prior alone": lambda d, a, y: run(d, WALK),
-    "replacement / POCS / ILVR": lambda d, a, y: run(d, WALK, constrain=inverse.project(a, y)),
-    "RePaint, 10 times": lambda d, a, y: run(d, timesteps.repaint(WALK, 10), constrain=inverse.project(a, y)),
+    "prior alone": lambda d, a, y: run(d, STEPS),
+    "replacement / POCS / ILVR": lambda d, a, y: run(d, STEPS, constrain=inverse.project(a, y)),
+    "RePaint, 10 times": lambda d, a, y: run(d, timesteps.repaint(STEPS, 10), constrain=inverse.project(a, y)),
     "CCDF": from_guess,
-    "DPS": lambda d, a, y: run(inverse.dps(d, lambda x: x @ a.T, y), WALK),
-    "MCG": lambda d, a, y: run(inverse.dps(d, lambda x: x @ a.T, y), WALK, constrain=inverse.project(a, y)),
-    "PiGDM": lambda d, a, y: run(inverse.pigdm(d, a, y, NOISE), WALK),
+    "DPS, 20 steps": dps(20),
+    "DPS, 100 steps": dps(100),
+    "DPS, 1000 steps": dps(1000),
+    "MCG, 100 steps": dps(100, project=True),
+    "reconstruction guidance": lambda d, a, y: run(inverse.reconstruction_guidance(d, lambda x: x @ a.T, y), STEPS),
+    "PiGDM": lambda d, a, y: run(inverse.pigdm(d, a, y, NOISE), STEPS),
     "isotropic posterior": lambda d, a, y: run(
-        inverse.gaussian_posterior(d, a, y, NOISE, inverse.normal_prior(1.0)), WALK
+        inverse.gaussian_posterior(d, a, y, NOISE, inverse.normal_prior(1.0)), STEPS
     ),
-    "moment matching": lambda d, a, y: run(inverse.moment_matching(d, a, y, NOISE), WALK),
+    "moment matching": lambda d, a, y: run(inverse.moment_matching(d, a, y, NOISE), STEPS),
 }
+
+
+def measurement(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One noisy measurement `[m]`, and the exact posterior's mean `[D]` and covariance `[D, D]`."""
+    mean, cov = prior()
+    truth = mean + rng.normal((D,), 7, torch.arange(1)).double()[0] @ torch.linalg.cholesky(cov).T
+    y = truth @ a.T + NOISE * rng.normal((len(a),), 8, torch.arange(1)).double()[0]
+    gain = cov @ a.T @ torch.linalg.inv(a @ cov @ a.T + NOISE**2 * torch.eye(len(a), dtype=torch.float64))
+    return y, mean + gain @ (y - a @ mean), cov - gain @ a @ cov
 
 
 def main() -> int:
@@ -94,12 +118,9 @@ def main() -> int:
     for name, method in {"exact denoiser": None, **METHODS}.items():
         cells = []
         for problem, a in problems().items():
-            truth = mean + rng.normal((D,), 7, torch.arange(1)).double()[0] @ torch.linalg.cholesky(cov).T
-            y = truth @ a.T + NOISE * rng.normal((len(a),), 8, torch.arange(1)).double()[0]
-            gain = cov @ a.T @ torch.linalg.inv(a @ cov @ a.T + NOISE**2 * torch.eye(len(a), dtype=torch.float64))
-            mean_y, cov_y = mean + gain @ (y - a @ mean), cov - gain @ a @ cov
+            y, mean_y, cov_y = measurement(a)
             got = (
-                run(closed_form.gaussian(mean_y, cov_y), WALK)
+                run(closed_form.gaussian(mean_y, cov_y), STEPS)
                 if method is None
                 else method(denoiser, a, y.expand(COUNT, -1))
             )
@@ -114,6 +135,9 @@ def main() -> int:
         return max(float(figures[f"{method}, {problem}"]["mean"]) for problem in problems())
 
     goals = {
+        "the mean of DPS within 0.7 posterior standard deviations at 100 and at 1000 steps": all(
+            mean_error(f"DPS, {steps} steps") < 0.7 for steps in (100, 1000)
+        ),
         "moment matching as near to the posterior's mean as the exact conditional denoiser (within 0.02)": (
             abs(mean_error("moment matching") - mean_error("exact denoiser")) < 0.02
         ),

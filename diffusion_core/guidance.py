@@ -66,11 +66,14 @@ def ramp(first: float, last: float) -> Strength:
 
 
 def oscillate(levels: list[Level], high: float, low: float, start: int) -> Strength:
-    """`high` for the first `start` of the walk's levels, then low, high, low, ... Ho et al. 2022 (arXiv 2210.02303), 3.2."""
-    place = {float(level.sigma): i for i, level in enumerate(levels)}
+    """`high` at the first `start` timesteps, then alternately `low` and `high`. Ho et al. 2022 (arXiv 2210.02303), section 3.2.
+
+    A level that is not a timestep, for example one raised by `timesteps.churn`, counts as the next less noisy timestep.
+    """
+    sigmas = torch.stack([level.sigma for level in levels]).double()
 
     def strength(level: Level) -> float:
-        i = place[float(level.sigma)]
+        i = int((sigmas > float(level.sigma) * (1 + 1e-9)).sum())
         return high if i < start or (i - start) % 2 else low
 
     return strength

@@ -1,6 +1,7 @@
 """Inverse problems: samples that agree with a measurement y = A x0 + noise.
 
-There are guided denoisers (`pigdm`, `moment_matching`, `dps`) and constraints on x after each step (`project`). An operator A
+There are guided denoisers (`pigdm`, `moment_matching`, `reconstruction_guidance`), guided steps (`dps`) and constraints on x
+after each step (`project`). An operator A
 is a function on batches, `[B, *S] -> [B, m]`; methods that invert it need its `matrix`. `benchmarks.inverse` compares all
 methods with the exact posterior of Gaussian data, and so shows which of them are biased.
 """
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
-from diffusion_core.sampling.loop import Constrain
+from diffusion_core.sampling.loop import Constrain, Denoise, Estimate, Step
 from diffusion_core.schedules import Level, expand_like
 
 Operator = Callable[[Tensor], Tensor]
@@ -100,46 +101,82 @@ def pigdm(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float, sd: float = 1.
     return denoise
 
 
-def moment_matching(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float) -> Denoiser:
+def moment_matching(denoiser: Denoiser, a: Tensor, y: Tensor, noise: float, iterations: int | None = None) -> Denoiser:
     """`gaussian_posterior` with the covariance of x0 given x, C = (s^2 / a) dD/dx, from automatic differentiation.
 
-    Exact for Gaussian data. Needs one backward pass per measured number. Rozet et al. 2024 (arXiv 2405.13712), section 4, with
-    a direct solver instead of conjugate gradients.
+    Exact for Gaussian data. The equations for A C A^T + noise^2 I are solved by conjugate gradients, one backward pass per
+    iteration; None makes as many as there are measured numbers. For learned denoisers use 1 or 2: their Jacobian is not
+    exactly a covariance, and few iterations are robust. A row's iteration ends at a direction without positive variance.
+    Rozet et al. 2024 (arXiv 2405.13712), section 4.
+    """
+
+    def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
+        matrix = a.to(x)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            x0 = denoiser(leaf, level, cond).flatten(1)
+
+            def cov_at(v: Tensor) -> Tensor:
+                """C A^T v `[B, d]` for v `[B, m]`."""
+                (product,) = torch.autograd.grad(x0, leaf, v @ matrix, retain_graph=True)
+                return expand_like(level.s**2 / level.a, x0) * product.flatten(1)
+
+            correction = torch.zeros_like(x0)
+            residual = y.to(x) - x0.detach() @ matrix.T
+            direction, square = residual, residual.square().sum(1, keepdim=True)
+            for _ in range(len(a) if iterations is None else iterations):
+                step = cov_at(direction)
+                variance = ((step @ matrix.T) * direction).sum(1, keepdim=True)
+                total = variance + noise**2 * direction.square().sum(1, keepdim=True)
+                size = torch.where((variance > 0) & (total > 0), square / total, 0.0)
+                correction = correction + size * step
+                residual = residual - size * (step @ matrix.T + noise**2 * direction)
+                before, square = square, residual.square().sum(1, keepdim=True)
+                # A row that has ended or converged keeps direction 0.
+                direction = torch.where((size > 0) & (before > 0), residual + square / before * direction, 0.0)
+        return (x0.detach() + correction).view_as(x)
+
+    return denoise
+
+
+def reconstruction_guidance(denoiser: Denoiser, operator: Operator, y: Tensor, strength: float = 1.0) -> Denoiser:
+    """D - strength * (a / 2) grad_x ||y - A D(x)||^2, for y `[m]` or `[B, m]`; A need not be linear.
+
+    Ho et al. 2022 (arXiv 2204.03458), eq. 7. With strength 1 it is the guidance for p(y | x) = N(A D(x), (s / a)^2 I).
     """
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             x0 = denoiser(leaf, level, cond)
-            y_hat = x0.flatten(1) @ a.T.to(x)
-            rows = [
-                torch.autograd.grad(y_hat[:, i].sum(), leaf, retain_graph=True)[0].flatten(1) for i in range(len(a))
-            ]
-        a_cov = expand_like(level.s**2 / level.a, x) * torch.stack(rows, 1)  # A C, [B, m, d]
-        y_cov = a_cov @ a.T.to(x) + noise**2 * torch.eye(len(a)).to(x)
-        weight = torch.linalg.solve(y_cov, (y - y_hat.detach())[..., None])
-        correction: Tensor = (a_cov.mT @ weight)[..., 0]
-        return (x0.detach().flatten(1) + correction).view_as(x)
+            (gradient,) = torch.autograd.grad((y - operator(x0)).square().sum(), leaf)
+        return x0.detach() - expand_like(strength * level.a / 2, x) * gradient
 
     return denoise
 
 
-def dps(denoiser: Denoiser, operator: Operator, y: Tensor, strength: float = 1.0) -> Denoiser:
-    """D - strength * grad_x ||y - A D(x)||: diffusion posterior sampling, reconstruction guidance.
+# Guided steps
 
-    Chung et al. 2022 (arXiv 2209.14687), algorithm 1, in its normalised form: a gradient's length is that of a residual of 1.
-    Works for non-linear operators too. Ho et al. 2022 (arXiv 2204.03458) have the squared norm.
+
+def dps(step: Step, operator: Operator, y: Tensor, strength: float = 1.0) -> Step:
+    """Diffusion posterior sampling: after `step`, x is moved by -strength * grad_x ||y - A D(x)||, the gradient at the old x.
+
+    y is `[m]` or `[B, m]`; A need not be linear. `strength` is in data units and applies to x at the variance-preserving scale
+    a^2 + s^2 = 1, so that the result does not depend on the scale of the levels. Use it with `ddim(eta=1)` and 100 steps or
+    more. Each step needs one more evaluation and a backward pass. Chung et al. 2022 (arXiv 2209.14687), algorithm 1 with the
+    step size of section 4 (strength / ||y - A D(x)|| times the gradient of the squared norm, up to a factor of 2).
     """
 
-    def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
+    def guided(history: list[Estimate], to: Level, denoise: Denoise, noise: Iterator[Tensor]) -> Tensor:
+        level, x = history[-1][:2]
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            x0 = denoiser(leaf, level, cond)
-            miss = (y - operator(x0)).norm(dim=1)
-            (slope,) = torch.autograd.grad(miss.sum(), leaf)
-        return x0.detach() - strength * slope
+            norms = (y - operator(denoise(leaf, level))).norm(dim=1)
+            (gradient,) = torch.autograd.grad(norms.sum(), leaf)
+        scale = torch.hypot(*level) * torch.hypot(*to)
+        return step(history, to, denoise, noise) - strength * scale.to(x) * gradient
 
-    return denoise
+    return guided
 
 
 # Constraints

@@ -149,15 +149,20 @@ def dpmpp_3m(eta: float = 0.0) -> Step:
 def unipc(order: int = 2) -> Step:
     """UniPC with B(h) = e^h - 1 on x0, `order` 1 to 3. Zhao et al. 2023 (arXiv 2302.04867), algorithms 1 and 2.
 
-    The corrector repeats the previous step with the latest estimate. It costs no further evaluation.
+    The corrector repeats the previous step with the latest estimate. It costs no further evaluation. Numbers of x that a
+    constraint or guidance changed after the previous step are not corrected, because that would undo the change.
     """
 
     def step(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
         usable = [estimate for estimate in history[-order - 1 :] if estimate.level.a > 0]
         if len(usable) > 1:
             previous, current = usable[-2:]
-            corrected = _unipc_x0(usable[-order - 1 : -2], previous, current.level, current.x0)
-            history[-1] = current._replace(x=transition(previous.x, corrected, previous.level, current.level))
+            past = usable[-order - 1 : -2]
+            predicted, corrected = (
+                transition(previous.x, _unipc_x0(past, previous, current.level, x0), previous.level, current.level)
+                for x0 in (None, current.x0)
+            )
+            history[-1] = current._replace(x=torch.where(current.x == predicted, corrected, current.x))
         current = history[-1]
         past = usable[-order:-1] if to.s > 0 else []
         return transition(current.x, _unipc_x0(past, current, to, None), current.level, to)

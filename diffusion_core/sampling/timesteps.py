@@ -56,13 +56,20 @@ def uniform(schedule: NoiseSchedule, n: int, high: float = 1.0, low: float = 0.0
 
 def trailing(schedule: NoiseSchedule, n: int, total: int) -> list[Level]:
     """n of a discrete schedule's `total` levels, evenly spaced from the noisiest, then s = 0. arXiv 2305.08891, section 3.3."""
+    _check_count(n, total)
     times = torch.arange(n, 0, -1, dtype=torch.float64).mul(total / n).round().sub(1)
     return [*levels(schedule, times), clean()]
 
 
 def leading(schedule: NoiseSchedule, n: int, total: int) -> list[Level]:
     """n of a discrete schedule's `total` levels, evenly spaced from the least noisy, then s = 0. DDIM (arXiv 2010.02502)."""
+    _check_count(n, total)
     return [*levels(schedule, torch.arange(n - 1, -1, -1, dtype=torch.float64) * (total // n)), clean()]
+
+
+def _check_count(n: int, total: int) -> None:
+    if not 1 <= n <= total:
+        raise ValueError(f"a discrete schedule of {total} levels allows 1 to {total} steps, not {n}")
 
 
 def truncate(timesteps: Timesteps, level: Level) -> list[Level]:

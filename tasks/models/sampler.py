@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
-from diffusion_core.inverse import inpaint, matrix, pigdm, project
+from diffusion_core.inverse import inpaint, matrix, moment_matching, project
 from diffusion_core.sampling.loop import Constrain, generate
 from tasks.common.errors import DataError
-from tasks.models.modality import DATA_SD, Model
+from tasks.models.modality import Model
 
 GIVEN_SIGMA = 0.01  # noise assumed on given joints, in the network's units (data have standard deviation 0.5)
 
@@ -30,8 +30,8 @@ def draw(
     """Samples in data units, float32 `[len(ids), *shape]`, on the CPU; cond has a row for each.
 
     Sample i is a function of (model, seed, ids[i], its conditions) alone. `joints` `[33, 3]`, for a pose model: the coordinates
-    that are given, NaN where the model fills them in. They guide every step (`inverse.pigdm`), are restored after every step
-    (`inverse.project`), and are exact in the result. With a `label`, a progress bar of that name counts the steps.
+    that are given, NaN where the model fills them in. They guide every step (`inverse.moment_matching`), are restored after
+    every step (`inverse.project`), and are exact in the result. With a `label`, a progress bar of that name counts the steps.
     Raises DataError if a sample is not finite.
     """
     device = next(model.denoiser.parameters()).device
@@ -41,7 +41,7 @@ def draw(
         mask = joints.isfinite()
         a = matrix(inpaint(mask), model.shape)
         y = model.codec.encode(joints.double().to(device))[mask]
-        denoiser = pigdm(denoiser, a.to(device), y, GIVEN_SIGMA, DATA_SD)
+        denoiser = moment_matching(denoiser, a.to(device), y, GIVEN_SIGMA, iterations=1)
         constrain = project(a.to(device), y)
     with tqdm(desc=label, unit="step", mininterval=2, disable=label is None) as bar:
 

@@ -33,6 +33,8 @@ def test_strengths_depend_on_the_level():
     assert rising(timesteps.clean()) == pytest.approx(4)
     swing = guidance.oscillate(steps, 8.0, 1.0, 2)
     assert [swing(here) for here in steps] == [8, 8, 1, 8, 1]
+    churned = timesteps.churn([*steps, timesteps.clean()], 1.0)  # each step begins at a raised level
+    assert [swing(raised) for raised in churned[1::2]] == [8, 8, 1, 8, 1]
 
 
 def test_rescale_and_thresholds():

@@ -23,9 +23,9 @@ def test_weights_in_closed_form():
     close = torch.testing.assert_close
     close(loss_weights.min_snr(5)(SIGMA), torch.minimum(snr, torch.full_like(snr, 5)))
     close(loss_weights.soft_min_snr(1.0)(SIGMA), snr / (1 + snr))
-    close(
-        loss_weights.p2(1, 1)(SIGMA), objective.unit(EPS)(SIGMA) / (1 + snr)
-    )  # 1 / (k + SNR)^gamma on the noise's error
+    # P2 is 1 / (k + SNR)^gamma on the error of the noise.
+    close(loss_weights.p2(2.0, 0.5)(SIGMA), objective.unit(EPS)(SIGMA) / (2 + snr).sqrt())
+    close(loss_weights.p2(0.5, 2.0)(SIGMA), objective.unit(EPS)(SIGMA) / (0.5 + snr) ** 2)
     close(loss_weights.debiased()(SIGMA), objective.unit(EPS)(SIGMA) / snr.sqrt())
 
 

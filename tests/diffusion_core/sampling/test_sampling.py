@@ -229,6 +229,13 @@ def test_timesteps_have_their_end_points():
     trailing = timesteps.trailing(VP, 10, 1000)
     assert trailing[0] == VP(torch.tensor(999.0).double())
     assert [here.noisier(there) for here, there in itertools.pairwise(trailing)] == [True] * 10
+    leading = timesteps.leading(VP, 10, 1000)
+    assert leading[0] == VP(torch.tensor(900.0).double()) and leading[-2] == VP(torch.tensor(0.0).double())
+    for spacing in (timesteps.trailing, timesteps.leading):
+        assert len(spacing(VP, 1000, 1000)) == 1001
+        for count in (0, 1001):
+            with pytest.raises(ValueError, match="1 to 1000 steps"):
+                spacing(VP, count, 1000)
     start = timesteps.truncate(karras, karras[4])
     assert start == karras[4:]
     with pytest.raises(ValueError, match="no timestep"):
