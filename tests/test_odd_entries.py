@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -80,3 +81,17 @@ def test_odd_entries_are_rejects_and_everything_goes_on(project: Path, tmp_path:
     make_odd(project / "data/raw/another")
     assert watch.look(load(project / "params.yaml"), project) == []  # it may not be complete
     assert watch.look(load(project / "params.yaml"), project) == ["data/raw/another"]
+
+
+def test_pictures_that_dvc_has_replaced_by_links_are_extracted(project: Path) -> None:
+    folder = project / "data/raw/inside"
+    draw_figures(folder, 1)
+    (folder / "SOURCE.txt").write_text("CC0")
+    run(project, "dvc", "config", "cache.type", "symlink")
+    run(project, "dvc", "add", "data/raw/inside")
+    (picture,) = folder.rglob("*.png")
+    assert picture.is_symlink()
+    run(project, "tasks", "extract", "inside")
+    summary = json.loads((project / paths.POSES / "inside/summary.json").read_text())
+    assert (summary["persons"], summary["rejects"], summary["joint_error"]["persons"]) == (1, {}, 1)
+    assert json.loads((project / paths.POSES / "inside/provenance.json").read_text()) == {"SOURCE.txt": "CC0"}
