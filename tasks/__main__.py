@@ -33,6 +33,7 @@ STAGES = {
     "memorization": "tasks.evaluate.memorization.stage",
     "membership_inference": "tasks.evaluate.membership_inference",
     "pose_accuracy": "tasks.evaluate.pose_accuracy",
+    "codec_quality": "tasks.evaluate.codec_quality",
     "fidelity": "tasks.evaluate.fidelity",
     "promote": "tasks.registry.promote",
     "report": "tasks.report.stage",

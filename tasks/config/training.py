@@ -19,6 +19,9 @@ class Train(Optimisation):
     depth: int | None = Field(None, ge=1, le=64)
     heads: int | None = Field(None, ge=1, le=64)
     dropout: Fraction = 0.0
+    # Mean and standard deviation of the log noise level in training, in the network's units (data have standard deviation 0.5).
+    p_mean: float = Field(default=-1.2, ge=-10, le=10)
+    p_std: float = Field(default=1.2, gt=0, le=10)
     self_condition: bool = False  # the network gets its own first estimate; sampling costs twice as much
     mirror: bool = True  # also train on mirror images, with left and right exchanged
     # Probability of each augmentation (flip, scale, rotation, shift); the network gets their parameters as a condition.

@@ -38,7 +38,8 @@ def loss_gaps(root: Path, name: str) -> list[LevelGap]:
         chosen = modality.Examples(model.codec.encode(torch.cat([part.x0 for part in examples])), cond).some(MOST)
         x0 = chosen.x0.to(modality.device())
         cond = {key: value.to(x0.device) for key, value in chosen.cond.items()}
-        table.append(losses(model.denoiser, x0, cond, SIGMAS))
+        with model.autocast():
+            table.append(losses(model.denoiser, x0, cond, SIGMAS))
     return gaps(SIGMAS, *table)
 
 

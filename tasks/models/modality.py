@@ -11,6 +11,7 @@ With a codec, the network of `pictures` works on latents, and everything outside
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from diffusion_core.guidance import cfg, self_condition
 from diffusion_core.losses import SelfConditioned
 from diffusion_core.recipe import Recipe
 from diffusion_core.sampling.solvers import unipc
+from diffusion_core.training import compute
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError
@@ -131,6 +133,13 @@ class Model:
         """
         return conditions(self.config, self.categories, self.margin, categories, poses, self.codec.factor)
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context in which the network is evaluated: matrix products in the precision in which it was trained."""
+        device = next(self.denoiser.parameters()).device
+        choice = self.config.cuda if device.type == "cuda" else self.config.cpu
+        precision = compute.best_precision(device) if choice.precision == "auto" else choice.precision
+        return compute.autocast(compute.Compute(precision), device)
+
     def guided(self, strength: float) -> Denoiser:
         """The denoiser to sample with, with classifier-free guidance of this scale (1: none)."""
         return cfg(self_condition(self.denoiser, SELF) if self.config.self_condition else self.denoiser, strength)
@@ -147,7 +156,8 @@ def shape_of(config: Poses | Pictures, codec: Affine | Latent) -> tuple[int, ...
 def build(name: str, config: Poses | Pictures, categories: list[str], codec: Affine | Latent, margin: float) -> Model:
     """An untrained model."""
     shape = shape_of(config, codec)
-    recipe = presets.edm(sd=DATA_SD).replace(step=unipc())  # as good as Heun's step at half of its evaluations
+    # UniPC is as good as Heun's step at half of its evaluations.
+    recipe = presets.edm(DATA_SD, config.p_mean, config.p_std).replace(step=unipc())
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
     conds = widths(config, len(categories), codec.factor, shape[0])

@@ -43,7 +43,7 @@ def draw(
         y = model.codec.encode(joints.double().to(device))[mask]
         denoiser = moment_matching(denoiser, a.to(device), y, GIVEN_SIGMA, iterations=1)
         constrain = project(a.to(device), y)
-    with tqdm(desc=label, unit="step", mininterval=2, disable=label is None) as bar:
+    with tqdm(desc=label, unit="step", mininterval=2, disable=label is None) as bar, model.autocast():
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -140,7 +140,8 @@ class Evaluator:
         losses = {}
         for split, examples in self.examples.items():
             x0, cond = _to_device(examples, denoiser)
-            losses[split] = membership_inference.losses(denoiser, x0, cond, SIGMAS, self.seed, draws=1)
+            with self.model.autocast():
+                losses[split] = membership_inference.losses(denoiser, x0, cond, SIGMAS, self.seed, draws=1)
         means = {split: (loss.mean(1) * np.square(SIGMAS)).tolist() for split, loss in losses.items()}
         gaps = distance = None
         if "val" in losses and min(loss.shape[1] for loss in losses.values()) >= 2:
@@ -156,10 +157,11 @@ class Evaluator:
         source = self.examples.get("val", self.examples["train"])
         _, cond = _to_device(source, denoiser)
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
-        z = generate(
-            denoiser, self.model.recipe.timesteps(STEPS), self.model.recipe.step, self.model.shape, self.seed, ids,
-            rows(cond, ids % len(source)),
-        )  # fmt: skip
+        with self.model.autocast():
+            z = generate(
+                denoiser, self.model.recipe.timesteps(STEPS), self.model.recipe.step, self.model.shape, self.seed, ids,
+                rows(cond, ids % len(source)),
+            )  # fmt: skip
         return self.model.codec.decode(z).cpu()
 
     def picture(self, denoiser: Preconditioned, path: Path) -> None:

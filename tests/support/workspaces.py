@@ -17,8 +17,18 @@ from tests.support.project import PROJECT, copy_project
 
 TINY_MODEL = {
     "width": 16, "depth": 1, "heads": 2, "images": 2048, "batch": 32, "learning_rate": 3e-3, "warmup_images": 64,
-    "ema_halflife_images": 256, "checkpoint_images": 256,
+    "ema_halflife_images": 256, "checkpoint_images": 256, "cooldown_images": 0, "optimiser": "adamw",
 }  # fmt: skip
+
+TINY_CODEC = {
+    "kind": "kl",
+    "factor": 4,
+    "latents": 8,
+    "widths": [8, 16],
+    "images": 256,
+    "checkpoint_images": 256,
+    "copies": 0,
+}
 
 
 def write_params(root: Path, **changes: Any) -> Path:
@@ -48,7 +58,9 @@ def write_params(root: Path, **changes: Any) -> Path:
 def small_project(root: Path, **changes: Any) -> Path:
     """A copy of the project with few pictures and tiny nets; changes as in `write_params`."""
     copy_project(root)
-    write_params(root, **{"mannequin__count": 60, "mannequin__size": 128, **changes})
+    write_params(
+        root, **{"mannequin__count": 60, "mannequin__size": 128, "codec": TINY_CODEC, "pictures__patch": 1, **changes}
+    )
     return root
 
 

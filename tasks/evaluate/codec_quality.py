@@ -1,0 +1,89 @@
+"""Stage `codec_quality`: what is lost when pictures become latents and come back? Writes reports/codec_quality/.
+
+The reconstructions of held-out pictures are compared with the originals (PSNR, SSIM), and MediaPipe reads the poses in them: the
+share of joints that it finds where they were is the most that any model of these latents can reach. Reconstructions of training
+pictures are no better if the codec has not overfitted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_core.codecs import Latent
+from diffusion_core.nets.autoencoder import perplexity
+from diffusion_core.training.reconstruction import psnr
+from tasks import paths
+from tasks.common import machine
+from tasks.common.files import new_folder, write_json
+from tasks.common.subset import evenly_spaced
+from tasks.config.params import Params
+from tasks.dataset.splits import Split, load_splits
+from tasks.evaluate import pose_accuracy
+from tasks.metrics.ssim import ssim
+from tasks.models import codec, modality
+from tasks.plots import drawing
+
+MOST = 256  # pictures of each set
+SHOWN = 12  # in the sheet
+
+
+def run(params: Params, root: Path) -> None:
+    """Write codec_quality.json (flat metrics, empty for a model of pixels) and a sheet of originals and reconstructions.
+
+    Raises DataError if codec or shards are missing, UserError if the landmarker's model is missing.
+    """
+    latent = codec.load(paths.model_folder(root, codec.NAME) / paths.MODEL_FILE)
+    numbers: dict[str, float] = {}
+    with new_folder(root / paths.CODEC_QUALITY) as folder:
+        if latent is not None:
+            train, held_out = (_chosen(split.pictured(), params.pictures.size) for split in load_splits(root))
+            if len(held_out[0]):
+                numbers = _quality(latent, train[0], held_out[0])
+                again = modality.as_pictures(_again(latent, held_out[0]))
+                workers = params.extract.workers or machine.cores()
+                read = pose_accuracy.read_poses(
+                    again, root / params.extract.model, params.extract.min_confidence, workers
+                )
+                accuracy = pose_accuracy.metrics("codec", read, held_out[1])
+                numbers |= accuracy
+                _sheet(held_out[0], again, folder / "codec.png")
+        write_json(folder / "codec_quality.json", {"metrics": numbers})
+
+
+def _chosen(split: Split, size: int) -> tuple[Tensor, np.ndarray]:
+    """At most MOST pictures in -1 ... 1, `[n, 3, size, size]`, and their poses."""
+    rows = evenly_spaced(len(split), MOST)
+    pictures = torch.from_numpy(split.pictures_uint8(size)[rows])
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1, split.poses()[rows]
+
+
+@torch.no_grad()
+def _again(latent: Latent, x: Tensor) -> Tensor:
+    return latent.decode(latent.encode(x))
+
+
+def _quality(latent: Latent, train: Tensor, held_out: Tensor) -> dict[str, float]:
+    """PSNR and SSIM of the reconstructions, and how many codes of a codebook are used as if equally often."""
+    numbers = {}
+    for name, x in (("heldout", held_out), ("train", train)):
+        if len(x):
+            again = _again(latent, x).clamp(-1, 1)
+            numbers[f"codec.psnr_{name}"] = float(psnr(again, x).mean())
+            numbers[f"codec.ssim_{name}"] = float(ssim(again / 2 + 0.5, x / 2 + 0.5).mean())
+    book = latent.net.codebook
+    if book is not None:
+        z = latent.encode(held_out) * latent.scale + latent.mean
+        numbers["codec.perplexity"] = perplexity(book.nearest(z), len(book.vectors))
+        numbers["codec.codes"] = float(len(book.vectors))
+    return numbers
+
+
+def _sheet(originals: Tensor, again: np.ndarray, path: Path) -> None:
+    """Each original beside its reconstruction."""
+    pairs = zip(modality.as_pictures(originals[:SHOWN]), again[:SHOWN], strict=True)
+    tiles = [np.concatenate([drawing.enlarge(a, 128), drawing.enlarge(b, 128)], axis=1) for a, b in pairs]
+    drawing.save_png(path, drawing.sheet(tiles, 4, ["original | reconstruction"] * len(tiles)))
