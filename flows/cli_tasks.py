@@ -108,6 +108,12 @@ def pose_accuracy() -> None:
     _call_stage("pose_accuracy")
 
 
+@stages.command(name="codec_quality")
+def codec_quality() -> None:
+    """Measure what is lost when pictures become latents and come back."""
+    _call_stage("codec_quality")
+
+
 @stages.command()
 def fidelity() -> None:
     """Measure the distances between samples and held-out data."""

@@ -11,7 +11,7 @@ penalised: a variational autoencoder whose posterior variance is given instead o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class Autoencoder(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """The latents of pictures, without noise; with a codebook they are its vectors."""
         z = self._latents(x)
-        return z if self.codebook is None else self.codebook(z)
+        return z if self.codebook is None else cast(Tensor, self.codebook(z))
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures from latents; with a codebook, from the vectors nearest to them."""
@@ -85,11 +85,11 @@ class Autoencoder(nn.Module):
 
     def _latents(self, x: Tensor) -> Tensor:
         z = self.project(pixel_unshuffle(x, self.factor))
-        return z if self.encoder is None else z + self.encoder(x)
+        return cast(Tensor, z if self.encoder is None else z + self.encoder(x))
 
     def _picture(self, z: Tensor) -> Tensor:
         x = pixel_shuffle(self.expand(z), self.factor)
-        return x if self.decoder is None else x + self.decoder(z)
+        return cast(Tensor, x if self.decoder is None else x + self.decoder(z))
 
     @torch.no_grad()
     def start_from_pca(self, x: Tensor, power: float = 0.5) -> None:
@@ -130,7 +130,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = zero_init(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(silu(self.conv1(silu(x))))
+        return cast(Tensor, x + self.conv2(silu(self.conv1(silu(x)))))
 
 
 class Upsample(nn.Module):
@@ -161,7 +161,7 @@ class Encoder(nn.Module):
         h = self.conv_in(pixel_unshuffle(x, 2))
         for block in self.blocks:
             h = block(h)
-        return self.conv_out(h)
+        return cast(Tensor, self.conv_out(h))
 
 
 class Decoder(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool2d
 
 from diffusion_core.conditioning import WEIGHT, Cond
 from diffusion_core.denoiser import Preconditioned
-from diffusion_core.nets.autoencoder import Autoencoder
+from diffusion_core.nets.autoencoder import Autoencoder, Reconstruction
 from diffusion_core.presets import edm
 from diffusion_core.recipe import Recipe
 from diffusion_core.schedules import Level, sigma_level
@@ -36,7 +36,7 @@ def loss(denoiser: Preconditioned, x0: Tensor, level: Level, noise: Tensor, weig
     side = x0.shape[-1] // net.factor
     count = net.latents * side**2
     latent_noise = noise.flatten(1)[:, :count].reshape(len(x0), net.latents, side, side)
-    result = net(x0, latent_noise, level.s.to(x0).expand(len(x0)))
+    result: Reconstruction = net(x0, latent_noise, level.s.to(x0).expand(len(x0)))
     return error(result.x.float(), x0, cond.get(WEIGHT)) + result.penalty
 
 

@@ -1,8 +1,8 @@
 """Stage `codec_quality`: what is lost when pictures become latents and come back? Writes reports/codec_quality/.
 
-The reconstructions of held-out pictures are compared with the originals (PSNR, SSIM), and MediaPipe reads the poses in them: the
-share of joints that it finds where they were is the most that any model of these latents can reach. Reconstructions of training
-pictures are no better if the codec has not overfitted.
+The reconstructions of held-out pictures are compared with the originals (PSNR, SSIM), and MediaPipe reads the poses in them.
+The share of joints that it finds where they were is the most that any model of these latents can reach. Reconstructions of
+training pictures are no better if the codec has not overfitted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tasks.common import machine
 from tasks.common.files import new_folder, write_json
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params
-from tasks.dataset.splits import Split, load_splits
+from tasks.dataset.shards import ShardDataset
+from tasks.dataset.splits import load_splits
 from tasks.evaluate import pose_accuracy
 from tasks.metrics.ssim import ssim
 from tasks.models import codec, modality
@@ -54,11 +55,11 @@ def run(params: Params, root: Path) -> None:
         write_json(folder / "codec_quality.json", {"metrics": numbers})
 
 
-def _chosen(split: Split, size: int) -> tuple[Tensor, np.ndarray]:
+def _chosen(split: ShardDataset, size: int) -> tuple[Tensor, np.ndarray]:
     """At most MOST pictures in -1 ... 1, `[n, 3, size, size]`, and their poses."""
-    rows = evenly_spaced(len(split), MOST)
-    pictures = torch.from_numpy(split.pictures_uint8(size)[rows])
-    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1, split.poses()[rows]
+    chosen = split.take(evenly_spaced(len(split), MOST))
+    pictures = torch.from_numpy(chosen.pictures_uint8(size))
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1, chosen.poses()
 
 
 @torch.no_grad()

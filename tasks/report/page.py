@@ -91,7 +91,11 @@ def make(params: Params, root: Path, results: Results) -> Page:
         ],
         metrics=[
             (f"{stage}{key}" + (f" ({entry['notes'][key]})" if key in entry.get("notes", {}) else ""), number(value))
-            for stage, entry in (("", results.fidelity), ("pose_accuracy.", results.pose_accuracy))
+            for stage, entry in (
+                ("", results.fidelity),
+                ("pose_accuracy.", results.pose_accuracy),
+                ("", results.codec_quality),
+            )
             for key, value in sorted(entry["metrics"].items())
         ],
         absent=sorted(results.fidelity["absent"].items()),

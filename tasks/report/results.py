@@ -42,6 +42,7 @@ class Results:
     memorization: dict[str, Any]
     membership_inference: dict[str, Any]
     pose_accuracy: dict[str, Any]
+    codec_quality: dict[str, Any]
     fidelity: dict[str, Any]
     promotion: dict[str, Any]
 
@@ -64,6 +65,7 @@ def read(params: Params, root: Path) -> Results:
         memorization=files.read_json(root / paths.MEMORIZATION / "memorization.json"),
         membership_inference=files.read_json(root / paths.MEMBERSHIP_INFERENCE / "membership_inference.json"),
         pose_accuracy=files.read_json(root / paths.POSE_ACCURACY / "pose_accuracy.json"),
+        codec_quality=files.read_json(root / paths.CODEC_QUALITY / "codec_quality.json"),
         fidelity=files.read_json(root / paths.FIDELITY / "fidelity.json"),
         promotion=files.read_json(root / paths.PROMOTE / "promote.json"),
     )
@@ -121,6 +123,7 @@ def summarise(results: Results) -> Summary:
         **{f"training.{model}.loss": loss for model, loss in results.losses.items()},
         **{f"memorization.{key}": value for key, value in results.membership_inference["metrics"].items()},
         **{f"pose_accuracy.{key}": value for key, value in results.pose_accuracy["metrics"].items()},
+        **results.codec_quality["metrics"],
         **{f"fidelity.{key}": value for key, value in results.fidelity["metrics"].items()},
         **{f"memorization.{key}": value for key, value in results.memorization["metrics"].items()},
     }

@@ -63,6 +63,10 @@ def run(params: Params, root: Path) -> None:
                 "Challenger minus champion: the difference of their distances to held-out data, in all and for each "
                 "category, with 95 % intervals. Left of the line the challenger is nearer.",
             ),
+            "codec_quality": _figures(
+                root / paths.CODEC_QUALITY,
+                "Held-out pictures and what the codec makes of them: the picture model can do no better.",
+            ),
             "pose_accuracy": _figures(
                 root / paths.POSE_ACCURACY,
                 "Generated pictures, the pose that was asked for and the pose that is read in them.",

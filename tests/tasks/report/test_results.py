@@ -19,6 +19,7 @@ def measured(**changes: Any) -> Results:
         "memorization": {"verdicts": {"poses": "CLEAN", "pictures": "COPIES"}, "metrics": {"poses.p": 0.5}},
         "membership_inference": {"metrics": {}},
         "pose_accuracy": {"metrics": {"pictures.found": 0.75, "pictures.within_0.2": 0.5}},
+        "codec_quality": {"metrics": {"codec.psnr_heldout": 31.0}},
         "fidelity": {"metrics": {"poses.frechet_pose_distance": 0.33819, "poses.frechet_pose_distance_floor": 0.1598},
                      "absent": {}},
         "promotion": {"promote": False, "reasons": ["Worse than the champion."]},

@@ -64,6 +64,7 @@ def test_the_default_models_are_clean(tmp_path: Path) -> None:
         "curate",
         "shard",
         "train poses",
+        "train codec",
         "train pictures",
         "sample poses",
         "sample pictures",
