@@ -47,7 +47,7 @@ class Affine:
 
 
 class Latent:
-    """An autoencoder as a codec: pictures `[n, C, s, s]` to latents of one mean and standard deviation a channel, and back.
+    """An autoencoder as a codec: pictures `[n, C, s, s]` to latents with mean 0 in each channel and a given variance, and back.
 
     The autoencoder is applied to BATCH pictures at a time, in bfloat16 where the hardware multiplies it, and is not trained.
     """
@@ -57,7 +57,7 @@ class Latent:
     def __init__(self, net: Autoencoder, mean: Tensor, scale: Tensor) -> None:
         self.net = net.eval().requires_grad_(False)
         self.mean = mean  # of each channel, [channels, 1, 1]
-        self.scale = scale  # likewise: standard deviation of the latents over that of the network's units
+        self.scale = scale  # standard deviation of the latents over that of the network's units, []
 
     @property
     def factor(self) -> int:
@@ -66,11 +66,17 @@ class Latent:
 
     @classmethod
     def fit(cls, net: Autoencoder, x0: Tensor, sd: float) -> Latent:
-        """The codec that gives the latents of pictures x0 mean 0 and standard deviation `sd` in each channel."""
-        plain = cls(net, torch.zeros(net.latents, 1, 1), torch.ones(net.latents, 1, 1))
-        z = plain.encode(x0)
-        spread = z.std((0, 2, 3)).clamp(min=1e-6)
-        return cls(net, z.mean((0, 2, 3))[:, None, None], spread[:, None, None] / sd)
+        """The codec that gives the latents of pictures x0 mean 0 in each channel and root mean square `sd` in all.
+
+        One scale for all channels: those with the large variances decide how a picture looks, and so they keep their weight.
+        Raises ValueError if all pictures are equal.
+        """
+        z = cls(net, torch.zeros(net.latents, 1, 1), torch.ones(())).encode(x0)
+        mean = z.mean((0, 2, 3))[:, None, None]
+        spread = (z - mean).square().mean().sqrt()
+        if not spread > 0:
+            raise ValueError("all pictures are equal, so their latents have no scale")
+        return cls(net, mean, spread / sd)
 
     def encode(self, x0: Tensor) -> Tensor:
         """Pictures to network units."""

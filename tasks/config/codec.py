@@ -23,9 +23,8 @@ class Codec(Optimisation):
     widths: list[Positive] = Field(default=[32, 64, 128])  # channels of the convolutions, one entry for each halving
     depth: int = Field(default=1, ge=1, le=16)  # residual blocks at each resolution; the decoder has one more
     codes: int = Field(default=512, ge=2, le=65536)  # of a codebook
-    noise: float = Field(
-        default=0.1, ge=0, le=2
-    )  # largest standard deviation of the noise on the latents, which have about 1
+    # Largest standard deviation of the noise on the latents, whose mean square is about 1.
+    noise: float = Field(default=0.3, ge=0, le=2)
     body_weight: float = Field(default=4.0, ge=0, le=100)  # how much more an error costs on the person's limbs
     mirror: bool = True
     copies: int = Field(default=3, ge=0, le=32)  # of each picture, a little larger or smaller and shifted

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusion_core.codecs import Latent
 from diffusion_core.conditioning import WEIGHT, Cond
 from diffusion_core.denoiser import Preconditioned
+from diffusion_core.nets.autoencoder import Autoencoder
 from diffusion_core.training import reconstruction
 from diffusion_core.training.monitoring import NoiseScale
 from diffusion_core.training.trainer import Data, Trainer
@@ -80,13 +81,12 @@ class CodecEvaluator:
         tiles = [drawing.enlarge(picture, 96) for picture in modality.as_pictures(both)]
         drawing.save_png(path, drawing.sheet(tiles, len(originals)))
 
+    @torch.no_grad()
     def _again(self, denoiser: Preconditioned, x: Tensor) -> Tensor:
         net = reconstruction.autoencoder(denoiser)
         device = next(net.parameters()).device
-        unit = torch.ones(net.latents, 1, 1, device=device)
-        codec = Latent(net, torch.zeros_like(unit), unit)
-        with torch.no_grad():
-            return codec.decode(codec.encode(x.to(device))).cpu()
+        codec = Latent(net, torch.zeros(net.latents, 1, 1, device=device), torch.ones((), device=device))
+        return codec.decode(codec.encode(x.to(device))).cpu()
 
 
 def train(params: Params, root: Path, device: torch.device, checkpoint: Path | None) -> None:
@@ -111,7 +111,7 @@ def train(params: Params, root: Path, device: torch.device, checkpoint: Path | N
     net = stored_codec.untrained(config)
     net.start_from_pca(fitted.x0)
     if config.kind == "pca":
-        _write(folder, config, Latent.fit(net, fitted.x0, DATA_SD), lineage.trained_on(train_set, None))
+        _write(folder, config, _fit(net, fitted.x0), lineage.trained_on(train_set, None))
         return
 
     recipe = reconstruction.recipe(config.noise)
@@ -180,7 +180,15 @@ def _save_trained(
     """Write the trained autoencoder with the scale of its latents."""
     net = stored_codec.untrained(config)
     net.load_state_dict({name.removeprefix("net."): value.cpu() for name, value in weights.items()})
-    stored_codec.save(folder, config, Latent.fit(net, pictures, DATA_SD), meta)
+    stored_codec.save(folder, config, _fit(net, pictures), meta)
+
+
+def _fit(net: Autoencoder, pictures: Tensor) -> Latent:
+    """The codec of an autoencoder. Raises DataError if all pictures are the same."""
+    try:
+        return Latent.fit(net, pictures, DATA_SD)
+    except ValueError as error:
+        raise DataError("All training pictures are the same: there is nothing to learn.") from error
 
 
 def _write(folder: Path, config: Codec, codec: Latent | None, trained_on: dict[str, Any] | None = None) -> None:

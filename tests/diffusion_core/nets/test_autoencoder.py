@@ -105,13 +105,14 @@ def test_perplexity_is_the_number_of_codes_used_alike() -> None:
     assert perplexity(torch.tensor([5, 5, 5]), 16) == pytest.approx(1)
 
 
-def test_the_codec_normalises_each_channel() -> None:
+def test_the_codec_centres_channels_and_scales_them_alike() -> None:
     x = pictures(64)
     net = Autoencoder(4, 6, widths=())
     net.start_from_pca(x, power=0)
     codec = codecs.Latent.fit(net, x, 0.5)
     z = codec.encode(x)
-    torch.testing.assert_close(z.std((0, 2, 3)), torch.full((6,), 0.5), atol=0.02, rtol=0)
+    assert z.square().mean().sqrt().item() == pytest.approx(0.5, abs=0.01)
+    torch.testing.assert_close(z.std((0, 2, 3)) * codec.scale, net.encode(x).std((0, 2, 3)), atol=0.02, rtol=0)
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(6), atol=0.02, rtol=0)
     assert reconstruction.psnr(codec.decode(z), x).mean() > 20
 
