@@ -82,7 +82,7 @@ def test_mlflow_has_one_pipeline_run_with_a_nested_run_for_each_model(finished: 
     runs = [run for run in _runs(finished) if run.data.tags["mlflow.runName"].startswith("pipeline")][:1]
     (pipeline,) = runs
     nested = [r for r in _runs(finished) if r.data.tags.get("mlflow.parentRunId") == pipeline.info.run_id]
-    assert sorted(run.data.tags["contrapposto.model"] for run in nested) == ["pictures", "poses"]
+    assert sorted(run.data.tags["contrapposto.model"] for run in nested) == ["codec", "pictures", "poses"]
     assert {run.info.status for run in (pipeline, *nested)} == {"FINISHED"}
     flow_run = pipeline.data.tags["prefect.flow_run_id"]
     assert all(run.data.tags["prefect.flow_run_id"] == flow_run for run in nested)
