@@ -42,6 +42,9 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 # An earlier attempt may have left an environment of an old Python, or one without pip.
 venv:
+	@case "$$(pwd -P)" in *[%?]*) \
+		echo "contrapposto: MLflow cannot work in a folder with % or ? in its path; move this project." >&2; exit 2;; \
+	esac
 	@set -e; \
 	if ! $(BIN)/python $(RUNS_AND_IS_NEW); then \
 		if test -L .venv; then \

@@ -48,6 +48,8 @@ def plan(root: Path, raw: str | None = None, changes: Changes | None = None) -> 
     """
     path = root / paths.PARAMS
     load(path)
+    if "?" in str(root.resolve()):  # it would end the file's name in the URL of a database
+        raise UserError(f"The path of this folder has a question mark, which databases cannot open: {root.resolve()}.")
     if not (root / "dvc.yaml").is_file() or not (root / ".dvc").is_dir():
         raise UserError(f"{root} is not a workspace of Contrapposto: it has no dvc.yaml or no .dvc folder.")
     text = read_text(path)

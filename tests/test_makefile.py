@@ -71,6 +71,14 @@ def test_an_environment_without_pip_is_not_left_behind_and_is_repaired(folder: P
     assert _usable(folder) and (folder / ".venv/kept").exists()
 
 
+@pytest.mark.parametrize("name", ["100%", "why?"])
+def test_a_folder_in_which_mlflow_cannot_work_is_refused_before_anything_is_installed(folder: Path, name: str) -> None:
+    odd = folder.rename(folder.with_name(name))
+    result = _make(odd, "venv", f"PYTHON={sys.executable}")
+    assert result.returncode == 2 and "move this project" in result.stderr
+    assert not (odd / ".venv").exists()
+
+
 def _installed(folder: Path, python: str = PRINTS_ARGUMENTS) -> None:
     """A complete installation as make sees it, whose Python prints its arguments."""
     (folder / "models").mkdir()

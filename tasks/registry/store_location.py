@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -58,6 +59,14 @@ def experiment_id(path: Path, name: str) -> str | None:
 
 def check(path: Path) -> None:
     """Raise UserError unless MLflow can open or create this SQLite file; MLflow itself would retry for minutes."""
+    if "?" in str(path):  # it ends the file's name in a URI
+        raise UserError(f"tracking.store: MLflow cannot open {path}, because its path has a question mark.")
+    installed = importlib.util.find_spec("mlflow")
+    if installed is not None and "%" in str(installed.origin):  # its migrations treat the path as a format
+        raise UserError(
+            f"MLflow cannot work where it is installed ({installed.origin}), because the path has a percent sign: "
+            "move the project to another folder and run `make setup`."
+        )
     if path.is_dir():
         raise UserError(f"tracking.store: {path} is a folder; give the name of an SQLite file such as mlflow.db.")
     if not path.parent.is_dir():

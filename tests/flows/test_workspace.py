@@ -96,6 +96,19 @@ def test_parameters_that_dvc_does_not_accept_are_taken_back(workspace: Path, del
     assert _state(workspace) == before
 
 
+def test_a_project_in_a_folder_with_an_odd_name_works_unless_it_has_a_question_mark(workspace: Path) -> None:
+    odd = workspace.rename(workspace.with_name("100% of Anna's $x #1 (2)"))
+    (odd / "data/raw/5%").mkdir()
+    (odd / "data/raw/5%/a").write_text("1\n")
+    workspaces.prepare(odd)
+    for stage in dvc_graph.order(odd, ["curate"]):
+        dvc_graph.run_stage(odd, stage.name, {})
+        assert dvc_graph.is_unchanged(odd, stage.name)
+    assert (odd / "dataset").read_text() == "1\n0\n"
+    with pytest.raises(UserError, match="question mark"):
+        workspaces.plan(odd.rename(odd.with_name("why?")))
+
+
 def test_a_folder_that_is_still_being_copied_is_no_part(workspace: Path) -> None:
     (workspace / "data/raw/half.tmp").mkdir()
     assert list(workspaces.prepare(workspace).raw.parts) == ["mannequin"]

@@ -128,3 +128,26 @@ def test_the_registry_is_in_the_store_whatever_the_environment_says(
     store = Store(load(root / "params.yaml").tracking, root)
     assert len(store.client.search_registered_models()) == 1
     assert store_location.exists(Tracking(), root)
+
+
+def test_a_path_with_a_percent_sign_works_and_one_with_a_question_mark_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "100% of Anna's $x #1"
+    params = load(write_params(root))
+    Store(params.tracking, root).start("run", {}).finish("FINISHED")
+    assert (root / "mlflow.db").is_file()
+    asked = tmp_path / "why?"
+    write_params(asked)
+    with pytest.raises(UserError, match="question mark"):
+        Store(params.tracking, asked)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [root.name, asked.name]
+
+
+def test_an_environment_whose_path_has_a_percent_sign_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spec:
+        origin = "/home/anna/100%/.venv/lib/python3.11/site-packages/mlflow/__init__.py"
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: Spec)
+    with pytest.raises(UserError, match="percent sign"):
+        store_location.check(tmp_path / "mlflow.db")
