@@ -22,6 +22,11 @@ CODEC = {
 MODEL = {"pictures__images": 64, "pictures__patch": 1, "pictures__copies": 1, "pictures__body_weight": 2.0}
 
 
+@pytest.fixture(autouse=True)
+def _deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what training sets
+
+
 def workspace(root: Path, **changes: object) -> Params:
     write_params(root, **{"codec": {**CODEC, **changes}, **MODEL})
     write_shards(root)
