@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import re
@@ -183,6 +184,23 @@ def test_known_files_are_not_extracted_again(heap: Path, extracted: Path, tmp_pa
         assert np.array_equal(poses.landmarks[i], old.landmarks[at]) and poses.sharpness[i] == old.sharpness[at]
     run_extraction(part, tmp_path, max_people=1)
     assert timing(tmp_path, "again")["extracted"] > 1, "other parameters need other findings"
+
+
+def test_unreadable_files_do_not_count_as_known(heap: Path, extracted: Path, tmp_path: Path) -> None:
+    shutil.copytree(extracted / ".contrapposto", tmp_path / ".contrapposto")
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    extract.log.addHandler(handler)
+    extract.log.setLevel(logging.INFO)
+    try:
+        run_extraction(heap, tmp_path)
+    finally:
+        extract.log.removeHandler(handler)
+        extract.log.setLevel(logging.NOTSET)
+    files = len(scan(heap).sources)
+    assert f"{files - 2} known" in messages[-1]  # two are links
+    assert any("categories (its folders)" in message for message in messages)
 
 
 def test_a_damaged_cache_raises_a_data_error(heap: Path, tmp_path: Path) -> None:
