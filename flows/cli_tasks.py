@@ -48,7 +48,7 @@ def mannequin() -> None:
 @stages.command(name="list_parts")
 def list_parts() -> None:
     """List the files of all parts, so that DVC notices changes."""
-    _call("list_parts")
+    _call_stage("list_parts")
 
 
 @stages.command()

@@ -74,11 +74,11 @@ def test_arguments_reach_the_function(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("module", ["flows", "flows.cli"])
 def test_exit_codes_and_sentences(tmp_path: Path, module: str) -> None:
-    for arguments, told in ((["status"], "contrapposto: "), (["nope"], "nope")):
+    for arguments, message in ((["status"], "contrapposto: "), (["nope"], "nope")):
         result = subprocess.run(
             [sys.executable, "-m", module, *arguments], cwd=tmp_path, capture_output=True, text=True
         )
-        assert result.returncode == 2 and told in result.stderr and "Traceback" not in result.stderr
+        assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:
