@@ -5,22 +5,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from tasks import paths
-from tasks.common import log as logs
 from tasks.common import ports
 from tasks.common.environment import without_redirections
 from tasks.common.errors import UserError
 from tasks.config.params import Params, Tracking, load
 from tasks.registry import store_location
 from tasks.registry.tracking import Store
-
-log = logging.getLogger(__name__)
 
 
 def server_command(tracking: Tracking, root: Path, port: int) -> list[str]:
@@ -56,7 +52,7 @@ def serve(params: Params, root: Path) -> int:
             "another services.mlflow_port in params.yaml."
         )
     Store(params.tracking, root)  # checks the store, and corrects it if the workspace was moved
-    log.info(f"MLflow: {address(params, root)}")
+    print(f"MLflow: {address(params, root)}", flush=True)
     if served_elsewhere:
         return 0
     command = server_command(params.tracking, root, port)
@@ -68,7 +64,6 @@ def serve(params: Params, root: Path) -> int:
 
 def main() -> int:
     """Serve the page of the workspace in the current folder; returns the exit code."""
-    logs.to_stdout()
     try:
         return serve(load(paths.PARAMS), Path.cwd())
     except UserError as error:

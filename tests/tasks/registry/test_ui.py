@@ -34,13 +34,16 @@ def test_a_taken_port_is_an_error(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_page_is_served_on_the_port_of_the_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_served_on_the_port_of_the_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     port = private_server.free_port()
     params = load(write_params(tmp_path, services__mlflow_port=port))
     served: list[list[str]] = []
     monkeypatch.setattr(subprocess, "call", lambda command, **_: served.append(command) or 3)
     assert ui.serve(params, tmp_path) == 3  # the server's own exit code
     assert served[0][-1] == str(port)
+    assert ui.address(params, tmp_path) in capsys.readouterr().out
 
 
 def test_the_address_shows_the_experiment(tmp_path: Path) -> None:
