@@ -30,7 +30,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # 2 server processes instead of 10
 
 PIPELINE = "CONTRAPPOSTO_PIPELINE_RUN"  # environment variable of a stage: the MLflow id of the pipeline run
-SOURCE = "dvc.yaml"  # the Source column of MLflow's page
+SOURCE = "contrapposto"  # the Source column of MLflow's page
 DIGEST = 16  # hexadecimal digits of a dataset's digest; MLflow takes up to 36 characters
 BATCH = 1000  # metrics in one request, MLflow's limit
 
@@ -137,7 +137,7 @@ class Store:
     def start(self, name: str, tags: Mapping[str, str]) -> Run:
         """A new run owned by this process."""
         commit = git.commit(self.root)
-        source = {"mlflow.source.name": SOURCE, "mlflow.source.type": "PROJECT"}
+        source = {"mlflow.source.name": SOURCE, "mlflow.source.type": "LOCAL"}
         all_tags = {"mlflow.runName": name, "contrapposto.owner": _owner(), **source, **tags}
         if commit:
             all_tags["mlflow.source.git.commit"] = commit
@@ -152,7 +152,7 @@ class Store:
         tags = {"contrapposto.kind": "model", "contrapposto.model": model, "contrapposto.digest": digest}
         parents = {"mlflow.parentRunId": PIPELINE, "prefect.flow_run_id": "PREFECT__FLOW_RUN_ID"}
         tags |= {tag: os.environ[variable] for tag, variable in parents.items() if variable in os.environ}
-        tags["mlflow.source.name"] = f"{SOURCE}: train_{model}"
+        tags["mlflow.source.name"] = f"{SOURCE} stage train {model}"
         for run in self.client.search_runs([self.experiment], same, order_by=["attributes.start_time DESC"]):
             if run.info.status != "FINISHED":
                 self.client.update_run(run.info.run_id, status="RUNNING")

@@ -66,4 +66,4 @@ def test_a_finished_pipeline_run_has_a_dataset_and_a_source(tmp_path: Path) -> N
         assert given.dataset.name == "mannequin" and given.dataset.source == '{"uri": "data/shards"}'
         assert run.data.tags["contrapposto.dataset_sha256"].startswith(given.dataset.digest)
         assert '"train": ' in given.dataset.profile
-        assert run.data.tags["mlflow.source.name"] == "dvc.yaml"
+        assert run.data.tags["mlflow.source.name"] == "contrapposto"
