@@ -80,6 +80,16 @@ def test_a_stage_depends_on_the_parameters_it_reads(name: str) -> None:
     assert (read & set(Params.model_fields)) - {"tracking", "sample"} <= declared
 
 
+@pytest.mark.parametrize("name", ENTRIES)
+def test_parameters_are_in_params_yaml(name: str) -> None:
+    """DVC stops at a parameter that is not written down, also if it has a default."""
+    for key in ENTRIES[name].get("params", []):
+        node = YAML(typ="safe").load((PROJECT / "params.yaml").read_text())
+        for section in key.split("."):
+            assert section in node, key
+            node = node[section]
+
+
 @pytest.mark.parametrize("name", STAGES | COMMANDS)
 def test_every_stage_and_command_has_its_function(name: str) -> None:
     path = PROJECT / ((STAGES | COMMANDS)[name].replace(".", "/") + ".py")

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from tasks.common.errors import UserError
+from tasks.common.text import one_line
 from tasks.extract.labels import LABELS, Labels, read_labels
 from tasks.extract.source_files import printable
 
@@ -141,7 +142,7 @@ class Scan:
     def describe(self) -> list[str]:
         """Sentences about the labels, the level of the folders, and the number of files in each category."""
         counts = Counter(source.category for source in self.sources).most_common()
-        named = ", ".join(f"{category} {count}" for category, count in counts[:_MAX_NAMED])
+        named = ", ".join(f"{one_line(category)} {count}" for category, count in counts[:_MAX_NAMED])
         more = f" and {len(counts) - _MAX_NAMED} more" if len(counts) > _MAX_NAMED else ""
         place = f"the folders in {printable(self.level)}/" if self.level else "its folders"
         lines = self.labels.describe() if self.labels else []
