@@ -127,7 +127,8 @@ def _picture_samples(
 def _pictures(model: Model, choice: Sample, asked: Conditions, split: str) -> np.ndarray:
     """Pictures uint8 `[n, size, size, 3]` for these conditions."""
     if not asked.key:
-        return np.zeros((0, *model.shape[1:], 3), np.uint8)
+        side = model.shape[-1] * model.codec.factor
+        return np.zeros((0, side, side, 3), np.uint8)
     return modality.as_pictures(_draw(model, choice, asked.category, asked.pose, split))
 
 
