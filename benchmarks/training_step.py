@@ -191,17 +191,19 @@ def peak(way: Way) -> float:
 
 def loader_wait(device: torch.device, steps: int = 20) -> float:
     """The share of the time of some steps of the default picture model in which its trainer waits for examples."""
-    from diffusion_core.codecs import Affine
+    from diffusion_core.codecs import Latent
     from diffusion_core.conditioning import rows
     from diffusion_core.training.trainer import TrainConfig, Trainer
     from tasks.common.skeleton import torso_length
     from tasks.config.params import load
-    from tasks.models import modality
+    from tasks.models import codec, modality
 
-    config = load(Path(__file__).parents[1] / "params.yaml").pictures
+    params = load(Path(__file__).parents[1] / "params.yaml")
+    config = params.pictures
+    latents = Latent(codec.untrained(params.codec), torch.zeros([]), torch.ones([]))
     poses = np.random.default_rng(0).normal(size=(512, 33, 3)).astype(np.float32)
     poses /= torso_length(poses)[:, None, None]
-    model = modality.build("pictures", config, ["any"], Affine(torch.zeros([]), torch.ones([])), 0.08)
+    model = modality.build("pictures", config, ["any"], latents, 0.08)
     model.denoiser.to(device)
     x0, cond = torch.randn(512, *model.shape), model.conditions(["any"] * 512, poses)
     trainer = Trainer(
