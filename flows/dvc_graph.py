@@ -133,7 +133,7 @@ def check_folders(root: Path, folders: Iterable[str]) -> None:
 def is_unchanged(root: Path, stage: str) -> bool:
     """Whether command, parameters, dependencies and outputs of the stage are those recorded in `dvc.lock`.
 
-    A stage with `always_changed` counts as unchanged if nothing else is: the flow does its work itself (`parts.update`).
+    A stage with `always_changed` counts as unchanged if nothing else is: the flow does its work itself (`workspace.prepare`).
     """
     for _ in range(LOCK_ATTEMPTS):
         try:
