@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tasks.common import process
 from tasks.common.environment import without_redirections
+from tasks.common.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_SECONDS = 300.0  # on a very busy machine; measured on an idle one: 6 s, and 11 s when the database is new
@@ -28,7 +29,7 @@ class Server:
     guard: subprocess.Popen[str]
 
     def wait(self) -> None:
-        """Wait until the server answers. Raises RuntimeError with the path of its log if it does not."""
+        """Wait until the server answers. Raises UserError with the path of its log if it does not."""
         deadline = time.monotonic() + START_SECONDS
         while self.guard.poll() is None and time.monotonic() < deadline:
             try:
@@ -36,7 +37,7 @@ class Server:
                     return
             except (urllib.error.URLError, TimeoutError, ConnectionError):
                 time.sleep(0.05)
-        raise RuntimeError(f"The Prefect server did not start; its log is {self.home / 'server.log'}.")
+        raise UserError(f"The Prefect server did not start; its log is {self.home / 'server.log'}.", code=1)
 
     def stop(self) -> None:
         """Stop the server and wait until it has ended."""
