@@ -31,7 +31,8 @@ def module(stage: dict[str, Any]) -> str:
 def test_the_code_of_a_stage_lies_in_its_dependencies(name: str) -> None:
     stage = ENTRIES[name]
     folders = tuple(f"{path}/" for path in stage["deps"])
-    code = closure(PROJECT / (module(stage).replace(".", "/") + ".py"), PROJECT, OBSERVERS)
+    # What the checking of parameters imports changes no output either.
+    code = closure(PROJECT / (module(stage).replace(".", "/") + ".py"), PROJECT, (*OBSERVERS, "tasks/config"))
     paths = {path.relative_to(PROJECT).as_posix() for path in code}
     body = module(stage).replace(".", "/")
     observed = () if body.startswith(OBSERVERS) else OBSERVERS

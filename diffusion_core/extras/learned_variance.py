@@ -22,7 +22,9 @@ from diffusion_core.targets import to_x0
 
 
 class LearnedVariance(Preconditioned):
-    """A denoiser whose network returns twice as many channels (dim 1): the target and a share of the largest variance.
+    """A denoiser whose network returns twice as many channels: the target and a share of the largest variance.
+
+    Channels are dimension 1, and the last dimension of tokens `[B, n, channels]`.
 
     The largest variance of x0 given x is that of Gaussian data of standard deviation sd. Shares 0 and 1 are the two bounds
     between which Improved DDPM interpolates (arXiv 2102.09672, eq. 15).
@@ -30,7 +32,7 @@ class LearnedVariance(Preconditioned):
 
     def posterior(self, x: Tensor, level: Level, cond: Cond | None = None) -> Posterior:
         """Mean and variance of x0 given x, `[B, *S]` each."""
-        y, share = self.predict(x, level, cond).chunk(2, 1)
+        y, share = self.predict(x, level, cond).chunk(2, 2 if x.ndim == 3 else 1)
         largest = (level.s * self.sd) ** 2 / ((level.a * self.sd) ** 2 + level.s**2)
         return Posterior(to_x0(y, x, level, self.target), expand_like(largest, x) * torch.sigmoid(share))
 

@@ -69,6 +69,26 @@ class Params(Section):
             raise ValueError("pictures.augment needs pixels (codec.kind: none); with a codec use pictures.copies")
         return self
 
+    @model_validator(mode="after")
+    def _guidance_was_trained(self) -> Params:
+        for name, model, sample in (
+            ("poses", self.poses, self.sample.poses),
+            ("pictures", self.pictures, self.sample.pictures),
+        ):
+            guidance = sample.guidance_options
+            unknown = [condition for condition in guidance.without if condition not in model.conditions]
+            if unknown:
+                raise ValueError(f"sample.{name}.guidance.without: {unknown[0]} is not in {name}.conditions")
+            if guidance.scale == 1:
+                continue
+            if not model.conditions:
+                raise ValueError(f"sample.{name}.guidance needs a condition in {name}.conditions, or must be 1")
+            all_withheld = not guidance.without or set(guidance.without) == set(model.conditions)
+            if not (model.condition_dropout_each or (all_withheld and model.condition_dropout)):
+                key = "condition_dropout" if all_withheld else "condition_dropout_each"
+                raise ValueError(f"sample.{name}.guidance needs {name}.{key} above 0, or must be 1")
+        return self
+
 
 def validation_sentence(error: dict[str, Any], name: str) -> str:
     """One of pydantic's errors as a sentence that names the key."""
@@ -158,11 +178,9 @@ def edit(text: str, values: Mapping[str, Any], name: str = "params.yaml") -> str
         *sections, last = key.split(".")
         node = document
         for section in sections:
-            if node.get(section) is None:
+            if not isinstance(node.get(section), dict):
                 node[section] = {}
             node = node[section]
-            if not isinstance(node, dict):
-                raise UserError(f"{name}: {key}: {section} is not a section.")
         if node.get(last) != value:
             node[last], changed = value, True
     if not changed:

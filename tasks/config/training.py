@@ -6,22 +6,27 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from diffusion_core import choices
 from tasks.config.nets import SHAPES, Net, Preset, Shape
 from tasks.config.optimisation import Optimisation
-from tasks.config.section import Fraction, Positive
+from tasks.config.section import Fraction, LevelsName, Positive, RecipeName, WeightName
 
 
 class Train(Optimisation):
     """One model: its network and its training."""
 
+    recipe: RecipeName = "edm"
+    weight: WeightName | None = None  # of the noise levels in the loss; null: the recipe's own
+    levels: LevelsName | None = None  # how the noise levels of a batch are drawn; null: the recipe's own
     preset: Preset | None = None  # a named size instead of width, depth and heads
     width: int | None = Field(None, ge=16, le=4096)
     depth: int | None = Field(None, ge=1, le=64)
     heads: int | None = Field(None, ge=1, le=64)
     dropout: Fraction = 0.0
-    # Mean and standard deviation of the log noise level in training, in the network's units (data have standard deviation 0.5).
-    p_mean: float = Field(default=-1.2, ge=-10, le=10)
-    p_std: float = Field(default=1.2, gt=0, le=10)
+    # Mean and standard deviation of the log noise level in training, in the network's units (data have standard deviation 0.5),
+    # for the recipes edm, edm2 and trigflow; null: the recipe's own.
+    p_mean: float | None = Field(default=None, ge=-10, le=10)
+    p_std: float | None = Field(default=None, gt=0, le=10)
     self_condition: bool = False  # the network gets its own first estimate; sampling costs twice as much
     mirror: bool = True  # also train on mirror images, with left and right exchanged
     # Probability of each augmentation (flip, scale, rotation, shift); the network gets their parameters as a condition.
@@ -40,9 +45,13 @@ class Train(Optimisation):
         """Width, depth and heads, from the preset or the three numbers."""
         if self.preset is not None:
             return SHAPES[self.net_name][self.preset]
-        return Shape(
-            int(self.width or 0), int(self.depth or 0), int(self.heads or 0)
-        )  # the validator below requires all three
+        # The validator below requires all three.
+        return Shape(int(self.width or 0), int(self.depth or 0), int(self.heads or 0))
+
+    @model_validator(mode="after")
+    def _choices_go_together(self) -> Train:
+        choices.check_training(self.recipe, self.weight, self.levels)
+        return self
 
     @model_validator(mode="after")
     def _has_a_size(self) -> Train:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,34 +21,42 @@ from tasks.common.errors import UserError
 from tasks.common.skeleton import BONES
 from tasks.config.training import Pictures, Poses
 
-# Name in params.yaml -> constructor (size, patch, width, depth, heads, conditions, dropout, channels) -> network.
-PICTURE_NETS: Mapping[str, Callable[[int, int, int, int, int, Mapping[str, int], float, int], nn.Module]] = {
-    "patch": lambda s, p, w, d, h, c, drop, ch: PatchTransformer(s, p, ch, w, d, h, c, drop),
-    "dit": lambda s, p, w, d, h, c, drop, ch: DiT(s, p, ch, w, d, h, c, drop),
-    "mmdit": lambda s, p, w, d, h, c, drop, ch: MMDiT(s, p, ch, w, d, h, c, drop),
-    "uvit": lambda s, p, w, d, h, c, drop, ch: UViT(s, p, ch, w, d, h, c, drop),
-    "rin": lambda s, p, w, d, h, c, drop, ch: RIN(s, p, ch, w, d, h, c, drop),
-    "hourglass": lambda s, p, w, d, h, c, drop, ch: Hourglass(s, p, ch, w, d, h, c, drop),
-    "unet": lambda s, p, w, d, h, c, drop, ch: UNet(s, ch, w, d, h, c, drop),
-    "edm2": lambda s, p, w, d, h, c, drop, ch: EDM2UNet(s, ch, w, d, h, c, drop),
+# Name in params.yaml -> constructor (size, patch, keywords that all networks have) -> network.
+PICTURE_NETS: Mapping[str, Callable[..., nn.Module]] = {
+    "patch": PatchTransformer,
+    "dit": DiT,
+    "mmdit": MMDiT,
+    "uvit": UViT,
+    "rin": RIN,
+    "hourglass": Hourglass,
+    "unet": lambda size, patch, **keywords: UNet(size, **keywords),
+    "edm2": lambda size, patch, **keywords: EDM2UNet(size, **keywords),
 }
 
 
-def network(config: Poses | Pictures, conds: Mapping[str, int], shape: Sequence[int] | None = None) -> nn.Module:
+def network(
+    config: Poses | Pictures, conds: Mapping[str, int], shape: Sequence[int] | None = None, outputs: int = 1
+) -> nn.Module:
     """The untrained network of a model, initialised from its seed. `conds`: condition -> width.
 
-    shape: of a picture as the network gets it, (channels, side, side); by default in pixels.
+    `shape`: of a picture as the network gets it, (channels, side, side); by default in pixels. The network returns `outputs`
+    times as many channels as it is given.
 
     Raises UserError if the network cannot have this size or does not accept one of the conditions.
     """
     torch.manual_seed(config.seed)
     width, depth, heads = config.shape
+    channels, side = 3, 0  # coordinates of a joint
+    if isinstance(config, Pictures):
+        channels, side, _ = shape or (3, config.size, config.size)
+    keywords: dict[str, Any] = {
+        "width": width, "depth": depth, "heads": heads, "conds": conds, "dropout": config.dropout,
+        "channels": channels, "out": outputs * channels,
+    }  # fmt: skip
     try:
         if isinstance(config, Pictures):
-            channels, side, _ = shape or (3, config.size, config.size)
-            constructor = PICTURE_NETS[config.net]
-            return constructor(side, config.patch, width, depth, heads, conds, config.dropout, channels)
-        return PoseTransformer(33, BONES, width=width, depth=depth, heads=heads, conds=conds, dropout=config.dropout)
+            return PICTURE_NETS[config.net](side, config.patch, **keywords)
+        return PoseTransformer(33, BONES, **keywords)
     except ValueError as error:
         name = f"pictures ({config.net})" if isinstance(config, Pictures) else "poses"
         raise UserError(f"params.yaml: {name}: {error}.") from error

@@ -29,6 +29,9 @@ from tasks.common.skeleton import MIRROR, mirror
 from tasks.config.training import Pictures, Poses
 from tasks.dataset.pose_map import CHANNELS, MIRRORED, pose_map
 
+# Name in params.yaml -> key.
+KEYS = {"category": "vec:category", "pose_vector": "vec:pose", "pose_map": "map:pose", "pose_tokens": "tok:pose"}
+
 JOINTS = 33
 SELF = "map:self"
 POSE_LEVEL = "vec:pose_level"
@@ -37,9 +40,13 @@ JITTER_SCALE, JITTER_SHIFT = 0.07, 0.035  # standard deviations: of the log size
 
 def widths(config: Poses | Pictures, categories: int, factor: int = 1, channels: int = 3) -> dict[str, int]:
     """The width of each condition of a model's network, whose codec has this factor and so many channels."""
-    each = {"category": ("vec:category", categories), "pose_vector": ("vec:pose", 3 * JOINTS)}
-    each |= {"pose_map": ("map:pose", CHANNELS * factor**2), "pose_tokens": ("tok:pose", 3 + JOINTS)}
-    out = dict(each[name] for name in config.conditions)
+    width = {
+        "category": categories,
+        "pose_vector": 3 * JOINTS,
+        "pose_map": CHANNELS * factor**2,
+        "pose_tokens": 3 + JOINTS,
+    }
+    out = {KEYS[name]: width[name] for name in config.conditions}
     if config.augment:
         out[AUGMENT] = augmentation.WIDTH
     if config.condition_noise:

@@ -18,29 +18,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffusion_core import presets
+from diffusion_core import choices
 from diffusion_core.codecs import Affine, Latent
 from diffusion_core.conditioning import Cond
-from diffusion_core.denoiser import Denoiser, Preconditioned
-from diffusion_core.guidance import cfg, self_condition
+from diffusion_core.denoiser import Denoiser, Preconditioned, UncertainDenoiser
+from diffusion_core.extras.learned_variance import LearnedVariance
+from diffusion_core.guidance import Strength, cfg, interval, rescale, self_condition
 from diffusion_core.losses import SelfConditioned
 from diffusion_core.recipe import Recipe
-from diffusion_core.sampling.solvers import unipc
-from diffusion_core.training import compute
+from diffusion_core.sampling.loop import Step
+from diffusion_core.sampling.timesteps import Timesteps
+from diffusion_core.training import compute, parallel
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError
 from tasks.common.skeleton import mirror
 from tasks.common.subset import evenly_spaced
+from tasks.config.evaluation import Guidance
 from tasks.config.params import Params, Pictures, Poses
 from tasks.dataset.shards import ShardDataset
 from tasks.models import codec as stored_codec
 from tasks.models.build import network
-from tasks.models.conditioning import SELF, conditions, widths
+from tasks.models.conditioning import KEYS, SELF, conditions, widths
 
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
+SCHEDULE = "schedule."  # prefix of the weights of a learned noise schedule
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,26 @@ class Model:
         precision = compute.best_precision(device) if choice.precision == "auto" else choice.precision
         return compute.autocast(compute.Compute(precision), device)
 
-    def guided(self, strength: float) -> Denoiser:
-        """The denoiser to sample with, with classifier-free guidance of this scale (1: none)."""
-        return cfg(self_condition(self.denoiser, SELF) if self.config.self_condition else self.denoiser, strength)
+    def guided(self, guidance: Guidance | float) -> Denoiser:
+        """The denoiser to sample with, under classifier-free guidance (1: none)."""
+        guidance = Guidance.of(guidance)
+        denoiser = self_condition(self.denoiser, SELF) if self.config.self_condition else self.denoiser
+        scale: Strength = guidance.scale
+        if guidance.interval is not None:
+            scale = interval(guidance.scale, *guidance.interval)
+        guided = cfg(denoiser, scale, *(KEYS[name] for name in guidance.without))
+        return rescale(guided, denoiser, guidance.rescale) if guidance.rescale else guided
+
+    def sampler(self, name: str, steps: int) -> tuple[Timesteps, Step]:
+        """The levels and the solver of a sampler in `diffusion_core.choices`."""
+        return choices.make_sampler(name, self.config.recipe, self.recipe, steps)
+
+    def sampling_denoiser(self, guidance: Guidance | float, sampler: str) -> Denoiser | UncertainDenoiser:
+        """`guided`, or the denoiser with its learned variance if it has one, the sampler uses it and there is no guidance."""
+        plain = Guidance.of(guidance).scale == 1 and not self.config.self_condition
+        if plain and isinstance(self.denoiser, LearnedVariance) and choices.SAMPLERS[sampler].uses_variance:
+            return self.denoiser.posterior
+        return self.guided(guidance)
 
 
 def shape_of(config: Poses | Pictures, codec: Affine | Latent) -> tuple[int, ...]:
@@ -156,17 +177,30 @@ def shape_of(config: Poses | Pictures, codec: Affine | Latent) -> tuple[int, ...
 def build(name: str, config: Poses | Pictures, categories: list[str], codec: Affine | Latent, margin: float) -> Model:
     """An untrained model."""
     shape = shape_of(config, codec)
-    # UniPC is as good as Heun's step at half of its evaluations.
-    recipe = presets.edm(DATA_SD, config.p_mean, config.p_std).replace(step=unipc())
+    size = shape[-1] if isinstance(config, Pictures) else 64  # simple diffusion shifts its noise by 64 / size
+    recipe = choices.make_recipe(
+        config.recipe, config.weight, config.levels, DATA_SD, size, config.p_mean, config.p_std
+    )
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
     conds = widths(config, len(categories), codec.factor, shape[0])
-    denoiser = recipe.denoiser(network(config, conds, shape if isinstance(config, Pictures) else None))
+    outputs = 2 if recipe.form is LearnedVariance else 1
+    denoiser = recipe.denoiser(network(config, conds, shape if isinstance(config, Pictures) else None, outputs))
     return Model(name, config, categories, denoiser, recipe, codec, margin, {})
 
 
+def learned_schedule(recipe: Recipe) -> dict[str, Tensor]:
+    """The weights of a learned noise schedule, which sampling needs besides the denoiser; empty if it is not learned.
+
+    With sharded weights all ranks must call this.
+    """
+    if not isinstance(recipe.density, nn.Module):
+        return {}
+    return {f"{SCHEDULE}{name}": parallel.full_tensor(value) for name, value in recipe.density.state_dict().items()}
+
+
 def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write the model with these weights into a folder."""
+    """Write the model into a folder. `weights`: of the denoiser, and what `learned_schedule` gives."""
     about = {
         "model": model.name,
         "config": model.config.model_dump(),
@@ -190,6 +224,9 @@ def load(folder: Path, device: torch.device) -> Model:
     codec = stored_codec.from_tensors(tensors, meta.get("codec"))
     model = build(meta["model"], config, meta["categories"], codec, meta["margin"])
     weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
+    schedule = {key.removeprefix(SCHEDULE): weights.pop(key) for key in list(weights) if key.startswith(SCHEDULE)}
+    if isinstance(model.recipe.density, nn.Module):
+        model.recipe.density.load_state_dict(schedule)
     missing, unexpected = model.denoiser.load_state_dict(weights, strict=False)  # buffers are not in the file
     if unexpected or set(missing) & {name for name, _ in model.denoiser.named_parameters()}:
         raise DataError(

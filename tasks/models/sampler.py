@@ -7,10 +7,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_core.conditioning import Cond
-from diffusion_core.denoiser import Denoiser
 from diffusion_core.inverse import inpaint, matrix, moment_matching, project
 from diffusion_core.sampling.loop import Constrain, generate
 from tasks.common.errors import DataError
+from tasks.config.evaluation import Guidance
 from tasks.models.modality import Model
 
 GIVEN_SIGMA = 0.01  # noise assumed on given joints, in the network's units (data have standard deviation 0.5)
@@ -20,12 +20,13 @@ def draw(
     model: Model,
     cond: Cond,
     steps: int,
-    guidance: float,
+    guidance: float | Guidance,
     seed: int,
     ids: Tensor,
     batch: int = 128,
     joints: Tensor | None = None,
     label: str | None = None,
+    sampler: str = "unipc",
 ) -> Tensor:
     """Samples in data units, float32 `[len(ids), *shape]`, on the CPU; cond has a row for each.
 
@@ -35,13 +36,14 @@ def draw(
     Raises DataError if a sample is not finite.
     """
     device = next(model.denoiser.parameters()).device
-    denoiser: Denoiser = model.guided(guidance)
+    denoiser = model.sampling_denoiser(guidance, sampler)
+    timesteps, step = model.sampler(sampler, steps)
     constrain: Constrain | None = None
     if joints is not None:
         mask = joints.isfinite()
         a = matrix(inpaint(mask), model.shape)
         y = model.codec.encode(joints.double().to(device))[mask]
-        denoiser = moment_matching(denoiser, a.to(device), y, GIVEN_SIGMA, iterations=1)
+        denoiser = moment_matching(model.guided(guidance), a.to(device), y, GIVEN_SIGMA, iterations=1)
         constrain = project(a.to(device), y)
     with tqdm(desc=label, unit="step", mininterval=2, disable=label is None) as bar, model.autocast():
 
@@ -51,8 +53,8 @@ def draw(
 
         z = generate(
             denoiser,
-            model.recipe.timesteps(steps),
-            model.recipe.step,
+            timesteps,
+            step,
             model.shape,
             seed,
             ids.to(device),

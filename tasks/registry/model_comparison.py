@@ -127,8 +127,9 @@ def _features(
     cond = champion.conditions([str(meta["category"]) for meta in metas], asked)
     ids = torch.tensor([int(meta["number"]) for meta in metas])
     sampled = sampler.draw(
-        champion, cond, choice.steps, choice.guidance, choice.seed, ids, choice.batch, label=f"the champion's {name}"
-    )
+        champion, cond, choice.steps, choice.guidance_options, choice.seed, ids, choice.batch,
+        label=f"the champion's {name}", sampler=choice.sampler,
+    )  # fmt: skip
     if name == "poses":
         return joints(samples.poses()), joints(sampled.numpy()), joints(held_out.poses()), _categories(held_out)
     pictured = held_out.pictured()

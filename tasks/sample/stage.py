@@ -97,7 +97,7 @@ def _resampled(n: int, count: int, seed: int) -> list[int]:
 def _pose_samples(choice: Sample, categories: list[str], poses: np.ndarray) -> Iterator[tuple[str, dict[str, bytes]]]:
     for i, (category, pose) in enumerate(zip(categories, poses, strict=True)):
         about = {
-            "model": "poses", "category": category, "seed": choice.seed, "number": i, "guidance": choice.guidance
+            "model": "poses", "category": category, "seed": choice.seed, "number": i, "guidance": choice.guidance_json
         }  # fmt: skip
         yield (
             f"poses-{choice.seed}-{i:06d}",
@@ -112,7 +112,7 @@ def _picture_samples(
     for i, picture in enumerate(pictures):
         about = {
             "model": "pictures", "category": asked.category[i], "condition": asked.key[i], "seed": choice.seed,
-            "number": i, "guidance": choice.guidance,
+            "number": i, "guidance": choice.guidance_json,
         }  # fmt: skip
         yield (
             f"{name}-{choice.seed}-{i:06d}",
@@ -136,4 +136,7 @@ def _draw(model: Model, choice: Sample, categories: list[str], poses: np.ndarray
     """Samples in data units, float32 `[n, *shape]`, one per category, numbered from 0."""
     cond, ids = model.conditions(categories, poses), torch.arange(len(categories))
     label = f"sample {model.name}, {split}"
-    return sampler.draw(model, cond, choice.steps, choice.guidance, choice.seed, ids, choice.batch, label=label)
+    return sampler.draw(
+        model, cond, choice.steps, choice.guidance_options, choice.seed, ids, choice.batch, label=label,
+        sampler=choice.sampler,
+    )  # fmt: skip

@@ -32,7 +32,7 @@ from tasks.plots import drawing
 SIGMAS = membership_inference.SIGMAS[1:]  # noise levels evaluated while training: all but the smallest
 EVALUATED = 128  # examples of each split
 SHOWN = 16  # samples in the picture
-STEPS = 12  # of sampling, while training
+SAMPLER, STEPS = "unipc", 12  # of the samples while training
 Points = list[tuple[str, float, int]]  # (metric, value, images seen)
 
 
@@ -157,11 +157,9 @@ class Evaluator:
         source = self.examples.get("val", self.examples["train"])
         _, cond = _to_device(source, denoiser)
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
+        timesteps, step = self.model.sampler(SAMPLER, STEPS)
         with self.model.autocast():
-            z = generate(
-                denoiser, self.model.recipe.timesteps(STEPS), self.model.recipe.step, self.model.shape, self.seed, ids,
-                rows(cond, ids % len(source)),
-            )  # fmt: skip
+            z = generate(denoiser, timesteps, step, self.model.shape, self.seed, ids, rows(cond, ids % len(source)))
         return self.model.codec.decode(z).cpu()
 
     def picture(self, denoiser: Preconditioned, path: Path) -> None:

@@ -23,6 +23,7 @@ from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.config.params import Params
 from tasks.metrics import membership_inference
+from tasks.models import modality
 from tasks.registry import lineage, tracking
 from tasks.train import curves, early_stopping, launch
 from tasks.train.evaluation import AnyEvaluator, Evaluation, Points, Speed, Trainable, speed_points
@@ -169,12 +170,13 @@ class TrainingLoop:
         trainer = self.trainer
         noise_scale = monitoring.noise_scale(trainer) if self.evaluator.noise_scale else None
         denoiser = trainer.averaged()
+        schedule = modality.learned_schedule(trainer.recipe)
         if self.leader:
             evaluations = self.history.evaluations
             evaluations.append(self.evaluator.evaluate(denoiser, trainer.nimg, noise_scale))
             self._announce_memorization(evaluations)
             if early_stopping.best(evaluations, self.evaluator.sigmas, self.config.keep) == len(evaluations) - 1:
-                self.folder.save_best(dict(denoiser.state_dict()), trainer.nimg)
+                self.folder.save_best({**denoiser.state_dict(), **schedule}, trainer.nimg)
             path = self.folder.path / "samples" / f"{trainer.nimg:012d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             self.evaluator.picture(denoiser, path)
