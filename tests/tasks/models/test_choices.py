@@ -110,7 +110,14 @@ def test_every_weight_and_draw_of_levels_has_finite_gradients_or_is_refused(reci
 
 
 def test_a_learned_schedule_is_part_of_the_model(shards: Path, tmp_path: Path) -> None:
-    root = _workspace(tmp_path, shards, poses__recipe="vdm", poses__learning_rate=0.03, poses__images=320)
+    root = _workspace(
+        tmp_path,
+        shards,
+        poses__recipe="vdm",
+        poses__learning_rate=0.03,
+        poses__images=320,
+        poses__checkpoint_images=320,
+    )
     _train(root, "poses")
     model = modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
     fresh = modality.build("poses", model.config, model.categories, model.codec, model.margin)
@@ -118,10 +125,15 @@ def test_a_learned_schedule_is_part_of_the_model(shards: Path, tmp_path: Path) -
     assert not torch.allclose(learned["shares"], initial["shares"], atol=1e-3)
 
 
-def test_samplers_differ_and_the_default_is_unipc(shards: Path, tmp_path: Path) -> None:
-    root = _workspace(tmp_path, shards, poses__images=640)
+@pytest.fixture(scope="module")
+def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> modality.Model:
+    """A pose model of the default recipe."""
+    root = _workspace(tmp_path_factory.mktemp("default"), shards, poses__images=640, poses__checkpoint_images=640)
     _train(root, "poses")
-    model = modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
+    return modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
+
+
+def test_samplers_differ_and_the_default_is_unipc(model: modality.Model) -> None:
     cond = model.conditions(["calm"] * 2)
     drawn = {name: sampler.draw(model, cond, 5, 1.0, 0, torch.arange(2), sampler=name) for name in choices.SAMPLERS}
     assert torch.equal(drawn["unipc"], sampler.draw(model, cond, 5, 1.0, 0, torch.arange(2)))
@@ -130,11 +142,7 @@ def test_samplers_differ_and_the_default_is_unipc(shards: Path, tmp_path: Path) 
         assert all(not torch.allclose(values, drawn[other], atol=1e-6) for other in others), name
 
 
-def test_options_of_guidance_change_the_samples(shards: Path, tmp_path: Path) -> None:
-    root = _workspace(tmp_path, shards, poses__images=640)
-    _train(root, "poses")
-    model = modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
-
+def test_options_of_guidance_change_the_samples(model: modality.Model) -> None:
     def draw(guidance: Guidance | float) -> torch.Tensor:
         return sampler.draw(model, model.conditions(["wild"] * 2), 5, guidance, 0, torch.arange(2))
 
