@@ -183,7 +183,8 @@ def build(name: str, config: Poses | Pictures, categories: list[str], codec: Aff
     )
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
-    conds = widths(config, len(categories), codec.factor, shape[0])
+    channels = shape[0] if isinstance(config, Pictures) else shape[-1]
+    conds = widths(config, len(categories), codec.factor, channels)
     outputs = 2 if recipe.form is LearnedVariance else 1
     denoiser = recipe.denoiser(network(config, conds, shape if isinstance(config, Pictures) else None, outputs))
     return Model(name, config, categories, denoiser, recipe, codec, margin, {})

@@ -62,6 +62,13 @@ def test_every_recipe_trains_and_samples(recipe: str, shards: Path, tmp_path: Pa
             )  # raises DataError if it is not finite
 
 
+def test_a_self_conditioned_pose_model_trains(shards: Path, tmp_path: Path) -> None:
+    root = _workspace(tmp_path, shards, poses__recipe="iddpm", poses__self_condition=True)
+    _train(root, "poses")
+    model = modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
+    assert sampler.draw(model, model.conditions(["calm"]), 2, 1.0, 0, torch.arange(1)).shape == (1, 33, 3)
+
+
 @pytest.mark.parametrize("recipe", ["iddpm", "vdm", "rectified_flow", "simple_diffusion"])
 def test_recipes_of_pictures(recipe: str, shards: Path, tmp_path: Path) -> None:
     """Those that change the network, learn a schedule, predict something else, or depend on the size of pictures."""
