@@ -64,7 +64,9 @@ RECIPES: Mapping[str, RecipeChoice] = {
         own_loss=True,
     ),
     "edm": RecipeChoice("arXiv 2206.00364", lambda sd, size, **p: _core("presets").edm(sd, **p), lognormal=True),
-    "edm2": RecipeChoice("arXiv 2312.02696", lambda sd, size, **p: _core("presets").edm2(sd, **p), own_weight=True, lognormal=True),
+    "edm2": RecipeChoice(
+        "arXiv 2312.02696", lambda sd, size, **p: _core("presets").edm2(sd, **p), own_weight=True, lognormal=True
+    ),
     "rectified_flow": RecipeChoice(
         "arXiv 2209.03003",
         lambda sd, size: _core("presets").rectified_flow(sd),
@@ -76,7 +78,9 @@ RECIPES: Mapping[str, RecipeChoice] = {
         lambda sd, size: _core("presets").simple_diffusion(sd, size),
         lambda size: _core("schedules").shift(_core("schedules").trig(), 64 / size),
     ),
-    "trigflow": RecipeChoice("arXiv 2410.11081", lambda sd, size, **p: _core("presets").trigflow(sd, **p), lognormal=True),
+    "trigflow": RecipeChoice(
+        "arXiv 2410.11081", lambda sd, size, **p: _core("presets").trigflow(sd, **p), lognormal=True
+    ),
 }
 
 # Name -> (recipe, its schedule) -> the recipe with this weight of the squared error.
