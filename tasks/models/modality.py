@@ -147,7 +147,7 @@ class Model:
     def guided(self, guidance: Guidance | float) -> Denoiser:
         """The denoiser to sample with, under classifier-free guidance (1: none)."""
         guidance = Guidance.of(guidance)
-        denoiser = self_condition(self.denoiser, SELF) if self.config.self_condition else self.denoiser
+        denoiser = self.as_sampled(self.denoiser)
         scale: Strength = guidance.scale
         if guidance.interval is not None:
             scale = interval(guidance.scale, *guidance.interval)
@@ -164,6 +164,13 @@ class Model:
         if plain and isinstance(self.denoiser, LearnedVariance) and choices.SAMPLERS[sampler].uses_variance:
             return self.denoiser.posterior
         return self.guided(guidance)
+
+    def as_sampled(self, denoiser: Preconditioned) -> Denoiser:
+        """A denoiser with the model's network, such as an average of its weights, as sampling uses it: self-conditioned or not.
+
+        Losses that judge the model are measured with it too.
+        """
+        return self_condition(denoiser, SELF) if self.config.self_condition else denoiser
 
 
 def shape_of(config: Poses | Pictures, codec: Affine | Latent) -> tuple[int, ...]:

@@ -140,8 +140,9 @@ class Evaluator:
         losses = {}
         for split, examples in self.examples.items():
             x0, cond = _to_device(examples, denoiser)
+            as_sampled = self.model.as_sampled(denoiser)
             with self.model.autocast():
-                losses[split] = membership_inference.losses(denoiser, x0, cond, SIGMAS, self.seed, draws=1)
+                losses[split] = membership_inference.losses(as_sampled, x0, cond, SIGMAS, self.seed, draws=1)
         means = {split: (loss.mean(1) * np.square(SIGMAS)).tolist() for split, loss in losses.items()}
         gaps = distance = None
         if "val" in losses and min(loss.shape[1] for loss in losses.values()) >= 2:
@@ -159,7 +160,10 @@ class Evaluator:
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
         timesteps, step = self.model.sampler(SAMPLER, STEPS)
         with self.model.autocast():
-            z = generate(denoiser, timesteps, step, self.model.shape, self.seed, ids, rows(cond, ids % len(source)))
+            z = generate(
+                self.model.as_sampled(denoiser), timesteps, step, self.model.shape, self.seed, ids,
+                rows(cond, ids % len(source)),
+            )  # fmt: skip
         return self.model.codec.decode(z).cpu()
 
     def picture(self, denoiser: Preconditioned, path: Path) -> None:

@@ -31,7 +31,10 @@ from tasks.dataset.pose_map import pose_map
 from tasks.models import modality
 from tasks.models.build import PICTURE_NETS, network
 from tasks.models.conditioning import conditions, transform, widths
-from tasks.models.modality import Model
+from tasks.models.modality import Examples, Model
+from tasks.models.sampler import draw
+from tasks.train import evaluation
+from tasks.train.evaluation import Evaluator
 from tests.support.project import PROJECT
 from tests.support.workspaces import figure, write_params
 
@@ -243,6 +246,25 @@ def test_a_self_conditioned_model_asks_twice(tmp_path: Path) -> None:
     shown.clear()
     model.guided(2.0)(x0, sigma_level(torch.tensor(1.0)), cond)
     assert shown == [False, True, False, True]
+
+
+def test_evaluation_while_training_judges_the_self_conditioned_sampler(tmp_path: Path) -> None:
+    model = _model(_params(tmp_path, self_condition=True))
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():  # the output of a new network is zero whatever its conditions
+            parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    model.denoiser.eval()
+    x0, cond = _data(model.config, 4)
+    evaluator = Evaluator(model, {"train": Examples(x0, cond)}, seed=3, samples=0)
+    shown: list[bool] = []
+    model.denoiser.net.register_forward_hook(lambda m, given, out: shown.append("map:self" in given[2]))
+    assert torch.equal(
+        evaluator.draw(model.denoiser, 2),
+        draw(model, conds.rows(cond, slice(2)), evaluation.STEPS, 1.0, evaluator.seed, torch.arange(2)),
+    )
+    shown.clear()
+    evaluator.evaluate(model.denoiser, 0, None)
+    assert shown == [False, True] * len(evaluation.SIGMAS)
 
 
 @pytest.mark.parametrize(
