@@ -16,10 +16,15 @@ Denoiser = Callable[[Tensor, Level, Cond], Tensor]  # x [B, *S], level, conditio
 
 
 class Posterior(NamedTuple):
-    """Mean and variance of x0 given x, `[B, *S]` each, as returned by an `UncertainDenoiser`."""
+    """Mean and variance of x0 given x, `[B, *S]` each, as returned by an `UncertainDenoiser`.
+
+    If a share is given, var is an upper bound: the noise variance of a step is then interpolated in logarithms, see
+    `transition`.
+    """
 
     mean: Tensor
     var: Tensor
+    share: Tensor | None = None
 
 
 UncertainDenoiser = Callable[[Tensor, Level, Cond], Posterior]

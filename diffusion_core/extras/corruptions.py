@@ -130,23 +130,26 @@ def masked_loss(mask: int) -> Callable[..., Tensor]:
 
 
 def unmask(mask: int, temperature: float = 1.0) -> Step:
-    """Draw every masked token, keep the most confident, mask the rest again; tokens once shown stay.
+    """Draw all masked tokens, keep those with the highest confidence, and mask the others again. Kept tokens do not change.
 
-    Confidence is the drawn token's log-probability plus Gumbel noise of this temperature times t. The noise stream gives
-    `[B, N, mask]` normal numbers. Chang et al. 2022 (arXiv 2202.04200), section 3.2; Muse (arXiv 2301.00704), section 2.
+    Confidence is (1 - temperature) times the log-probability of the drawn token plus temperature times Gumbel noise. At
+    temperature 1 the order is random, so that every token has the probability that the denoiser gives it; lower temperatures
+    prefer likely tokens. (The papers' confidence, log-probability plus noise, prefers them at every temperature.) The noise
+    stream gives `[B, N, mask]` normal numbers. Chang et al. 2022 (arXiv 2202.04200), section 3.2; Muse (arXiv 2301.00704),
+    section 2.8.
     """
 
     def step(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
         x, logits = history[-1].x, history[-1].x0
-        hidden = x == mask
-        drawn = torch.where(hidden, (logits + _gumbel(next(noise))).argmax(-1), x)
-        sure = torch.log_softmax(logits, -1).gather(-1, drawn[..., None])[..., 0]
-        sure = sure + temperature * float(process_time(history[-1].level)) * _gumbel(next(noise))[..., 0]
-        sure = sure.masked_fill(~hidden, torch.inf)
+        masked = x == mask
+        drawn = torch.where(masked, (logits + _gumbel(next(noise))).argmax(-1), x)
+        log_p = torch.log_softmax(logits, -1).gather(-1, drawn[..., None])[..., 0]
+        confidence = (1 - temperature) * log_p + temperature * _gumbel(next(noise))[..., 0]
+        confidence = confidence.masked_fill(~masked, torch.inf)
         wanted = torch.floor(masked_share(process_time(to)) * x.shape[1]).to(x.device)
-        again = torch.minimum(wanted, hidden.sum(1) - 1).clamp(min=0)  # at least one more is shown
-        rank = sure.argsort(1).argsort(1)
-        return torch.where(rank < again[:, None], mask, drawn)
+        count = torch.minimum(wanted, masked.sum(1) - 1).clamp(min=0)  # at least one token is kept
+        rank = confidence.argsort(1).argsort(1)
+        return torch.where(rank < count[:, None], mask, drawn)
 
     return step
 

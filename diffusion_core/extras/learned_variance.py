@@ -5,6 +5,7 @@ With this variance an ancestral step (`transition` with eta = 1) is exact for Ga
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -22,19 +23,21 @@ from diffusion_core.targets import to_x0
 
 
 class LearnedVariance(Preconditioned):
-    """A denoiser whose network returns twice as many channels: the target and a share of the largest variance.
+    """A denoiser whose network returns twice as many channels: the target, and the share of the log variance.
 
     Channels are dimension 1, and the last dimension of tokens `[B, n, channels]`.
 
-    The largest variance of x0 given x is that of Gaussian data of standard deviation sd. Shares 0 and 1 are the two bounds
-    between which Improved DDPM interpolates (arXiv 2102.09672, eq. 15).
+    The noise variance of an ancestral step is interpolated in logarithms between beta_tilde (share 0), which is exact if x0 is
+    known, and the variance for Gaussian data of standard deviation sd (share 1), which is beta for sd = 1. A sigmoid keeps the
+    share in [0, 1]. Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 15.
     """
 
     def posterior(self, x: Tensor, level: Level, cond: Cond | None = None) -> Posterior:
-        """Mean and variance of x0 given x, `[B, *S]` each."""
+        """Mean of x0 given x, its largest variance, and the share, `[B, *S]` each."""
         y, share = self.predict(x, level, cond).chunk(2, 2 if x.ndim == 3 else 1)
         largest = (level.s * self.sd) ** 2 / ((level.a * self.sd) ** 2 + level.s**2)
-        return Posterior(to_x0(y, x, level, self.target), expand_like(largest, x) * torch.sigmoid(share))
+        x0 = to_x0(y, x, level, self.target)
+        return Posterior(x0, expand_like(largest, x).expand_as(x), torch.sigmoid(share))
 
     def forward(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
         return self.posterior(x, level, cond).mean
@@ -46,6 +49,8 @@ def hybrid_loss(schedule: NoiseSchedule, total: int, strength: float = 1e-3) -> 
     L_vlb trains the variance only. Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 16.
     """
 
+    _, least = split_noise(schedule(_tensor(1.0)), schedule(_tensor(0.0)), 1.0)
+
     def loss(denoiser: LearnedVariance, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
         x = level.corrupt(x0, noise)
         guess = denoiser.posterior(x, level, cond)
@@ -53,25 +58,29 @@ def hybrid_loss(schedule: NoiseSchedule, total: int, strength: float = 1e-3) -> 
         before = schedule((t - 1).clamp(min=0))
         last_step = t == 0  # it ends at clean data
         to = Level(torch.where(last_step, 1.0, before.a), torch.where(last_step, 0.0, before.s))
-        bound = transition_kl(x0, Posterior(guess.mean.detach(), guess.var), level, to)
+        bound = transition_kl(x0, guess._replace(mean=guess.mean.detach()), level, to, float(least) ** 2)
         plain = weight(level).to(x0) * (guess.mean - x0).square().flatten(1).mean(1)
         return plain + strength * total * bound
 
     return loss
 
 
-def transition_kl(x0: Tensor, guess: Posterior, level: Level, to: Level) -> Tensor:
+def transition_kl(x0: Tensor, guess: Posterior, level: Level, to: Level, min_var: float = 1e-12) -> Tensor:
     """KL divergence of the model's ancestral step level -> to from the true one given x0, `[B]` nats per dimension.
 
     If `to` is clean, the true step is deterministic and the result is the negative log density of x0 under the model's step.
+    `min_var` is the smallest variance from which the model's is interpolated; it matters in this last step only.
     """
     kept, added = split_noise(level, to, 1.0)
     c_0 = expand_like(to.a - kept / level.s * level.a, x0)
     true_var = expand_like(added**2, x0)
-    var = true_var + c_0**2 * guess.var + 1e-12
+    log_var = torch.log(true_var + c_0**2 * guess.var + 1e-12)
+    if guess.share is not None:
+        log_var = guess.share * log_var + (1 - guess.share) * torch.log(true_var.clamp(min=min_var))
+    var = log_var.exp()
     square = (c_0 * (x0 - guess.mean)) ** 2
-    kl = 0.5 * (torch.log(var / true_var.clamp(min=1e-30)) + (true_var + square) / var - 1)
-    point = 0.5 * (torch.log(2 * torch.pi * var) + square / var)
+    kl = 0.5 * (log_var - torch.log(true_var.clamp(min=1e-30)) + (true_var + square) / var - 1)
+    point = 0.5 * (math.log(2 * math.pi) + log_var + square / var)
     return torch.where(true_var > 0, kl, point).flatten(1).mean(1)
 
 
@@ -94,3 +103,7 @@ def analytic_variance(
         return Posterior(denoiser(x, level, cond), table[float(level.angle)].to(x).expand_as(x))
 
     return posterior
+
+
+def _tensor(t: float) -> Tensor:
+    return torch.tensor(t, dtype=torch.float64)

@@ -24,6 +24,7 @@ class Estimate(NamedTuple):
     x: Tensor  # [B, *S]
     x0: Tensor  # [B, *S]
     var: Tensor | None = None  # of x0 given x, from an `UncertainDenoiser`
+    share: Tensor | None = None  # see `Posterior`
 
 
 Denoise = Callable[[Tensor, Level], Tensor]  # x, level -> x0_hat, with the conditions already applied
@@ -52,12 +53,12 @@ def sample(
     steps. Gradients flow through the sampler if they are enabled.
     """
 
-    def estimate(x: Tensor, level: Level) -> tuple[Tensor, Tensor | None]:
+    def estimate(x: Tensor, level: Level) -> Estimate:
         guess = denoiser(x, level, cond or {})
-        return guess if isinstance(guess, Posterior) else (guess, None)
+        return Estimate(level, x, *guess) if isinstance(guess, Posterior) else Estimate(level, x, guess)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
-        return estimate(x, level)[0]
+        return estimate(x, level).x0
 
     history: list[Estimate] = []
     for done, (level, to) in enumerate(pairwise(timesteps), 1):
@@ -65,7 +66,7 @@ def sample(
             x = renoise(x, level, to, next(noise))
             history.clear()
         else:
-            history = [*history[1 - _HISTORY :], Estimate(level, x, *estimate(x, level))]
+            history = [*history[1 - _HISTORY :], estimate(x, level)]
             x = step(history, to, denoise, noise)
         if constrain is not None:
             x = constrain(x, to, noise)

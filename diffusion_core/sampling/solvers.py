@@ -24,8 +24,8 @@ def ddim(eta: float = 0.0) -> Step:
     """
 
     def step(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
-        current = history[-1]
-        return transition(current.x, current.x0, current.level, to, eta, next(noise) if eta else None, current.var)
+        level, x, x0, var, share = history[-1]
+        return transition(x, x0, level, to, eta, next(noise) if eta else None, var, share)
 
     return step
 

@@ -16,12 +16,15 @@ def transition(
     eta: float | Tensor = 0.0,
     noise: Tensor | None = None,
     var: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
     """x `[B, *S]` carried from `level` to `to`, which has no more noise, given the estimate x0.
 
     eta = 0 is DDIM, eta = 1 is DDPM's ancestral step (Song et al. 2020, arXiv 2010.02502, eq. 12 and 16). The result is
     c_x x + c_0 x0 + c_n noise with c_x a + c_0 = a' and (c_x s)^2 + c_n^2 = s'^2, where (a, s) is `level` and (a', s') is
     `to`; it is exact if x0 is. If the variance of x0 given x `[B, *S]` is known, c_0^2 var is added to c_n^2 unless eta = 0.
+    With a `share` `[B, *S]` in [0, 1] the noise variance is (c_n^2 + c_0^2 var)^share (c_n^2)^(1 - share) instead, the
+    interpolation in logarithms of Improved DDPM (arXiv 2102.09672, eq. 15).
     """
     kept, added = split_noise(level, to, eta)
     ratio = kept / level.s
@@ -30,7 +33,12 @@ def transition(
     if noise is None:
         return mean
     c_n = expand_like(added, x)
-    return mean + (c_n if var is None else torch.sqrt(c_n**2 + c_0**2 * var)) * noise
+    if var is None:
+        return mean + c_n * noise
+    variance = c_n**2 + c_0**2 * var
+    if share is not None:
+        variance = variance**share * (c_n**2) ** (1 - share)
+    return mean + torch.sqrt(variance) * noise
 
 
 def split_noise(level: Level, to: Level, eta: float | Tensor) -> tuple[Tensor, Tensor]:

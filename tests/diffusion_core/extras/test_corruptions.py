@@ -143,3 +143,23 @@ def test_masked_diffusion_learns_words_in_the_same_loops():
     for earlier, later in pairwise(visited):
         visible = earlier != 3
         assert torch.equal(later[visible], earlier[visible]) and ((later == 3).sum(1) < (earlier == 3).sum(1)).all()
+
+
+@pytest.mark.parametrize("steps", [4, 16])
+def test_unmasking_at_temperature_one_keeps_the_denoiser_s_distribution(steps):
+    """Independent tokens with probability 0.7; at temperature 0 likely tokens are kept first, which raises their share."""
+    logits = torch.tensor([0.7, 0.3]).log()
+
+    def share(temperature):
+        return float((decode(temperature) == 0).float().mean())
+
+    def decode(temperature):
+        noise = rng.stream((32, 2), 1, torch.arange(500))
+        return sample(
+            lambda x, level, cond: logits.expand(*x.shape, 2), torch.full((500, 32), 2),
+            timesteps.uniform(schedules.trig(), steps), corruptions.unmask(2, temperature), noise,
+        )  # fmt: skip
+
+    assert share(1.0) == pytest.approx(0.7, abs=0.015)  # three standard errors are 0.011
+    assert share(0.5) > 0.75 and share(0.0) > share(0.5)
+    assert not (decode(1.0) == 2).any()

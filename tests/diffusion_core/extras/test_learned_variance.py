@@ -4,15 +4,18 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from diffusion_core import rng, schedules
 from diffusion_core.extras import closed_form
-from diffusion_core.extras.learned_variance import analytic_variance
+from diffusion_core.extras.learned_variance import LearnedVariance, analytic_variance, hybrid_loss, transition_kl
+from diffusion_core.losses import unit
 from diffusion_core.sampling import timestep_search, timesteps
 from diffusion_core.sampling.loop import sample
 from diffusion_core.sampling.ode import log_likelihood, solve
 from diffusion_core.sampling.solvers import ddim
 from diffusion_core.schedules import sigma_level
+from diffusion_core.targets import EPS
 from tests.support.toy_mixture import toy
 
 
@@ -44,6 +47,106 @@ def test_measured_variance_is_that_of_the_posterior():
         x = here.corrupt(data, rng.normal((3,), 2, ids).double())
         error = (oracle(x, here, {}) - data).square().mean()
         torch.testing.assert_close(guess(x[:1], here, {}).var[0, 0], error, rtol=0.05, atol=0)
+
+
+class Chain:
+    """The DDPM chain of these betas in the notation of the papers, t = 0 ... N - 1, for data of unit variance."""
+
+    def __init__(self, betas):
+        self.beta = betas
+        self.alpha_bar = torch.cumprod(1 - betas, 0)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        self.beta_tilde = (1 - before) / (1 - self.alpha_bar) * betas
+        self.of_x0 = before.sqrt() * betas / (1 - self.alpha_bar)  # DDPM, eq. 7
+        clipped = torch.cat([self.beta_tilde[1:2], self.beta_tilde[1:]])
+        self.log_bounds = clipped.log(), betas.log()
+
+    def variance(self, share, t):
+        """Improved DDPM, eq. 15."""
+        low, high = self.log_bounds
+        return torch.exp(share * high[t] + (1 - share) * low[t])
+
+
+class Constant(torch.nn.Module):
+    """A network that predicts given noise and a given logit of the share."""
+
+    def __init__(self, eps, logit):
+        super().__init__()
+        self.eps, self.logit = torch.nn.Parameter(eps), torch.nn.Parameter(logit)
+
+    def forward(self, x, c_noise, cond):
+        return torch.cat([self.eps.expand_as(x), self.logit.expand_as(x)], 1)
+
+
+BETAS = schedules.linear_betas(50, 1e-3, 0.2)
+CHAIN = Chain(BETAS)
+SCHEDULE = schedules.betas(BETAS)
+
+
+def learned(logit, eps=0.3):
+    net = Constant(torch.tensor(eps, dtype=torch.float64), torch.tensor(logit, dtype=torch.float64))
+    return net, LearnedVariance(net, EPS)
+
+
+@pytest.mark.parametrize("logit", [-30.0, -1.0, 2.0, 30.0])
+def test_improved_ddpm_interpolates_the_variance_in_logarithms(logit):
+    _, denoiser = learned(logit)
+    share = torch.sigmoid(torch.tensor(logit, dtype=torch.float64))
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    for t in (1, 7, 49):
+        level, to = timesteps.levels(SCHEDULE, torch.tensor([t, t - 1]))
+        means = [sample(denoiser.posterior, x, [level, to], ddim(1.0), iter([n * torch.ones_like(x)])) for n in (0, 1)]
+        expected = torch.exp(share * BETAS[t].log() + (1 - share) * CHAIN.beta_tilde[t].log())
+        torch.testing.assert_close(((means[1] - means[0]) ** 2)[0, 0], expected)
+    last = [timesteps.levels(SCHEDULE, torch.tensor([0]))[0], timesteps.clean()]
+    ends = [sample(denoiser.posterior, x, last, ddim(1.0), iter([n * torch.ones_like(x)])) for n in (0, 1)]
+    if logit < 30:  # the last step adds no noise
+        assert torch.equal(ends[0], ends[1])
+
+
+def test_hybrid_loss_is_its_formula():
+    """L_simple + 1e-3 N L_t, with L_t the KL divergence of two normals, and the decoder's negative log density at t = 0."""
+    net, denoiser = learned(-0.7)
+    share = torch.sigmoid(net.logit.detach())
+    t = torch.tensor([0, 1, 2, 20, 49])
+    x0, noise = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    level = SCHEDULE(t.double())
+    loss = hybrid_loss(SCHEDULE, 50)(denoiser, x0, level, noise, unit(EPS), {})
+
+    x = level.corrupt(x0, noise)
+    root = CHAIN.alpha_bar[t].sqrt()[:, None]
+    x0_hat = (x - (1 - CHAIN.alpha_bar[t]).sqrt()[:, None] * net.eps.detach()) / root
+    difference = CHAIN.of_x0[t][:, None] * (x0 - x0_hat)  # of the means of the two steps
+    model = Normal(torch.zeros(5, 1).double(), CHAIN.variance(share, t)[:, None].sqrt())
+    true = Normal(difference, CHAIN.beta_tilde[t].clamp(min=1e-30)[:, None].sqrt())
+    bound = torch.where((t > 0)[:, None], kl_divergence(true, model), -model.log_prob(difference)).mean(1)
+    simple = (net.eps.detach() - noise).square().mean(1)
+    torch.testing.assert_close(loss.detach(), simple + 1e-3 * 50 * bound, rtol=1e-6, atol=1e-9)
+
+
+def test_the_bound_trains_the_variance_only():
+    net, denoiser = learned(-0.7)
+    x0, noise = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    level = SCHEDULE(torch.tensor([0, 1, 2, 20, 49]).double())
+    hybrid_loss(SCHEDULE, 50)(denoiser, x0, level, noise, lambda level: torch.zeros(5), {}).sum().backward()
+    assert float(net.eps.grad) == 0 and float(net.logit.grad) != 0
+
+
+def test_the_share_learns_the_variance_of_the_true_steps():
+    """With a perfect mean for data of unit variance the best share is 1: the steps' variance is beta."""
+    net, denoiser = learned(0.0)
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam([net.logit], lr=0.3)
+    oracle = closed_form.gaussian(torch.zeros(3).double(), torch.eye(3).double())
+    for _ in range(60):
+        x0, noise = torch.randn(2, 2000, 3, dtype=torch.float64, generator=generator)
+        level, to = timesteps.levels(SCHEDULE, torch.tensor([10, 9]))
+        x = level.corrupt(x0, noise)
+        guess = denoiser.posterior(x, level)._replace(mean=oracle(x, level, {}))
+        optimizer.zero_grad()
+        transition_kl(x0, guess, level, to).mean().backward()
+        optimizer.step()
+    assert float(torch.sigmoid(net.logit)) > 0.95
 
 
 def test_likelihood_of_a_mixture_is_exact():
