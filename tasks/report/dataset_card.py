@@ -147,7 +147,7 @@ def _rules(limits: Curate, gated: dict[str, int]) -> list[tuple[str, str, int]]:
         Gate.REPEATED_POSE: "no better row of the group has the same pose",
         Gate.ABOVE_CAP: f"at most {limits.group_cap} of a group",
     }
-    return [(reason.replace("_", " "), rule, gated.get(reason, 0)) for reason, rule in rules.items()]
+    return [(reason.replace("_", " "), rules[reason], gated.get(reason, 0)) for reason in Gate]
 
 
 def _splits(persons: Persons) -> list[tuple[str, list[int]]]:
