@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -12,7 +13,9 @@ from diffusion_core.codecs import Affine
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.extras import closed_form
+from diffusion_core.sampling.loop import Step
 from diffusion_core.sampling.solvers import unipc
+from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.schedules import Level
 from tasks.models.modality import Model
 from tasks.models.sampler import draw
@@ -43,8 +46,17 @@ class Poses:
     def __init__(self, cov: Tensor) -> None:
         self.denoiser = GaussianDenoiser(cov)
 
-    def guided(self, strength: float) -> Denoiser:
+    def guided(self, guidance: float) -> Denoiser:
         return self.denoiser
+
+    def sampling_denoiser(self, guidance: float, sampler: str) -> Denoiser:
+        return self.denoiser
+
+    def sampler(self, name: str, steps: int) -> tuple[Timesteps, Step]:
+        return self.recipe.timesteps(steps), self.recipe.step
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def correlated() -> Tensor:
