@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from diffusion_core.nets.attention import WindowAttention, apply_rotary, rotary_embedding
-from diffusion_core.nets.edm2_unet import EDM2UNet
+from diffusion_core.nets.attention import CrossAttention, WindowAttention, apply_rotary, rotary_embedding
+from diffusion_core.nets.edm2_unet import EDM2UNet, MPAttention, MPBlock
+from diffusion_core.nets.layers import FeedForward
 from diffusion_core.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise
 from diffusion_core.nets.pose_transformer import PoseTransformer, graph_distances
-from diffusion_core.nets.rin import RIN
+from diffusion_core.nets.rin import RIN, RINBlock
 from diffusion_core.nets.unet import ResBlock, UNet
 from tests.support import net_zoo as zoo
 from tests.support.net_zoo import EDGES, KINDS
@@ -164,6 +166,77 @@ def test_activations_of_edm2_keep_magnitude_one() -> None:
     net(torch.randn(8, 3, 16, 16), torch.linspace(-1, 1, 8), {})
     assert len(sizes) == len(net.down) + len(net.middle) + len(net.up)
     assert 0.6 < min(sizes) and max(sizes) < 1.4, sizes
+
+
+@torch.no_grad()
+def test_edm2_blocks_and_attention_add_their_branch_with_the_share_of_the_paper() -> None:
+    """Branches are independent of random input, so a regression of output on input gives 0.7 / sqrt(0.7^2 + 0.3^2)."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 64, 8, 8)
+    block = MPBlock(64, 64, 32, 0.0, None, False, 0, None)
+    for y in (block(x, torch.randn(16, 32), None), MPAttention(64, 2)(x)):
+        share = float((x * y).mean() / x.square().mean())
+        assert share == pytest.approx(0.7 / math.hypot(0.7, 0.3), abs=0.02)
+
+
+def _attention(
+    x: Tensor, context: Tensor, query: nn.Linear, key_value: nn.Linear, out: nn.Linear, heads: int
+) -> Tensor:
+    """Cross-attention head by head, without a mask."""
+    q, (k, v) = query(x), key_value(context).chunk(2, -1)
+    width = q.shape[-1] // heads
+    heard = []
+    for i in range(heads):
+        part = slice(i * width, (i + 1) * width)
+        scores = torch.einsum("bnd,bmd->bnm", q[..., part], k[..., part]) / math.sqrt(width)
+        heard.append(torch.einsum("bnm,bmd->bnd", scores.softmax(-1), v[..., part]))
+    result: Tensor = out(torch.cat(heard, -1))
+    return result
+
+
+@torch.no_grad()
+def test_a_rin_block_reads_processes_and_writes() -> None:
+    """Against the paper's formulas (arXiv 2212.11972, figure 3), written out."""
+    torch.manual_seed(0)
+    width, heads = 16, 2
+    block = zoo.randomised(RINBlock(width, heads, 0.0))
+    h, latents = torch.randn(2, 10, width // 2).double(), torch.randn(2, 5, width).double()
+
+    def norm(x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, x.shape[-1:])
+
+    def attend(x: Tensor, context: Tensor, layer: CrossAttention) -> Tensor:
+        return _attention(x, context, layer.query, layer.key_value, layer.out, heads)
+
+    def feed_forward(x: Tensor, layer: FeedForward) -> Tensor:
+        y: Tensor = layer.contract(nn.functional.gelu(layer.expand(x)))
+        return y
+
+    z = latents + attend(norm(latents), norm(h), block.read)
+    z = z + feed_forward(norm(z), block.read_feed_forward)
+    for layer in block.process:
+        z = layer(z)
+    written = h + attend(norm(h), norm(z), block.write)
+    written = written + feed_forward(norm(written), block.write_feed_forward)
+    assert len(block.process) == 4
+    for got, expected in zip(block(h, latents, None), (written, z), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_rin_conditions_are_tokens_beside_the_latents_in_every_block() -> None:
+    """The network against its blocks: patches with positions, learned latents and conditions, picture tokens as output."""
+    torch.manual_seed(0)
+    net = zoo.randomised(RIN(8, 2, width=16, depth=2, heads=2, conds={"vec:category": 3}))
+    assert net.latents.shape == (4, 16)  # one for every four of the 16 patches
+    x, c = torch.randn(2, 3, 8, 8).double(), torch.tensor([0.3, -1.0]).double()
+    cond = {"vec:category": torch.eye(3).double()[:2]}
+    tokens = nn.functional.pixel_unshuffle(x, 2).flatten(2).mT
+    h, told = net.patch_embed(tokens) + net.position, net.conditions(c, cond)[0]
+    z = torch.cat([net.latents.expand(2, -1, -1), told], 1)
+    for block in net.blocks:
+        h, z = block(h, z, None)
+    expected = nn.functional.pixel_shuffle(net.out(net.norm(h)).mT.unflatten(2, (4, 4)), 2)
+    torch.testing.assert_close(net(x, c, cond), expected)
 
 
 def test_second_pass_of_rin_starts_from_the_latents_of_the_first() -> None:
