@@ -78,10 +78,16 @@ class Run:
             self.store.client.log_batch(self.id, params=fresh)
 
     def dataset(self, root: Path, parts: Iterable[str]) -> None:
-        """Log the shards in data/shards as the dataset of this run: the names of its parts, its digest, and its sizes."""
+        """Log the shards in data/shards as the dataset of this run: the names of its parts, its digest, and its sizes.
+
+        A run that ended before there were shards has none.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        content = (root / paths.SHARDS / paths.SHARD_INDEX).read_bytes()
+        index = root / paths.SHARDS / paths.SHARD_INDEX
+        if not index.is_file():
+            return
+        content = index.read_bytes()
         sizes = {split: len(keys) for split, keys in json.loads(content)["samples"].items()}
         dataset = Dataset(
             name=", ".join(sorted(parts)),

@@ -241,7 +241,7 @@ def test_invalid_parameters_stop_the_command_before_prefect_is_imported(workspac
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=workspace, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr == "contrapposto: params.yaml: pictures: size must be a multiple of patch (7), got 32.\n"
+    assert result.stderr == "contrapposto: params.yaml: pictures: size must be a multiple of patch (7), got 64.\n"
 
 
 def test_a_second_run_in_a_workspace_is_refused(workspace: Path) -> None:

@@ -30,6 +30,7 @@ def delivery(workspace: Path) -> Path:
     """A folder of pictures that is not a part yet, in a workspace that has extracted another one."""
     folder = workspace.parent / "pictures"
     folder.mkdir()
+    (folder / "a.jpg").touch()
     (workspace / "data/raw/arrived").mkdir()
     return folder
 
@@ -78,6 +79,7 @@ def test_a_folder_that_overlaps_with_outputs_or_is_ignored_is_refused_before_it_
     workspace: Path, monkeypatch: pytest.MonkeyPatch, raw: str
 ) -> None:
     (workspace / "shoot.tmp").mkdir()
+    (workspace / "shoot.tmp/a.jpg").touch()
     monkeypatch.chdir(workspace)
     before = _state(workspace)
     with pytest.raises(UserError, match="cannot be the folder of pictures"):

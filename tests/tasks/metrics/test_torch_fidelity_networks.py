@@ -168,9 +168,9 @@ def test_the_plain_fid_is_torch_fidelitys_and_the_corrected_one_stands_beside_it
     report = read_json(tmp_path / "reports/fidelity/fidelity.json")
     metrics = report["metrics"]
     network = load("inception", given, tmp_path)
-    generated = network(ShardDataset(tmp_path / "samples/pictures", "samples").pictures_uint8(32))["features"]
+    generated = network(ShardDataset(tmp_path / "samples/pictures", "samples").pictures_uint8(64))["features"]
     train, val, test = (
-        network(ShardDataset(tmp_path / "data/shards", split).pictures_uint8(32))["features"]
+        network(ShardDataset(tmp_path / "data/shards", split).pictures_uint8(64))["features"]
         for split in ("train", "val", "test")
     )
     heldout = np.concatenate([val, test])
