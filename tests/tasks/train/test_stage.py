@@ -324,8 +324,12 @@ def test_a_model_can_start_with_the_weights_of_another(uninterrupted: Path, tmp_
         _train(root)
 
 
-def test_two_ranks_end_with_their_launcher_and_one_goes_on(uninterrupted: Path, tmp_path: Path) -> None:
-    root = _workspace(tmp_path / "ranks", poses__ranks=2)
+def test_two_ranks_end_with_their_launcher_and_one_goes_on(tmp_path: Path) -> None:
+    # bf16, which some processors multiply, rounds by more than the tolerances below.
+    exact = {"poses__cpu": {"precision": "fp32"}}
+    whole = _workspace(tmp_path / "whole", **exact)
+    _train(whole)
+    root = _workspace(tmp_path / "ranks", poses__ranks=2, **exact)
     child = _start(root)
     while not _checkpoints(root):
         assert child.poll() is None, _log(root)
@@ -336,13 +340,13 @@ def test_two_ranks_end_with_their_launcher_and_one_goes_on(uninterrupted: Path, 
     child.wait()
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-    write_params(root, poses__ranks=1)
+    write_params(root, poses__ranks=1, **exact)
     _train(root)
     assert "resuming from image" in _log(root)
-    one, two = (files.read_json(r / "artifacts/poses/training.json") for r in (uninterrupted, root))
+    one, two = (files.read_json(r / "artifacts/poses/training.json") for r in (whole, root))
     assert [n for n, _ in one["loss"]] == [n for n, _ in two["loss"]]
     assert np.allclose([loss for _, loss in one["loss"]], [loss for _, loss in two["loss"]], rtol=1e-3)
-    weights = [checkpoint.load(r / "artifacts/poses/model.safetensors")[0] for r in (uninterrupted, root)]
+    weights = [checkpoint.load(r / "artifacts/poses/model.safetensors")[0] for r in (whole, root)]
     for name, value in weights[0].items():
         assert np.allclose(value, weights[1][name], atol=2e-3), name
 
