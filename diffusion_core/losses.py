@@ -83,7 +83,7 @@ def loss(
 ) -> Tensor:
     """weight(level) * (x0_hat - x0)^2, averaged over each example, `[B]`.
 
-    Condition `weight:x` weighs the coordinates. Whatever it is, the minimum is at the posterior mean where it is positive.
+    Condition `weight:x` weighs the coordinates. Positive weights do not move the minimum, which is the posterior mean.
     """
     x0_hat = denoiser(level.corrupt(x0, noise), level, cond or {})
     error = (x0_hat - x0).square()

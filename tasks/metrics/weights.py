@@ -80,9 +80,8 @@ def read(path: Path, name: str) -> dict[str, Tensor]:
         if _is_safetensors(path):
             loaded: dict[str, Tensor] = load_file(path)
             return loaded
-        tensors = torch.load(
-            path, map_location="cpu", weights_only=True
-        )  # the restricted reader, which executes nothing
+        # weights_only selects the restricted reader, which executes no code
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{name} is neither a safetensors file nor a .pth file that holds tensors only.") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
