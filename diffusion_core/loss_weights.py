@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -53,11 +55,13 @@ def elbo(schedule: NoiseSchedule) -> Weight:
 class Uncertainty(nn.Module):
     """Learned uncertainty: L / exp(u(level)) + u(level), which gives all levels gradients of similar size.
 
-    L is the denoising loss; u is linear in Fourier features of the level. Karras et al. 2024 (arXiv 2312.02696), eq. 22.
+    L is the denoising loss `inner`; u is linear in Fourier features of the level. Karras et al. 2024 (arXiv 2312.02696),
+    eq. 22.
     """
 
-    def __init__(self, width: int = 128) -> None:
+    def __init__(self, width: int = 128, inner: Callable[..., Tensor] = losses.loss) -> None:
         super().__init__()
+        self.inner = inner
         self.features = FourierFeatures(width)
         self.linear = zero_init(nn.Linear(width, 1))
 
@@ -71,4 +75,5 @@ class Uncertainty(nn.Module):
         self, denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond
     ) -> Tensor:
         u = self.log_variance(level)
-        return losses.loss(denoiser, x0, level, noise, weight, cond) / u.exp() + u
+        loss: Tensor = self.inner(denoiser, x0, level, noise, weight, cond)
+        return loss / u.exp() + u

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from diffusion_core import rng
 from diffusion_core.conditioning import KEEP, WEIGHT, Cond, without
-from diffusion_core.schedules import Level, NoiseSchedule, sigma_level
+from diffusion_core.schedules import Level, NoiseSchedule, expand_like, sigma_level
 from diffusion_core.targets import Target, unit_weight
 
 Draw = Callable[[int, int, int], Tensor]  # (seed, first image number, batch over all ranks) -> u [batch]
 Density = Callable[[Tensor], Level]  # u [B] -> level [B], by an inverse distribution function
 Weight = Callable[[Level], Tensor]  # level [B] -> [B], of the squared error of x0
+Penalty = Callable[[Tensor], Tensor]  # an error, weighted -> what it costs, elementwise
 
 
 def iid(seed: int, nimg: int, batch: int) -> Tensor:
@@ -90,6 +91,42 @@ def loss(
     if cond is not None and WEIGHT in cond:
         error = error * cond[WEIGHT]
     return weight(level).to(x0) * error.flatten(1).mean(1)
+
+
+def absolute(error: Tensor) -> Tensor:
+    """|error|: the minimum is the posterior median of each coordinate. Saharia et al. 2021 (arXiv 2111.05826), section 3."""
+    return error.abs()
+
+
+def pseudo_huber(error: Tensor, c: float = 0.1) -> Tensor:
+    """2 c (sqrt(error^2 + c^2) - c): error^2 for errors far below c, 2 c |error| far above. Song & Dhariwal 2023
+    (arXiv 2310.14189), section 3.3, times 2 c."""
+    return 2 * c * ((error.square() + c**2).sqrt() - c)
+
+
+class Penalised:
+    """`loss` with another cost than the square: penalty(sqrt(weight(level)) * (x0_hat - x0)), the mean of each example, `[B]`.
+
+    With `unit` weight it is the cost of an error of the network's prediction. Condition `weight:x` weighs the coordinates.
+    """
+
+    def __init__(self, penalty: Penalty) -> None:
+        self.penalty = penalty
+
+    def __call__(
+        self,
+        denoiser: Callable[[Tensor, Level, Cond], Tensor],
+        x0: Tensor,
+        level: Level,
+        noise: Tensor,
+        weight: Weight,
+        cond: Cond,
+    ) -> Tensor:
+        error = denoiser(level.corrupt(x0, noise), level, cond) - x0
+        cost = self.penalty(expand_like(weight(level).sqrt(), x0) * error)
+        if WEIGHT in cond:
+            cost = cost * cond[WEIGHT]
+        return cost.flatten(1).mean(1)
 
 
 def paired_loss(

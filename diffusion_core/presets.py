@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffusion_core import loss_weights, losses, schedules
 from diffusion_core.denoiser import angle
+from diffusion_core.extras import corruptions
 from diffusion_core.extras.learned_variance import LearnedVariance, hybrid_loss
 from diffusion_core.extras.vdm import LearnedSchedule, VariationalLoss
 from diffusion_core.losses import unit
@@ -11,7 +12,7 @@ from diffusion_core.recipe import Recipe
 from diffusion_core.sampling import solvers, timesteps
 from diffusion_core.sampling.langevin import keep_x, langevin, predictor_corrector, signal_to_noise
 from diffusion_core.schedules import NoiseSchedule
-from diffusion_core.targets import EPS, FLOW, V
+from diffusion_core.targets import EPS, FLOW, X0, V
 from diffusion_core.targets import edm as edm_target
 
 
@@ -141,16 +142,22 @@ def rectified_flow(sd: float = 1.0) -> Recipe:
 
 
 def sd3(sd: float = 1.0, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Recipe:
-    """SD3, Esser et al. 2024 (arXiv 2403.03206): rectified flow with logit-normal t; `shift` > 1 samples at noisier levels."""
+    """SD3, Esser et al. 2024 (arXiv 2403.03206): rectified flow with logit-normal t.
+
+    `shift` > 1 trains and samples at noisier levels, for large pictures (section 5.3.2).
+    """
+    schedule = schedules.linear() if shift == 1 else schedules.shift(schedules.linear(), 1 / shift)
     return rectified_flow(sd).replace(
-        density=losses.logitnormal(schedules.linear(), mean, std),
-        timesteps=lambda n: timesteps.uniform(schedules.shift(schedules.linear(), 1 / shift), n),
+        density=losses.logitnormal(schedule, mean, std), timesteps=lambda n: timesteps.uniform(schedule, n)
     )
 
 
-def simple_diffusion(sd: float = 1.0, size: int = 64) -> Recipe:
-    """Simple diffusion, Hoogeboom et al. 2023 (arXiv 2301.11093): cosine schedule shifted by 64 / size, v-prediction."""
-    schedule = schedules.shift(schedules.trig(), 64 / size)
+def simple_diffusion(sd: float = 1.0, size: float = 64, shift: float | None = None) -> Recipe:
+    """Simple diffusion, Hoogeboom et al. 2023 (arXiv 2301.11093): cosine schedule shifted by 64 / size, v-prediction.
+
+    `shift` replaces 64 / size.
+    """
+    schedule = schedules.shift(schedules.trig(), 64 / size if shift is None else shift)
     return Recipe(
         target=V,
         density=losses.uniform(schedule, 1e-3, 1 - 1e-3),
@@ -158,6 +165,27 @@ def simple_diffusion(sd: float = 1.0, size: int = 64) -> Recipe:
         timesteps=lambda n: [*timesteps.uniform(schedule, n, 1 - 1e-3, 1e-3), timesteps.clean()],
         step=solvers.ddim(eta=1),
         sd=sd,
+    )
+
+
+def cold(degrade: corruptions.Degrade, sd: float = 1.0) -> Recipe:
+    """Cold diffusion, Bansal et al. 2022 (arXiv 2208.09392): a degradation in place of noise, L1 loss, prediction of x0.
+
+    Sampling starts from fully degraded examples or from `corruptions.GaussianStart`.
+    """
+    schedule = schedules.trig()
+    return Recipe(
+        target=X0,
+        density=losses.uniform(schedule),
+        weight=unit(X0),
+        timesteps=lambda n: timesteps.uniform(schedule, n),
+        step=corruptions.cold(degrade),
+        sd=sd,
+        c_noise=corruptions.process_time,
+        form=corruptions.Direct,
+        draw=losses.iid,
+        loss=corruptions.cold_loss(degrade),
+        degrade=degrade,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_core import denoiser, losses, rng
 from diffusion_core.denoiser import Preconditioned
+from diffusion_core.extras.corruptions import Degrade, process_time
 from diffusion_core.importance_sampling import Importance
 from diffusion_core.sampling.loop import Step
 from diffusion_core.sampling.timesteps import Timesteps
@@ -33,10 +34,17 @@ class Recipe:
     loss: Callable[..., Tensor] = losses.loss
     noise: rng.Noise = rng.normal  # distribution of the noise, mean 0 and variance 1
     importance: Importance | None = None  # draw levels in proportion to their loss
+    degrade: Degrade | None = None  # a corruption in place of added noise
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy of this recipe with some fields changed."""
         return replace(self, **changes)
+
+    def corrupt(self, x0: Tensor, level: Level, noise: Tensor) -> Tensor:
+        """The example x0 `[B, *S]` at this level, as in training."""
+        if self.degrade is not None:
+            return self.degrade(x0, process_time(level).to(x0))
+        return level.corrupt(x0, noise)
 
     def denoiser(self, net: nn.Module) -> Preconditioned:
         """The network wrapped as this recipe's denoiser."""

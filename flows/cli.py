@@ -6,7 +6,6 @@ line, 3: data); a bug keeps its traceback. Prefect, DVC and torch are imported o
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +18,6 @@ from tasks.common import environment, log
 from tasks.common.errors import UserError
 
 FLOWS, SERVICES, INFORMATION = "Flows", "Services", "Data and information"
-METHODS = Path(__file__).resolve().parents[1] / "docs/methods.md"
 
 app = typer.Typer(
     help="From pictures of people to new poses and pictures of them.",
@@ -148,9 +146,12 @@ def methods(
     from rich.console import Console
     from rich.table import Table
 
-    if not METHODS.is_file():
-        raise UserError(f"There is no {METHODS}.")
-    for title, rows in method_tables(METHODS.read_text(encoding="utf-8")).items():
+    from flows import method_page
+
+    if not method_page.PAGE.is_file():
+        raise UserError(f"There is no {method_page.PAGE}.")
+    page = method_page.current(method_page.PAGE.read_text(encoding="utf-8"))
+    for title, rows in method_page.tables(page).items():
         shown = [row for row in rows[1:] if all(word.lower() in " ".join(row).lower() for word in words or ())]
         if shown:
             table = Table(*rows[0], title=title, title_justify="left", box=None, pad_edge=False)
@@ -161,20 +162,6 @@ def methods(
 
 
 app.registered_commands += cli_tasks.commands.registered_commands
-
-
-def method_tables(text: str) -> dict[str, list[list[str]]]:
-    """The tables of a Markdown page: heading above the table -> rows of cells, the header row first."""
-    tables: dict[str, list[list[str]]] = {}
-    title = ""
-    for line in text.splitlines():
-        if line.startswith("#"):
-            title = line.lstrip("# ")
-        elif line.startswith("|") and not re.match(r"[|\s:-]+$", line):
-            tables.setdefault(title, []).append(
-                [cell.strip().replace("`", "") for cell in line.strip("|").split(" | ")]
-            )
-    return tables
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from diffusion_core.conditioning import Cond
-from diffusion_core.denoiser import Denoiser
+from diffusion_core.conditioning import WEIGHT, Cond
+from diffusion_core.denoiser import Denoiser, Preconditioned
 from diffusion_core.losses import Weight
 from diffusion_core.sampling.loop import Denoise, Estimate, Step
 from diffusion_core.schedules import Level, expand_like
+from diffusion_core.targets import X0, Target
 
 Degrade = Callable[[Tensor, Tensor], Tensor]  # (x0 [B, *S], t [] or [B]) -> [B, *S]; the identity at t = 0
 
@@ -27,20 +28,22 @@ def process_time(level: Level) -> Tensor:
     return level.angle * (2 / math.pi)
 
 
-class Direct(nn.Module):
+class Direct(Preconditioned):
     """A denoiser whose network gets x and t unscaled and predicts x0 directly."""
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
+    def __init__(
+        self, net: nn.Module, target: Target = X0, sd: float = 1.0, c_noise: Callable[[Level], Tensor] = process_time
+    ) -> None:
+        super().__init__(net, target, sd, c_noise)
 
     def forward(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
         dtype = next(self.net.parameters()).dtype
-        t = process_time(level).to(device=x.device, dtype=dtype).expand(len(x))
+        t = self.c_noise(level).to(device=x.device, dtype=dtype).expand(len(x))
         if not x.is_floating_point():  # tokens
             logits: Tensor = self.net(x, t, cond or {})
             return logits
-        x0: Tensor = self.net(x.to(dtype), t, cond or {})
+        typed = {k: v.to(dtype) if v.is_floating_point() else v for k, v in (cond or {}).items()}
+        x0: Tensor = self.net(x.to(dtype), t, typed)
         return x0.to(x.dtype)
 
 
@@ -48,10 +51,16 @@ class Direct(nn.Module):
 
 
 def cold_loss(degrade: Degrade) -> Callable[..., Tensor]:
-    """Mean absolute error of the restored x0, `[B]`. Bansal et al. 2022 (arXiv 2208.09392), eq. 1."""
+    """Mean absolute error of the restored x0, `[B]`. Bansal et al. 2022 (arXiv 2208.09392), eq. 1.
+
+    Condition `weight:x` weighs the coordinates.
+    """
 
     def loss(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
-        return (denoiser(degrade(x0, process_time(level).to(x0)), level, cond) - x0).abs().flatten(1).mean(1)
+        error = (denoiser(degrade(x0, process_time(level).to(x0)), level, cond) - x0).abs()
+        if WEIGHT in cond:
+            error = error * cond[WEIGHT]
+        return error.flatten(1).mean(1)
 
     return loss
 
@@ -103,6 +112,46 @@ def downsample_degradation(factor: int) -> Degrade:
         return torch.lerp(x0, low.repeat_interleave(factor, -1).repeat_interleave(factor, -2), expand_like(t, x0))
 
     return degrade
+
+
+def rows_degradation(share: float) -> Degrade:
+    """The last `share` of the rows, dimension -2 of x0, fade to 0: the lower part of a picture, or the last of its tokens."""
+
+    def degrade(x0: Tensor, t: Tensor) -> Tensor:
+        count = x0.shape[-2]
+        mask = (torch.arange(count, device=x0.device) >= round(count * (1 - share))).to(x0)[:, None]
+        return x0 * (1 - expand_like(t, x0) * mask)
+
+    return degrade
+
+
+class GaussianStart:
+    """The normal distribution that fits fully degraded examples, from which cold sampling starts.
+
+    Bansal et al. 2022 (arXiv 2208.09392), section 5.2, fit a mixture of normal distributions to them. `mean` `[*S]`;
+    `factors` `[rank, *S]`, the principal directions times their standard deviations.
+    """
+
+    RANK = 64
+
+    def __init__(self, mean: Tensor, factors: Tensor) -> None:
+        self.mean, self.factors = mean, factors
+
+    @classmethod
+    def fit(cls, degrade: Degrade, x0: Tensor) -> GaussianStart:
+        """The distribution of examples x0 `[n, *S]`, degraded at t = 1."""
+        degraded = degrade(x0.double(), torch.ones((), dtype=torch.float64))
+        mean = degraded.mean(0)
+        _, sds, directions = torch.linalg.svd((degraded - mean).flatten(1), full_matrices=False)
+        kept = sds[: cls.RANK] / math.sqrt(max(len(x0) - 1, 1))
+        factors = (kept[:, None] * directions[: cls.RANK]).reshape(-1, *x0.shape[1:])
+        return cls(mean.float(), factors.float())
+
+    def __call__(self, noise: Tensor) -> Tensor:
+        """Samples `[B, *S]` from standard normal noise `[B, *S]`, of which the first `rank` numbers of each row are used."""
+        weights = noise.flatten(1)[:, : len(self.factors)]
+        drawn = weights @ self.factors[: weights.shape[1]].flatten(1).to(noise)
+        return self.mean.to(noise) + drawn.reshape(noise.shape)
 
 
 # Masked diffusion over tokens

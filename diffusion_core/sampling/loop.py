@@ -88,12 +88,13 @@ def generate(
     constrain: Constrain | None = None,
     progress: Callable[[int, int], None] | None = None,
     noise: rng.Noise = rng.normal,
+    initial: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Samples `[len(ids), *shape]` float32, computed in float64 `batch` at a time.
 
     Sample i is a function of (seed, ids[i], its conditions) and does not depend on its batch. ids lie on the device to compute
-    on; cond has one row per id. The first timestep is treated as pure noise, x = s * noise. `progress(done, total)` counts
-    steps over all batches.
+    on; cond has one row per id. The first timestep is treated as pure noise, x = s * noise, unless `initial` makes x of the
+    noise. `progress(done, total)` counts steps over all batches.
     """
     batch = batch or len(ids)
     starts = range(0, len(ids), batch)
@@ -101,7 +102,8 @@ def generate(
     for index, start in enumerate(starts):
         chunk = slice(start, start + batch)
         draws = rng.stream(shape, seed, ids[chunk], torch.float64, noise)
-        x = timesteps[0].s.to(ids.device) * next(draws)
+        first = next(draws)
+        x = timesteps[0].s.to(ids.device) * first if initial is None else initial(first)
 
         def report(done: int, total: int, index: int = index) -> None:
             if progress is not None:

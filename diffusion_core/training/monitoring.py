@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion_core import rng
 from diffusion_core.conditioning import Cond, rows
 from diffusion_core.denoiser import Denoiser
+from diffusion_core.recipe import Recipe
 from diffusion_core.rng import Stream
 from diffusion_core.schedules import Level
 from diffusion_core.training import lr_schedule, parallel
@@ -37,21 +38,30 @@ def evaluate(
 
 @torch.no_grad()
 def denoising_losses(
-    denoiser: Denoiser, x0: Tensor, cond: Cond, levels: Level, noise_seed: rng.Seed, batch: int = 256
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Cond,
+    levels: Level,
+    noise_seed: rng.Seed,
+    batch: int = 256,
+    recipe: Recipe | None = None,
 ) -> Tensor:
     """Mean squared error of x0 of each example `[N, *S]` at each of the levels `[L]`: `[L, N]` float64 on the CPU.
 
     Example i of any set gets the same noise at every level and in every call with this seed. Differences over training, and
-    between training and held-out data, are therefore due to the model and the examples.
+    between training and held-out data, are therefore due to the model and the examples. Examples are corrupted as in the
+    recipe's training; without a recipe, by normal noise.
     """
+    draw = recipe.noise if recipe is not None else rng.normal
     losses = torch.zeros(len(levels.a), len(x0), dtype=torch.float64)
     for start in range(0, len(x0), batch):
         part = slice(start, min(start + batch, len(x0)))
         ids = torch.arange(part.start, part.stop, device=x0.device)
-        noise = rng.normal(x0.shape[1:], noise_seed, ids).to(x0)
+        noise = draw(x0.shape[1:], noise_seed, ids).to(x0)
         for i in range(len(losses)):
             level = Level(levels.a[i], levels.s[i])
-            error = denoiser(level.corrupt(x0[part], noise), level, rows(cond, part)) - x0[part]
+            x = level.corrupt(x0[part], noise) if recipe is None else recipe.corrupt(x0[part], level, noise)
+            error = denoiser(x, level, rows(cond, part)) - x0[part]
             losses[i, part] = error.square().flatten(1).mean(1).double().cpu()
     return losses
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from diffusion_core import choices
 from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.config.codec import Codec
@@ -57,6 +58,7 @@ class Params(Section):
     def _pictures_fit_the_crop(self) -> Params:
         if self.pictures.size > self.shard.size:
             raise ValueError(f"pictures.size must be at most shard.size ({self.shard.size}), got {self.pictures.size}")
+        self.pictures.training.check_size(self.pictures.size // (1 if self.codec.kind == "none" else self.codec.factor))
         if self.codec.kind == "none":
             return self
         side, factor = self.pictures.size // self.codec.factor, self.codec.factor
@@ -67,6 +69,19 @@ class Params(Section):
             )
         if self.pictures.augment:
             raise ValueError("pictures.augment needs pixels (codec.kind: none); with a codec use pictures.copies")
+        return self
+
+    @model_validator(mode="after")
+    def _samplers_fit_the_recipes(self) -> Params:
+        for name, model, sample in (
+            ("poses", self.poses, self.sample.poses),
+            ("pictures", self.pictures, self.sample.pictures),
+        ):
+            try:
+                choices.check_sampler(sample.sampler, model.recipe)
+                model.training.check_steps(sample.steps)
+            except ValueError as error:
+                raise ValueError(f"sample.{name}: {error}") from error
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-from diffusion_core import choices
+from diffusion_core import choices, training_choices
+from diffusion_core.choice_table import check_name
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -16,17 +17,20 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _in(table: Mapping[str, object], kind: str) -> AfterValidator:
-    return AfterValidator(partial(choices.check_name, table, kind))
+    return AfterValidator(partial(check_name, table, kind))
 
 
 def _schema(table: Mapping[str, object]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "enum": list(table)})
 
 
-# Names in the tables of `diffusion_core.choices`.
-RecipeName = Annotated[str, _in(choices.RECIPES, "recipe"), _schema(choices.RECIPES)]
-WeightName = Annotated[str, _in(choices.WEIGHTS, "weight"), _schema(choices.WEIGHTS)]
-LevelsName = Annotated[str, _in(choices.LEVELS, "way to draw levels"), _schema(choices.LEVELS)]
+# Names in the tables of `diffusion_core.training_choices` and `diffusion_core.choices`.
+RecipeName = Annotated[str, _in(training_choices.RECIPES, "recipe"), _schema(training_choices.RECIPES)]
+TargetName = Annotated[str, _in(training_choices.TARGETS, "target"), _schema(training_choices.TARGETS)]
+WeightName = Annotated[str, _in(training_choices.WEIGHTS, "weight"), _schema(training_choices.WEIGHTS)]
+LevelsName = Annotated[str, _in(training_choices.LEVELS, "way to draw levels"), _schema(training_choices.LEVELS)]
+NoiseName = Annotated[str, _in(training_choices.NOISES, "noise"), _schema(training_choices.NOISES)]
+LossName = Annotated[str, _in(training_choices.LOSSES, "loss"), _schema(training_choices.LOSSES)]
 SamplerName = Annotated[str, _in(choices.SAMPLERS, "sampler"), _schema(choices.SAMPLERS)]
 
 

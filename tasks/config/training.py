@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from diffusion_core import choices
+from diffusion_core.choice_table import Value
+from diffusion_core.training_choices import RECIPES, Training
 from tasks.config.nets import SHAPES, Net, Preset, Shape
 from tasks.config.optimisation import Optimisation
-from tasks.config.section import Fraction, LevelsName, Positive, RecipeName, WeightName
+from tasks.config.section import Fraction, LevelsName, LossName, NoiseName, Positive, RecipeName, TargetName, WeightName
 
 
 class Train(Optimisation):
     """One model: its network and its training."""
 
     recipe: RecipeName = "edm"
+    # Recipe -> its parameters, used if that recipe is chosen; auto: measured of the data; null: the recipe's default. Noise
+    # levels are in the network's units, in which data have standard deviation 0.5.
+    options: dict[RecipeName, dict[str, float | str | None]] = Field({})
+    target: TargetName | None = None  # what the network predicts; null: the recipe's own
     weight: WeightName | None = None  # of the noise levels in the loss; null: the recipe's own
     levels: LevelsName | None = None  # how the noise levels of a batch are drawn; null: the recipe's own
+    noise: NoiseName = "normal"  # distribution of the noise
+    loss: LossName | None = None  # what an error costs; null: the recipe's own, for most the squared error
     preset: Preset | None = None  # a named size instead of width, depth and heads
     width: int | None = Field(None, ge=16, le=4096)
     depth: int | None = Field(None, ge=1, le=64)
     heads: int | None = Field(None, ge=1, le=64)
     dropout: Fraction = 0.0
-    # Mean and standard deviation of the log noise level in training, in the network's units (data have standard deviation 0.5),
-    # for the recipes edm, edm2 and trigflow; null: the recipe's own.
-    p_mean: float | None = Field(default=None, ge=-10, le=10)
-    p_std: float | None = Field(default=None, gt=0, le=10)
     self_condition: bool = False  # the network gets its own first estimate; sampling costs twice as much
     mirror: bool = True  # also train on mirror images, with left and right exchanged
     # Probability of each augmentation (flip, scale, rotation, shift); the network gets their parameters as a condition.
@@ -48,9 +52,23 @@ class Train(Optimisation):
         # The validator below requires all three.
         return Shape(int(self.width or 0), int(self.depth or 0), int(self.heads or 0))
 
+    @property
+    def training(self) -> Training:
+        """What is chosen of the method."""
+        parameters = self.options.get(self.recipe, {})
+        return Training(self.recipe, parameters, self.target, self.weight, self.levels, self.noise, self.loss)
+
+    def with_parameters(self, parameters: Mapping[str, Value]) -> Self:
+        """A copy with these parameters of its recipe."""
+        return self.model_copy(update={"options": {**self.options, self.recipe: dict(parameters)}})
+
     @model_validator(mode="after")
     def _choices_go_together(self) -> Train:
-        choices.check_training(self.recipe, self.weight, self.levels)
+        for recipe, parameters in self.options.items():
+            Training(recipe, parameters).check()
+        self.training.check()
+        if self.self_condition and RECIPES[self.recipe].cold:
+            raise ValueError(f"self_condition must be false for recipe {self.recipe}")
         return self
 
     @model_validator(mode="after")
@@ -72,6 +90,12 @@ class Poses(Train):
     condition_noise: Literal[0] = 0  # there is no pose to add noise to
     copies: Literal[0] = 0  # poses have no frame in which they could be shifted
 
+    @model_validator(mode="after")
+    def _is_for_poses(self) -> Poses:
+        if RECIPES[self.recipe].pictures_only:
+            raise ValueError(f"recipe {self.recipe} needs pictures")
+        return self
+
 
 class Pictures(Train):
     """The picture model."""
@@ -81,6 +105,9 @@ class Pictures(Train):
     patch: Positive = 4  # pixels (with a codec, latents) along the side of a token, for networks that have tokens
     copies: int = Field(0, ge=0, le=32)  # of each picture, a little larger or smaller and shifted, its pose map alike
     conditions: list[Literal["category", "pose_map", "pose_vector", "pose_tokens"]] = Field(["category", "pose_map"])
+    latent_self_conditioning: Fraction = (
+        0.0  # of net rin: share of examples whose latents start from those of a first pass
+    )
     body_weight: float = Field(0.0, ge=0, le=100)  # how much more an error costs on the person's limbs
     # Largest sigma of noise added to the pose in training; the network gets its level as a condition.
     condition_noise: float = Field(0.0, ge=0, le=10)
@@ -96,4 +123,6 @@ class Pictures(Train):
             raise ValueError(f"size must be a multiple of patch ({self.patch}), got {self.size}")
         if self.condition_noise and not any(name.startswith("pose") for name in self.conditions):
             raise ValueError("condition_noise needs a condition on the pose")
+        if self.latent_self_conditioning and self.net != "rin":
+            raise ValueError(f"latent_self_conditioning needs net rin, got {self.net}")
         return self

@@ -39,7 +39,7 @@ def loss_gaps(root: Path, name: str) -> list[LevelGap]:
         x0 = chosen.x0.to(modality.device())
         cond = {key: value.to(x0.device) for key, value in chosen.cond.items()}
         with model.autocast():
-            table.append(losses(model.as_sampled(model.denoiser), x0, cond, SIGMAS))
+            table.append(losses(model.as_sampled(model.denoiser), x0, cond, SIGMAS, recipe=model.recipe))
     return gaps(SIGMAS, *table)
 
 

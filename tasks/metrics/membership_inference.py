@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
+from diffusion_core.recipe import Recipe
 from diffusion_core.schedules import sigma_level
 from diffusion_core.training.monitoring import denoising_losses
 
@@ -84,17 +85,25 @@ def gaps(sigmas: Sequence[float], train: np.ndarray, heldout: np.ndarray) -> lis
 
 
 def losses(
-    denoiser: Denoiser, x0: Tensor, cond: Cond, sigmas: Sequence[float], seed: int = 0, draws: int = 4
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Cond,
+    sigmas: Sequence[float],
+    seed: int = 0,
+    draws: int = 4,
+    recipe: Recipe | None = None,
 ) -> np.ndarray:
     """Mean of |D(x0 + sigma eps) - x0|^2 / sigma^2 for every example `[n, *S]` at every level: float64 `[levels, n]`.
 
-    Example i of every set gets the same `draws` draws of noise, so that two sets differ in their examples only.
+    Example i of every set gets the same `draws` draws of noise, so that two sets differ in their examples only. A recipe with
+    another corruption than normal noise corrupts in its own way, at the time that its level sigma encodes.
     """
     levels = sigma_level(torch.tensor(sigmas, dtype=torch.float64))
     variances = np.array([[sigma**2] for sigma in sigmas])
     mean = np.zeros((len(sigmas), len(x0)))
     for draw in range(draws):
-        mean += denoising_losses(denoiser, x0, cond, levels, (seed, draw)).numpy() / variances / draws
+        errors = denoising_losses(denoiser, x0, cond, levels, (seed, draw), recipe=recipe)
+        mean += errors.numpy() / variances / draws
     return mean
 
 

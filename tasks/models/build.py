@@ -55,6 +55,8 @@ def network(
     }  # fmt: skip
     try:
         if isinstance(config, Pictures):
+            if config.net == "rin":
+                keywords["latent_self_conditioning"] = config.latent_self_conditioning
             return PICTURE_NETS[config.net](side, config.patch, **keywords)
         return PoseTransformer(33, BONES, **keywords)
     except ValueError as error:

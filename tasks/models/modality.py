@@ -12,18 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from diffusion_core import choices
 from diffusion_core.codecs import Affine, Latent
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned, UncertainDenoiser
+from diffusion_core.extras.corruptions import GaussianStart
 from diffusion_core.extras.learned_variance import LearnedVariance
 from diffusion_core.guidance import Strength, cfg, interval, rescale, self_condition
 from diffusion_core.losses import SelfConditioned
@@ -45,6 +47,7 @@ from tasks.models.conditioning import KEYS, SELF, conditions, widths
 
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
 SCHEDULE = "schedule."  # prefix of the weights of a learned noise schedule
+INITIAL = "initial."  # prefix of the tensors of a `GaussianStart`
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Model:
     codec: Affine | Latent
     margin: float  # around a person in the square crop
     meta: dict[str, Any]
+    initial: GaussianStart | None = None  # from which sampling starts if the recipe adds no noise
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -165,6 +169,12 @@ class Model:
             return self.denoiser.posterior
         return self.guided(guidance)
 
+    def with_initial(self, x0: Tensor) -> Model:
+        """The model with the start of its sampling fitted to examples in the network's units, if the recipe adds no noise."""
+        if self.recipe.degrade is None:
+            return self
+        return replace(self, initial=GaussianStart.fit(self.recipe.degrade, x0))
+
     def as_sampled(self, denoiser: Preconditioned) -> Denoiser:
         """A denoiser with the model's network, such as an average of its weights, as sampling uses it: self-conditioned or not.
 
@@ -185,9 +195,7 @@ def build(name: str, config: Poses | Pictures, categories: list[str], codec: Aff
     """An untrained model."""
     shape = shape_of(config, codec)
     size = shape[-1] if isinstance(config, Pictures) else 64  # simple diffusion shifts its noise by 64 / size
-    recipe = choices.make_recipe(
-        config.recipe, config.weight, config.levels, DATA_SD, size, config.p_mean, config.p_std
-    )
+    recipe = config.training.make(DATA_SD, size)
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
     channels = shape[0] if isinstance(config, Pictures) else shape[-1]
@@ -218,6 +226,8 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
         **meta,
     }
     tensors = {f"weights.{name}": value for name, value in weights.items()}
+    if model.initial is not None:
+        tensors |= {f"{INITIAL}mean": model.initial.mean, f"{INITIAL}factors": model.initial.factors}
     checkpoint.save(folder / paths.MODEL_FILE, tensors | stored_codec.tensors(model.codec), about)
 
 
@@ -228,7 +238,12 @@ def load(folder: Path, device: torch.device) -> Model:
     """
     tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
     kinds: dict[str, Callable[..., Poses | Pictures]] = {"poses": Poses, "pictures": Pictures}
-    config = kinds[meta["model"]](**meta["config"])
+    try:
+        config = kinds[meta["model"]](**meta["config"])
+    except ValidationError as error:
+        raise DataError(
+            f"{folder / paths.MODEL_FILE} was written by another version: its parameters are not known."
+        ) from error
     codec = stored_codec.from_tensors(tensors, meta.get("codec"))
     model = build(meta["model"], config, meta["categories"], codec, meta["margin"])
     weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
@@ -241,7 +256,8 @@ def load(folder: Path, device: torch.device) -> Model:
             f"{folder / paths.MODEL_FILE} was written by another version: its weights do not fit the network."
         )
     model.denoiser.to(device).eval().requires_grad_(False)
-    return Model(model.name, config, model.categories, model.denoiser, model.recipe, codec, model.margin, meta)
+    initial = GaussianStart(tensors[f"{INITIAL}mean"], tensors[f"{INITIAL}factors"]) if model.recipe.degrade else None
+    return Model(model.name, config, model.categories, model.denoiser, model.recipe, codec, model.margin, meta, initial)
 
 
 def config_of(params: Params, name: str) -> Poses | Pictures:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from diffusion_core.conditioning import Cond
 from diffusion_core.inverse import inpaint, matrix, moment_matching, project
 from diffusion_core.sampling.loop import Constrain, generate
-from tasks.common.errors import DataError
+from tasks.common.errors import DataError, UserError
 from tasks.config.evaluation import Guidance
 from tasks.models.modality import Model
 
@@ -33,12 +33,14 @@ def draw(
     Sample i is a function of (model, seed, ids[i], its conditions) alone. `joints` `[33, 3]`, for a pose model: the coordinates
     that are given, NaN where the model fills them in. They guide every step (`inverse.moment_matching`), are restored after
     every step (`inverse.project`), and are exact in the result. With a `label`, a progress bar of that name counts the steps.
-    Raises DataError if a sample is not finite.
+    Raises DataError if a sample is not finite, UserError if the model cannot fill in joints.
     """
     device = next(model.denoiser.parameters()).device
     denoiser = model.sampling_denoiser(guidance, sampler)
     timesteps, step = model.sampler(sampler, steps)
     constrain: Constrain | None = None
+    if joints is not None and model.recipe.degrade is not None:
+        raise UserError(f"Recipe {model.config.recipe} cannot fill in joints, because it adds no noise to poses.")
     if joints is not None:
         mask = joints.isfinite()
         a = matrix(inpaint(mask), model.shape)
@@ -62,6 +64,8 @@ def draw(
             batch=batch,
             constrain=constrain,
             progress=progress,
+            noise=model.recipe.noise,
+            initial=model.initial,
         )
     values: Tensor = model.codec.decode(z).cpu()
     if not values.isfinite().all():

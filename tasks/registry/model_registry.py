@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_core import method_tables
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
+from tasks.config.params import Pictures, Poses
 from tasks.paths import MODELS
 from tasks.registry.tracking import Store
 
@@ -130,7 +132,9 @@ def card_of(folder: Path, verdict: str, metrics: Mapping[str, float], reasons: S
     """
     _, meta = checkpoint.load(folder / paths.MODEL_FILE)
     model = meta["model"]
+    config = Poses(**meta["config"]) if model == "poses" else Pictures(**meta["config"])
     facts = {
+        **method_tables.of_training(config.training),
         "weights": f"{paths.MODEL_FILE}, sha256 {hashlib.sha256((folder / paths.MODEL_FILE).read_bytes()).hexdigest()}",
         "trained on": f"{meta['images']} images seen" if "images" in meta else "",
         "memorization test": verdict,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from diffusion_core import method_tables
 from tasks import paths
 from tasks.common import files
 from tasks.config.params import Params
@@ -24,6 +25,9 @@ def start(params: Params, root: Path, flow_run_id: str | None) -> str:
         tags["prefect.flow_run_id"] = flow_run_id
     for model, net in (("poses", params.poses), ("pictures", params.pictures)):
         tags[f"contrapposto.net.{model}"] = f"{net.net_name} {net.shape.width} x {net.shape.depth}"
+        words = method_tables.of_training(net.training)
+        words["sampler"] = method_tables.described("sampler", getattr(params.sample, model).sampler)
+        tags |= {f"contrapposto.{table}.{model}": method for table, method in words.items()}
     run = store.start(f"pipeline {', '.join(sorted(params.raw.parts))} {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
     run.params(params.model_dump())
     return run.id

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion_core import training_choices
 from diffusion_core.conditioning import Cond, rows
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.sampling.loop import generate
@@ -32,7 +33,7 @@ from tasks.plots import drawing
 SIGMAS = membership_inference.SIGMAS[1:]  # noise levels evaluated while training: all but the smallest
 EVALUATED = 128  # examples of each split
 SHOWN = 16  # samples in the picture
-SAMPLER, STEPS = "unipc", 12  # of the samples while training
+STEPS = 12  # of the samples while training
 Points = list[tuple[str, float, int]]  # (metric, value, images seen)
 
 
@@ -142,7 +143,9 @@ class Evaluator:
             x0, cond = _to_device(examples, denoiser)
             as_sampled = self.model.as_sampled(denoiser)
             with self.model.autocast():
-                losses[split] = membership_inference.losses(as_sampled, x0, cond, SIGMAS, self.seed, draws=1)
+                losses[split] = membership_inference.losses(
+                    as_sampled, x0, cond, SIGMAS, self.seed, draws=1, recipe=self.model.recipe
+                )
         means = {split: (loss.mean(1) * np.square(SIGMAS)).tolist() for split, loss in losses.items()}
         gaps = distance = None
         if "val" in losses and min(loss.shape[1] for loss in losses.values()) >= 2:
@@ -158,11 +161,11 @@ class Evaluator:
         source = self.examples.get("val", self.examples["train"])
         _, cond = _to_device(source, denoiser)
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
-        timesteps, step = self.model.sampler(SAMPLER, STEPS)
+        timesteps, step = self.model.sampler(training_choices.default_sampler(self.model.config.recipe), STEPS)
         with self.model.autocast():
             z = generate(
                 self.model.as_sampled(denoiser), timesteps, step, self.model.shape, self.seed, ids,
-                rows(cond, ids % len(source)),
+                rows(cond, ids % len(source)), noise=self.model.recipe.noise, initial=self.model.initial,
             )  # fmt: skip
         return self.model.codec.decode(z).cpu()
 

@@ -16,12 +16,13 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion_core import method_tables
 from diffusion_core.training import monitoring, parallel
 from diffusion_core.training.trainer import Diverged, Trainer
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import DataError
-from tasks.config.params import Params
+from tasks.config.params import Params, Train
 from tasks.metrics import membership_inference
 from tasks.models import modality
 from tasks.registry import lineage, tracking
@@ -81,8 +82,13 @@ class TrainingLoop:
             if self.leader:
                 weights = sum(weight.numel() for weight in self.model.denoiser.parameters())
                 description = tracking.in_words(self.config.net_name, weights, self.config.images)
+                methods = {}
+                if isinstance(self.config, Train):
+                    description = f"{self.config.recipe} {description}"
+                    methods = method_tables.of_training(self.config.training)
                 store = tracking.Store(self.params.tracking, self.root)
                 self.record = store.model_run(self.model.name, self.folder.digest, description)
+                self.record.tag(**{f"contrapposto.{table}": words for table, words in methods.items()})
                 self.record.params({self.model.name: self.config.model_dump()})
                 self._record_lineage(self.record)
                 self._flush()

@@ -24,6 +24,7 @@ from torch import distributed
 from diffusion_core import rng
 from diffusion_core.training import data_scale, microbatch_size
 from diffusion_core.training.trainer import Trainer
+from diffusion_core.training_choices import fill_in
 from tasks.common.errors import DataError
 from tasks.common.subset import evenly_spaced
 from tasks.config.codec import Codec
@@ -82,7 +83,9 @@ def _train(
         source = training_data.in_memory(dataset, name == "poses", pin, latents)
     else:
         source = training_data.from_shards(dataset, name == "poses", latents)
-    model = modality.build(name, config, categories, source.codec, train.about["margin"])
+    with_numbers = _measured(config, source.subset)
+    model = modality.build(name, with_numbers, categories, source.codec, train.about["margin"])
+    model = model.with_initial(source.subset.x0)
     model.denoiser.to(device)
     trainer = Trainer(
         model.denoiser,
@@ -117,6 +120,24 @@ def _train(
     if not fits_in_memory:
         trainer.data = training_data.read_ahead(dataset, source, trainer.upcoming(), config.workers, pin)
     loop.run()
+
+
+def _measured(config: Poses | Pictures, examples: Examples) -> Poses | Pictures:
+    """The config with numbers instead of the recipe's parameters that are `auto`. Raises DataError if they cannot be measured.
+
+    Two decimals, so that another machine's rounding errors do not make it another training.
+    """
+    training = config.training
+    if not training.measured:
+        return config
+    try:
+        scale = data_scale.data_scale(examples.some(MEASURED).x0)
+    except ValueError as error:
+        raise DataError(f"{', '.join(training.measured)} cannot be auto: {error}.") from error
+    values = {"p_mean": round(scale.mean, 2), "p_std": round(scale.std, 2)}
+    shown = ", ".join(f"{name} {values[name]:.2f}" for name in training.measured)
+    log.info(f"Measured of the data: {shown}.")
+    return config.with_parameters(fill_in(training.parameters, values))
 
 
 def _announce(trainer: Trainer, model: Model, examples: Examples, persons: int) -> None:

@@ -134,3 +134,37 @@ def test_self_conditioning_gives_half_of_the_rows_their_estimate():
     assert shown[0] == {} and torch.equal(shown[1]["vec:self"], (x0 + noise) / 2)
     assert abs(float(shown[1]["keep:vec:self"].float().mean()) - 0.5) < 0.04
     torch.testing.assert_close(value, ((x0 + noise) / 2 - x0).square().mean(1))
+
+
+@pytest.mark.parametrize("penalty", [objective.absolute, objective.pseudo_huber])
+def test_a_penalty_with_unit_weight_is_that_of_the_prediction(penalty):
+    """Also with weights of the coordinates; the penalised square is the plain loss."""
+    recipe = presets.ddpm(0.5)
+    net = MLP(2, 16, 1)
+    denoiser = recipe.denoiser(net)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    x0, noise = (torch.randn(12, 2, generator=generator) for _ in range(2))
+    level = recipe.density(torch.linspace(0.05, 0.95, 12, dtype=torch.float64))
+    cond = {"weight:x": torch.tensor([0.5, 1.5]).expand(12, 2)}
+    error = denoiser.predict(level.corrupt(x0, noise), level) - noise
+    expected = (penalty(error) * cond["weight:x"]).mean(1)
+    got = objective.Penalised(penalty)(denoiser, x0, level, noise, recipe.weight, cond)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    plain = objective.Penalised(torch.square)(denoiser, x0, level, noise, recipe.weight, cond)
+    torch.testing.assert_close(plain, objective.loss(denoiser, x0, level, noise, recipe.weight, cond))
+
+
+def test_pseudo_huber_is_square_for_small_errors_and_linear_for_large_ones():
+    small, large = torch.tensor([1e-4, -1e-4]).double(), torch.tensor([1e3, -1e3]).double()
+    torch.testing.assert_close(objective.pseudo_huber(small, 0.1), small**2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(objective.pseudo_huber(large, 0.1), 0.2 * large.abs(), rtol=1e-3, atol=0)
+
+
+def test_the_shift_of_sd3_is_that_of_its_equation_23():
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    u = torch.special.ndtr(torch.logit(t))
+    trained = presets.sd3(0.5, shift=3.0).density(u)
+    expected = 3 * t / (1 + 2 * t)
+    torch.testing.assert_close(trained.s / (trained.a + trained.s), expected)

@@ -13,7 +13,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from flows.cli import METHODS, app, main, method_tables
+from flows import method_page
+from flows.cli import app, main
 from flows.param_changes import parse, values
 from flows.run_here import FLOWS
 from tasks.__main__ import COMMANDS, STAGES
@@ -106,7 +107,7 @@ def test_set_takes_yaml_values_and_refuses_what_does_not_fit() -> None:
 
 
 def test_methods_are_listed_with_call_and_paper(capsys: pytest.CaptureFixture[str]) -> None:
-    tables = method_tables(METHODS.read_text(encoding="utf-8"))
+    tables = method_page.tables(method_page.PAGE.read_text(encoding="utf-8"))
     assert all(len(row) == len(rows[0]) for rows in tables.values() for row in rows)
     assert main(["methods", "heun", "edm"]) == 0
     out = capsys.readouterr().out

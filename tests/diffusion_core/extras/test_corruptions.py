@@ -163,3 +163,28 @@ def test_unmasking_at_temperature_one_keeps_the_denoiser_s_distribution(steps):
     assert share(1.0) == pytest.approx(0.7, abs=0.015)  # three standard errors are 0.011
     assert share(0.5) > 0.75 and share(0.0) > share(0.5)
     assert not (decode(1.0) == 2).any()
+
+
+def test_cold_sampling_starts_from_the_law_of_degraded_examples():
+    """Mean and covariance are those of the degraded examples; each sample is a function of its own noise."""
+    generator = torch.Generator().manual_seed(0)
+    x0 = (
+        torch.randn(400, 6, 2, generator=generator, dtype=torch.float64)
+        @ torch.tensor([[1.0, 0.5], [0.0, 0.3]]).double()
+        + 2
+    )
+    degrade = corruptions.rows_degradation(0.5)
+    initial = corruptions.GaussianStart.fit(degrade, x0)
+    drawn = initial(torch.randn(20000, 6, 2, generator=generator, dtype=torch.float64))
+    kept = x0[:, :3].flatten(1)
+    assert torch.equal(drawn[:, 3:].abs().max(), torch.tensor(0.0).double())
+    torch.testing.assert_close(drawn[:, :3].flatten(1).mean(0), kept.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(drawn[:, :3].flatten(1).T.cov(), kept.T.cov(), atol=0.06, rtol=0)
+    noise = torch.randn(5, 6, 2, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(initial(noise)[2:3], initial(noise[2:3]))
+
+
+def test_rows_fade_from_the_end():
+    x0 = torch.ones(1, 3, 4, 2)
+    half = corruptions.rows_degradation(0.5)(x0, torch.tensor(0.5))
+    assert half[0, :, :2].eq(1).all() and half[0, :, 2:].eq(0.5).all()
