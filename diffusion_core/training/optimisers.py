@@ -22,6 +22,7 @@ MUON = "muon"  # key of a parameter group that Muon updates
 SCALE = "scale"  # key of a parameter group: its learning rate as a multiple of the configured one
 
 ITERATIONS = 5
+AT_ONCE = 16  # matrices of one shape that a rank orthogonalises in one batch: bounds the memory
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x^3, x^5: a fixed point near 1 and a slope at 0 as steep as possible
 
 
@@ -30,8 +31,8 @@ class Muon(torch.optim.AdamW):
 
     `momentum` decays Muon's average of the gradients, used with Nesterov's look-ahead. The update has spectral norm
     sqrt(max(1, rows / columns)), so that a learning rate carries over between widths. State names: `momentum` for Muon's
-    parameters, AdamW's own for the others. Sharded parameters are updated exactly as whole ones: every rank gathers the
-    momentum of a matrix and orthogonalises all of it.
+    parameters, AdamW's own for the others. The ranks share the matrices out among them: each orthogonalises some of them, whole
+    also where the parameters are sharded.
     """
 
     def __init__(
@@ -61,36 +62,62 @@ class Muon(torch.optim.AdamW):
             self.param_groups = every
         for group in every:
             if group.get(MUON):
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._update(parameter, parameter.grad, group["lr"], group["weight_decay"])
+                for parameters in _of_one_shape(group["params"]):
+                    self._update(parameters, group["lr"], group["weight_decay"])
 
-    def _update(self, parameter: nn.Parameter, gradient: Tensor, rate: float, weight_decay: float) -> None:
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        average = state["momentum"]
-        average.lerp_(gradient, 1 - self.momentum)
-        ahead = parallel.full_tensor(gradient.lerp(average, self.momentum))
-        update = orthogonalised(ahead.flatten(1), self.dtype).reshape(ahead.shape)
-        parameter.mul_(1 - rate * weight_decay)
-        parameter.add_(parallel.shard_like(update.to(parameter.dtype), parameter), alpha=-rate)
+    def _update(self, parameters: list[nn.Parameter], rate: float, weight_decay: float) -> None:
+        """Update parameters whose matrices have one shape, apart from transposition, as one batch."""
+        rank, world = parallel.ranks()
+        share = -(-len(parameters) // world)
+        looked_ahead = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter)
+            average = state["momentum"]
+            average.lerp_(parameter.grad, 1 - self.momentum)
+            ahead = parallel.full_tensor(parameter.grad.lerp(average, self.momentum)).flatten(1)
+            looked_ahead.append(ahead.mT if _tall(ahead.shape) else ahead)
+        # Every rank orthogonalises its share of the matrices; zeros fill up the last shares.
+        own = looked_ahead[rank * share : (rank + 1) * share]
+        own += [torch.zeros_like(looked_ahead[0])] * (share - len(own))
+        updates = parallel.all_gather_tensor(orthogonalised(torch.stack(own), self.dtype))
+        for parameter, update in zip(parameters, updates, strict=False):
+            update = update.to(parameter.dtype)
+            if _tall(parameter.flatten(1).shape):
+                update = update.mT * math.sqrt(update.shape[1] / update.shape[0])
+            parameter.mul_(1 - rate * weight_decay)
+            parameter.add_(parallel.shard_like(update.reshape(parameter.shape), parameter), alpha=-rate)
 
 
-def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The matrix `[rows, columns]` with all its singular values near 1 (within 0.7 to 1.2), times sqrt(max(1, rows / columns)).
+def _tall(shape: torch.Size) -> bool:
+    return shape[0] > shape[1]
+
+
+def _of_one_shape(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters with a gradient, grouped by the shape of their matrices apart from transposition, at most AT_ONCE a rank."""
+    groups: dict[tuple[int, int], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            rows, columns = parameter.shape[0], parameter.numel() // parameter.shape[0]
+            groups.setdefault((min(rows, columns), max(rows, columns)), []).append(parameter)
+    size = AT_ONCE * parallel.ranks()[1]
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+
+def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The matrices `[..., rows, columns]`, rows <= columns, with all singular values near 1 (within 0.7 to 1.2).
 
     Five Newton-Schulz iterations in `dtype`; bfloat16 is exact enough.
     """
-    rows, columns = matrix.shape
-    x = matrix.to(dtype)
-    x = x.mT if rows > columns else x
-    x = x / (x.norm() + 1e-7)
+    x = matrices.to(dtype).reshape(-1, *matrices.shape[-2:])
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if rows > columns else x) * math.sqrt(max(1.0, rows / columns))
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.reshape(matrices.shape)
 
 
 def hidden_matrices(net: nn.Module) -> set[nn.Parameter]:

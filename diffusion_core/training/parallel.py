@@ -96,6 +96,15 @@ def all_gather(value: Any) -> list[Any]:
     return out
 
 
+def all_gather_tensor(own: Tensor) -> Tensor:
+    """The tensors of all ranks, which have one shape `[n, ...]`, as `[ranks * n, ...]`."""
+    if not distributed.is_initialized():
+        return own
+    parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, own.contiguous())
+    return torch.cat(parts)
+
+
 def broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank. The value must be JSON-serialisable."""
     if not distributed.is_initialized():

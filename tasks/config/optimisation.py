@@ -5,7 +5,7 @@ Every length is in images seen, so that it means the same for any batch size and
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -60,7 +60,8 @@ class Optimisation(Section):
     cuda: Device = Device(compile=True)
     microbatch: Positive | Literal["largest"] | None = None  # images per rank in memory at once; null: all of a step
     recompute: bool = False  # recompute activations: less memory, a third more time
-    ranks: int = Field(1, ge=1, le=1024)  # processes; more than one are started by torchrun
+    # Processes; more than one are started by torchrun. auto: one for each GPU, or for each core of a machine without any.
+    ranks: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
     sharded: bool = False  # weights and optimiser sharded over the ranks (FSDP2) instead of replicated (DDP)
     workers: int = Field(0, ge=0, le=64)  # processes that read ahead if the examples do not fit into memory
     # If the examples need more memory than this, they are read from the shards when they are needed.
@@ -74,10 +75,14 @@ class Optimisation(Section):
     stop: Stop = Stop()
     seed: Seed = 0
 
+    def batches(self) -> list[int]:
+        """Every batch size of the training."""
+        return [self.batch, *(growth.batch for growth in self.batch_growth)]
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Optimisation:
-        for batch in (self.batch, *(growth.batch for growth in self.batch_growth)):
-            if batch % self.ranks:
+        for batch in self.batches():
+            if self.ranks != "auto" and batch % self.ranks:
                 raise ValueError(f"batch must be a multiple of ranks ({self.ranks}), got {batch}")
         starts = [growth.images for growth in self.batch_growth]
         if starts != sorted(set(starts)):

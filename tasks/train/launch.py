@@ -5,6 +5,7 @@ torchrun restarts nothing (`--max-restarts 0`): training resumes from its checkp
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -16,9 +17,29 @@ from torch import distributed
 
 from tasks.common import machine, process
 from tasks.common.errors import UserError
+from tasks.config.optimisation import Optimisation
+
+PER_RANK = 16  # images: with fewer a process waits for the others more than it computes
+SHORT = 10_000  # images
 
 GRACE_SECONDS = 20.0  # for the ranks to save their state after SIGTERM
 STOPPED = 75  # exit code: asked to stop, the state was saved, run again to resume (sysexits.h: EX_TEMPFAIL)
+
+
+def ranks(config: Optimisation) -> int:
+    """How many processes train. `auto` takes as many as there are GPUs, or cores if there is none, that divide every batch.
+
+    On processors each of them gets at least PER_RANK images of a step, and a short training has only one: starting more would
+    take longer than it saves.
+    """
+    if config.ranks != "auto":
+        return config.ranks
+    batch = math.gcd(*config.batches())
+    gpus = torch.cuda.device_count()
+    if gpus == 0 and config.images < SHORT:
+        return 1
+    most = gpus or min(machine.cores(), max(1, batch // PER_RANK))
+    return max(number for number in range(1, most + 1) if batch % number == 0)
 
 
 def under_torchrun() -> bool:

@@ -49,9 +49,11 @@ log = logging.getLogger(__name__)
 def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -> None:
     """Train `model`, with torchrun if there is more than one rank. Killed and run again, it ends with the same bits."""
     config = codec_training.config_of(params) if model == codec.NAME else modality.config_of(params, model)
-    if config.ranks > 1 and not launch.under_torchrun():
-        launch.torchrun(["tasks", "train", model, *([checkpoint] if checkpoint else [])], config.ranks, root)
-        return
+    if not launch.under_torchrun():
+        ranks = launch.ranks(config)
+        if ranks > 1:
+            launch.torchrun(["tasks", "train", model, *([checkpoint] if checkpoint else [])], ranks, root)
+            return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's products are not deterministic
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # no code reads such memory

@@ -12,12 +12,12 @@ from diffusion_core.training.optimisers import Muon, hidden_matrices, orthogonal
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("shape", [(24, 24), (24, 96), (96, 24)])
-def test_all_singular_values_of_the_update_are_near_one(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(24, 24), (24, 96), (3, 24, 96)])
+def test_all_singular_values_of_the_update_are_near_one(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
-    matrix = u @ torch.diag(torch.logspace(-1.5, 1, len(v))) @ v
-    values = torch.linalg.svdvals(orthogonalised(matrix)) / max(1, shape[0] / shape[1]) ** 0.5
+    matrix = u @ torch.diag(torch.logspace(-1.5, 1, shape[-2])) @ v
+    values = torch.linalg.svdvals(orthogonalised(matrix))
     assert values.min() > 0.6 and values.max() < 1.3
 
 
@@ -29,7 +29,7 @@ def test_the_update_keeps_the_singular_vectors() -> None:
 
 
 def test_a_matrix_without_gradient_stays() -> None:
-    assert torch.equal(orthogonalised(torch.zeros(8, 4)), torch.zeros(8, 4))
+    assert torch.equal(orthogonalised(torch.zeros(4, 8)), torch.zeros(4, 8))
 
 
 def test_a_step_is_that_of_jordan_et_al() -> None:
@@ -50,6 +50,23 @@ def test_a_step_is_that_of_jordan_et_al() -> None:
         expected = (1 - 0.01 * 0.1) * expected - 0.01 * 3**0.5 * u @ values.diag() @ v
         optimiser.step()
     assert torch.allclose(weight, expected, atol=1e-6)
+
+
+def test_matrices_of_one_shape_are_updated_as_if_each_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimisers, "AT_ONCE", 2)
+    torch.manual_seed(0)
+    weights = [torch.randn(shape, dtype=torch.float64) for shape in [(8, 4), (4, 8), (8, 4), (6, 6), (4, 2, 2, 2)]]
+    gradients = [torch.randn_like(weight) for weight in weights]
+
+    def stepped(indices: list[int]) -> list[torch.Tensor]:
+        parameters = [nn.Parameter(weights[i].clone()) for i in indices]
+        for parameter, i in zip(parameters, indices, strict=True):
+            parameter.grad = gradients[i]
+        Muon([{"params": parameters, optimisers.MUON: True}], 0.1, (0.9, 0.99), 0.0, False, torch.float64).step()
+        return [parameter.detach() for parameter in parameters]
+
+    for i, together in enumerate(stepped([0, 1, 2, 3, 4])):
+        assert torch.allclose(together, stepped([i])[0], atol=1e-12)
 
 
 def test_a_kernel_is_a_matrix_of_output_channels() -> None:

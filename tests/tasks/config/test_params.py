@@ -24,7 +24,7 @@ TEXT = FILE.read_text()
         ("  val: 0.2", "  val: 0.85", "curate", "val + test must be below 0.9"),
         ("  patch: 1 #", "  patch: 3 #", "pictures", "multiple of patch (3)"),
         ("  heads: 4", "  heads: 5", "poses", "multiple of 2 * heads (10)"),
-        ("  batch: 128 # total, over all ranks", "  batch: 127\n", "poses", "multiple of ranks"),
+        ("  ranks: auto # processes", "  ranks: 3 # processes", "poses", "multiple of ranks"),
         ("  size: 64 #", "  size: 16 #", "the file", "pictures.size must be at most shard.size (16)"),
         ("inception: null", "inception: {source: w.pth}", "fidelity.inception.sha256", "missing"),
         ("clip: null", "clip: {source: w.pth, sha256: abc}", "fidelity.clip.sha256", "match"),
