@@ -7,8 +7,8 @@ network replaces a withheld condition by a learned embedding.
 
 Some entries describe the example or a condition and are never withheld: `vec:augment`, how the example was augmented (zeros
 when sampling), `vec:<name>_level`, how much noise the condition <name> has, `mask:x` `[B, N]`, which tokens of x exist, and
-`weight:x`, which broadcasts against x: what an error costs at each of its coordinates. The loss uses the last one, networks do
-not.
+`map:padding`, which parts of x are padding (zeros when sampling), and `weight:x`, which broadcasts against x: what an error
+costs at each of its coordinates. The loss uses the last one, networks do not.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ Cond = dict[str, Tensor]
 KEEP = "keep:"
 MASK = "mask:x"
 AUGMENT = "vec:augment"
+PADDING = "map:padding"
 WEIGHT = "weight:x"
 
 
@@ -33,7 +34,9 @@ def keep_mask(cond: Cond, key: str) -> Tensor | None:
 
 def keys(cond: Cond) -> list[str]:
     """The keys of the conditions that can be withheld."""
-    return [key for key in cond if not (key.startswith(KEEP) or key in (MASK, AUGMENT, WEIGHT) or is_level(key))]
+    return [
+        key for key in cond if not (key.startswith(KEEP) or key in (MASK, AUGMENT, PADDING, WEIGHT) or is_level(key))
+    ]
 
 
 def is_level(key: str) -> bool:

@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, mse_loss, pixel_shuffle, pixel_unshuffle, silu
+from torch.nn.functional import embedding, max_pool2d, mse_loss, pixel_shuffle, pixel_unshuffle, silu
 
 from diffusion_core.nets.layers import zero_init
 from diffusion_core.training import parallel
@@ -92,13 +92,16 @@ class Autoencoder(nn.Module):
         return cast(Tensor, x if self.decoder is None else x + self.decoder(z))
 
     @torch.no_grad()
-    def start_from_pca(self, x: Tensor, power: float = 0.5) -> None:
+    def start_from_pca(self, x: Tensor, power: float = 0.5, padding: Tensor | None = None) -> None:
         """Set the linear maps to the principal components of the patches of pictures `[n, channels, s, s]`.
 
         A component of standard deviation s is divided by s^power (0: keeps its scale, 1: whitened), and all by one number, so
-        that the latents have mean square 1.
+        that the latents have mean square 1. Patches where `padding` `[n, 1, s, s]` is not zero are left out.
         """
         patches = pixel_unshuffle(x, self.factor).permute(0, 2, 3, 1).reshape(-1, self.project.in_channels).double()
+        if padding is not None:
+            whole = max_pool2d(padding, self.factor).flatten() == 0
+            patches = patches[whole] if whole.any() else patches
         mean = patches.mean(0)
         patches = patches - mean
         variances, vectors = torch.linalg.eigh(patches.mT @ patches / len(patches))

@@ -8,6 +8,7 @@ ids[i]). Karras et al. 2020 (arXiv 2006.06676) and 2022 (arXiv 2206.00364), appe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,8 +46,13 @@ def random_transforms(
     )
 
 
-def transform_pictures(x0: Tensor, cond: Cond, params: Tensor) -> tuple[Tensor, Cond]:
-    """Pictures `[B, C, H, W]` flipped, scaled, turned and shifted by `params` `[B, WIDTH]`; edges are reflected."""
+def transform_pictures(
+    x0: Tensor, cond: Cond, params: Tensor, outside: Literal["reflection", "zeros"] = "reflection"
+) -> tuple[Tensor, Cond]:
+    """Pictures `[B, C, H, W]` flipped, scaled, turned and shifted by `params` `[B, WIDTH]`.
+
+    outside: what appears beyond their edges.
+    """
     flip, scale, cos, sin = 1 - 2 * params[:, 0], params[:, 1].exp(), params[:, 2] + 1, params[:, 3]
     # grid_sample takes, for each output pixel, where it comes from: the inverse of shift, then turn and scale, then flip.
     shift = 2 * params[:, 4:6]
@@ -54,7 +60,7 @@ def transform_pictures(x0: Tensor, cond: Cond, params: Tensor) -> tuple[Tensor, 
     inverse = inverse / scale[:, None, None]
     theta = torch.cat([inverse, -inverse @ shift[..., None]], 2).to(x0)
     grid = affine_grid(theta, list(x0.shape), align_corners=False)
-    moved = grid_sample(x0, grid, padding_mode="reflection", align_corners=False)
+    moved = grid_sample(x0, grid, padding_mode=outside, align_corners=False)
     unchanged = (params == 0).all(1)
     return torch.where(unchanged[:, None, None, None], x0, moved), {**cond, "vec:augment": params}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_core import rng
-from diffusion_core.conditioning import Cond, rows
+from diffusion_core.conditioning import WEIGHT, Cond, rows
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.recipe import Recipe
 from diffusion_core.rng import Stream
@@ -50,7 +50,7 @@ def denoising_losses(
 
     Example i of any set gets the same noise at every level and in every call with this seed. Differences over training, and
     between training and held-out data, are therefore due to the model and the examples. Examples are corrupted as in the
-    recipe's training; without a recipe, by normal noise.
+    recipe's training; without a recipe, by normal noise. Condition `weight:x` weighs the coordinates.
     """
     draw = recipe.noise if recipe is not None else rng.normal
     losses = torch.zeros(len(levels.a), len(x0), dtype=torch.float64)
@@ -61,8 +61,10 @@ def denoising_losses(
         for i in range(len(losses)):
             level = Level(levels.a[i], levels.s[i])
             x = level.corrupt(x0[part], noise) if recipe is None else recipe.corrupt(x0[part], level, noise)
-            error = denoiser(x, level, rows(cond, part)) - x0[part]
-            losses[i, part] = error.square().flatten(1).mean(1).double().cpu()
+            error = (denoiser(x, level, rows(cond, part)) - x0[part]).square()
+            if WEIGHT in cond:
+                error = error * cond[WEIGHT][part]
+            losses[i, part] = error.flatten(1).mean(1).double().cpu()
     return losses
 
 

@@ -49,11 +49,13 @@ def autoencoder(denoiser: Preconditioned) -> Autoencoder:
 def error(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Weighted mean absolute error, plus that of the differences of neighbouring pixels at SCALES resolutions: `[B]`.
 
-    The differences keep edges sharp where no perceptual loss is at hand.
+    The differences keep edges sharp where no perceptual loss is at hand. Pixels of weight 0 have no influence.
     """
-    absolute = (x - target).abs()
-    total = (absolute if weight is None else weight * absolute).flatten(1).mean(1)
     difference = x - target
+    if weight is not None:
+        difference = torch.where(weight > 0, difference, 0)
+    absolute = difference.abs()
+    total = (absolute if weight is None else weight * absolute).flatten(1).mean(1)
     for scale in range(SCALES):
         if scale:
             difference = avg_pool2d(difference, 2)
@@ -63,6 +65,9 @@ def error(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def psnr(x: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in decibels of pictures in -1 ... 1, `[B]`."""
-    return 10 * torch.log10(4 / (x.clamp(-1, 1) - target).square().flatten(1).mean(1).clamp(min=1e-12))
+def psnr(x: Tensor, target: Tensor, real: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio in decibels of pictures in -1 ... 1, `[B]`; over pixels where `real` `[B, 1, s, s]` is 1."""
+    error = (x.clamp(-1, 1) - target).square()
+    if real is not None:
+        error = error * real / real.mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    return 10 * torch.log10(4 / error.flatten(1).mean(1).clamp(min=1e-12))

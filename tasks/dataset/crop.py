@@ -23,6 +23,17 @@ def square(landmarks: np.ndarray, margin: float) -> tuple[int, int, int]:
     return int(x0), int(y0), side
 
 
+def real_part(height: int, width: int, x0: int, y0: int, side: int) -> tuple[float, float, float, float] | None:
+    """Which part of the square at (x0, y0) a picture of this size covers: left, top, right, bottom as shares of the side.
+
+    None if it covers all of it.
+    """
+    left, top, right, bottom = max(0, -x0), max(0, -y0), min(side, width - x0), min(side, height - y0)
+    if (left, top, right, bottom) == (0, 0, side, side):
+        return None
+    return left / side, top / side, right / side, bottom / side
+
+
 def crop(picture: np.ndarray, x0: int, y0: int, side: int, size: int) -> np.ndarray:
     """The square of `picture` (uint8 `[height, width, 3]`) at (x0, y0), resized to uint8 `[size, size, 3]`."""
     height, width = picture.shape[:2]

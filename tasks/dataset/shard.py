@@ -20,7 +20,7 @@ from tasks.common.images import encode_png
 from tasks.common.pool import OrderedMap, WorkerDied
 from tasks.config.params import Params
 from tasks.dataset import dataset_table, shards
-from tasks.dataset.crop import crop
+from tasks.dataset.crop import crop, real_part
 from tasks.dataset.dataset_table import SPLITS, Persons
 from tasks.dataset.source_pictures import pictures
 from tasks.extract import parts
@@ -41,6 +41,8 @@ class _File:
 
 def run(params: Params, root: Path) -> None:
     """Write one sample per person to `data/shards/`: `png` (square crop), `pose.npy` (float32 [33, 3]), `json` (metadata).
+
+    If the square reaches beyond the picture, `real` in the metadata says which part of the crop the picture covers.
 
     A person without a picture (motion capture) is a sample without `png`. A file with several persons, or a video, is
     opened once. The bytes do not depend on the number of processes. Raises DataError if a file was removed or changed
@@ -73,19 +75,20 @@ def _files(persons: Persons, rows: list[int]) -> Iterator[_File]:
         yield _File(source, persons.source_kind[same[0]], persons.frame[same].tolist(), persons.crop[same])
 
 
-_Cutter = Callable[[], AbstractContextManager[Callable[[_File], list[bytes]]]]
+_Crop = tuple[bytes, tuple[float, float, float, float] | None]  # PNG, and `real_part`
+_Cutter = Callable[[], AbstractContextManager[Callable[[_File], list[_Crop]]]]
 
 
 @contextmanager
-def _cutter(place: parts.SourcePaths, size: int) -> Iterator[Callable[[_File], list[bytes]]]:
-    """The function from a file to its persons' pictures as PNG."""
+def _cutter(place: parts.SourcePaths, size: int) -> Iterator[Callable[[_File], list[_Crop]]]:
+    """The function from a file to its persons' crops."""
 
-    def cut(file: _File) -> list[bytes]:
+    def cut(file: _File) -> list[_Crop]:
         places = [(file.source, file.kind, frame) for frame in file.frames]
         try:
             whole = pictures(place, places)
             return [
-                encode_png(crop(picture, x0, y0, side, size))
+                (encode_png(crop(picture, x0, y0, side, size)), real_part(*picture.shape[:2], x0, y0, side))
                 for picture, (x0, y0, side) in zip(whole, file.squares.tolist(), strict=True)
             ]
         except Refusal as refusal:
@@ -98,8 +101,8 @@ def _cutter(place: parts.SourcePaths, size: int) -> Iterator[Callable[[_File], l
 
 
 @contextmanager
-def _cut(cutter: _Cutter, opened: list[_File]) -> Iterator[Iterator[bytes]]:
-    """The pictures of all files in order, as PNG; for many files by several processes."""
+def _cut(cutter: _Cutter, opened: list[_File]) -> Iterator[Iterator[_Crop]]:
+    """The crops of all files in order; for many files by several processes."""
     if len(opened) < _FEW:
         with cutter() as cut:
             yield chain.from_iterable(map(cut, opened))
@@ -117,12 +120,17 @@ def _cut(cutter: _Cutter, opened: list[_File]) -> Iterator[Iterator[bytes]]:
 
 
 def _samples(
-    persons: Persons, rows: list[int], cut: Iterator[bytes], bar: tqdm[NoReturn]
+    persons: Persons, rows: list[int], cut: Iterator[_Crop], bar: tqdm[NoReturn]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The samples of one split. `cut` yields the pictures of all rows that have one, and is advanced past them."""
+    """The samples of one split. `cut` yields the crops of all rows that have one, and is advanced past them."""
     pictured = persons.pictured
     for i in rows:
         about = {name: getattr(persons, name)[i] for name in ("source", "category", "group", "split")}
-        members = {"pose.npy": shards.encode_pose(persons.pose[i]), "json": shards.encode_json(about)}
-        yield persons.key[i], {"png": next(cut), **members} if pictured[i] else members
+        members = {}
+        if pictured[i]:
+            members["png"], real = next(cut)
+            if real is not None:
+                about["real"] = real
+        members |= {"pose.npy": shards.encode_pose(persons.pose[i]), "json": shards.encode_json(about)}
+        yield persons.key[i], members
         bar.update()

@@ -2,7 +2,7 @@
 
 The reconstructions of held-out pictures are compared with the originals (PSNR, SSIM), and MediaPipe reads the poses in them.
 The share of joints that it finds where they were is the most that any model of these latents can reach. Reconstructions of
-training pictures are no better if the codec has not overfitted.
+training pictures are no better if the codec has not overfitted. Padding, which codecs do not learn, does not count.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tasks.common import machine
 from tasks.common.files import new_folder, write_json
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params
+from tasks.dataset.padding import padding_maps
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import load_splits
 from tasks.evaluate import pose_accuracy
@@ -43,7 +44,7 @@ def run(params: Params, root: Path) -> None:
         if latent is not None:
             train, held_out = (_chosen(split.pictured(), params.pictures.size) for split in load_splits(root))
             if len(held_out[0]):
-                numbers = _quality(latent, train[0], held_out[0])
+                numbers = _quality(latent, train, held_out)
                 again = modality.as_pictures(_again(latent, held_out[0]))
                 workers = params.extract.workers or machine.cores()
                 read = pose_accuracy.read_poses(
@@ -55,11 +56,11 @@ def run(params: Params, root: Path) -> None:
         write_json(folder / "codec_quality.json", {"metrics": numbers})
 
 
-def _chosen(split: ShardDataset, size: int) -> tuple[Tensor, np.ndarray]:
-    """At most MOST pictures in -1 ... 1, `[n, 3, size, size]`, and their poses."""
+def _chosen(split: ShardDataset, size: int) -> tuple[Tensor, np.ndarray, Tensor]:
+    """At most MOST pictures in -1 ... 1, `[n, 3, size, size]`, their poses, and which pixels are real, `[n, 1, size, size]`."""
     chosen = split.take(evenly_spaced(len(split), MOST))
     pictures = torch.from_numpy(chosen.pictures_uint8(size))
-    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1, chosen.poses()
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1, chosen.poses(), 1 - padding_maps(chosen.metas(), size)
 
 
 @torch.no_grad()
@@ -67,17 +68,19 @@ def _again(latent: Latent, x: Tensor) -> Tensor:
     return latent.decode(latent.encode(x))
 
 
-def _quality(latent: Latent, train: Tensor, held_out: Tensor) -> dict[str, float]:
+def _quality(
+    latent: Latent, train: tuple[Tensor, np.ndarray, Tensor], held_out: tuple[Tensor, np.ndarray, Tensor]
+) -> dict[str, float]:
     """PSNR and SSIM of the reconstructions, and how many codes of a codebook are used as if equally often."""
     numbers = {}
-    for name, x in (("heldout", held_out), ("train", train)):
+    for name, (x, _, real) in (("heldout", held_out), ("train", train)):
         if len(x):
             again = _again(latent, x).clamp(-1, 1)
-            numbers[f"codec.psnr_{name}"] = float(psnr(again, x).mean())
-            numbers[f"codec.ssim_{name}"] = float(ssim(again / 2 + 0.5, x / 2 + 0.5).mean())
+            numbers[f"codec.psnr_{name}"] = float(psnr(again, x, real).mean())
+            numbers[f"codec.ssim_{name}"] = float(ssim(again / 2 + 0.5, x / 2 + 0.5, real).mean())
     book = latent.net.codebook
     if book is not None:
-        z = latent.encode(held_out) * latent.scale + latent.mean
+        z = latent.encode(held_out[0]) * latent.scale + latent.mean
         numbers["codec.perplexity"] = perplexity(book.nearest(z), len(book.vectors))
         numbers["codec.codes"] = float(len(book.vectors))
     return numbers

@@ -6,7 +6,8 @@
     pose_tokens   tok:pose       one token per joint, its position and its name (one-hot), for cross-attention
 
 `vec:augment` describes how an example was augmented, `vec:pose_level` how much noise was added to its pose; both are zero in
-sampling. `map:self` is the network's own first estimate (self-conditioning).
+sampling. `map:self` is the network's own first estimate (self-conditioning). `map:padding` says where a picture is padding;
+models have it whose training pictures have padding anywhere, and in sampling it is withheld, which means that there is none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
 from diffusion_core import rng
 from diffusion_core.codecs import Affine, Latent
-from diffusion_core.conditioning import AUGMENT, KEEP, WEIGHT, Cond, drop, keys
+from diffusion_core.conditioning import AUGMENT, KEEP, PADDING, WEIGHT, Cond, drop, keys
 from diffusion_core.rng import TransformStream
 from diffusion_core.schedules import sigma_level
 from diffusion_core.training import augmentation
@@ -35,11 +36,17 @@ KEYS = {"category": "vec:category", "pose_vector": "vec:pose", "pose_map": "map:
 JOINTS = 33
 SELF = "map:self"
 POSE_LEVEL = "vec:pose_level"
+REAL_SHARE = 0.99  # of a moved pixel that must come from real ones
 JITTER_SCALE, JITTER_SHIFT = 0.07, 0.035  # standard deviations: of the log size, and of the place in picture sides
 
 
-def widths(config: Poses | Pictures, categories: int, factor: int = 1, channels: int = 3) -> dict[str, int]:
-    """The width of each condition of a model's network, whose codec has this factor and so many channels."""
+def widths(
+    config: Poses | Pictures, categories: int, factor: int = 1, channels: int = 3, padded: bool = False
+) -> dict[str, int]:
+    """The width of each condition of a model's network, whose codec has this factor and so many channels.
+
+    padded: whether training pictures have padding. Its map is the last condition, so that a warm start can add or remove it.
+    """
     width = {
         "category": categories,
         "pose_vector": 3 * JOINTS,
@@ -53,6 +60,8 @@ def widths(config: Poses | Pictures, categories: int, factor: int = 1, channels:
         out[POSE_LEVEL] = 1
     if config.self_condition:
         out[SELF] = channels
+    if padded:
+        out[PADDING] = 1
     return out
 
 
@@ -97,15 +106,15 @@ def conditions(
 
 def at_latents(cond: Cond, factor: int) -> Cond:
     """Maps and weights of pixels at the resolution of latents: factor x factor pixels become channels of a map, and their
-    mean a weight."""
+    mean a weight or a share of padding."""
     if factor == 1:
         return cond
     out = dict(cond)
     for key, value in cond.items():
-        if key.startswith("map:") and key != SELF:
-            out[key] = pixel_unshuffle(value, factor)
-        elif key == WEIGHT:
+        if key in (WEIGHT, PADDING):
             out[key] = avg_pool2d(value, factor)
+        elif key.startswith("map:") and key != SELF:
+            out[key] = pixel_unshuffle(value, factor)
     return out
 
 
@@ -113,6 +122,15 @@ def body_weight(maps: Tensor, more: float) -> Tensor:
     """What an error costs at each pixel, `[n, 1, s, s]` with mean 1 for each picture: 1 + more on the bones of pose maps."""
     weight = 1 + more * maps.amax(1, keepdim=True)
     return weight / weight.mean((1, 2, 3), keepdim=True)
+
+
+def weights(cond: Cond, more: float) -> Cond:
+    """The conditions with the weight of each pixel: none on padding, and as much more on the limbs as `body_weight` says."""
+    weight = body_weight(cond["map:pose"], more) if more and "map:pose" in cond else None
+    if PADDING in cond:
+        real = 1 - cond[PADDING]
+        weight = real if weight is None else weight * real
+    return cond if weight is None else {**cond, WEIGHT: weight}
 
 
 def jittered(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Cond]:
@@ -159,7 +177,9 @@ def transform(config: Poses | Pictures, codec: Affine | Latent) -> Transform | N
 
 
 def _transformed(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
-    """Pictures and pose maps transformed alike; a flip exchanges left and right.
+    """Pictures, pose maps and maps of padding transformed alike; a flip exchanges left and right.
+
+    What appears beyond the edges of a picture counts as padding where the model knows of padding at all.
 
     The pose vector and tokens are flipped, but neither rotated, scaled nor shifted: `vec:augment` tells the network about that.
     """
@@ -168,6 +188,9 @@ def _transformed(x0: Tensor, cond: Cond, chosen: Tensor) -> tuple[Tensor, Cond]:
     if "map:pose" in cond:
         maps = torch.where(flip[:, None, None, None], cond["map:pose"][:, list(MIRRORED)], cond["map:pose"])
         moved["map:pose"], _ = augmentation.transform_pictures(maps, {}, chosen)
+    if PADDING in cond:
+        real, _ = augmentation.transform_pictures(1 - cond[PADDING], {}, chosen, outside="zeros")
+        moved[PADDING] = (real < REAL_SHARE).float()
     for key in ("vec:pose", "tok:pose"):
         if key in cond:
             rows = cond[key].reshape(len(x0), JOINTS, -1)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffusion_core import choices
 from diffusion_core.codecs import Affine, Latent
-from diffusion_core.conditioning import Cond
+from diffusion_core.conditioning import PADDING, Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned, UncertainDenoiser
 from diffusion_core.extras.corruptions import GaussianStart
 from diffusion_core.extras.learned_variance import LearnedVariance
@@ -40,10 +40,11 @@ from tasks.common.skeleton import mirror
 from tasks.common.subset import evenly_spaced
 from tasks.config.evaluation import Guidance
 from tasks.config.params import Params, Pictures, Poses
+from tasks.dataset.padding import padding_maps
 from tasks.dataset.shards import ShardDataset
 from tasks.models import codec as stored_codec
 from tasks.models.build import network
-from tasks.models.conditioning import KEYS, SELF, conditions, widths
+from tasks.models.conditioning import KEYS, SELF, at_latents, conditions, weights, widths
 
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
 SCHEDULE = "schedule."  # prefix of the weights of a learned noise schedule
@@ -90,20 +91,31 @@ def _pictures(dataset: ShardDataset, size: int) -> Tensor:
 
 
 def examples(
-    dataset: ShardDataset, config: Poses | Pictures, categories: list[str], mirrored: bool, factor: int = 1
+    dataset: ShardDataset,
+    config: Poses | Pictures,
+    categories: list[str],
+    mirrored: bool,
+    factor: int = 1,
+    padded: bool = False,
 ) -> Examples:
     """The n examples of a split in data units; with `mirrored`, 2 n: the mirror image of example i is example n + i.
 
-    Pose maps have the resolution of a codec's latents, if its factor is given.
+    Pose maps have the resolution of a codec's latents, if its factor is given. With `padded`, the conditions of pictures say
+    where padding is.
 
     A mirror image exchanges left and right: x of the landmarks changes sign, landmarks change names, the picture is flipped.
     """
-    poses, names = dataset.poses(), [meta["category"] for meta in dataset.metas()]
+    metas = dataset.metas()
+    poses, names = dataset.poses(), [meta["category"] for meta in metas]
     margin = dataset.about["margin"]
     cond, flipped_cond = (conditions(config, categories, margin, names, p, factor) for p in (poses, mirror(poses)))
     if isinstance(config, Pictures):
         x0 = _pictures(dataset, config.size)
         flipped = x0.flip(-1)
+        if padded:
+            padding = padding_maps(metas, config.size)
+            cond |= at_latents({PADDING: padding}, factor)
+            flipped_cond |= at_latents({PADDING: padding.flip(-1)}, factor)
     else:
         x0, flipped = torch.from_numpy(poses), torch.from_numpy(mirror(poses))
     if not mirrored:
@@ -122,6 +134,7 @@ class Model:
     recipe: Recipe
     codec: Affine | Latent
     margin: float  # around a person in the square crop
+    padded: bool  # whether training pictures have padding: the network is told where
     meta: dict[str, Any]
     initial: GaussianStart | None = None  # from which sampling starts if the recipe adds no noise
 
@@ -131,8 +144,11 @@ class Model:
         return shape_of(self.config, self.codec)
 
     def examples(self, dataset: ShardDataset) -> Examples:
-        """The examples of a split in data units, with conditions as the network gets them."""
-        return examples(dataset, self.config, self.categories, mirrored=False, factor=self.codec.factor)
+        """The examples of a split in data units, with conditions as the network gets them; padding has no weight."""
+        out = examples(
+            dataset, self.config, self.categories, mirrored=False, factor=self.codec.factor, padded=self.padded
+        )
+        return Examples(out.x0, weights(out.cond, 0.0))
 
     def conditions(self, categories: Sequence[str | None], poses: np.ndarray | None = None) -> Cond:
         """The conditions for one category per sample and, for pictures, the poses `[n, 33, 3]` that they shall show.
@@ -191,18 +207,25 @@ def shape_of(config: Poses | Pictures, codec: Affine | Latent) -> tuple[int, ...
     return (codec.net.latents if isinstance(codec, Latent) else 3, side, side)
 
 
-def build(name: str, config: Poses | Pictures, categories: list[str], codec: Affine | Latent, margin: float) -> Model:
-    """An untrained model."""
+def build(
+    name: str,
+    config: Poses | Pictures,
+    categories: list[str],
+    codec: Affine | Latent,
+    margin: float,
+    padded: bool = False,
+) -> Model:
+    """An untrained model. padded: whether training pictures have padding."""
     shape = shape_of(config, codec)
     size = shape[-1] if isinstance(config, Pictures) else 64  # simple diffusion shifts its noise by 64 / size
     recipe = config.training.make(DATA_SD, size)
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
     channels = shape[0] if isinstance(config, Pictures) else shape[-1]
-    conds = widths(config, len(categories), codec.factor, channels)
+    conds = widths(config, len(categories), codec.factor, channels, padded)
     outputs = 2 if recipe.form is LearnedVariance else 1
     denoiser = recipe.denoiser(network(config, conds, shape if isinstance(config, Pictures) else None, outputs))
-    return Model(name, config, categories, denoiser, recipe, codec, margin, {})
+    return Model(name, config, categories, denoiser, recipe, codec, margin, padded, {})
 
 
 def learned_schedule(recipe: Recipe) -> dict[str, Tensor]:
@@ -222,6 +245,7 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
         "config": model.config.model_dump(),
         "categories": model.categories,
         "margin": model.margin,
+        "padded": model.padded,
         "codec": stored_codec.description(model.codec),
         **meta,
     }
@@ -245,7 +269,7 @@ def load(folder: Path, device: torch.device) -> Model:
             f"{folder / paths.MODEL_FILE} was written by another version: its parameters are not known."
         ) from error
     codec = stored_codec.from_tensors(tensors, meta.get("codec"))
-    model = build(meta["model"], config, meta["categories"], codec, meta["margin"])
+    model = build(meta["model"], config, meta["categories"], codec, meta["margin"], meta.get("padded", False))
     weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
     schedule = {key.removeprefix(SCHEDULE): weights.pop(key) for key in list(weights) if key.startswith(SCHEDULE)}
     if isinstance(model.recipe.density, nn.Module):
@@ -257,7 +281,7 @@ def load(folder: Path, device: torch.device) -> Model:
         )
     model.denoiser.to(device).eval().requires_grad_(False)
     initial = GaussianStart(tensors[f"{INITIAL}mean"], tensors[f"{INITIAL}factors"]) if model.recipe.degrade else None
-    return Model(model.name, config, model.categories, model.denoiser, model.recipe, codec, model.margin, meta, initial)
+    return replace(model, meta=meta, initial=initial)
 
 
 def config_of(params: Params, name: str) -> Poses | Pictures:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core.codecs import Latent
-from diffusion_core.conditioning import WEIGHT, Cond
+from diffusion_core.conditioning import PADDING, WEIGHT, Cond
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.nets.autoencoder import Autoencoder
 from diffusion_core.training import reconstruction
@@ -32,7 +32,8 @@ from tasks.config.params import Params, Pictures
 from tasks.dataset.shards import ShardDataset
 from tasks.models import codec as stored_codec
 from tasks.models import modality
-from tasks.models.modality import DATA_SD
+from tasks.models.conditioning import weights
+from tasks.models.modality import DATA_SD, Examples
 from tasks.plots import drawing
 from tasks.registry import lineage
 from tasks.train import data as training_data
@@ -60,23 +61,23 @@ class CodecModel:
 
 @dataclass(frozen=True)
 class CodecEvaluator:
-    """Measures the reconstructions of pictures `[n, 3, s, s]` of `train` and, if there are any, `val`."""
+    """Measures the reconstructions of pictures of `train` and, if there are any, `val`; padding has no weight."""
 
-    pictures: dict[str, Tensor]
+    pictures: dict[str, Examples]
     sigmas: ClassVar[tuple[float, ...]] = ()
     noise_scale: ClassVar[bool] = False  # two passes more would cost as much as they tell
 
     def evaluate(self, denoiser: Preconditioned, nimg: int, noise_scale: NoiseScale | None) -> Evaluation:
-        """The mean error of the reconstructions, without weights."""
+        """The mean error of the reconstructions, that on the limbs as on the background."""
         errors = {
-            split: [float(reconstruction.error(self._again(denoiser, x), x).mean())]
-            for split, x in self.pictures.items()
+            split: [float(reconstruction.error(self._again(denoiser, one.x0), one.x0, one.cond.get(WEIGHT)).mean())]
+            for split, one in self.pictures.items()
         }
         return Evaluation(nimg, errors["train"], errors.get("val"))
 
     def picture(self, denoiser: Preconditioned, path: Path) -> None:
         """Originals above their reconstructions."""
-        originals = self.pictures.get("val", self.pictures["train"])[:SHOWN]
+        originals = self.pictures.get("val", self.pictures["train"]).x0[:SHOWN]
         both = torch.cat([originals, self._again(denoiser, originals)])
         tiles = [drawing.enlarge(picture, 96) for picture in modality.as_pictures(both)]
         drawing.save_png(path, drawing.sheet(tiles, len(originals)))
@@ -109,7 +110,7 @@ def train(params: Params, root: Path, device: torch.device, checkpoint: Path | N
     fitted = dataset.read(torch.tensor(evenly_spaced(dataset.uncopied, FITTED)))
     training_data.check_finite(fitted, [dataset.keys[i] for i in evenly_spaced(dataset.uncopied, FITTED)])
     net = stored_codec.untrained(config)
-    net.start_from_pca(fitted.x0)
+    net.start_from_pca(fitted.x0, padding=fitted.cond.get(PADDING))
     if config.kind == "pca":
         _write(folder, config, _fit(net, fitted.x0), lineage.trained_on(train_set, None))
         return
@@ -126,8 +127,12 @@ def train(params: Params, root: Path, device: torch.device, checkpoint: Path | N
         averages(config),
         compute=core_compute(config, device),
     )
-    evaluated = {split: _pictures(part, view) for split, part in (("train", train_set), ("val", held_out)) if len(part)}
-    digests = [training_data.digest(modality.Examples(x, {})) for x in (fitted.x0, evaluated.get("val", fitted.x0[:0]))]
+    evaluated = {
+        split: _pictures(part, view, dataset.padded)
+        for split, part in (("train", train_set), ("val", held_out))
+        if len(part)
+    }
+    digests = [training_data.digest(one) for one in (fitted, evaluated.get("val", fitted.some(0)))]
     fingerprint = run_fingerprint.of(config, digests[0], digests[1])
     if trainer.rank == 0:
         log.info(
@@ -156,16 +161,17 @@ def trained(params: Params, root: Path) -> Latent | None:
     return stored_codec.load(paths.model_folder(root, stored_codec.NAME) / paths.MODEL_FILE)
 
 
-def _pictures(dataset: ShardDataset, view: Pictures) -> Tensor:
-    """EVALUATED pictures of a split in data units."""
+def _pictures(dataset: ShardDataset, view: Pictures, padded: bool) -> Examples:
+    """EVALUATED pictures of a split in data units, and where they are padding."""
     chosen = dataset.take(evenly_spaced(len(dataset), EVALUATED))
-    return modality.examples(chosen, view, dataset.about["categories"], mirrored=False).x0
+    examples = modality.examples(chosen, view, dataset.about["categories"], mirrored=False, padded=padded)
+    return Examples(examples.x0, weights({PADDING: examples.cond[PADDING]} if padded else {}, 0.0))
 
 
 def _examples(dataset: ExampleDataset, config: Codec) -> Data:
     """Pictures and their weights by index, from memory if they fit there."""
 
-    def of(examples: modality.Examples) -> tuple[Tensor, Cond]:
+    def of(examples: Examples) -> tuple[Tensor, Cond]:
         return examples.x0, {WEIGHT: examples.cond[WEIGHT]} if WEIGHT in examples.cond else {}
 
     if dataset.bytes() > config.memory_gb * 1e9:

@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion_core import rng
 from diffusion_core.codecs import Affine, Latent
-from diffusion_core.conditioning import WEIGHT, Cond
+from diffusion_core.conditioning import Cond
 from diffusion_core.rng import Stream
 from diffusion_core.training.trainer import Data
 from tasks.common.errors import DataError
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Pictures, Poses
+from tasks.dataset.padding import any_padding
 from tasks.dataset.shards import ShardDataset
 from tasks.models import conditioning, modality
 from tasks.models.modality import Examples
@@ -34,11 +35,13 @@ AHEAD = 4  # batches that each worker reads ahead
 class ExampleDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
     """Examples in data units by index: the originals, then their mirror images, then jittered copies of all these.
 
-    `factor`: that of the codec; pose maps and weights have the resolution of its latents, the pictures stay pixels.
+    `factor`: that of the codec; pose maps and weights have the resolution of its latents, the pictures stay pixels. `padded`:
+    whether a picture has padding; if so, the conditions of all say where, and padding has no weight.
     """
 
     def __init__(self, dataset: ShardDataset, config: Poses | Pictures, categories: list[str], factor: int = 1) -> None:
         self.dataset, self.config, self.categories, self.factor = dataset, config, categories, factor
+        self.padded = isinstance(config, Pictures) and any_padding(dataset.metas())
 
     def __len__(self) -> int:
         return self.uncopied * (1 + self.config.copies)
@@ -57,18 +60,22 @@ class ExampleDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
         """The examples of indices `[B]`."""
         count = len(self.dataset)
         originals = self.dataset.take([i % count for i in indices.tolist()])
-        both = modality.examples(originals, self.config, self.categories, mirrored=self.config.mirror)
+        both = self._unfinished(originals)
         rows = torch.arange(len(indices)) + len(indices) * (indices % self.uncopied >= count)
         return self._finished(Examples(both.x0[rows], {key: value[rows] for key, value in both.cond.items()}), indices)
 
     def read_all(self) -> Examples:
         """All examples."""
-        plain = modality.examples(self.dataset, self.config, self.categories, mirrored=self.config.mirror)
+        plain = self._unfinished(self.dataset)
         parts = [
             self._finished(plain, torch.arange(len(plain)) + k * len(plain)) for k in range(1 + self.config.copies)
         ]
         cond = {key: torch.cat([part.cond[key] for part in parts]) for key in parts[0].cond}
         return Examples(torch.cat([part.x0 for part in parts]), cond)
+
+    def _unfinished(self, part: ShardDataset) -> Examples:
+        mirrored = self.config.mirror
+        return modality.examples(part, self.config, self.categories, mirrored, padded=self.padded)
 
     def _finished(self, plain: Examples, indices: Tensor) -> Examples:
         """The examples of these indices, given what they are without jitter, at full resolution."""
@@ -82,8 +89,8 @@ class ExampleDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
             x0[copied] = moved
             for key, value in told.items():
                 cond[key][copied] = value
-        if isinstance(self.config, Pictures) and self.config.body_weight and "map:pose" in cond:
-            cond = {**cond, WEIGHT: conditioning.body_weight(cond["map:pose"], self.config.body_weight)}
+        if isinstance(self.config, Pictures):
+            cond = conditioning.weights(cond, self.config.body_weight)
         return Examples(x0, conditioning.at_latents(cond, self.factor))
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, Cond]:

@@ -29,6 +29,7 @@ CODE = (
     "tasks/common/skeleton.py",
     "tasks/common/subset.py",
     "tasks/dataset/crop.py",
+    "tasks/dataset/padding.py",
     "tasks/dataset/pose_map.py",
     "tasks/dataset/shards.py",
     "tasks/metrics/*.py",

@@ -86,7 +86,7 @@ def _train(
     else:
         source = training_data.from_shards(dataset, name == "poses", latents)
     with_numbers = _measured(config, source.subset)
-    model = modality.build(name, with_numbers, categories, source.codec, train.about["margin"])
+    model = modality.build(name, with_numbers, categories, source.codec, train.about["margin"], dataset.padded)
     model = model.with_initial(source.subset.x0)
     model.denoiser.to(device)
     trainer = Trainer(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from diffusion_core.nets.edm2_unet import EDM2UNet
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
@@ -14,10 +15,13 @@ from tasks.models.modality import Model
 
 # The layer that has one column per category. Categories may have come or gone; the others keep their column.
 CATEGORY = "conds.category.weight"
+FIRST = ("net.patch_embed.weight", "net.conv_in.weight")  # the layers that take maps, last of all that of padding
 
 
 def weights(root: Path, sha256: str, model: Model) -> dict[str, Tensor]:
     """The denoiser's weights of the model file with this digest, its category columns rearranged for the categories of `model`.
+
+    If only one of the two knows of padding, columns for it are added, as zeros, or removed.
 
     The file is looked for in `.contrapposto/models/<sha256>/` and `artifacts/`. Raises UserError, naming what differs, if
     it is another kind of network, and DataError if there is no such file.
@@ -29,6 +33,10 @@ def weights(root: Path, sha256: str, model: Model) -> dict[str, Tensor]:
     for name, value in own.items():
         if name.endswith(CATEGORY) and name in loaded:
             loaded[name] = _columns(value, loaded[name], model.categories, meta["categories"])
+    if model.padded != meta.get("padded", False):
+        constant = 1 if isinstance(model.denoiser.net, EDM2UNet) else 0  # its last channel is a constant
+        for name in own.keys() & loaded.keys() & set(FIRST):
+            loaded[name] = _with_width(loaded[name], own[name].shape[1], constant)
     buffers = dict(model.denoiser.named_buffers())
     loaded = {name: value for name, value in loaded.items() if name in own or name not in buffers}
     differing = [name for name in sorted(own.keys() | loaded.keys()) if _shape(own, name) != _shape(loaded, name)]
@@ -60,6 +68,15 @@ def _columns(own: Tensor, loaded: Tensor, categories: list[str], loaded_categori
     for column, category in enumerate(categories):
         if category in loaded_categories and loaded.shape == (len(own), len(loaded_categories)):
             merged[:, column] = loaded[:, loaded_categories.index(category)]
+    return merged
+
+
+def _with_width(weight: Tensor, width: int, constant: int) -> Tensor:
+    """The weight `[out, in, ...]` with columns of zeros added, or columns removed, before the last `constant` columns."""
+    kept = min(width, weight.shape[1]) - constant
+    merged = weight.new_zeros(weight.shape[0], width, *weight.shape[2:])
+    merged[:, :kept] = weight[:, :kept]
+    merged[:, width - constant :] = weight[:, weight.shape[1] - constant :]
     return merged
 
 

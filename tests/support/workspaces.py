@@ -89,19 +89,34 @@ def picture(pose: np.ndarray, size: int) -> np.ndarray:
     return (light[..., None] * np.array([255, 200, 120])).astype(np.uint8)
 
 
-def write_shards(root: Path, train: int = 60, val: int = 20, test: int = 10) -> None:
-    """`data/shards` of figures in two categories."""
+BAND = 0.25  # of the side
+
+
+def write_shards(root: Path, train: int = 60, val: int = 20, test: int = 10, bands: bool = False) -> None:
+    """`data/shards` of figures in two categories.
+
+    With `bands`, the top of every second picture is a white band of padding.
+    """
 
     def rows(split: str, count: int, seed: int) -> Iterator[tuple[str, dict[str, bytes]]]:
         rng = np.random.default_rng(seed)
         for i in range(count):
             pose = figure(rng, i % 2)
             key = f"{seed:04x}{i:012x}"
-            meta = {"category": ("calm", "wild")[i % 2], "group": key, "source": f"{key}.png", "split": split}
+            meta: dict[str, Any] = {
+                "category": ("calm", "wild")[i % 2],
+                "group": key,
+                "source": f"{key}.png",
+                "split": split,
+            }
+            pixels = picture(pose, 16)
+            if bands and i % 4 < 2:
+                meta["real"] = [0.0, BAND, 1.0, 1.0]
+                pixels[: round(16 * BAND)] = 255
             yield (
                 key,
                 {
-                    "png": encode_png(picture(pose, 16)),
+                    "png": encode_png(pixels),
                     "pose.npy": shards.encode_pose(pose),
                     "json": shards.encode_json(meta),
                 },
