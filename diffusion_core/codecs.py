@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_core.nets.autoencoder import Autoencoder
+from diffusion_core.conditioning import Cond, kept
+from diffusion_core.nets.autoencoder import FirstStage
 from diffusion_core.training.compute import computes_bf16
 
 
@@ -41,8 +42,8 @@ class Affine:
         """Data units to network units."""
         return (x0 - self.mean.to(x0.device)) / self.scale.to(x0.device)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Network units to data units."""
+    def decode(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        """Network units to data units, whatever the conditions."""
         return z * self.scale.to(z.device) + self.mean.to(z.device)
 
 
@@ -54,7 +55,7 @@ class Latent:
 
     BATCH = 128
 
-    def __init__(self, net: Autoencoder, mean: Tensor, scale: Tensor) -> None:
+    def __init__(self, net: FirstStage, mean: Tensor, scale: Tensor) -> None:
         self.net = net.eval().requires_grad_(False)
         self.mean = mean  # of each channel, [channels, 1, 1]
         self.scale = scale  # standard deviation of the latents over that of the network's units, []
@@ -65,7 +66,7 @@ class Latent:
         return self.net.factor
 
     @classmethod
-    def fit(cls, net: Autoencoder, x0: Tensor, sd: float) -> Latent:
+    def fit(cls, net: FirstStage, x0: Tensor, sd: float) -> Latent:
         """The codec that gives the latents of pictures x0 mean 0 in each channel and root mean square `sd` in all.
 
         One scale for all channels: those with the large variances decide how a picture looks, and so they keep their weight.
@@ -83,12 +84,19 @@ class Latent:
         z = self._batched(self.net.encode, x0)
         return (z - self.mean.to(z)) / self.scale.to(z)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Network units to pictures."""
-        return self._batched(self.net.decode, (z * self.scale.to(z) + self.mean.to(z)).float())
+    def decode(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        """Network units to pictures. cond: conditions as a model of these latents gets them."""
+        z = (z * self.scale.to(z) + self.mean.to(z)).float()
+        maps = None
+        if self.net.condition is not None and cond is not None:
+            maps = kept(self.net.condition, cond)
+        if maps is None:
+            return self._batched(self.net.decode, z)
+        return self._batched(self.net.decode, z, maps.to(z))
 
-    def _batched(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        self.net.to(x.device)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=computes_bf16(x.device)):
-            parts = [function(part).float() for part in x.split(self.BATCH)]
-        return torch.cat(parts) if parts else x.new_zeros(0)
+    def _batched(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        device = values[0].device
+        self.net.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device)):
+            parts = [function(*part).float() for part in zip(*(x.split(self.BATCH) for x in values), strict=True)]
+        return torch.cat(parts) if parts else values[0].new_zeros(0)

@@ -32,6 +32,14 @@ def keep_mask(cond: Cond, key: str) -> Tensor | None:
     return cond.get(KEEP + key)
 
 
+def kept(key: str, cond: Cond) -> Tensor | None:
+    """The condition with zeros in rows that it is withheld from; None if it is absent."""
+    mask = keep_mask(cond, key)
+    if key not in cond or mask is None:
+        return cond.get(key)
+    return cond[key] * mask.reshape(-1, *[1] * (cond[key].ndim - 1))
+
+
 def keys(cond: Cond) -> list[str]:
     """The keys of the conditions that can be withheld."""
     return [

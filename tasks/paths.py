@@ -46,6 +46,7 @@ SLICES = STATE / "slices"
 FEATURES = STATE / "features"
 NETWORK_WEIGHTS = STATE / "weights"  # downloaded, one file per sha256
 REGISTERED_MODELS = STATE / "models"  # fetched from the registry, one folder per sha256
+LATENTS = STATE / "latents"  # of the training pictures, one file per digest
 TRAINING = STATE / "training"  # one folder per model and training
 DATASET_HISTORY = STATE / "datasets.json"
 SEEN_DATA = STATE / "seen.json"

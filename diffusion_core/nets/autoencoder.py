@@ -11,7 +11,7 @@ penalised: a variational autoencoder whose posterior variance is given instead o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,32 @@ class Reconstruction(NamedTuple):
     penalty: Tensor  # on the latents, [B]
 
 
-class Autoencoder(nn.Module):
+class FirstStage(nn.Module):
+    """What latent diffusion needs of an autoencoder: `encode` pictures, `decode` latents."""
+
+    factor: int  # pixels along the side of one place of the latents
+    latents: int  # channels
+    condition: str | None = None  # key of the `map:*` condition that the decoder sees
+    codebook: Codebook | None = None
+    config: dict[str, Any]  # from which it can be built again, as JSON
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Latents `[B, latents, s / factor, s / factor]` of pictures `[B, 3, s, s]`."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor, maps: Tensor | None = None) -> Tensor:
+        """Pictures from latents."""
+        raise NotImplementedError
+
+
+class Autoencoder(FirstStage):
     """Pictures `[B, channels, s, s]` to latents `[B, latents, s / factor, s / factor]` and back; s is any multiple of factor.
 
     widths: channels of the convolutions at half the resolution, a quarter, ...; their number is log2(factor). Residual blocks
     at each resolution: `depth` in the encoder, depth + 1 in the decoder. Multiply-adds of a block: 18 width^2 a pixel.
+
+    With a `condition`, the key of a `map:*` condition, the decoder sees that map too; `maps` is its number of channels, with
+    factor x factor pixels as channels. A map that is withheld is zero.
     """
 
     def __init__(
@@ -44,6 +65,8 @@ class Autoencoder(nn.Module):
         channels: int = 3,
         codes: int = 0,
         penalty: float = 1e-4,
+        condition: str | None = None,
+        maps: int = 0,
     ) -> None:
         super().__init__()
         if factor < 2 or factor & (factor - 1):
@@ -53,18 +76,25 @@ class Autoencoder(nn.Module):
         patch = channels * factor**2
         if not 1 <= latents <= patch:
             raise ValueError(f"latents must be between 1 and {patch}, the numbers of a patch, got {latents}")
-        self.factor, self.latents, self.penalty = factor, latents, penalty
+        if (condition is None) != (maps == 0) or (condition is not None and not widths):
+            raise ValueError("a condition needs maps and a decoder with convolutions")
+        self.factor, self.latents, self.penalty, self.condition, self.maps = factor, latents, penalty, condition, maps
         self.config = {
             "factor": factor, "latents": latents, "widths": list(widths), "depth": depth, "channels": channels, "codes": codes,
-            "penalty": penalty,
+            "penalty": penalty, "condition": condition, "maps": maps,
         }  # fmt: skip
         self.project = nn.Conv2d(patch, latents, 1)
         self.expand = nn.Conv2d(latents, patch, 1)
         self.encoder = Encoder(channels, widths, depth, latents) if widths else None
-        self.decoder = Decoder(channels, widths, depth + 1, latents) if widths else None
+        self.decoder = Decoder(channels, widths, depth + 1, latents + maps) if widths else None
         self.codebook = Codebook(codes, latents) if codes else None
 
-    def forward(self, x: Tensor, noise: Tensor, sd: Tensor) -> Reconstruction:
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weights that pictures come from last."""
+        return (self.expand if self.decoder is None else self.decoder.conv_out).weight
+
+    def forward(self, x: Tensor, noise: Tensor, sd: Tensor, maps: Tensor | None = None) -> Reconstruction:
         """Reconstruction in training: noise `[B, latents, h, w]` of standard deviation sd `[B]` is added to the latents."""
         z = self._latents(x)
         if self.codebook is None:
@@ -72,24 +102,29 @@ class Autoencoder(nn.Module):
             z = z + (sd.reshape(-1, 1, 1, 1) * noise).to(z)
         else:
             z, penalty = self.codebook.straight_through(z)
-        return Reconstruction(self._picture(z), penalty)
+        return Reconstruction(self._picture(z, maps), penalty)
 
     def encode(self, x: Tensor) -> Tensor:
         """The latents of pictures, without noise; with a codebook they are its vectors."""
         z = self._latents(x)
         return z if self.codebook is None else cast(Tensor, self.codebook(z))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Pictures from latents; with a codebook, from the vectors nearest to them."""
-        return self._picture(z if self.codebook is None else self.codebook(z))
+    def decode(self, z: Tensor, maps: Tensor | None = None) -> Tensor:
+        """Pictures from latents; with a codebook, from the vectors nearest to them. maps: `[B, maps, h, w]`."""
+        return self._picture(z if self.codebook is None else self.codebook(z), maps)
 
     def _latents(self, x: Tensor) -> Tensor:
         z = self.project(pixel_unshuffle(x, self.factor))
         return cast(Tensor, z if self.encoder is None else z + self.encoder(x))
 
-    def _picture(self, z: Tensor) -> Tensor:
+    def _picture(self, z: Tensor, maps: Tensor | None) -> Tensor:
         x = pixel_shuffle(self.expand(z), self.factor)
-        return cast(Tensor, x if self.decoder is None else x + self.decoder(z))
+        if self.decoder is None:
+            return x
+        if self.maps:
+            shown = z.new_zeros(len(z), self.maps, *z.shape[2:]) if maps is None else maps.to(z)
+            z = torch.cat([z, shown], 1)
+        return cast(Tensor, x + self.decoder(z))
 
     @torch.no_grad()
     def start_from_pca(self, x: Tensor, power: float = 0.5, padding: Tensor | None = None) -> None:
@@ -237,7 +272,7 @@ class Codebook(nn.Module):
             self._seen.append((z.detach().float().permute(0, 2, 3, 1).reshape(-1, z.shape[1]), codes.flatten()))
         return z + (quantised - z).detach(), self.commitment * distances
 
-    def begin_step(self) -> None:
+    def begin_step(self, nimg: int) -> None:
         """Forget the latents seen so far."""
         self._seen = []
 

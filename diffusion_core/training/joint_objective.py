@@ -41,6 +41,14 @@ def trained_modules(denoiser: nn.Module, recipe: Recipe) -> nn.ModuleDict:
     return learned
 
 
+def clipping_groups(learned: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[list[nn.Parameter]]:
+    """The parameters whose gradients are clipped together: those of each module that says `clipped_alone`, and all others."""
+    alone = [module for module in learned.modules() if getattr(module, "clipped_alone", False)]
+    own = [[p for p in module.parameters() if p.requires_grad] for module in alone]
+    taken = {id(p) for group in own for p in group}
+    return [[p for p in parameters.values() if id(p) not in taken], *own]
+
+
 def check_matching(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
     """Raise ValueError, naming the difference, unless both have the same names and shapes."""
     if own.keys() != other.keys():

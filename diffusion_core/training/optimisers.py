@@ -141,11 +141,23 @@ def build(
 ) -> torch.optim.Optimizer:
     """The optimiser of `parameters`, which are those of `learned` that train.
 
-    dtype: in which Muon orthogonalises. The groups say their `scale`, see `set_rate`.
+    dtype: in which Muon orthogonalises. The groups say their `scale`, see `set_rate`; AdamW updates the parameters of a module
+    with a `rate_scale` at that multiple of its rate.
     """
     betas, fused = (0.9, 0.99), device.type == "cuda"
+    own = {
+        id(p): float(module.rate_scale)  # type: ignore[arg-type]
+        for module in learned.modules()
+        if hasattr(module, "rate_scale")
+        for p in module.parameters()
+    }
+    scaled = [
+        {"params": [p for p in parameters.values() if own.get(id(p)) == scale], SCALE: scale}
+        for scale in sorted(set(own.values()))
+    ]
+    parameters = {key: p for key, p in parameters.items() if id(p) not in own}
     if name == "adamw":
-        groups = [{"params": list(parameters.values()), SCALE: 1.0}]
+        groups = [{"params": list(parameters.values()), SCALE: 1.0}, *scaled]
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
     hidden = hidden_matrices(learned)
     ours = [p for p in parameters.values() if p in hidden]
@@ -153,6 +165,7 @@ def build(
     scale = muon_learning_rate / learning_rate
     groups = [{"params": ours, MUON: True, SCALE: scale}] if ours else []
     groups += [{"params": rest, SCALE: 1.0}] if rest else []
+    groups += scaled
     return Muon(groups, learning_rate, betas, weight_decay, fused, dtype)
 
 

@@ -5,11 +5,13 @@ The recipe's noise level is the standard deviation of the noise on the latents.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
-from diffusion_core.conditioning import WEIGHT, Cond
+from diffusion_core.conditioning import WEIGHT, Cond, kept
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.nets.autoencoder import Autoencoder, Reconstruction
 from diffusion_core.presets import edm
@@ -19,25 +21,36 @@ from diffusion_core.schedules import Level, sigma_level
 SCALES = 3  # of the gradients: full, half, quarter resolution
 
 
-def recipe(noise: float) -> Recipe:
+def recipe(noise: float, loss: Callable[..., Tensor] | None = None) -> Recipe:
     """The recipe of an autoencoder with noise of standard deviation 0 ... `noise` on its latents.
 
-    Its denoiser only holds the autoencoder, as `net`.
+    Its denoiser only holds the autoencoder, as `net`. The default loss is `reconstruction_loss`.
     """
-    return edm().replace(density=lambda u: sigma_level(noise * u), loss=loss)
+    return edm().replace(density=lambda u: sigma_level(noise * u), loss=loss or reconstruction_loss)
 
 
-def loss(denoiser: Preconditioned, x0: Tensor, level: Level, noise: Tensor, weight: object, cond: Cond) -> Tensor:
-    """Error of the reconstruction of pictures `[B, C, s, s]`, plus the penalty on the latents: `[B]`.
+def reconstruction_loss(
+    denoiser: Preconditioned, x0: Tensor, level: Level, noise: Tensor, weight: object, cond: Cond
+) -> Tensor:
+    """Error of the reconstruction of pictures `[B, C, s, s]`, plus the penalty on the latents: `[B]`."""
+    result = reconstructed(denoiser, x0, level, noise, cond)
+    return error(result.x.float(), x0, cond.get(WEIGHT)) + result.penalty
 
-    The latents' noise is taken from `noise`, which is as large as the pictures.
+
+def reconstructed(denoiser: Preconditioned, x0: Tensor, level: Level, noise: Tensor, cond: Cond) -> Reconstruction:
+    """The pictures `[B, C, s, s]` from their noisy latents.
+
+    The noise is taken from `noise`, which is as large as the pictures. Maps of conditions have the pictures' resolution.
     """
     net = autoencoder(denoiser)
     side = x0.shape[-1] // net.factor
     count = net.latents * side**2
     latent_noise = noise.flatten(1)[:, :count].reshape(len(x0), net.latents, side, side)
-    result: Reconstruction = net(x0, latent_noise, level.s.to(x0).expand(len(x0)))
-    return error(result.x.float(), x0, cond.get(WEIGHT)) + result.penalty
+    maps = None
+    if net.condition is not None and net.condition in cond:
+        maps = kept(net.condition, {**cond, net.condition: pixel_unshuffle(cond[net.condition], net.factor)})
+    result: Reconstruction = net(x0, latent_noise, level.s.to(x0).expand(len(x0)), maps)
+    return result
 
 
 def autoencoder(denoiser: Preconditioned) -> Autoencoder:

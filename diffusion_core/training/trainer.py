@@ -55,13 +55,14 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class RunningStatistics(Protocol):
-    """A module that learns from what it sees instead of by gradients, such as a codebook of running means.
+    """A module that learns from what it sees instead of by gradients, such as a codebook of running means, or that changes
+    in the course of the training.
 
     It collects in the forward pass and changes in `end_step` only, so that passes which measure something leave no trace.
     """
 
-    def begin_step(self) -> None:
-        """Forget what was collected."""
+    def begin_step(self, nimg: int) -> None:
+        """Forget what was collected. `nimg` images were seen before this step."""
 
     def end_step(self) -> None:
         """Update from what was collected since, on all ranks."""
@@ -143,7 +144,8 @@ class Trainer:
             self.device,
             torch.bfloat16 if self.compute.precision == "bf16" else torch.float32,
         )
-        self.running = [module for module in denoiser.modules() if isinstance(module, RunningStatistics)]
+        self.running = [module for module in self.learned.modules() if isinstance(module, RunningStatistics)]
+        self.clipped = joint_objective.clipping_groups(self.learned, self.parameters)
         decays = averages or {"ema": halflife(config.ema_halflife_images, config.ema_warmup)}
         self.averages = {name: Average(self.parameters, decay) for name, decay in decays.items()}
 
@@ -167,11 +169,12 @@ class Trainer:
         batch = lr_schedule.batch_size(self.config, self.nimg)
         self.zero_gradients()
         for module in self.running:
-            module.begin_step()
+            module.begin_step(self.nimg)
         result = self.gradient(self.nimg, batch)
         sums = torch.stack([result.weighted.sum() / batch, result.weighted.new_tensor(float(self.stop))])
         parallel.all_reduce_sum(sums)
-        norm = parallel.full_tensor(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip))
+        norms = [nn.utils.clip_grad_norm_(group, self.config.grad_clip) for group in self.clipped]
+        norm = torch.stack([parallel.full_tensor(norm) for norm in norms]).sum()
         loss, stops, gradient_norm = torch.stack([*sums, norm.to(sums)]).tolist()  # the only wait for the device
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             raise self._diverged(result, gradient_norm)

@@ -7,6 +7,7 @@ training pictures are no better if the codec has not overfitted. Padding, which 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ from tasks.common.files import new_folder, write_json
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params
 from tasks.dataset.padding import padding_maps
+from tasks.dataset.pose_map import pose_map
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import load_splits
 from tasks.evaluate import pose_accuracy
 from tasks.metrics.ssim import ssim
 from tasks.models import codec, modality
+from tasks.models.conditioning import KEYS, at_latents
 from tasks.plots import drawing
 
 MOST = 256  # pictures of each set
@@ -43,44 +46,54 @@ def run(params: Params, root: Path) -> None:
     with new_folder(root / paths.CODEC_QUALITY) as folder:
         if latent is not None:
             train, held_out = (_chosen(split.pictured(), params.pictures.size) for split in load_splits(root))
-            if len(held_out[0]):
+            if len(held_out.x):
                 numbers = _quality(latent, train, held_out)
-                again = modality.as_pictures(_again(latent, held_out[0]))
+                again = modality.as_pictures(_again(latent, held_out))
                 workers = params.extract.workers or machine.cores()
                 read = pose_accuracy.read_poses(
                     again, root / params.extract.model, params.extract.min_confidence, workers
                 )
-                accuracy = pose_accuracy.metrics("codec", read, held_out[1])
+                accuracy = pose_accuracy.metrics("codec", read, held_out.poses)
                 numbers |= accuracy
-                _sheet(held_out[0], again, folder / "codec.png")
+                _sheet(held_out.x, again, folder / "codec.png")
         write_json(folder / "codec_quality.json", {"metrics": numbers})
 
 
-def _chosen(split: ShardDataset, size: int) -> tuple[Tensor, np.ndarray, Tensor]:
-    """At most MOST pictures in -1 ... 1, `[n, 3, size, size]`, their poses, and which pixels are real, `[n, 1, size, size]`."""
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of one set."""
+
+    x: Tensor  # in -1 ... 1, [n, 3, s, s]
+    poses: np.ndarray  # [n, 33, 3]
+    maps: Tensor  # of the poses
+    real: Tensor  # which pixels are no padding, [n, 1, s, s]
+
+
+def _chosen(split: ShardDataset, size: int) -> Pictures:
+    """At most MOST pictures of a split."""
     chosen = split.take(evenly_spaced(len(split), MOST))
-    pictures = torch.from_numpy(chosen.pictures_uint8(size))
-    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1, chosen.poses(), 1 - padding_maps(chosen.metas(), size)
+    pictures, poses = torch.from_numpy(chosen.pictures_uint8(size)), chosen.poses()
+    x = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return Pictures(x, poses, pose_map(poses, size, chosen.about["margin"]), 1 - padding_maps(chosen.metas(), size))
 
 
 @torch.no_grad()
-def _again(latent: Latent, x: Tensor) -> Tensor:
-    return latent.decode(latent.encode(x))
+def _again(latent: Latent, pictures: Pictures) -> Tensor:
+    return latent.decode(latent.encode(pictures.x), at_latents({KEYS["pose_map"]: pictures.maps}, latent.factor))
 
 
-def _quality(
-    latent: Latent, train: tuple[Tensor, np.ndarray, Tensor], held_out: tuple[Tensor, np.ndarray, Tensor]
-) -> dict[str, float]:
+def _quality(latent: Latent, train: Pictures, held_out: Pictures) -> dict[str, float]:
     """PSNR and SSIM of the reconstructions, and how many codes of a codebook are used as if equally often."""
     numbers = {}
-    for name, (x, _, real) in (("heldout", held_out), ("train", train)):
+    for name, pictures in (("heldout", held_out), ("train", train)):
+        x, real = pictures.x, pictures.real
         if len(x):
-            again = _again(latent, x).clamp(-1, 1)
+            again = _again(latent, pictures).clamp(-1, 1)
             numbers[f"codec.psnr_{name}"] = float(psnr(again, x, real).mean())
             numbers[f"codec.ssim_{name}"] = float(ssim(again / 2 + 0.5, x / 2 + 0.5, real).mean())
     book = latent.net.codebook
     if book is not None:
-        z = latent.encode(held_out[0]) * latent.scale + latent.mean
+        z = latent.encode(held_out.x) * latent.scale + latent.mean
         numbers["codec.perplexity"] = perplexity(book.nearest(z), len(book.vectors))
         numbers["codec.codes"] = float(len(book.vectors))
     return numbers

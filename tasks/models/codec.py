@@ -14,6 +14,9 @@ from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError
 from tasks.config.codec import Codec
+from tasks.dataset.pose_map import CHANNELS
+from tasks.models import published_codec
+from tasks.models.conditioning import KEYS
 
 PictureCodec = Affine | Latent
 NAME = "codec"
@@ -25,7 +28,8 @@ def untrained(config: Codec) -> Autoencoder:
     torch.manual_seed(config.seed)
     widths = () if config.kind == "pca" else config.widths
     codes = config.codes if config.kind == "vq" else 0
-    return Autoencoder(config.factor, config.latents, widths, config.depth, codes=codes)
+    condition, maps = (KEYS["pose_map"], CHANNELS * config.factor**2) if config.pose else (None, 0)
+    return Autoencoder(config.factor, config.latents, widths, config.depth, codes=codes, condition=condition, maps=maps)
 
 
 def description(codec: PictureCodec) -> dict[str, Any] | None:
@@ -43,11 +47,11 @@ def tensors(codec: PictureCodec) -> dict[str, Tensor]:
 
 def from_tensors(stored: dict[str, Tensor], about: dict[str, Any] | None) -> PictureCodec:
     """The codec of a file: its tensors, and its `description`. Raises KeyError, RuntimeError or TypeError if
-    they do not fit."""
+    they do not fit, UserError if it needs a package that is not installed."""
     mean, scale = stored[f"{PREFIX}mean"], stored[f"{PREFIX}scale"]
     if about is None:
         return Affine(mean, scale)
-    net = Autoencoder(**about)
+    net = published_codec.Published(about) if "diffusers" in about else Autoencoder(**about)
     start = f"{PREFIX}net."
     net.load_state_dict({name.removeprefix(start): value for name, value in stored.items() if name.startswith(start)})
     return Latent(net, mean, scale)

@@ -38,6 +38,7 @@ def draw(
     device = next(model.denoiser.parameters()).device
     denoiser = model.sampling_denoiser(guidance, sampler)
     timesteps, step = model.sampler(sampler, steps)
+    given = {key: value.to(device) for key, value in cond.items()}
     constrain: Constrain | None = None
     if joints is not None and model.recipe.degrade is not None:
         raise UserError(f"Recipe {model.config.recipe} cannot fill in joints, because it adds no noise to poses.")
@@ -60,14 +61,14 @@ def draw(
             model.shape,
             seed,
             ids.to(device),
-            {key: value.to(device) for key, value in cond.items()},
+            given,
             batch=batch,
             constrain=constrain,
             progress=progress,
             noise=model.recipe.noise,
             initial=model.initial,
         )
-    values: Tensor = model.codec.decode(z).cpu()
+    values: Tensor = model.codec.decode(z, given).cpu()
     if not values.isfinite().all():
         raise DataError(f"The {model.name} model gives samples that are not finite: its training has failed.")
     return values if joints is None else torch.where(joints.isfinite(), joints.float(), values)

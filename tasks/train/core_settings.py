@@ -13,8 +13,8 @@ from tasks.config.optimisation import Optimisation
 from tasks.config.params import Train
 
 
-def core_config(config: Optimisation) -> TrainConfig:
-    """The parameters of the core's training loop."""
+def core_config(config: Optimisation, condition_dropout: float = 0.0) -> TrainConfig:
+    """The parameters of the core's training loop; `condition_dropout` is that of a codec, which has no key for it."""
     return TrainConfig(
         images=config.images,
         batch=config.batch,
@@ -29,7 +29,7 @@ def core_config(config: Optimisation) -> TrainConfig:
         ema_halflife_images=config.ema_halflife_images,
         grad_clip=config.grad_clip,
         weight_decay=config.weight_decay,
-        condition_dropout=config.condition_dropout if isinstance(config, Train) else 0.0,
+        condition_dropout=config.condition_dropout if isinstance(config, Train) else condition_dropout,
         seed=config.seed,
     )
 

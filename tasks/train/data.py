@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from tasks.dataset.padding import any_padding
 from tasks.dataset.shards import ShardDataset
 from tasks.models import conditioning, modality
 from tasks.models.modality import Examples
+from tasks.train import latent_cache
 
 FITTED = 4096  # examples that the codec is fitted to where not all fit into memory
 AHEAD = 4  # batches that each worker reads ahead
@@ -108,6 +110,7 @@ class Source:
     """The training examples in the network's units.
 
     `count`: how many. `digest`: their identity. `subset`: some of them, all where they are in memory. `data`: any by index.
+    `encoded`: (indices, examples in data units) -> the latter in the network's units.
     """
 
     count: int
@@ -115,27 +118,47 @@ class Source:
     codec: Affine | Latent
     subset: Examples
     data: Data
+    encoded: Callable[[Tensor, Tensor], Tensor]
 
 
-def in_memory(dataset: ExampleDataset, per_coordinate: bool, pin: bool, latents: Latent | None = None) -> Source:
-    """All examples as tensors; without latents, an affine codec is fitted to them.
+@dataclass(frozen=True)
+class Encoder:
+    """A codec of pictures, where its latents are kept on disk, and what computes them."""
+
+    codec: Latent
+    folder: Path
+    device: torch.device
+
+    def latents(self, pictures: Callable[[Tensor], Tensor], count: int, identity: str) -> Tensor:
+        """The latents of `pictures(indices)` for all indices, see `latent_cache`."""
+        return latent_cache.latents(self.folder, self.codec, pictures, count, identity, self.device)
+
+
+def in_memory(dataset: ExampleDataset, per_coordinate: bool, pin: bool, encoder: Encoder | None = None) -> Source:
+    """All examples as tensors; without an encoder, an affine codec is fitted to them.
 
     Raises DataError if one of them is not finite.
     """
     raw = dataset.read_all()
     check_finite(raw, dataset.keys)
-    codec = latents or modality.fit_codec(raw.x0[: dataset.uncopied], per_coordinate)
-    examples = Examples(codec.encode(raw.x0), raw.cond)
+    codec: Affine | Latent
+    if encoder is None:
+        codec = modality.fit_codec(raw.x0[: dataset.uncopied], per_coordinate)
+        examples = Examples(codec.encode(raw.x0), raw.cond)
+    else:
+        codec = encoder.codec
+        identity = digest(Examples(raw.x0, {}))
+        examples = Examples(encoder.latents(lambda i: raw.x0[i], len(raw), identity).clone(), raw.cond)
 
     def data(index: Tensor) -> tuple[Tensor, Cond]:
         x0, cond = examples.x0[index], {key: value[index] for key, value in examples.cond.items()}
         return (x0.pin_memory(), {key: value.pin_memory() for key, value in cond.items()}) if pin else (x0, cond)
 
-    return Source(len(examples), digest(examples), codec, examples, data)
+    return Source(len(examples), digest(examples), codec, examples, data, lambda index, _: examples.x0[index])
 
 
-def from_shards(dataset: ExampleDataset, per_coordinate: bool, latents: Latent | None = None) -> Source:
-    """Examples that are read when they are needed; without latents, an affine codec is fitted to FITTED of them.
+def from_shards(dataset: ExampleDataset, per_coordinate: bool, encoder: Encoder | None = None) -> Source:
+    """Examples that are read when they are needed; without an encoder, an affine codec is fitted to FITTED of them.
 
     The identity is that of the shards and, since the same shards may be turned into other examples, of those FITTED examples.
     Raises DataError if one of these is not finite.
@@ -143,16 +166,30 @@ def from_shards(dataset: ExampleDataset, per_coordinate: bool, latents: Latent |
     indices = evenly_spaced(len(dataset), FITTED)
     raw = dataset.read(torch.tensor(indices, dtype=torch.int64))
     check_finite(raw, [dataset.keys[i] for i in indices])
-    codec = latents or modality.fit_codec(raw.x0, per_coordinate)
-    subset = Examples(codec.encode(raw.x0), raw.cond)
+    codec = modality.fit_codec(raw.x0, per_coordinate) if encoder is None else encoder.codec
     shards = dataset.dataset
-    identity = json.dumps([shards.digests(), shards.keys, shards.about, digest(subset)], sort_keys=True)
+    about = [shards.digests(), shards.keys, shards.about]
+    encoded: Callable[[Tensor, Tensor], Tensor]  # indices and their examples -> in the network's units
+    if encoder is None:
+
+        def encoded(indices: Tensor, x0: Tensor) -> Tensor:
+            return codec.encode(x0)
+    else:
+        view = dataset.config.model_dump(include={"size", "mirror", "copies", "seed"})
+        identity = json.dumps([*about, view, digest(raw)], sort_keys=True)
+        kept = encoder.latents(lambda i: dataset.read(i).x0, len(dataset), identity)
+
+        def encoded(indices: Tensor, x0: Tensor) -> Tensor:
+            return kept[indices]
+
+    subset = Examples(encoded(torch.tensor(indices, dtype=torch.int64), raw.x0), raw.cond)
+    identity = json.dumps([*about, digest(subset)], sort_keys=True)
 
     def data(index: Tensor) -> tuple[Tensor, Cond]:
         batch = dataset.read(index)
-        return codec.encode(batch.x0), batch.cond
+        return encoded(index, batch.x0), batch.cond
 
-    return Source(len(dataset), hashlib.sha256(identity.encode()).hexdigest(), codec, subset, data)
+    return Source(len(dataset), hashlib.sha256(identity.encode()).hexdigest(), codec, subset, data, encoded)
 
 
 def read_ahead(dataset: ExampleDataset, source: Source, upcoming: Iterator[Tensor], workers: int, pin: bool) -> Data:
@@ -175,7 +212,7 @@ def read_ahead(dataset: ExampleDataset, source: Source, upcoming: Iterator[Tenso
         if not waiting or not torch.equal(waiting[0][0], index):  # a measurement asks for other examples than the next
             return source.data(index)
         _, x0, cond = waiting.pop()
-        return source.codec.encode(x0), cond
+        return source.encoded(index, x0), cond
 
     return data
 

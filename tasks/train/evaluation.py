@@ -152,7 +152,7 @@ class Evaluator:
             gaps = membership_inference.gaps(SIGMAS, losses["train"], losses["val"])
         held_out = len(self.examples.get("val", ()))
         if self.samples and min(self.samples, held_out) >= KID_NEEDS:
-            real = self.model.codec.decode(self.examples["val"].x0)
+            real = self.model.codec.decode(self.examples["val"].x0, self.examples["val"].cond)
             distance = kid(_features(self.draw(denoiser, self.samples)), _features(real))
         return Evaluation(nimg, means["train"], means.get("val"), gaps, distance, noise_scale)
 
@@ -161,13 +161,14 @@ class Evaluator:
         source = self.examples.get("val", self.examples["train"])
         _, cond = _to_device(source, denoiser)
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
+        cond = rows(cond, ids % len(source))
         timesteps, step = self.model.sampler(training_choices.default_sampler(self.model.config.recipe), STEPS)
         with self.model.autocast():
             z = generate(
-                self.model.as_sampled(denoiser), timesteps, step, self.model.shape, self.seed, ids,
-                rows(cond, ids % len(source)), noise=self.model.recipe.noise, initial=self.model.initial,
+                self.model.as_sampled(denoiser), timesteps, step, self.model.shape, self.seed, ids, cond,
+                noise=self.model.recipe.noise, initial=self.model.initial,
             )  # fmt: skip
-        return self.model.codec.decode(z).cpu()
+        return self.model.codec.decode(z, cond).cpu()
 
     def picture(self, denoiser: Preconditioned, path: Path) -> None:
         """Write a sheet of SHOWN samples as a PNG."""

@@ -25,6 +25,7 @@ from diffusion_core import rng
 from diffusion_core.training import data_scale, microbatch_size
 from diffusion_core.training.trainer import Trainer
 from diffusion_core.training_choices import fill_in
+from tasks import paths
 from tasks.common.errors import DataError
 from tasks.common.subset import evenly_spaced
 from tasks.config.codec import Codec
@@ -36,7 +37,7 @@ from tasks.train import codec as codec_training
 from tasks.train import data as training_data
 from tasks.train import launch, run_fingerprint, warm_start
 from tasks.train.core_settings import averages, core_compute, core_config
-from tasks.train.data import ExampleDataset
+from tasks.train.data import Encoder, ExampleDataset
 from tasks.train.evaluation import EVALUATED, Evaluator
 from tasks.train.loop import TrainingLoop
 from tasks.train.state import TrainingFolder
@@ -79,12 +80,13 @@ def _train(
     latents = codec_training.trained(params, root) if name == "pictures" else None
     factor = latents.factor if latents is not None else 1
     dataset = ExampleDataset(train, config, categories, factor)
+    encoder = None if latents is None else Encoder(latents, root / paths.LATENTS, device)
     pin = device.type == "cuda"
     fits_in_memory = dataset.bytes() <= config.memory_gb * 1e9
     if fits_in_memory:
-        source = training_data.in_memory(dataset, name == "poses", pin, latents)
+        source = training_data.in_memory(dataset, name == "poses", pin, encoder)
     else:
-        source = training_data.from_shards(dataset, name == "poses", latents)
+        source = training_data.from_shards(dataset, name == "poses", encoder)
     with_numbers = _measured(config, source.subset)
     model = modality.build(name, with_numbers, categories, source.codec, train.about["margin"], dataset.padded)
     model = model.with_initial(source.subset.x0)

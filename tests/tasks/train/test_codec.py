@@ -89,10 +89,12 @@ def test_the_codec_is_inside_the_picture_model(trained: Path) -> None:
 def test_latents_have_the_networks_standard_deviation(trained: Path) -> None:
     params = load(trained / paths.PARAMS)
     latent = codec.load(paths.model_folder(trained, "codec") / paths.MODEL_FILE)
+    assert latent is not None
     dataset = data.ExampleDataset(
         modality.usable(trained, "train", params.pictures), params.pictures, ["calm", "wild"], 4
     )
-    z = data.in_memory(dataset, False, False, latent).subset.x0
+    encoder = data.Encoder(latent, trained / paths.LATENTS, torch.device("cpu"))
+    z = data.in_memory(dataset, False, False, encoder).subset.x0
     assert z.square().mean().sqrt().item() == pytest.approx(0.5, abs=0.05)
 
 
