@@ -34,7 +34,7 @@ class FirstStage(nn.Module):
     factor: int  # pixels along the side of one place of the latents
     latents: int  # channels
     condition: str | None = None  # key of the `map:*` condition that the decoder sees
-    codebook: Codebook | None = None
+    codebook: Codebook | None
     config: dict[str, Any]  # from which it can be built again, as JSON
 
     def encode(self, x: Tensor) -> Tensor:

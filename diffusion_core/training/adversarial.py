@@ -1,8 +1,8 @@
 """A reconstruction loss with a patch discriminator, which makes textures sharp: VAE + GAN and VQGAN.
 
-The discriminator is a part of the loss, so that the training loop stores and updates its weights like all others. One backward
-pass serves both sides: the discriminator judges the reconstruction twice, once with its weights held fixed, for the autoencoder,
-and once with the reconstruction held fixed, for itself.
+The discriminator is a part of the loss: the training loop stores and updates its weights like all others. One backward
+pass serves both sides: the discriminator judges the reconstruction twice, once with its weights held fixed, for the
+autoencoder, and once with the reconstruction held fixed, for itself.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ class Published(FirstStage):
 
     def __init__(self, about: dict[str, Any]) -> None:
         super().__init__()
+        self.codebook = None
         try:
             import diffusers
         except ImportError as error:

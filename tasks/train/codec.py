@@ -1,8 +1,8 @@
 """The training of the codec: `artifacts/codec/`, from the same shards and with the same loop as the models.
 
 `none` writes that there is none, `pca` is computed in closed form, the autoencoders begin there and are trained; a `published`
-one is only given the scale of its latents. If the picture model starts with another model's weights, that model's codec is taken
-as it is: other latents would make them useless.
+one is only given the scale of its latents. If the picture model starts with another model's weights, that model's codec is
+taken as it is: other latents would make them useless.
 """
 
 from __future__ import annotations
