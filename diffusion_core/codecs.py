@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core.conditioning import Cond, kept
-from diffusion_core.nets.autoencoder import FirstStage
+from diffusion_core.nets.autoencoder import Codebook, FirstStage
 from diffusion_core.training.compute import computes_bf16
 
 
@@ -100,3 +100,39 @@ class Latent:
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device)):
             parts = [function(*part).float() for part in zip(*(x.split(self.BATCH) for x in values), strict=True)]
         return torch.cat(parts) if parts else values[0].new_zeros(0)
+
+
+class Tokens(Latent):
+    """An autoencoder with a codebook as a codec: pictures `[n, C, s, s]` to the numbers of codes, int64 `[n, N]`, and back.
+
+    The codes are those of the latents row by row, N = (s / factor)^2.
+    """
+
+    @classmethod
+    def of(cls, latent: Latent) -> Tokens:
+        """The codes of a codec. Raises ValueError if it has no codebook."""
+        if latent.net.codebook is None:
+            raise ValueError("codes need a codec with a codebook")
+        return cls(latent.net, latent.mean, latent.scale)
+
+    @property
+    def codes(self) -> int:
+        """The number of codes."""
+        return len(self._book.vectors)
+
+    @property
+    def _book(self) -> Codebook:
+        assert self.net.codebook is not None
+        return self.net.codebook
+
+    def encode(self, x0: Tensor) -> Tensor:
+        """Pictures to codes."""
+        z = self._batched(self.net.encode, x0)
+        return self._book.nearest(z).flatten(1)
+
+    def decode(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        """Codes to pictures."""
+        self.net.to(z.device)
+        side = round(z.shape[1] ** 0.5)
+        vectors = self._book.vectors[z].transpose(1, 2).unflatten(2, (side, side))
+        return super().decode((vectors - self.mean.to(vectors)) / self.scale.to(vectors), cond)

@@ -1,0 +1,173 @@
+"""Discrete diffusion of pictures: the codes of a codebook are masked and guessed again, with any network for pictures.
+
+Two methods, as recipes for the common training loop: `masked` (MaskGIT, Muse) and `absorbing` (D3PM's absorbing state in
+continuous time). An example is the codes of a picture row by row, int64 `[N]`, N = side^2; the number `codes` is the mask.
+Levels only encode the time, see `corruptions.process_time`. Condition `weight:x` `[B, 1, side, side]` weighs the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from diffusion_core import rng
+from diffusion_core.conditioning import WEIGHT, Cond, rows
+from diffusion_core.denoiser import Denoiser, Preconditioned
+from diffusion_core.extras.corruptions import masked_share, process_time, unmask
+from diffusion_core.losses import Weight
+from diffusion_core.recipe import Recipe
+from diffusion_core.sampling.loop import Denoise, Estimate, Step, sample
+from diffusion_core.sampling.timesteps import Timesteps, uniform
+from diffusion_core.schedules import Level, trig
+from diffusion_core.targets import X0
+
+SOONEST = 1e-3  # the loss of absorbing diffusion weighs time t by 1 / t
+MaskedShare = Callable[[Tensor], Tensor]  # time -> expected share of masked tokens
+
+
+class TokenNet(nn.Module):
+    """`(tokens [B, N], t [B], cond) -> logits [B, N, codes]`, by a network for pictures of side x side places.
+
+    Each code, and the mask, has a learned vector of `width` numbers. `net` takes pictures of `width` channels and gives `codes`
+    channels.
+    """
+
+    def __init__(self, net: nn.Module, side: int, codes: int, width: int) -> None:
+        super().__init__()
+        self.net, self.side = net, side
+        self.embed = nn.Embedding(codes + 1, width)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        picture = self.embed(x).transpose(1, 2).unflatten(2, (self.side, self.side))
+        return cast(Tensor, self.net(picture, t, cond).flatten(2).transpose(1, 2))
+
+
+class TokenDenoiser(Preconditioned):
+    """A denoiser whose network gets tokens and the time, and gives logits of the clean tokens."""
+
+    def __init__(self, net: nn.Module, *_: object) -> None:
+        super().__init__(net, X0, 1.0)
+
+    def predict(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
+        """The logits `[B, N, codes]` of tokens x `[B, N]`."""
+        dtype = next(self.net.parameters()).dtype
+        t = process_time(level).to(device=x.device, dtype=dtype).expand(len(x))
+        typed = {k: v.to(dtype) if v.is_floating_point() else v for k, v in (cond or {}).items()}
+        logits: Tensor = self.net(x, t, typed)
+        return logits.float()
+
+    def forward(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
+        """The same."""
+        return self.predict(x, level, cond)
+
+
+def masked(codes: int, temperature: float = 0.5) -> Recipe:
+    """MaskGIT and Muse: a cosine schedule, cross-entropy of the masked tokens, decoding by confidence (`corruptions.unmask`).
+
+    Chang et al. 2022 (arXiv 2202.04200); Chang et al. 2023 (arXiv 2301.00704).
+    """
+
+    def loss(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
+        nll, hidden = _guess(denoiser, x0, masked_share(process_time(level)), level, noise, cond, codes)
+        mean: Tensor = nll.sum(1) / hidden.sum(1).clamp(min=1)
+        return mean
+
+    return _recipe(loss, unmask(codes, temperature))
+
+
+def absorbing(codes: int) -> Recipe:
+    """Masked diffusion as a diffusion model: each token is masked by time t with probability t, and stays so.
+
+    The loss is the negative evidence lower bound in nats a token: the cross-entropy of the masked tokens over t. Sampling is
+    ancestral. Austin et al. 2021 (arXiv 2107.03006); in continuous time Sahoo et al. 2024 (arXiv 2406.07524), eq. 10.
+    """
+
+    def loss(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
+        t = process_time(level).clamp(min=SOONEST)
+        nll, _ = _guess(denoiser, x0, t, level, noise, cond, codes)
+        return nll.mean(1) / t.to(nll).expand(len(nll))
+
+    return _recipe(loss, reveal(codes))
+
+
+def reveal(codes: int) -> Step:
+    """One ancestral step from t to t': each masked token is drawn with probability (t - t') / t, and then stays.
+
+    The noise stream gives `[B, N, codes]` normal numbers. Sahoo et al. 2024 (arXiv 2406.07524), eq. 7.
+    """
+
+    def step(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
+        level, x, logits = history[-1][:3]
+        now, then = process_time(level), process_time(to)
+        gumbel = -torch.log(-torch.special.log_ndtr(next(noise).double()))
+        drawn = (logits + gumbel).argmax(-1)
+        shown = torch.special.ndtr(next(noise)[..., 0]) < ((now - then) / now).to(x.device)
+        return torch.where((x == codes) & shown, drawn, x)
+
+    return step
+
+
+def generate(
+    denoiser: Denoiser,
+    timesteps: Timesteps,
+    step: Step,
+    tokens: int,
+    codes: int,
+    seed: rng.Seed,
+    ids: Tensor,
+    cond: Cond | None = None,
+    batch: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Codes int64 `[len(ids), tokens]`, `batch` at a time, from masks alone.
+
+    Sample i is a function of (seed, ids[i], its conditions). Guidance extrapolates the logits, as in Muse.
+    """
+    batch = batch or len(ids)
+    starts = range(0, len(ids), batch)
+    parts = []
+    for index, start in enumerate(starts):
+        chunk = slice(start, start + batch)
+        x = torch.full((len(ids[chunk]), tokens), codes, device=ids.device)
+        noise = rng.stream((tokens, codes), seed, ids[chunk])
+
+        def report(done: int, total: int, index: int = index) -> None:
+            if progress is not None:
+                progress(index * total + done, len(starts) * total)
+
+        with torch.no_grad():
+            chunk_cond = rows(cond, chunk) if cond else None
+            parts.append(sample(denoiser, x, timesteps, step, noise, chunk_cond, progress=report))
+    return torch.cat(parts)
+
+
+def cross_entropies(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, cond: Cond, codes: int) -> Tensor:
+    """Mean cross-entropy of the masked tokens at a level, in nats, `[B]`: with `masked_share` of them masked."""
+    nll, hidden = _guess(denoiser, x0, masked_share(process_time(level)), level, noise, cond, codes)
+    mean: Tensor = nll.sum(1) / hidden.sum(1).clamp(min=1)
+    return mean
+
+
+def _guess(
+    denoiser: Denoiser, x0: Tensor, share: Tensor, level: Level, noise: Tensor, cond: Cond, codes: int
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of tokens `[B, N]`, zero where they are not masked, and which are. noise: normal, `[B, N]`."""
+    noise = noise.reshape(x0.shape)
+    hidden = torch.special.ndtr(noise) < share.to(noise).expand(len(x0))[:, None]
+    logits = denoiser(torch.where(hidden, codes, x0), level, cond)
+    nll = cross_entropy(logits.transpose(1, 2).float(), x0, reduction="none") * hidden
+    if WEIGHT in cond:
+        nll = nll * cond[WEIGHT].flatten(1)
+    return nll, hidden
+
+
+def _recipe(loss: Callable[..., Tensor], step: Step) -> Recipe:
+    schedule = trig()
+    return Recipe(
+        target=X0, density=schedule, weight=lambda level: torch.ones_like(level.a), loss=loss, form=TokenDenoiser,
+        timesteps=lambda steps: uniform(schedule, steps), step=step,
+    )  # fmt: skip
