@@ -129,6 +129,23 @@ def parts() -> None:
 
 
 @app.command(rich_help_panel=INFORMATION)
+def preset(
+    name: Annotated[
+        str | None, typer.Argument(help="Without a name the presets are listed.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a preset into params.yaml: cpu-12min, cpu-1h, gpu-1h, gpu-overnight, or a file of your own in presets/."""
+    from flows import presets
+
+    if name is None:
+        for each in presets.names(Path.cwd()):
+            print(f"{each}  {presets.load(Path.cwd(), each).about}")
+        return
+    changed = presets.apply(Path.cwd(), name)
+    print(f"params.yaml has the values of {name}. {changed.about}")
+
+
+@app.command(rich_help_panel=INFORMATION)
 def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")] = False,
 ) -> None:

@@ -90,7 +90,7 @@ class Autoencoder(FirstStage):
         self.codebook = Codebook(codes, latents) if codes else None
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weights that pictures come from last."""
         return (self.expand if self.decoder is None else self.decoder.conv_out).weight
 

@@ -105,7 +105,7 @@ class AdversarialLoss(nn.Module):
         return total + share * _gradient_only(verdict) + _gradient_only(own)
 
 
-def adaptive_weight(error: Tensor, verdict: Tensor, last: nn.Parameter) -> Tensor:
+def adaptive_weight(error: Tensor, verdict: Tensor, last: Tensor) -> Tensor:
     """|gradient of the error| / |gradient of the verdict| with respect to the last layer, over all ranks' examples: `[]`.
 
     Esser et al. 2021 (arXiv 2012.09841), eq. 7. With it both terms move the autoencoder alike, whatever their scales.
@@ -114,7 +114,8 @@ def adaptive_weight(error: Tensor, verdict: Tensor, last: nn.Parameter) -> Tenso
     for value in (error, verdict):
         (gradient,) = torch.autograd.grad(value, last, retain_graph=True)
         norms.append(parallel.all_reduce_sum(gradient.detach().clone()).norm())
-    return (norms[0] / (norms[1] + DELTA)).clamp(max=LARGEST)
+    error_norm, verdict_norm = norms
+    return cast(Tensor, (error_norm / (verdict_norm + DELTA)).clamp(max=LARGEST))
 
 
 def _gradient_only(value: Tensor) -> Tensor:

@@ -88,7 +88,10 @@ def _cutter(place: parts.SourcePaths, size: int) -> Iterator[Callable[[_File], l
         try:
             whole = pictures(place, places)
             return [
-                (encode_png(crop(picture, x0, y0, side, size)), real_part(*picture.shape[:2], x0, y0, side))
+                (
+                    encode_png(crop(picture, x0, y0, side, size)),
+                    real_part(picture.shape[0], picture.shape[1], x0, y0, side),
+                )
                 for picture, (x0, y0, side) in zip(whole, file.squares.tolist(), strict=True)
             ]
         except Refusal as refusal:

@@ -13,7 +13,7 @@ from diffusion_core.codecs import Latent, Tokens
 from diffusion_core.conditioning import WEIGHT
 from diffusion_core.extras import tokens
 from diffusion_core.nets.autoencoder import Autoencoder
-from diffusion_core.nets.dit import DiT
+from diffusion_core.nets.patch_transformer import PatchTransformer
 from diffusion_core.nets.unet import UNet
 from diffusion_core.schedules import Level
 from diffusion_core.training.lr_schedule import TrainConfig
@@ -71,7 +71,7 @@ def test_a_net_for_pictures_learns_two_pictures_of_codes(method: str) -> None:
     """Each sample is one of the two, both occur, and the condition chooses between them."""
     data = torch.stack([torch.arange(16) % 4, torch.arange(16) // 4])
     torch.manual_seed(0)
-    net = DiT(4, 1, channels=8, width=32, depth=2, heads=2, conds={"vec:which": 2}, out=4)
+    net = PatchTransformer(4, 1, channels=8, width=32, depth=2, heads=2, conds={"vec:which": 2}, out=4)
     recipe = tokens.masked(4) if method == "masked" else tokens.absorbing(4)
     config = TrainConfig(images=64 * 120, batch=64, learning_rate=4e-3, condition_dropout=0.2, ema_halflife_images=256)
     trainer = Trainer(
