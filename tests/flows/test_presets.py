@@ -92,8 +92,8 @@ def test_what_does_not_fit_is_refused_and_nothing_written(root: Path, tmp_path: 
     (root / "presets").unlink()
     (root / "presets").mkdir()
     (root / "presets/large.yaml").write_text("pictures: {size: 128}\n")
-    (root / "presets/odd.yaml").write_text("pictures: {sise: 128}\n")
-    for name, key in (("large", "pictures.size"), ("odd", "pictures.sise"), ("none", "choose one of large, odd")):
+    (root / "presets/odd.yaml").write_text("pictures: {sides: 128}\n")
+    for name, key in (("large", "pictures.size"), ("odd", "pictures.sides"), ("none", "choose one of large, odd")):
         with pytest.raises(UserError, match=key):
             presets.apply(root, name)
         assert parse((root / "params.yaml").read_text()) == parse(TEXT)
