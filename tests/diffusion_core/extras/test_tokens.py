@@ -12,10 +12,11 @@ from diffusion_core import rng
 from diffusion_core.codecs import Latent, Tokens
 from diffusion_core.conditioning import WEIGHT
 from diffusion_core.extras import tokens
+from diffusion_core.extras.corruptions import process_time
 from diffusion_core.nets.autoencoder import Autoencoder
 from diffusion_core.nets.patch_transformer import PatchTransformer
 from diffusion_core.nets.unet import UNet
-from diffusion_core.schedules import Level
+from diffusion_core.schedules import Level, trig
 from diffusion_core.training.lr_schedule import TrainConfig
 from diffusion_core.training.trainer import Trainer
 
@@ -47,7 +48,7 @@ def test_ancestral_sampling_keeps_the_distribution_and_reveals_what_it_should(st
     shares = []
 
     def watching(x: Tensor, level: Level, cond: object) -> Tensor:
-        shares.append((tokens.process_time(level).item(), (x == 3).float().mean().item()))
+        shares.append((process_time(level).item(), (x == 3).float().mean().item()))
         return guesser(x, level, cond)
 
     drawn = tokens.generate(watching, recipe.timesteps(steps), recipe.step, 16, 3, 0, torch.arange(800))
@@ -95,7 +96,7 @@ def test_a_net_for_pictures_learns_two_pictures_of_codes(method: str) -> None:
 
 def test_convolutions_serve_as_well() -> None:
     net = tokens.TokenNet(UNet(8, channels=6, width=16, depth=1, heads=1, out=5), 8, 5, 6)
-    logits = tokens.TokenDenoiser(net)(torch.randint(0, 6, (2, 64)), tokens.trig()(torch.tensor(0.5)), {})
+    logits = tokens.TokenDenoiser(net)(torch.randint(0, 6, (2, 64)), trig()(torch.tensor(0.5)), {})
     assert logits.shape == (2, 64, 5) and bool(logits.isfinite().all())
 
 
