@@ -96,12 +96,12 @@ def main(arguments: list[str]) -> int:
         used = row["codec.perplexity"] / row["codec.codes"] if "codec.codes" in row else None
         shown.append((
             kind, f"{row['seconds']:.0f}", f"{row['codec.psnr_heldout']:.1f}", f"{row['codec.ssim_heldout']:.3f}",
-            f"{row['codec.found']:.2f}", f"{row['codec.within']:.3f}", "" if used is None else f"{used:.2f}",
+            f"{row['codec.found']:.2f}", f"{row['codec.within_0.2']:.3f}", "" if used is None else f"{used:.2f}",
         ))  # fmt: skip
         figures |= {f"{kind}.{key.removeprefix('codec.')}": round(value, 4) for key, value in row.items()}
         if kind != "pca":
             goals[f"{kind}: PSNR at least {PSNR:g}"] = row["codec.psnr_heldout"] >= PSNR
-            goals[f"{kind}: within at least {WITHIN:g}"] = row["codec.within"] >= WITHIN
+            goals[f"{kind}: within at least {WITHIN:g}"] = row["codec.within_0.2"] >= WITHIN
             goals[f"{kind}: at most {limit:.0f} CPU seconds"] = row["seconds"] <= limit
         if used is not None:
             goals[f"{kind}: codes used above {USED:g}"] = used > USED
