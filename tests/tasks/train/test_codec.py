@@ -17,7 +17,8 @@ from tests.support.workspaces import write_params, write_shards
 
 CODEC = {
     "kind": "kl", "factor": 4, "latents": 8, "widths": [8, 16], "images": 384, "batch": 32, "warmup_images": 64,
-    "cooldown_images": 192, "ema_halflife_images": 64, "checkpoint_images": 128, "copies": 1, "learning_rate": 2e-3, "noise": 0.02,
+    "cooldown_images": 192, "ema_halflife_images": 64, "checkpoint_images": 128, "copies": 1, "learning_rate": 2e-3,
+    "noise": 0.02,
 }  # fmt: skip
 MODEL = {"pictures__images": 64, "pictures__patch": 1, "pictures__copies": 1, "pictures__body_weight": 2.0}
 
