@@ -50,12 +50,17 @@ def loaded(root: Path) -> Latent:
     return latent
 
 
-@pytest.mark.parametrize("kind", ["kl", "vq"])
-def test_with_a_discriminator_a_stopped_training_ends_with_the_same_bits(kind: str, tmp_path: Path) -> None:
-    """It is stopped once before and once after the discriminator is switched on; the codec's file does not hold it."""
+@pytest.mark.parametrize(
+    ("kind", "stops"),
+    [("kl", (64,)), *(pytest.param(kind, (64, 128), marks=pytest.mark.slow) for kind in ("kl", "vq"))],
+)
+def test_with_a_discriminator_a_stopped_training_ends_with_the_same_bits(
+    kind: str, stops: tuple[int, ...], tmp_path: Path
+) -> None:
+    """It is stopped before or after the discriminator is switched on; the codec's file does not hold it."""
     whole = tmp_path / "whole"
     stage.run(workspace(whole, kind=kind, codes=16, adversarial=ADVERSARIAL), whole, "codec")
-    for kept in (64, 128):
+    for kept in stops:
         root = tmp_path / str(kept)
         params = workspace(root, kind=kind, codes=16, adversarial=ADVERSARIAL, checkpoints_kept=3)
         stage.run(params, root, "codec")
@@ -67,9 +72,6 @@ def test_with_a_discriminator_a_stopped_training_ends_with_the_same_bits(kind: s
         a, b = loaded(root), loaded(whole)
         assert all(torch.equal(value, codec.tensors(b)[name]) for name, value in codec.tensors(a).items())
     assert not any("discriminator" in name for name in codec.tensors(loaded(whole)))
-    plain = tmp_path / "plain"
-    stage.run(workspace(plain, kind=kind, codes=16), plain, "codec")
-    assert any(not torch.equal(v, codec.tensors(loaded(whole))[k]) for k, v in codec.tensors(loaded(plain)).items())
 
 
 def test_a_decoder_that_sees_the_pose_uses_it_and_models_give_it(tmp_path: Path) -> None:
