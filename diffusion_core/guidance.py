@@ -1,12 +1,13 @@
 """Guidance: functions that take denoisers and return a denoiser. All of them change the estimate of x0.
 
-A guidance strength is a number or a function of the noise level (`interval`, `ramp`, `oscillate`).
+A guidance strength is a number or a function of the noise level (`interval`, `ramp`, `oscillate`). At a level `[B]` such a
+function returns one strength for each row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +16,12 @@ from diffusion_core.conditioning import Cond, without
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.schedules import Level, expand_like
 
-Strength = float | Callable[[Level], float]
+Strength = float | Callable[[Level], float | Tensor]
+
+
+def _strength_at(strength: Strength, level: Level) -> float | Tensor:
+    """The strength at a level: a number, or `[B]`."""
+    return strength(level) if callable(strength) else strength
 
 
 def extrapolate(good: Denoiser, bad: Denoiser, strength: Strength) -> Denoiser:
@@ -26,8 +32,12 @@ def extrapolate(good: Denoiser, bad: Denoiser, strength: Strength) -> Denoiser:
     """
 
     def guided(x: Tensor, level: Level, cond: Cond) -> Tensor:
-        w = strength(level) if callable(strength) else strength
-        if w == 1:
+        w = _strength_at(strength, level)
+        if isinstance(w, Tensor):
+            if bool((w == 1).all()):
+                return good(x, level, cond)
+            w = expand_like(w, x)
+        elif w == 1:
             return good(x, level, cond)
         bad_x0 = bad(x, level, cond)
         return bad_x0 + w * (good(x, level, cond) - bad_x0)
@@ -55,28 +65,38 @@ def negative(denoiser: Denoiser, unwanted: Cond, strength: Strength) -> Denoiser
     return extrapolate(denoiser, lambda x, level, cond: denoiser(x, level, {**cond, **unwanted}), strength)
 
 
-def interval(strength: float, low: float, high: float) -> Strength:
+def interval(strength: Strength, low: float, high: float) -> Strength:
     """The strength where low < sigma <= high, and 1 elsewhere. Kynkaanniemi et al. 2024 (arXiv 2404.07724)."""
-    return lambda level: strength if low < float(level.sigma) <= high else 1.0
+
+    def limited(level: Level) -> float | Tensor:
+        inside = (low < level.sigma) & (level.sigma <= high)
+        return _number(torch.where(inside, torch.as_tensor(_strength_at(strength, level)).to(level.sigma), 1.0))
+
+    return limited
 
 
 def ramp(first: float, last: float) -> Strength:
     """Linear in the angle, from `first` at pure noise to `last` at no noise. Muse (arXiv 2301.00704), section 2.7."""
-    return lambda level: last + (first - last) * float(level.angle) / (math.pi / 2)
+    return lambda level: _number(last + (first - last) * level.angle / (math.pi / 2))
 
 
-def oscillate(levels: list[Level], high: float, low: float, start: int) -> Strength:
+def oscillate(levels: Sequence[Level], high: float, low: float, start: int) -> Strength:
     """`high` at the first `start` timesteps, then alternately `low` and `high`. Ho et al. 2022 (arXiv 2210.02303), section 3.2.
 
     A level that is not a timestep, for example one raised by `timesteps.churn`, counts as the next less noisy timestep.
     """
     sigmas = torch.stack([level.sigma for level in levels]).double()
 
-    def strength(level: Level) -> float:
-        i = int((sigmas > float(level.sigma) * (1 + 1e-9)).sum())
-        return high if i < start or (i - start) % 2 else low
+    def strength(level: Level) -> float | Tensor:
+        sigma = level.sigma.double() * (1 + 1e-9)
+        i = (sigmas.to(sigma.device) > sigma[..., None]).sum(-1)
+        return _number(torch.where((i < start) | ((i - start) % 2 == 1), high, low).to(sigma))
 
     return strength
+
+
+def _number(value: Tensor) -> float | Tensor:
+    return float(value) if value.ndim == 0 else value
 
 
 def rescale(guided: Denoiser, plain: Denoiser, share: float = 0.7) -> Denoiser:
@@ -123,7 +143,7 @@ def classifier_guidance(
     """
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
-        w = strength(level) if callable(strength) else strength
+        w = _strength_at(strength, level)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(log_p(leaf, level).sum(), leaf)

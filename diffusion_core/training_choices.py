@@ -48,6 +48,11 @@ ALL_TARGETS = ("noise", "x0", "v", "velocity")
 # Where sampling starts at a = 0, the noise does not determine x0.
 FLOW_TARGETS = ("x0", "v", "velocity")
 
+# For networks that were trained at a few levels, between which Langevin dynamics moves by adding noise.
+STOCHASTIC = (
+    "ddpm", "analytic_dpm", "restart", "dpmpp_2m_sde", "dpmpp_3m_sde", "predictor_corrector", "langevin",
+)  # fmt: skip
+
 _CHAIN = {"total": Parameter("levels of the discrete chain", 1000, 20, 10000, integer=True)}
 _BETAS = {
     "beta_min": Parameter("beta(t) at t = 0", 0.1, 0.0, 5.0),
@@ -145,6 +150,7 @@ RECIPES: Mapping[str, RecipeChoice] = {
         make=lambda sd, size, **p: core("presets").ncsn(sd, **p),
         parameters=_sigmas(0.01, 20.0) | {"levels": Parameter("noise levels", 20, 2, 10000, integer=True)},
         targets=ALL_TARGETS,
+        samplers=STOCHASTIC,
     ),
     "score_vp": RecipeChoice(
         title="Score SDE, VP",

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusion_core import rng
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser, Posterior, Preconditioned, UncertainDenoiser
+from diffusion_core.error_curve import ErrorCurve
 from diffusion_core.losses import Weight
 from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.sampling.transition import split_noise
@@ -101,6 +102,15 @@ def analytic_variance(
 
     def posterior(x: Tensor, level: Level, cond: Cond) -> Posterior:
         return Posterior(denoiser(x, level, cond), table[float(level.angle)].to(x).expand_as(x))
+
+    return posterior
+
+
+def measured_variance(denoiser: Denoiser, errors: ErrorCurve) -> UncertainDenoiser:
+    """The denoiser with its mean squared error as variance, as `analytic_variance`, from errors measured at other levels."""
+
+    def posterior(x: Tensor, level: Level, cond: Cond) -> Posterior:
+        return Posterior(denoiser(x, level, cond), expand_like(errors(level), x).expand_as(x))
 
     return posterior
 

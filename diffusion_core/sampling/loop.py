@@ -89,25 +89,29 @@ def generate(
     progress: Callable[[int, int], None] | None = None,
     noise: rng.Noise = rng.normal,
     initial: Callable[[Tensor], Tensor] | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Samples `[len(ids), *shape]` float32, computed in float64 `batch` at a time.
 
     Sample i is a function of (seed, ids[i], its conditions) and does not depend on its batch. ids lie on the device to compute
     on; cond has one row per id. The first timestep is treated as pure noise, x = s * noise, unless `initial` makes x of the
-    noise. `progress(done, total)` counts steps over all batches.
+    noise, or clean examples `start` `[len(ids), *shape]` are given, x = a * start + s * noise. `progress(done, total)` counts
+    steps over all batches.
     """
     batch = batch or len(ids)
-    starts = range(0, len(ids), batch)
+    begins = range(0, len(ids), batch)
     samples = []
-    for index, start in enumerate(starts):
-        chunk = slice(start, start + batch)
+    for index, begin in enumerate(begins):
+        chunk = slice(begin, begin + batch)
         draws = rng.stream(shape, seed, ids[chunk], torch.float64, noise)
         first = next(draws)
         x = timesteps[0].s.to(ids.device) * first if initial is None else initial(first)
+        if start is not None:
+            x = timesteps[0].corrupt(start[chunk].to(first), first)
 
         def report(done: int, total: int, index: int = index) -> None:
             if progress is not None:
-                progress(index * total + done, len(starts) * total)
+                progress(index * total + done, len(begins) * total)
 
         chunk_cond = rows(cond, chunk) if cond else None
         samples.append(sample(denoiser, x, timesteps, step, draws, chunk_cond, constrain, report).float())

@@ -6,17 +6,17 @@ finite for all s > 0. Song et al. 2021 (arXiv 2011.13456), section 4.3 and appen
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
+from diffusion_core.sampling.loop import Denoise, Estimate, Step
 from diffusion_core.schedules import Level
 
-Slope = Callable[[Tensor, Tensor], Tensor]  # (angle [], state [B, n]) -> [B, n]
+Slope = Callable[[Tensor, Tensor], Tensor]  # (angle [B], state [B, n]) -> [B, n]
 
 # Dormand & Prince 1980: nodes, stages, and fifth-order minus fourth-order weights.
 _NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -37,26 +37,37 @@ def dormand_prince(
 ) -> tuple[Tensor, int]:
     """The state `[B, n]` integrated from start to end, and the number of slope evaluations.
 
-    All rows share one step size, chosen by the row with the largest error. Raises ArithmeticError if the step size underflows.
+    Each row has its own step size, so that it does not depend on the other rows; rows that have arrived wait for the others.
+    Raises ArithmeticError if a step size underflows.
     """
-    time, h = start, (end - start) / 20
-    first = slope(state.new_tensor(time), state)
+    time = state.new_full((len(state),), start)
+    h = state.new_full((len(state),), (end - start) / 20)
+    first = slope(time, state)
     evaluations = 1
-    while (end - time) * (end - start) > 0:
-        h = h if abs(h) < abs(end - time) else end - time
+    while bool((time != end).any()):
+        left = end - time
+        last = h.abs() >= left.abs()
+        h = torch.where(last, left, h)
+        width = h[:, None]
         slopes = [first]
         for node, stage in zip(_NODES[1:], _STAGES[1:], strict=True):
-            at = state + h * sum(c * k for c, k in zip(stage, slopes, strict=True))
-            slopes.append(slope(state.new_tensor(time + node * h), at))
+            at = state + width * sum(c * k for c, k in zip(stage, slopes, strict=True))
+            slopes.append(slope(time + node * h, at))
         evaluations += 6
-        error = h * sum(c * k for c, k in zip(_ERROR, slopes, strict=True))
+        error = width * sum(c * k for c, k in zip(_ERROR, slopes, strict=True))
         scale = atol + rtol * torch.maximum(state.abs(), at.abs())
-        size = float((error / scale).square().mean(1).max().sqrt())
-        if size <= 1:
-            time, state, first = time + h, at, slopes[-1]
-        elif not math.isfinite(size) or abs(h) < 1e-9 * abs(end - start):
-            raise ArithmeticError(f"the step size of the ODE solver underflowed at angle {time:.6g} (error {size:.3g})")
-        h *= min(5.0, max(0.2, 0.9 * max(size, 1e-8) ** -0.2))
+        size = (error / scale).square().mean(1).sqrt()
+        accepted = size <= 1
+        stuck = ~accepted & (~size.isfinite() | (h.abs() < 1e-9 * abs(end - start)))
+        if bool(stuck.any()):
+            row = int(stuck.nonzero()[0])
+            raise ArithmeticError(
+                f"the step size of the ODE solver underflowed at angle {float(time[row]):.6g} (error {float(size[row]):.3g})"
+            )
+        time = torch.where(accepted, torch.where(last, end, time + h), time)
+        state = torch.where(accepted[:, None], at, state)
+        first = torch.where(accepted[:, None], slopes[-1], first)
+        h = h * (0.9 * size.clamp(min=1e-8) ** -0.2).clamp(0.2, 5.0)
     return state, evaluations
 
 
@@ -78,11 +89,27 @@ def solve(
     def slope(angle: Tensor, state: Tensor) -> Tensor:
         level = Level(angle.cos(), angle.sin())
         z = state.view_as(x)
-        return ((level.a * z - denoiser(z, level, cond or {})) / level.s).flatten(1)
+        a, s = level.like(z)
+        return ((a * z - denoiser(z, level, cond or {})) / s).flatten(1)
 
     z = (x / torch.hypot(*start).to(x)).flatten(1)
     z, evaluations = dormand_prince(slope, z, float(start.angle), float(end.angle), rtol, atol)
     return z.view_as(x) * torch.hypot(*end).to(x), evaluations
+
+
+def adaptive(rtol: float = 1e-4, atol: float = 1e-4) -> Step:
+    """A step of any length along the ODE, in as many adaptive steps as the tolerances need; a step to s = 0 gives x0_hat.
+
+    The tolerances are of x scaled to a^2 + s^2 = 1. Use it with three timesteps: the noisiest, the least noisy, and s = 0.
+    """
+
+    def step(history: list[Estimate], to: Level, denoise: Denoise, _: Iterator[Tensor]) -> Tensor:
+        level, x, x0 = history[-1][:3]
+        if to.s == 0:
+            return to.a.to(x) * x0
+        return solve(lambda x, level, _: denoise(x, level), x, level, to, None, rtol, atol)[0]
+
+    return step
 
 
 def log_likelihood(
@@ -109,7 +136,7 @@ def log_likelihood(
             flat = state[:, :d].detach().requires_grad_()
             x0 = denoiser(flat.view_as(x), level, cond or {}).flatten(1)
             trace = sum(torch.autograd.grad(x0[:, i].sum(), flat, retain_graph=i + 1 < d)[0][:, i] for i in range(d))
-        velocity = (level.a * flat - x0) / level.s
+        velocity = (level.a[:, None] * flat - x0) / level.s[:, None]
         divergence = (level.a * d - trace) / level.s
         return torch.cat([velocity, divergence[:, None]], 1).detach()
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from diffusion_core.conditioning import Cond
+from diffusion_core.denoiser import Denoiser
+from diffusion_core.sampling.loop import Step, sample
 from diffusion_core.sampling.timesteps import Timesteps, clean, detached
 from diffusion_core.schedules import Level, sigma_level
 
@@ -75,3 +78,30 @@ def learn_timesteps(
         torch.autograd.backward(value)
         optimizer.step()
     return detached(best)
+
+
+def match_solution(
+    denoiser: Denoiser,
+    step: Step,
+    timesteps: Timesteps,
+    fine: Timesteps,
+    noise: Tensor,
+    cond: Cond | None = None,
+    iterations: int = 50,
+    rate: float = 0.05,
+) -> list[Level]:
+    """The timesteps, learned so that the samples from the given noise `[B, *S]` are those of the many timesteps `fine`.
+
+    For deterministic steps; both begin at the same level. The loss is the mean squared difference, which needs no data. Tong et
+    al. 2024 (arXiv 2405.15506), who use a perceptual distance of pictures.
+    """
+    start = timesteps[0]
+    x = start.s.to(noise) * noise
+    with torch.no_grad():
+        goal = sample(denoiser, x, fine, step, iter(()), cond)
+
+    def loss(candidate: list[Level]) -> Tensor:
+        # The learned levels have a = 1: x is scaled accordingly.
+        return (sample(denoiser, x / start.a.to(x), candidate, step, iter(()), cond) - goal).square().mean()
+
+    return learn_timesteps(timesteps, loss, iterations, rate)

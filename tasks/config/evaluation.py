@@ -3,63 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from tasks.config.section import Fraction, Positive, SamplerName, Section, Seed
-
-
-class Guidance(Section):
-    """Classifier-free guidance with options."""
-
-    scale: float = Field(default=1.0, ge=0, le=100)  # 1: none
-    interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None  # of sigma; null: everywhere
-    without: list[str] = Field(default=[])  # conditions that the second evaluation of the network withholds; []: all
-    # How far the spread of the estimate is reduced to that without guidance.
-    rescale: float = Field(default=0.0, ge=0, le=1)
-
-    @classmethod
-    def of(cls, value: float | Guidance) -> Guidance:
-        """The guidance with this scale, or `value` itself."""
-        return value if isinstance(value, Guidance) else cls(scale=value)
-
-    @model_validator(mode="after")
-    def _interval_is_ordered(self) -> Guidance:
-        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(f"interval must be two increasing values of sigma, got {self.interval}")
-        return self
-
-
-def _form(value: object) -> str:
-    return "section" if isinstance(value, dict | Guidance) else "scale"
-
-
-Scale = Annotated[float, Field(ge=0, le=100)]
-GuidanceOrScale = Annotated[Annotated[Scale, Tag("scale")] | Annotated[Guidance, Tag("section")], Discriminator(_form)]
+from tasks.config.sampling import SamplingChoices
+from tasks.config.section import Fraction, Positive, Section, Seed
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # of MLflow tracking URIs
 
 
-class Sample(Section):
+class Sample(SamplingChoices):
     """Sampling of one model."""
 
     count: Positive
-    sampler: SamplerName = "unipc"
-    steps: int = Field(18, ge=1, le=1000)  # levels, for the sampler langevin
-    guidance: GuidanceOrScale = 1.0  # scale of classifier-free guidance, or a section with options; 1: none
     batch: Positive = 128  # changes the speed, never a sample
     seed: Seed = 0
-
-    @property
-    def guidance_options(self) -> Guidance:
-        """The guidance as a section."""
-        return Guidance.of(self.guidance)
-
-    @property
-    def guidance_json(self) -> float | dict[str, Any]:
-        """The guidance as in `params.yaml`."""
-        return self.guidance.model_dump() if isinstance(self.guidance, Guidance) else self.guidance
 
 
 class Sampling(Section):

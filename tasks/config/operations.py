@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tasks.config.sampling import GuidanceOrScale, SamplingChoices
 from tasks.config.section import Positive, Section, Seed
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
@@ -36,16 +37,18 @@ class Retrain(Section):
     worse_category: float = Field(default=0.5, ge=0)
 
 
-class Generate(Section):
-    """Samples on demand. Only those that show the requested pose are kept."""
+class Generate(SamplingChoices):
+    """Samples on demand. Only those that show the requested pose are kept.
+
+    Sampler, steps and timesteps are those of both models; guidance and start are those of the picture model.
+    """
 
     alias: Literal["champion", "challenger", "previous"] = "champion"  # of the registered models
     count: Positive = 64  # samples to keep
     category: str | None = None  # null: all in turn
     # Joint name -> x, y, z (hips at the origin, torso 1 long, y down). Joints that are not given are sampled; null: all.
     pose: dict[str, list[float]] | None = None
-    steps: int = Field(default=18, ge=1, le=1000)
-    guidance: float = Field(default=2.0, ge=0, le=100)  # of the pictures; 1: none
+    guidance: GuidanceOrScale = 2.0  # of the pictures; 1: none
     seed: Seed = 0
     near: float = Field(default=0.3, gt=0)  # torso lengths in the image plane: a joint this near is correct
     pck: float = Field(default=0.75, gt=0, le=1)  # share of the 12 limb joints that must be correct

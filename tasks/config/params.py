@@ -15,13 +15,13 @@ from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from diffusion_core import choices
 from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.config.codec import Codec
 from tasks.config.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Weights
 from tasks.config.operations import Generate, Limits, Notify, Retrain, Services
+from tasks.config.sampling import SamplingChoices
 from tasks.config.section import Section
 from tasks.config.training import Pictures, Poses, Train
 
@@ -72,37 +72,44 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _samplers_fit_the_recipes(self) -> Params:
+    def _models_can_be_sampled_so(self) -> Params:
         for name, model, sample in (
             ("poses", self.poses, self.sample.poses),
             ("pictures", self.pictures, self.sample.pictures),
         ):
             try:
-                choices.check_sampler(sample.sampler, model.recipe)
-                model.training.check_steps(sample.steps)
+                check_sampling(name, model, sample)
             except ValueError as error:
-                raise ValueError(f"sample.{name}: {error}") from error
+                raise ValueError(f"sample.{name}.{error}") from error
+            guidance, pixels = sample.guidance_options, name == "pictures" and self.codec.kind == "none"
+            limit = guidance.options.get(guidance.threshold or "", {}).get("limit")
+            if guidance.threshold and limit is None and not pixels:
+                raise ValueError(
+                    f"sample.{name}.guidance.options.{guidance.threshold}.limit is missing: only pixels have a natural limit"
+                )
         return self
 
-    @model_validator(mode="after")
-    def _guidance_was_trained(self) -> Params:
-        for name, model, sample in (
-            ("poses", self.poses, self.sample.poses),
-            ("pictures", self.pictures, self.sample.pictures),
-        ):
-            guidance = sample.guidance_options
-            unknown = [condition for condition in guidance.without if condition not in model.conditions]
-            if unknown:
-                raise ValueError(f"sample.{name}.guidance.without: {unknown[0]} is not in {name}.conditions")
-            if guidance.scale == 1:
-                continue
-            if not model.conditions:
-                raise ValueError(f"sample.{name}.guidance needs a condition in {name}.conditions, or must be 1")
-            all_withheld = not guidance.without or set(guidance.without) == set(model.conditions)
-            if not (model.condition_dropout_each or (all_withheld and model.condition_dropout)):
-                key = "condition_dropout" if all_withheld else "condition_dropout_each"
-                raise ValueError(f"sample.{name}.guidance needs {name}.{key} above 0, or must be 1")
-        return self
+
+def check_sampling(name: str, model: Poses | Pictures, sample: SamplingChoices) -> None:
+    """Raise ValueError, with a clause that says why, if a model that is trained in one way cannot be sampled in the other.
+
+    `name`: of the model's section.
+    """
+    sample.sampling.check_recipe(model.training)
+    guidance = sample.guidance_options
+    unknown = [condition for condition in guidance.without if condition not in model.conditions]
+    if unknown:
+        raise ValueError(f"guidance.without: {unknown[0]} is not in {name}.conditions")
+    if guidance.negative is not None and "category" not in model.conditions:
+        raise ValueError(f"guidance.negative needs category in {name}.conditions")
+    if not guidance.withholds:
+        return
+    if not model.conditions:
+        raise ValueError(f"guidance needs a condition in {name}.conditions, or must be 1")
+    all_withheld = not guidance.without or set(guidance.without) == set(model.conditions)
+    if not (model.condition_dropout_each or (all_withheld and model.condition_dropout)):
+        key = "condition_dropout" if all_withheld else "condition_dropout_each"
+        raise ValueError(f"guidance needs {name}.{key} above 0, or must be 1")
 
 
 def validation_sentence(error: dict[str, Any], name: str) -> str:

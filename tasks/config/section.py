@@ -32,6 +32,11 @@ LevelsName = Annotated[str, _in(training_choices.LEVELS, "way to draw levels"), 
 NoiseName = Annotated[str, _in(training_choices.NOISES, "noise"), _schema(training_choices.NOISES)]
 LossName = Annotated[str, _in(training_choices.LOSSES, "loss"), _schema(training_choices.LOSSES)]
 SamplerName = Annotated[str, _in(choices.SAMPLERS, "sampler"), _schema(choices.SAMPLERS)]
+TimestepsName = Annotated[str, _in(choices.TIMESTEPS, "timesteps"), _schema(choices.TIMESTEPS)]
+GuidanceScheduleName = Annotated[
+    str, _in(choices.GUIDANCE_SCHEDULES, "schedule of guidance"), _schema(choices.GUIDANCE_SCHEDULES)
+]
+ThresholdName = Annotated[str, _in(choices.THRESHOLDS, "threshold"), _schema(choices.THRESHOLDS)]
 
 
 class Section(BaseModel):

@@ -25,21 +25,21 @@ from diffusion_core import choices
 from diffusion_core.codecs import Affine, Latent
 from diffusion_core.conditioning import PADDING, Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned, UncertainDenoiser
+from diffusion_core.error_curve import ErrorCurve
 from diffusion_core.extras.corruptions import GaussianStart
-from diffusion_core.extras.learned_variance import LearnedVariance
-from diffusion_core.guidance import Strength, cfg, interval, rescale, self_condition
+from diffusion_core.extras.learned_variance import LearnedVariance, measured_variance
+from diffusion_core.guidance import cfg, extrapolate, interval, negative, rescale, self_condition
 from diffusion_core.losses import SelfConditioned
 from diffusion_core.recipe import Recipe
-from diffusion_core.sampling.loop import Step
 from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.training import compute, parallel
 from tasks import paths
 from tasks.common import checkpoint
-from tasks.common.errors import DataError
+from tasks.common.errors import DataError, UserError
 from tasks.common.skeleton import mirror
 from tasks.common.subset import evenly_spaced
-from tasks.config.evaluation import Guidance
 from tasks.config.params import Params, Pictures, Poses
+from tasks.config.sampling import Guidance
 from tasks.dataset.padding import padding_maps
 from tasks.dataset.shards import ShardDataset
 from tasks.models import codec as stored_codec
@@ -48,6 +48,7 @@ from tasks.models.conditioning import KEYS, SELF, at_latents, conditions, weight
 
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
 SCHEDULE = "schedule."  # prefix of the weights of a learned noise schedule
+ERRORS = "errors"  # key of the measured errors in a model's file
 INITIAL = "initial."  # prefix of the tensors of a `GaussianStart`
 
 
@@ -164,26 +165,94 @@ class Model:
         precision = compute.best_precision(device) if choice.precision == "auto" else choice.precision
         return compute.autocast(compute.Compute(precision), device)
 
-    def guided(self, guidance: Guidance | float) -> Denoiser:
-        """The denoiser to sample with, under classifier-free guidance (1: none)."""
-        guidance = Guidance.of(guidance)
-        denoiser = self.as_sampled(self.denoiser)
-        scale: Strength = guidance.scale
+    @property
+    def errors(self) -> ErrorCurve:
+        """The error of the denoiser at each level, measured at the end of the training. Raises DataError if it was not."""
+        if ERRORS not in self.meta:
+            raise DataError(f"The {self.name} model has no measured errors: an older version trained it.")
+        return ErrorCurve(**self.meta[ERRORS])
+
+    def guided(self, guidance: Guidance, timesteps: Timesteps = (), weak: Model | None = None) -> Denoiser:
+        """The denoiser to sample with under guidance.
+
+        `timesteps`: those of the sampler, for a schedule that depends on them. `weak`: the model that `guidance.weak_model`
+        names. Raises UserError if the model does not know the negative category or `weak` is another kind of model.
+        """
+        denoiser = plain = self.as_sampled(self.denoiser)
+        schedule, options = guidance.schedule, guidance.options
+        strength = choices.GUIDANCE_SCHEDULES[schedule].make(
+            guidance.scale, choices.options_of(choices.GUIDANCE_SCHEDULES, schedule, options), timesteps
+        )
         if guidance.interval is not None:
-            scale = interval(guidance.scale, *guidance.interval)
-        guided = cfg(denoiser, scale, *(KEYS[name] for name in guidance.without))
-        return rescale(guided, denoiser, guidance.rescale) if guidance.rescale else guided
+            strength = interval(strength, *guidance.interval)
+        if guidance.weak_model is not None:
+            if weak is None:
+                raise UserError("guidance.weak_model names a model that is not at hand: set it to null.")
+            denoiser = extrapolate(denoiser, self.check_same_kind(weak).as_sampled(weak.denoiser), strength)
+        elif guidance.negative is not None:
+            denoiser = negative(denoiser, self.category(guidance.negative), strength)
+        else:
+            denoiser = cfg(denoiser, strength, *(KEYS[name] for name in guidance.without))
+        if guidance.rescale:
+            denoiser = rescale(denoiser, plain, guidance.rescale)
+        if guidance.threshold is not None:
+            denoiser = self._limited(denoiser, guidance.threshold, options)
+        return denoiser
 
-    def sampler(self, name: str, steps: int) -> tuple[Timesteps, Step]:
-        """The levels and the solver of a sampler in `diffusion_core.choices`."""
-        return choices.make_sampler(name, self.config.recipe, self.recipe, steps)
+    def _limited(self, denoiser: Denoiser, name: str, options: choices.Options) -> Denoiser:
+        """The denoiser with a threshold in data units, or in the network's units if those are latents."""
+        values = choices.options_of(choices.THRESHOLDS, name, options)
+        values["limit"] = values["limit"] or 1.0
+        make = choices.THRESHOLDS[name].make
+        codec = self.codec
+        if isinstance(codec, Latent):
+            return make(denoiser, values)
+        limited = make(lambda x, level, cond: codec.decode(denoiser(x, level, cond)), values)
+        return lambda x, level, cond: codec.encode(limited(x, level, cond))
 
-    def sampling_denoiser(self, guidance: Guidance | float, sampler: str) -> Denoiser | UncertainDenoiser:
-        """`guided`, or the denoiser with its learned variance if it has one, the sampler uses it and there is no guidance."""
-        plain = Guidance.of(guidance).scale == 1 and not self.config.self_condition
-        if plain and isinstance(self.denoiser, LearnedVariance) and choices.SAMPLERS[sampler].uses_variance:
+    def category(self, name: str) -> Cond:
+        """The condition on a category, one row that holds for any number of rows. Raises UserError if it is not known."""
+        if name not in self.categories:
+            known = ", ".join(self.categories)
+            raise UserError(f"guidance.negative: the {self.name} model knows {known}, not {name!r}.")
+        key, device = KEYS["category"], next(self.denoiser.parameters()).device
+        row = torch.zeros(1, len(self.categories), device=device)
+        row[0, self.categories.index(name)] = 1
+        return {key: row}
+
+    def check_same_kind(self, other: Model) -> Model:
+        """The other model. Raises UserError if it does not have the conditions and the network's units of this one."""
+        same_units = all(
+            a.shape == b.shape and torch.allclose(a.cpu(), b.cpu())
+            for a, b in ((self.codec.mean, other.codec.mean), (self.codec.scale, other.codec.scale))
+        )
+        for what, same in (
+            ("categories", self.categories == other.categories),
+            ("conditions", self.config.conditions == other.config.conditions),
+            ("shape of examples", self.shape == other.shape),
+            ("codec, or scale of the data", same_units),
+        ):
+            if not same:
+                raise UserError(f"The {self.name} model and the one that guides it must have the same {what}.")
+        return other
+
+    def sampler(self, sampling: choices.Sampling, known: choices.Known | None = None) -> choices.Made:
+        """The levels and the solver of a sampler. Raises UserError if a model of this recipe cannot be sampled in this way."""
+        try:
+            return sampling.make(self.config.training, self.recipe, known)
+        except ValueError as error:
+            raise UserError(f"The {self.name} model cannot be sampled in this way: {error}.") from error
+
+    def sampling_denoiser(
+        self, guidance: Guidance, sampler: str, timesteps: Timesteps = (), weak: Model | None = None
+    ) -> Denoiser | UncertainDenoiser:
+        """`guided`, with the variance of x0 if the sampler uses it: measured, or learned if nothing guides the model."""
+        uses = choices.SAMPLERS[sampler].variance
+        plain = not guidance.active and guidance.threshold is None and not self.config.self_condition
+        if uses == "learned" and plain and isinstance(self.denoiser, LearnedVariance):
             return self.denoiser.posterior
-        return self.guided(guidance)
+        guided = self.guided(guidance, timesteps, weak)
+        return measured_variance(guided, self.errors) if uses == "measured" else guided
 
     def with_initial(self, x0: Tensor) -> Model:
         """The model with the start of its sampling fitted to examples in the network's units, if the recipe adds no noise."""
@@ -282,6 +351,14 @@ def load(folder: Path, device: torch.device) -> Model:
     model.denoiser.to(device).eval().requires_grad_(False)
     initial = GaussianStart(tensors[f"{INITIAL}mean"], tensors[f"{INITIAL}factors"]) if model.recipe.degrade else None
     return replace(model, meta=meta, initial=initial)
+
+
+def with_weights(model: Model, weights: dict[str, Tensor], device: torch.device) -> Model:
+    """The model with other weights of its denoiser, such as a snapshot of its training, in evaluation mode on a device."""
+    other = build(model.name, model.config, model.categories, model.codec, model.margin, model.padded)
+    other.denoiser.load_state_dict(weights, strict=False)  # some files have no buffers
+    other.denoiser.to(device).eval().requires_grad_(False)
+    return replace(other, meta=model.meta, initial=model.initial)
 
 
 def config_of(params: Params, name: str) -> Poses | Pictures:

@@ -22,7 +22,7 @@ from tasks.metrics.estimate import TooFewSamples
 from tasks.metrics.features import joints, pixels
 from tasks.metrics.kid import kid
 from tasks.metrics.relative_kid import relative_kernel_distance
-from tasks.models import modality, sampler
+from tasks.models import modality
 from tasks.paths import MODELS
 from tasks.plots.interval_plot import Row
 from tasks.registry import model_registry
@@ -111,25 +111,23 @@ def run(params: Params, root: Path, store: Store) -> ModelComparison | None:
             continue
         samples = ShardDataset(paths.sample_folder(root, model), SAMPLES)
         categories = [str(meta["category"]) for meta in samples.metas()]
-        ours, theirs, real, real_categories = _features(params, model, folder, samples, held_out)
+        ours, theirs, real, real_categories = _features(params, root, model, folder, samples, held_out)
         _compare(result, model, (ours, theirs), categories, real, real_categories)
     return None if len(result.same) == len(MODELS) else result
 
 
 def _features(
-    params: Params, name: str, folder: Path, samples: ShardDataset, held_out: ShardDataset
+    params: Params, root: Path, name: str, folder: Path, samples: ShardDataset, held_out: ShardDataset
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Features of the challenger's samples, the champion's samples and held-out data, and the categories of the latter."""
-    champion = modality.load(folder, modality.device())
     choice: Sample = getattr(params.sample, name)
+    sampler = model_registry.sampler(params, root, folder, choice)
+    champion = sampler.model
     metas = samples.metas()
     asked = samples.poses() if name == "pictures" else None
     cond = champion.conditions([str(meta["category"]) for meta in metas], asked)
     ids = torch.tensor([int(meta["number"]) for meta in metas])
-    sampled = sampler.draw(
-        champion, cond, choice.steps, choice.guidance_options, choice.seed, ids, choice.batch,
-        label=f"the champion's {name}", sampler=choice.sampler,
-    )  # fmt: skip
+    sampled = sampler.draw(cond, choice.seed, ids, choice.batch, label=f"the champion's {name}")
     if name == "poses":
         return joints(samples.poses()), joints(sampled.numpy()), joints(held_out.poses()), _categories(held_out)
     pictured = held_out.pictured()

@@ -7,6 +7,7 @@ The versions of a model are registered in MLflow as `contrapposto-<model>`. Its 
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,11 @@ from diffusion_core import method_tables
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
-from tasks.config.params import Pictures, Poses
+from tasks.config.params import Params, Pictures, Poses
+from tasks.config.sampling import SNAPSHOT, SamplingChoices
+from tasks.models import modality
+from tasks.models.modality import Model
+from tasks.models.sampler import Sampler
 from tasks.paths import MODELS
 from tasks.registry.tracking import Store
 
@@ -77,6 +82,10 @@ def fetch(store: Store, root: Path, model: str, alias: str) -> Path:
     registered = version(store, model, alias)
     if registered is None:
         raise UserError(f"There is no {alias} of the {model} model yet: run `make train-poses` first.")
+    return _fetched(store, root, model, registered, f"{alias} of the {model} model")
+
+
+def _fetched(store: Store, root: Path, model: str, registered: Any, what: str) -> Path:
     sha256: str = registered.tags["sha256"]
     folder = root / paths.REGISTERED_MODELS / sha256
     if not folder.is_dir():
@@ -85,13 +94,50 @@ def fetch(store: Store, root: Path, model: str, alias: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             downloaded = Path(store.client.download_artifacts(registered.run_id, "model", temporary))
             if hashlib.sha256((downloaded / paths.MODEL_FILE).read_bytes()).hexdigest() != sha256:
-                raise DataError(f"The {alias} of the {model} model in MLflow is damaged: sha256 mismatch.")
+                raise DataError(f"The {what} in MLflow is damaged: sha256 mismatch.")
             try:
                 downloaded.rename(folder)
             except OSError:
                 if not folder.is_dir():
                     raise
     return folder
+
+
+def find(params: Params, root: Path, model: str, sha256: str) -> Path:
+    """The folder of the model with this digest: in `artifacts/`, in the cache of registered models, or fetched from MLflow.
+
+    Raises DataError if there is none.
+    """
+    cached = root / paths.REGISTERED_MODELS / sha256
+    if (cached / paths.MODEL_FILE).is_file():
+        return cached
+    own = paths.model_folder(root, model)
+    if (own / paths.MODEL_FILE).is_file() and paths.model_sha256(root, model) == sha256:
+        return own
+    store = Store(params.tracking, root)
+    for registered in store.client.search_model_versions(f"name = '{name(model)}'"):
+        if registered.tags.get("sha256") == sha256:
+            return _fetched(store, root, model, registered, f"{model} model {sha256[:12]}")
+    raise DataError(f"There is no {model} model {sha256}, neither in {own} nor in MLflow.")
+
+
+def sampler(params: Params, root: Path, folder: Path, how: SamplingChoices, model: Model | None = None) -> Sampler:
+    """The model in a folder (`model` if it is loaded already) with a way to sample it, and the other models that this needs.
+
+    A snapshot that guides the model is one of the model's own. Raises DataError if a file is missing or damaged, UserError if
+    the models do not fit.
+    """
+    model = model or modality.load(folder, modality.device())
+    weak = source = None
+    reference = how.guidance_options.weak_model
+    if reference is not None and re.fullmatch(SNAPSHOT, reference):
+        path = folder / "snapshots" / f"{reference}.safetensors"
+        weak = modality.with_weights(model, checkpoint.load(path)[0], modality.device())
+    elif reference is not None:
+        weak = modality.load(find(params, root, model.name, reference), modality.device())
+    if how.start is not None and how.start.model is not None:
+        source = modality.load(find(params, root, model.name, how.start.model), modality.device())
+    return Sampler(model, how, weak, source)
 
 
 def make_champions(store: Store, numbers: Mapping[str, str]) -> None:

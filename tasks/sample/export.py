@@ -42,11 +42,12 @@ USE = """
 ```python
 from pathlib import Path
 import torch
+from tasks.config.sampling import SamplingChoices
 from tasks.models import modality, sampler
 
 model = modality.load(Path("."), torch.device("cpu"))  # this folder: {model}
 conditions = model.conditions([model.categories[0]] * 4)
-samples = sampler.draw(model, conditions, steps=18, guidance=1.0, seed=0, ids=torch.arange(4))
+samples = sampler.draw(model, conditions, SamplingChoices(steps=18), seed=0, ids=torch.arange(4))
 ```
 """
 

@@ -29,9 +29,12 @@ from tasks.common import files, machine
 from tasks.common.errors import DataError, UserError
 from tasks.common.images import encode_png
 from tasks.config.params import Generate, Params
+from tasks.config.sampling import SamplingChoices
 from tasks.dataset import shards
 from tasks.dataset.pose_map import places
 from tasks.evaluate import pose_accuracy
+from tasks.models.modality import Model
+from tasks.models.sampler import Sampler
 from tasks.plots import drawing
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
@@ -122,13 +125,14 @@ def sample(artist: Artist, settings: Generate, read: Reader) -> Accepted:
 def _round(artist: Artist, settings: Generate, asked: Sequence[str], numbers: range) -> Samples:
     """The samples of one round in the order of their numbers; those of one category are drawn together."""
     poses = np.empty((len(asked), 33, 3), np.float32)
-    size = artist.pictures.shape[-1]
+    size = artist.pictures.shape[-1] * artist.pictures.codec.factor
     pictures = np.empty((len(asked), size, size, 3), np.uint8)
     for category in dict.fromkeys(asked):
         rows = [i for i, name in enumerate(asked) if name == category]
         request = Request(
-            category=category, pose=settings.pose, steps=settings.steps, guidance=settings.guidance, seed=settings.seed
-        )
+            category=category, pose=settings.pose, seed=settings.seed,
+            **{key: getattr(settings, key) for key in SamplingChoices.model_fields},
+        )  # fmt: skip
         samples = artist.samples(request, torch.tensor([numbers[i] for i in rows]))
         poses[rows], pictures[rows] = samples.poses, samples.pictures
     return Samples(poses, pictures)
@@ -145,8 +149,12 @@ def run(params: Params, root: Path) -> None:
     except ValidationError as error:
         raise UserError(f"params.yaml: generate: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from error
     store = Store(params.tracking, root)
-    folders = [model_registry.fetch(store, root, model, settings.alias) for model in paths.MODELS]
-    artist = Artist(*folders)
+    folders = {model: model_registry.fetch(store, root, model, settings.alias) for model in paths.MODELS}
+
+    def prepare(model: Model, how: SamplingChoices) -> Sampler:
+        return model_registry.sampler(params, root, folders[model.name], how, model)
+
+    artist = Artist(folders["poses"], folders["pictures"], prepare)
     if settings.category is not None and settings.category not in artist.poses.categories:
         known = ", ".join(artist.poses.categories)
         raise UserError(f"params.yaml: generate.category: the models know {known}, not {settings.category!r}.")
@@ -156,7 +164,7 @@ def run(params: Params, root: Path) -> None:
         pose_accuracy.read_poses, model=root / params.extract.model, min_confidence=confidence, workers=workers
     )
     accepted = sample(artist, settings, read)
-    about = {"categories": artist.poses.categories, "models": [folder.name for folder in folders]}
+    about = {"categories": artist.poses.categories, "models": [folder.name for folder in folders.values()]}
     write(root / paths.GENERATED, accepted, settings, artist.pictures.margin, about)
     rate = f"acceptance {accepted.acceptance:.1%}, by chance {accepted.by_chance:.1%}"
     log.info(f"{len(accepted.kept)} samples in {root / paths.GENERATED}, of {accepted.drawn} drawn: {rate}")
@@ -171,7 +179,8 @@ def write(folder: Path, accepted: Accepted, settings: Generate, margin: float, a
             "category": one.category,
             "seed": settings.seed,
             "number": one.number,
-            "guidance": settings.guidance,
+            "sampler": settings.sampler,
+            "guidance": settings.model_dump(include={"guidance"})["guidance"],
             "pck": one.pck,
         }
         for one in kept

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from tasks.common.images import encode_png
 from tasks.common.skeleton import INDEX
-from tasks.models import modality, sampler
+from tasks.config.params import check_sampling
+from tasks.config.sampling import GuidanceOrScale, SamplingChoices
+from tasks.models import modality
 from tasks.models.modality import Model
+from tasks.models.sampler import Sampler
 
 MAX_COUNT = 256  # samples in one answer
+KEPT = 64  # ways to sample that are kept ready
 
 
-class Request(BaseModel):
-    """A request for samples. Every key has a default."""
+class Request(SamplingChoices):
+    """A request for samples. Every key has a default.
 
-    model_config = ConfigDict(extra="forbid")
+    Sampler, steps, timesteps and their options are those of both models; guidance and start are those of the pictures.
+    """
+
+    model_config = ConfigDict(strict=False)  # whole numbers may come as floats
 
     category: str | None = None  # None: any
     # Joint name -> x, y, z (hips at the origin, torso 1 long, y down). The pose model fills in joints that are not given.
     pose: dict[str, list[float]] | None = None
     count: int = Field(default=1, ge=1, le=MAX_COUNT)
-    steps: int = Field(default=18, ge=1, le=1000)
-    guidance: float = Field(default=2.0, ge=0, le=100)  # of the pictures; 1: none
+    guidance: GuidanceOrScale = 2.0  # of the pictures; 1: none
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @field_validator("pose")
@@ -41,6 +49,10 @@ class Request(BaseModel):
             if len(place) != 3 or not np.isfinite(place).all():
                 raise ValueError(f"the joint {name!r} needs three finite numbers")
         return pose
+
+    def for_poses(self) -> SamplingChoices:
+        """How the pose model is sampled."""
+        return SamplingChoices(sampler=self.sampler, steps=self.steps, timesteps=self.timesteps, options=self.options)
 
     def joints(self) -> torch.Tensor | None:
         """The pose float64 `[33, 3]`, NaN for joints that are not given; None if no joint is given."""
@@ -63,29 +75,45 @@ class Samples:
 class Artist:
     """The pose model and the picture model: samples poses, then a picture of each."""
 
-    def __init__(self, poses: Path, pictures: Path) -> None:
+    def __init__(
+        self, poses: Path, pictures: Path, prepare: Callable[[Model, SamplingChoices], Sampler] = Sampler
+    ) -> None:
         self.poses: Model = modality.load(poses, modality.device())
         self.pictures: Model = modality.load(pictures, modality.device())
+        self.prepare = prepare
+        self.samplers: dict[str, Sampler] = {}  # timesteps may have been learned for them
 
     def samples(self, request: Request, ids: torch.Tensor) -> Samples:
         """The samples with these numbers. Each is a function of the request and its number alone.
 
-        Raises ValueError if the models do not know the category, DataError if a sample is not finite.
+        Raises ValueError if the models do not know the category or cannot be sampled in this way, DataError if a sample is not
+        finite or something was not measured in training.
         """
         if request.category is not None and request.category not in self.poses.categories:
             known = ", ".join(self.poses.categories)
             raise ValueError(f"there is no category {request.category!r}; there are {known}")
+        for_poses = request.for_poses()
+        samplers = [self._sampler(self.poses, for_poses), self._sampler(self.pictures, request)]
         categories = [request.category] * len(ids)
         joints = request.joints()
         if joints is not None and joints.isfinite().all():
             poses = joints.float().expand(len(ids), -1, -1).numpy()
         else:
             cond = self.poses.conditions(categories)
-            drawn = sampler.draw(self.poses, cond, request.steps, 1.0, request.seed, ids, joints=joints)
+            drawn = samplers[0].draw(cond, request.seed, ids, joints=joints)
             poses = drawn.numpy()
         cond = self.pictures.conditions(categories, poses)
-        drawn = sampler.draw(self.pictures, cond, request.steps, request.guidance, request.seed, ids)
+        drawn = samplers[1].draw(cond, request.seed, ids)
         return Samples(poses, modality.as_pictures(drawn))
+
+    def _sampler(self, model: Model, how: SamplingChoices) -> Sampler:
+        check_sampling(model.name, model.config, how)
+        key = f"{model.name} {json.dumps(how.sampling_json)}"
+        if key not in self.samplers:
+            if len(self.samplers) >= KEPT:
+                self.samplers.clear()
+            self.samplers[key] = self.prepare(model, how)
+        return self.samplers[key]
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
         """For each sample: `png` (base64), `landmarks` (33 times x, y, z), `category`, `seed` and `number`."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +30,10 @@ from tasks.config.params import Params, Sample
 from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, load_splits
-from tasks.models import modality, sampler
-from tasks.models.modality import Model
+from tasks.models import modality
+from tasks.models.sampler import Sampler
 from tasks.plots import drawing
+from tasks.registry import model_registry
 
 GRID = 8  # rows and columns of the grid
 
@@ -53,7 +55,7 @@ class Conditions:
 def run(params: Params, root: Path, model: str) -> None:
     """Draw the samples of one model. Raises DataError if a sample is not finite, or the model or its conditions are missing."""
     choice: Sample = getattr(params.sample, model)
-    trained = modality.load(paths.model_folder(root, model), modality.device())
+    trained = model_registry.sampler(params, root, paths.model_folder(root, model), choice)
     train, heldout = load_splits(root)
     if model == "pictures":  # persons from motion captures have no picture
         train, heldout = train.pictured(), heldout.pictured()
@@ -83,7 +85,10 @@ def run(params: Params, root: Path, model: str) -> None:
         tiles, columns = [drawing.draw_pose(pose) for pose in poses[: GRID * GRID]], GRID
         captions = categories[: GRID * GRID]
     folder = paths.sample_folder(root, model)
-    about = {"model": model, "model_digest": trained.meta["digest"], "categories": trained.categories}
+    about = {
+        "model": model, "model_digest": trained.model.meta["digest"], "categories": trained.model.categories,
+        "sampling": choice.sampling_json,
+    }  # fmt: skip
     shards.write(folder, samples, choice.count, about)
     drawing.save_png(folder / paths.GRID, drawing.sheet(tiles, columns, captions))
 
@@ -97,7 +102,7 @@ def _resampled(n: int, count: int, seed: int) -> list[int]:
 def _pose_samples(choice: Sample, categories: list[str], poses: np.ndarray) -> Iterator[tuple[str, dict[str, bytes]]]:
     for i, (category, pose) in enumerate(zip(categories, poses, strict=True)):
         about = {
-            "model": "poses", "category": category, "seed": choice.seed, "number": i, "guidance": choice.guidance_json
+            "model": "poses", "category": category, "seed": choice.seed, "number": i, **_how(choice)
         }  # fmt: skip
         yield (
             f"poses-{choice.seed}-{i:06d}",
@@ -112,7 +117,7 @@ def _picture_samples(
     for i, picture in enumerate(pictures):
         about = {
             "model": "pictures", "category": asked.category[i], "condition": asked.key[i], "seed": choice.seed,
-            "number": i, "guidance": choice.guidance_json,
+            "number": i, **_how(choice),
         }  # fmt: skip
         yield (
             f"{name}-{choice.seed}-{i:06d}",
@@ -124,19 +129,20 @@ def _picture_samples(
         )
 
 
-def _pictures(model: Model, choice: Sample, asked: Conditions, split: str) -> np.ndarray:
+def _how(choice: Sample) -> dict[str, Any]:
+    """What the JSON of a sample says about how it was sampled."""
+    return {"sampler": choice.sampler, "guidance": choice.model_dump(include={"guidance"})["guidance"]}
+
+
+def _pictures(model: Sampler, choice: Sample, asked: Conditions, split: str) -> np.ndarray:
     """Pictures uint8 `[n, size, size, 3]` for these conditions."""
     if not asked.key:
-        side = model.shape[-1] * model.codec.factor
+        side = model.model.shape[-1] * model.model.codec.factor
         return np.zeros((0, side, side, 3), np.uint8)
     return modality.as_pictures(_draw(model, choice, asked.category, asked.pose, split))
 
 
-def _draw(model: Model, choice: Sample, categories: list[str], poses: np.ndarray | None, split: str) -> Tensor:
+def _draw(model: Sampler, choice: Sample, categories: list[str], poses: np.ndarray | None, split: str) -> Tensor:
     """Samples in data units, float32 `[n, *shape]`, one per category, numbered from 0."""
-    cond, ids = model.conditions(categories, poses), torch.arange(len(categories))
-    label = f"sample {model.name}, {split}"
-    return sampler.draw(
-        model, cond, choice.steps, choice.guidance_options, choice.seed, ids, choice.batch, label=label,
-        sampler=choice.sampler,
-    )  # fmt: skip
+    cond, ids = model.model.conditions(categories, poses), torch.arange(len(categories))
+    return model.draw(cond, choice.seed, ids, choice.batch, label=f"sample {model.model.name}, {split}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_core import training_choices
+from diffusion_core import choices, training_choices
 from diffusion_core.conditioning import Cond, rows
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.sampling.loop import generate
@@ -162,10 +162,11 @@ class Evaluator:
         _, cond = _to_device(source, denoiser)
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
         cond = rows(cond, ids % len(source))
-        timesteps, step = self.model.sampler(training_choices.default_sampler(self.model.config.recipe), STEPS)
+        sampler = training_choices.default_sampler(self.model.config.recipe)
+        made = self.model.sampler(choices.Sampling(sampler, STEPS))
         with self.model.autocast():
             z = generate(
-                self.model.as_sampled(denoiser), timesteps, step, self.model.shape, self.seed, ids, cond,
+                self.model.as_sampled(denoiser), made.visited, made.step, self.model.shape, self.seed, ids, cond,
                 noise=self.model.recipe.noise, initial=self.model.initial,
             )  # fmt: skip
         return self.model.codec.decode(z, cond).cpu()

@@ -17,11 +17,12 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
-from diffusion_core import rng
+from diffusion_core import error_curve, rng
 from diffusion_core.training import data_scale, microbatch_size
 from diffusion_core.training.trainer import Trainer
 from diffusion_core.training_choices import fill_in
@@ -43,6 +44,8 @@ from tasks.train.loop import TrainingLoop
 from tasks.train.state import TrainingFolder
 
 MEASURED = 512  # examples from which the scale of the data is estimated
+MEASURED_ERRORS = 64  # examples on which the error at each noise level is measured
+ERROR_SIGMAS = (0.002, 100.0, 20)  # smallest, largest, how many
 
 log = logging.getLogger(__name__)
 
@@ -118,12 +121,33 @@ def _train(
     evaluator = Evaluator(model, evaluated, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples)
     folder = TrainingFolder(root, name, fingerprint, config.checkpoints_kept)
     trained_on = lineage.trained_on(train, config.start)
-    save = partial(modality.save, model=model)
+    save = partial(_save, model=model, examples=evaluated["train"].some(MEASURED_ERRORS), device=device)
     loop = TrainingLoop(params, root, model, trainer, folder, evaluator, dataset.keys, trained_on, save)
     loop.resume(checkpoint)
     if not fits_in_memory:
         trainer.data = training_data.read_ahead(dataset, source, trainer.upcoming(), config.workers, pin)
     loop.run()
+
+
+def _save(
+    folder: Path,
+    weights: dict[str, Tensor],
+    meta: dict[str, Any],
+    model: Model,
+    examples: Examples,
+    device: torch.device,
+) -> None:
+    """Write the model with its error at each noise level, which some samplers and timesteps need."""
+    own = {name: value for name, value in weights.items() if not name.startswith(modality.SCHEDULE)}
+    if model.recipe.degrade is None:
+        trained = modality.with_weights(model, own, device)
+        x0, cond = examples.x0.to(device), {key: value.to(device) for key, value in examples.cond.items()}
+        with trained.autocast():
+            errors = error_curve.measure(
+                trained.as_sampled(trained.denoiser), x0, error_curve.spaced(*ERROR_SIGMAS), model.config.seed, cond
+            )
+        meta = {**meta, modality.ERRORS: {"sigmas": errors.sigmas, "errors": errors.errors}}
+    modality.save(folder, model, weights, meta)
 
 
 def _measured(config: Poses | Pictures, examples: Examples) -> Poses | Pictures:
