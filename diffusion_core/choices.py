@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion_core.choice_table import Choice, Parameter, Value, check_name, check_parameters, core, numbers
@@ -281,10 +282,11 @@ class Grid:
 
     def sigmas(self) -> tuple[float, float]:
         """The smallest and the largest sigma of the recipe, at most 160 standard deviations of the data."""
-        sigmas = [float(level.sigma) for level in self.fine() if level.a > 0]
+        sigmas = [float(level.sigma) for level in self.fine if level.a > 0]
         largest = 160 * self.recipe.sd
         return sigmas[-1], max(sigma for sigma in sigmas if sigma <= largest)
 
+    @cached_property
     def fine(self) -> list[Level]:
         """Up to FINE noisy levels, evenly spaced in the recipe's time, the noisiest first."""
         count = min(FINE, self.total)
@@ -301,7 +303,7 @@ class Grid:
 
         Between the fine levels the log-SNR is linear.
         """
-        fine = self.fine()
+        fine = self.fine
         levels = []
         for fraction in fractions:
             index = (1 - fraction) * (len(fine) - 1)
@@ -347,12 +349,12 @@ def _karras(grid: Grid, v: Any, known: Known, step: Step) -> Timesteps:
 
 
 def _leading(grid: Grid, v: Any, known: Known, step: Step) -> Timesteps:
-    fine = grid.fine()
+    fine = grid.fine
     return [*(fine[len(fine) - 1 - i * (len(fine) // grid.steps)] for i in range(grid.steps - 1, -1, -1)), _clean()]
 
 
 def _trailing(grid: Grid, v: Any, known: Known, step: Step) -> Timesteps:
-    fine = grid.fine()
+    fine = grid.fine
     return [*(fine[round(i * len(fine) / grid.steps)] for i in range(grid.steps)), _clean()]
 
 

@@ -24,14 +24,14 @@ class Guidance(Section):
     scale: Scale = 1.0  # w; 1: none
     schedule: GuidanceScheduleName = "constant"  # of w over the noise levels
     interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None  # of sigma; null: everywhere
-    without: list[str] = Field([])  # b is the model without these conditions; []: without all of them
+    without: list[str] = Field(default=[])  # b is the model without these conditions; []: without all of them
     # b is a weaker model, with all conditions: the sha256 of a model file, or one of the snapshots of `power_averages`.
-    weak_model: str | None = Field(None, pattern=f"{MODEL}|{SNAPSHOT}")
+    weak_model: str | None = Field(default=None, pattern=f"{MODEL}|{SNAPSHOT}")
     negative: str | None = None  # b is the model with this category instead
     # How far the spread of the estimate is reduced to that without guidance.
-    rescale: float = Field(0.0, ge=0, le=1)
+    rescale: float = Field(default=0.0, ge=0, le=1)
     threshold: ThresholdName | None = None  # limits of the estimate
-    options: Options = Field({})  # of schedules and thresholds, such as {dynamic: {quantile: 0.995}}
+    options: Options = Field(default={})  # of schedules and thresholds, such as {dynamic: {quantile: 0.995}}
 
     @classmethod
     def of(cls, value: float | Guidance) -> Guidance:
@@ -72,19 +72,19 @@ class Start(Section):
 
     sigma: float = Field(gt=0, le=1000)  # in the network's units, in which data have standard deviation 0.5
     # sha256 of the model whose samples, with noise of this level, are the start; null: a normal law with the data's spread.
-    model: str | None = Field(None, pattern=MODEL)
+    model: str | None = Field(default=None, pattern=MODEL)
 
 
 class SamplingChoices(Section):
     """How a model is sampled."""
 
     sampler: SamplerName = "unipc"
-    steps: int = Field(choices.DEFAULT_STEPS, ge=1, le=1000)
+    steps: int = Field(default=choices.DEFAULT_STEPS, ge=1, le=1000)
     timesteps: TimestepsName | None = None  # the noise levels that the sampler visits; null: the recipe's own
     start: Start | None = None  # null: at pure noise
     guidance: GuidanceOrScale = 1.0  # scale of classifier-free guidance, or a section with options; 1: none
     # Parameters of samplers and timesteps by name, used if that sampler is chosen, such as {ddim: {eta: 0.5}}.
-    options: Options = Field({})
+    options: Options = Field(default={})
 
     @property
     def guidance_options(self) -> Guidance:
