@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -28,11 +28,12 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """An entry of a table: what the method is called, how `diffusion_core` makes it, and its paper."""
+    """An entry of a table: what the method is called, how `diffusion_core` makes it, its paper and its parameters."""
 
     title: str
     code: str
     paper: str
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
 def core(module: str) -> Any:

@@ -57,7 +57,6 @@ class SamplerChoice(Choice):
     """
 
     step: Callable[[Recipe, Any], Step]
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
     visited: Callable[[Timesteps, Any], Timesteps] = lambda timesteps, v: timesteps
     evaluations: int = 1
     noisy: Callable[[Any], bool] = lambda v: False
@@ -233,7 +232,7 @@ SAMPLERS: Mapping[str, SamplerChoice] = {
         visited=_ends, evaluations=0,
     ),
     "cold": SamplerChoice(
-        title="Cold diffusion", code="extras.corruptions.cold", paper="arXiv 2208.09392",
+        title="Cold diffusion, improved sampling", code="extras.corruptions.cold", paper="arXiv 2208.09392",
         step=lambda recipe, v: core("extras.corruptions").cold(recipe.degrade), cold=True,
     ),
 }  # fmt: skip
@@ -332,7 +331,6 @@ class TimestepsChoice(Choice):
     """Noise levels that a sampler visits. `make`: (grid, v, what is known of the model, solver) -> levels."""
 
     make: Callable[[Grid, Any, Known, Step], Timesteps]
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
 def _evenly(count: int) -> list[float]:
@@ -438,7 +436,6 @@ class GuidanceSchedule(Choice):
     """A strength of guidance that depends on the noise level. `make`: (scale, v, timesteps) -> strength."""
 
     make: Callable[[float, Any, Timesteps], Strength]
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
 def _oscillating(scale: float, v: Any, timesteps: Timesteps) -> Strength:
@@ -472,7 +469,6 @@ class ThresholdChoice(Choice):
     """Limits of the estimate of x0. `make`: (denoiser, v) -> denoiser."""
 
     make: Callable[[Denoiser, Any], Denoiser]
-    parameters: Mapping[str, Parameter]
 
 
 LIMIT = Parameter("largest absolute value in the data's units; by default 1 for pixels", None, 1e-3, 1e3)
@@ -562,11 +558,7 @@ class Sampling:
         if self.solver.cold and not choice.cold:
             recipes = ", ".join(other for other, entry in RECIPES.items() if entry.cold)
             raise ValueError(f"sampler {self.sampler} needs a recipe that adds no noise: {recipes}")
-        total = _total(training)
-        if self.steps > total:
-            raise ValueError(
-                f"steps must be at most {total} for recipe {name}, which has so many levels, got {self.steps}"
-            )
+        training.check_steps(self.steps)
 
     def make(self, training: Training, recipe: Recipe, known: Known | None = None) -> Made:
         """The levels to visit, on the CPU, and the solver.

@@ -32,7 +32,6 @@ class RecipeChoice(Choice):
     """
 
     make: Callable[..., Recipe]
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     schedule: Callable[..., NoiseSchedule] | None = None
     own_weight: bool = False

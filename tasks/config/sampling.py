@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from diffusion_core import choices
+from diffusion_core import choices, method_tables
 from tasks.config.section import GuidanceScheduleName, SamplerName, Section, ThresholdName, TimestepsName
 
 Scale = Annotated[float, Field(ge=0, le=100)]
@@ -105,15 +105,14 @@ class SamplingChoices(Section):
         return {"sampler": self.sampler, "steps": self.steps, **dumped}
 
     @property
-    def words(self) -> str:
-        """The choices in a few words, for the card of a model and a run's tags."""
-        parts = [f"{self.sampler}{_in_brackets(self.options.get(self.sampler, {}))}", f"{self.steps} steps"]
-        if self.timesteps is not None:
-            parts.append(f"timesteps {self.timesteps}{_in_brackets(self.options.get(self.timesteps, {}))}")
+    def words(self) -> dict[str, str]:
+        """What is chosen, in words by key, for the card of a model and the tags of a run."""
+        words = method_tables.of_sampling(self.sampling)
         if self.start is not None:
-            law = "a normal law" if self.start.model is None else f"samples of {self.start.model[:12]}"
-            parts.append(f"from {law} at sigma {self.start.sigma:g}")
-        return ", ".join([*parts, *_guidance_words(self.guidance_options)])
+            law = "a normal law" if self.start.model is None else f"samples of the model {self.start.model}"
+            words["start"] = f"{law}, with noise of sigma {self.start.sigma:g}"
+        guidance = _guidance_words(self.guidance_options)
+        return words | ({"guidance": guidance} if guidance else {})
 
     @model_validator(mode="after")
     def _choices_go_together(self) -> SamplingChoices:
@@ -121,28 +120,20 @@ class SamplingChoices(Section):
         return self
 
 
-def _in_brackets(options: dict[str, float | None]) -> str:
-    given = ", ".join(f"{name} {value:g}" for name, value in options.items() if value is not None)
-    return f" ({given})" if given else ""
-
-
-def _guidance_words(guidance: Guidance) -> list[str]:
+def _guidance_words(guidance: Guidance) -> str:
     words = []
     if guidance.active:
-        away = ""
+        worse = f"the model without {', '.join(guidance.without) or 'conditions'}"
         if guidance.weak_model is not None:
-            away = f" by the weaker model {guidance.weak_model[:12]}"
+            worse = f"the weaker model {guidance.weak_model}"
         elif guidance.negative is not None:
-            away = f" away from {guidance.negative}"
-        elif guidance.without:
-            away = f" on {', '.join(guidance.without)}"
-        schedule = "" if guidance.schedule == "constant" else f" {guidance.schedule}"
-        schedule += _in_brackets(guidance.options.get(guidance.schedule, {}))
-        words.append(f"guidance {guidance.scale:g}{schedule}{away}")
+            worse = f"the category {guidance.negative}"
+        schedule = method_tables.described("schedule", guidance.schedule, guidance.options)
+        words.append(f"{schedule}, scale {guidance.scale:g}, against {worse}")
         if guidance.interval is not None:
             words.append(f"for sigma from {guidance.interval[0]:g} to {guidance.interval[1]:g}")
         if guidance.rescale:
             words.append(f"rescaled by {guidance.rescale:g}")
     if guidance.threshold is not None:
-        words.append(f"{guidance.threshold} threshold{_in_brackets(guidance.options.get(guidance.threshold, {}))}")
-    return words
+        words.append(method_tables.described("threshold", guidance.threshold, guidance.options))
+    return ", ".join(words)

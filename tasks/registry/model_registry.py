@@ -171,16 +171,20 @@ def rollback(store: Store) -> dict[str, tuple[str, str]]:
     return exchanged
 
 
-def card_of(folder: Path, verdict: str, metrics: Mapping[str, float], reasons: Sequence[str]) -> str:
+def card_of(
+    folder: Path, verdict: str, metrics: Mapping[str, float], reasons: Sequence[str], how: SamplingChoices | None = None
+) -> str:
     """The card of the model in `folder` in Markdown: what it is, its training, its quality, and its limits.
 
-    `metrics`: flat metrics of the stage `fidelity`; `reasons`: why it was not promoted, empty if it was.
+    `metrics`: flat metrics of the stage `fidelity`; `reasons`: why it was not promoted, empty if it was;
+    `how`: how the samples that were judged were drawn.
     """
     _, meta = checkpoint.load(folder / paths.MODEL_FILE)
     model = meta["model"]
     config = Poses(**meta["config"]) if model == "poses" else Pictures(**meta["config"])
     facts = {
         **method_tables.of_training(config.training),
+        **({} if how is None else how.words),
         "weights": f"{paths.MODEL_FILE}, sha256 {hashlib.sha256((folder / paths.MODEL_FILE).read_bytes()).hexdigest()}",
         "trained on": f"{meta['images']} images seen" if "images" in meta else "",
         "memorization test": verdict,

@@ -25,8 +25,7 @@ def start(params: Params, root: Path, flow_run_id: str | None) -> str:
         tags["prefect.flow_run_id"] = flow_run_id
     for model, net in (("poses", params.poses), ("pictures", params.pictures)):
         tags[f"contrapposto.net.{model}"] = f"{net.net_name} {net.shape.width} x {net.shape.depth}"
-        words = method_tables.of_training(net.training)
-        words["sampler"] = method_tables.described("sampler", getattr(params.sample, model).sampler)
+        words = method_tables.of_training(net.training) | getattr(params.sample, model).words
         tags |= {f"contrapposto.{table}.{model}": method for table, method in words.items()}
     run = store.start(f"pipeline {', '.join(sorted(params.raw.parts))} {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
     run.params(params.model_dump())

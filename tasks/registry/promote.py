@@ -63,7 +63,8 @@ def run(params: Params, root: Path) -> None:
     numbers = {}
     for model in MODELS:
         folder = paths.model_folder(root, model)
-        card = model_registry.card_of(folder, verdicts.get(model, "absent"), metrics, decision.reasons)
+        how = getattr(params.sample, model)
+        card = model_registry.card_of(folder, verdicts.get(model, "absent"), metrics, decision.reasons, how)
         numbers[model] = store.register(model, folder, paths.model_sha256(root, model), card)
     if decision.promote:
         model_registry.make_champions(store, numbers)

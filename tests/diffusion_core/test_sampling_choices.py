@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_stochastic_samplers_have_the_mean_and_variance_of_the_data(name: str) -
 def langevin_variance(visited: Timesteps, rate: float) -> Tensor:
     """The variance of x0_hat at the end: on normal data each step is linear."""
     variance = visited[0].s ** 2 * torch.ones(2, dtype=torch.float64)
-    for level, to in zip(visited[:-1], visited[1:], strict=True):
+    for level, to in pairwise(visited):
         if to.s == level.s:
             kept = 1 - rate * level.s**2 / (2 * (VALUES + level.s**2))
             variance = kept**2 * variance + rate * level.s**2
@@ -164,7 +165,7 @@ def test_timesteps_decrease_between_the_right_ends(recipe: str) -> None:
                 continue
             timesteps = made(Sampling(sampler, steps, name), recipe, known).visited
             assert len(timesteps) == steps + 1, name
-            assert all(a.noisier(b) for a, b in zip(timesteps[:-1], timesteps[1:], strict=True)), name
+            assert all(a.noisier(b) for a, b in pairwise(timesteps)), name
             assert float(timesteps[-1].s) == 0
             if name in ("uniform", "quadratic", "trailing"):
                 assert float(timesteps[0].angle) == pytest.approx(float(noisiest), abs=1e-9)
@@ -176,7 +177,13 @@ def test_timesteps_decrease_between_the_right_ends(recipe: str) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "name"),
-    [("ddpm", "trailing"), ("iddpm", "leading"), ("edm", "karras"), ("rectified_flow", "trailing"), ("score_vp", "uniform")],
+    [
+        ("ddpm", "trailing"),
+        ("iddpm", "leading"),
+        ("edm", "karras"),
+        ("rectified_flow", "trailing"),
+        ("score_vp", "uniform"),
+    ],
 )
 def test_the_papers_timesteps_are_those_of_their_recipes(recipe: str, name: str) -> None:
     own, named = (made(Sampling("ddim", 10, chosen), recipe).visited for chosen in (None, name))
@@ -213,7 +220,9 @@ def test_learned_timesteps_are_nearer_to_the_fine_solution() -> None:
         return float((ours - goal).square().mean())
 
     plain = made(Sampling("dpmpp_2m", 6, "karras"))
-    learned = made(Sampling("dpmpp_2m", 6, "learned", options={"learned": {"iterations": 20}}), known=Known(match=match))
+    learned = made(
+        Sampling("dpmpp_2m", 6, "learned", options={"learned": {"iterations": 20}}), known=Known(match=match)
+    )
     assert error(learned.visited, learned.step) < 0.7 * error(plain.visited, plain.step)
 
 
@@ -222,7 +231,9 @@ def test_sampling_can_start_below_the_noisiest_level() -> None:
     for name in ("heun", "ode", "ddpm"):
         sampler = made(Sampling(name, 200, start=1.0))
         assert float(sampler.visited[0].sigma) == 1.0
-        start = MEAN + torch.randn(4000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * VALUES.sqrt()
+        start = (
+            MEAN + torch.randn(4000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * VALUES.sqrt()
+        )
         samples = generate(
             gaussian(), sampler.visited, sampler.step, (2,), 0, torch.arange(4000), batch=1500, start=start
         ).double()
@@ -233,7 +244,7 @@ def test_sampling_can_start_below_the_noisiest_level() -> None:
 def test_a_restart_interval_that_lies_between_two_timesteps_is_still_repeated() -> None:
     base = made(Sampling("heun", 4)).visited
     again = made(Sampling("restart", 4, options={"restart": {"low": 0.1, "high": 0.11, "times": 3}})).visited
-    raised = [to for level, to in zip(again[:-1], again[1:], strict=True) if to.noisier(level)]
+    raised = [to for level, to in pairwise(again) if to.noisier(level)]
     assert len(raised) == 3 and len(again) > len(base)
 
 

@@ -40,7 +40,7 @@ def test_a_new_recipe_is_everywhere(
     params = load(tmp_path / "params.yaml")
     assert params.poses.recipe == "fake"
     page = method_page.PAGE.read_text(encoding="utf-8")
-    row = "| Fake diffusion, `fake` | `presets.edm()` | arXiv 9999.99999 |"
+    row = "| Fake diffusion, `fake` (p_mean -1.2, p_std 1.2) | `presets.edm()` | arXiv 9999.99999 |"
     assert row not in page and row in method_page.current(page)
     assert main(["methods", "fake"]) == 0
     assert "9999.99999" in capsys.readouterr().out

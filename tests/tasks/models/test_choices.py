@@ -15,8 +15,8 @@ import torch
 from diffusion_core import choices, training_choices
 from tasks import paths
 from tasks.common.errors import UserError
-from tasks.config.evaluation import Guidance
 from tasks.config.params import load
+from tasks.config.sampling import Guidance, SamplingChoices
 from tasks.dataset.shards import ShardDataset
 from tasks.models import modality, sampler
 from tasks.sample import stage as sample
@@ -52,7 +52,7 @@ FOR_POSES = [name for name, choice in training_choices.RECIPES.items() if not ch
 
 def _goes_together(sampler_name: str, recipe: str) -> bool:
     try:
-        choices.check_sampler(sampler_name, recipe)
+        choices.Sampling(sampler_name).check_recipe(training_choices.Training(recipe))
     except ValueError:
         return False
     return True
@@ -73,7 +73,7 @@ def test_every_recipe_trains_and_samples(recipe: str, shards: Path, tmp_path: Pa
     for name in (name for name in choices.SAMPLERS if _goes_together(name, recipe)):
         for scale in (1.0, 2.0):
             sampler.draw(
-                model, cond, 3, scale, 0, torch.arange(2), sampler=name
+                model, cond, SamplingChoices(sampler=name, steps=3, guidance=scale), 0, torch.arange(2)
             )  # raises DataError if it is not finite
 
 
@@ -81,7 +81,11 @@ def test_a_self_conditioned_pose_model_trains(shards: Path, tmp_path: Path) -> N
     root = _workspace(tmp_path, shards, poses__recipe="iddpm", poses__self_condition=True)
     _train(root, "poses")
     model = modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
-    assert sampler.draw(model, model.conditions(["calm"]), 2, 1.0, 0, torch.arange(1)).shape == (1, 33, 3)
+    assert sampler.draw(model, model.conditions(["calm"]), SamplingChoices(steps=2), 0, torch.arange(1)).shape == (
+        1,
+        33,
+        3,
+    )
 
 
 @pytest.mark.parametrize("recipe", ["iddpm", "vdm", "rectified_flow", "simple_diffusion"])
@@ -92,7 +96,8 @@ def test_recipes_of_pictures(recipe: str, shards: Path, tmp_path: Path) -> None:
     model = modality.load(paths.model_folder(root, "pictures"), torch.device("cpu"))
     poses = ShardDataset(root / "data/shards", "train").poses()[:2]
     for name in ("ddpm", "unipc"):
-        drawn = sampler.draw(model, model.conditions(["calm", "wild"], poses), 2, 1.0, 0, torch.arange(2), sampler=name)
+        how = SamplingChoices(sampler=name, steps=2)
+        drawn = sampler.draw(model, model.conditions(["calm", "wild"], poses), how, 0, torch.arange(2))
         assert drawn.shape == (2, 3, 16, 16)
 
 
@@ -158,8 +163,11 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> modality.Mo
 def test_samplers_differ_and_the_default_is_unipc(model: modality.Model) -> None:
     cond = model.conditions(["calm"] * 2)
     names = [name for name in choices.SAMPLERS if _goes_together(name, "edm")]
-    drawn = {name: sampler.draw(model, cond, 5, 1.0, 0, torch.arange(2), sampler=name) for name in names}
-    assert torch.equal(drawn["unipc"], sampler.draw(model, cond, 5, 1.0, 0, torch.arange(2)))
+    drawn = {
+        name: sampler.draw(model, cond, SamplingChoices(sampler=name, steps=5), 0, torch.arange(2)) for name in names
+    }
+    assert torch.equal(drawn["unipc"], sampler.draw(model, cond, SamplingChoices(steps=5), 0, torch.arange(2)))
+    assert torch.equal(drawn.pop("euler"), drawn["ddim"])  # without churn it is DDIM
     for name, values in drawn.items():
         others = [other for other in drawn if other != name]
         assert all(not torch.allclose(values, drawn[other], atol=1e-6) for other in others), name
@@ -167,7 +175,8 @@ def test_samplers_differ_and_the_default_is_unipc(model: modality.Model) -> None
 
 def test_options_of_guidance_change_the_samples(model: modality.Model) -> None:
     def draw(guidance: Guidance | float) -> torch.Tensor:
-        return sampler.draw(model, model.conditions(["wild"] * 2), 5, guidance, 0, torch.arange(2))
+        how = SamplingChoices(steps=5, guidance=guidance)
+        return sampler.draw(model, model.conditions(["wild"] * 2), how, 0, torch.arange(2))
 
     guided = draw(Guidance(scale=4.0))
     assert torch.equal(guided, draw(4.0)) and torch.equal(guided, draw(Guidance(scale=4.0, without=["category"])))
@@ -184,7 +193,7 @@ def test_options_of_guidance_change_the_samples(model: modality.Model) -> None:
         ({"poses__recipe": "dppm"}, "poses.recipe"),
         ({"poses__weight": "none"}, "poses.weight"),
         ({"pictures__levels": "sobol"}, "pictures.levels"),
-        ({"sample__pictures__sampler": "euler"}, "sample.pictures.sampler"),
+        ({"sample__pictures__sampler": "eular"}, "sample.pictures.sampler"),
         ({"poses__recipe": "vdm", "poses__weight": "p2"}, "weight must be null for recipe vdm"),
         ({"poses__recipe": "iddpm", "poses__weight": "uncertainty"}, "uncertainty does not go with recipe iddpm"),
         ({"poses__weight": "elbo"}, "weight elbo needs a recipe"),

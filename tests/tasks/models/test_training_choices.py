@@ -17,6 +17,7 @@ from diffusion_core.training_choices import RECIPES, Training
 from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import load
+from tasks.config.sampling import SamplingChoices
 from tasks.dataset.shards import ShardDataset
 from tasks.evaluate.membership_inference import loss_gaps
 from tasks.models import modality, sampler
@@ -156,8 +157,8 @@ def test_cold_poses_through_the_stages(shards: Path, tmp_path: Path) -> None:
     assert loss_gaps(root, "poses")
     with pytest.raises(UserError, match="fill in joints"):
         sampler.draw(
-            model, model.conditions([None]), 2, 1.0, 0, torch.arange(1), joints=torch.full((33, 3), torch.nan),
-            sampler="cold",
+            model, model.conditions([None]), SamplingChoices(sampler="cold", steps=2), 0, torch.arange(1),
+            joints=torch.full((33, 3), torch.nan),
         )  # fmt: skip
 
 
@@ -166,16 +167,18 @@ def test_cold_pictures_are_trained_and_sampled(recipe: str, shards: Path, tmp_pa
     root = _workspace(tmp_path, shards, pictures__recipe=recipe, sample__pictures__sampler="cold")
     model = _trained(root, "pictures")
     poses = ShardDataset(root / "data/shards", "train").poses()[:2]
-    drawn = sampler.draw(model, model.conditions(["calm", "wild"], poses), 3, 2.0, 0, torch.arange(2), sampler="cold")
+    how = SamplingChoices(sampler="cold", steps=3, guidance=2.0)
+    drawn = sampler.draw(model, model.conditions(["calm", "wild"], poses), how, 0, torch.arange(2))
     assert drawn.shape == (2, 3, 16, 16)
 
 
 def test_gamma_noise_is_what_sampling_starts_from(shards: Path, tmp_path: Path) -> None:
     root = _workspace(tmp_path, shards, poses__noise="gamma", poses__loss="huber")
     model = _trained(root, "poses")
-    drawn = sampler.draw(model, model.conditions([None] * 64), 1, 1.0, 0, torch.arange(64), sampler="ddim")
+    how = SamplingChoices(sampler="ddim", steps=1)
+    drawn = sampler.draw(model, model.conditions([None] * 64), how, 0, torch.arange(64))
     normal = modality.Model(**{**vars(model), "recipe": model.recipe.replace(noise=Training("edm").make(0.5).noise)})
-    other = sampler.draw(normal, model.conditions([None] * 64), 1, 1.0, 0, torch.arange(64), sampler="ddim")
+    other = sampler.draw(normal, model.conditions([None] * 64), how, 0, torch.arange(64))
     assert not torch.allclose(drawn, other)
 
 
@@ -199,7 +202,7 @@ def test_gamma_noise_is_what_sampling_starts_from(shards: Path, tmp_path: Path) 
         ({"poses__recipe": "iddpm", "poses__loss": "l1"}, "loss must be null for recipe iddpm"),
         ({"pictures__noise": "cauchy"}, "pictures.noise"),
         ({"poses__recipe": "vdm", "poses__noise": "gamma"}, "noise gamma does not go with recipe vdm"),
-        ({"poses__recipe": "cold_mask"}, "sampler must be cold for recipe cold_mask"),
+        ({"poses__recipe": "cold_mask"}, "sampler unipc does not go with recipe cold_mask"),
         ({"sample__pictures__sampler": "cold"}, "sampler cold needs a recipe that adds no noise"),
         ({"poses__recipe": "cold_blur", "sample__poses__sampler": "cold"}, "recipe cold_blur needs pictures"),
         ({"pictures__recipe": "cold_mask", "pictures__noise": "gamma"}, "noise must be normal"),
