@@ -30,8 +30,8 @@ Options = Mapping[str, Mapping[str, Value]]  # method -> its parameters, used if
 def options_of(table: Mapping[str, Any], name: str, options: Options) -> dict[str, Any]:
     """The values of all parameters of an entry of a table: those in the options, and the defaults of the others."""
     parameters: Mapping[str, Parameter] = table[name].parameters
-    defaults = {key: parameter.default for key, parameter in parameters.items()}
-    given = {key: value for key, value in options.get(name, {}).items() if value is not None}
+    defaults: dict[str, Value] = {key: parameter.default for key, parameter in parameters.items()}
+    given: dict[str, Value] = {key: value for key, value in options.get(name, {}).items() if value is not None}
     return {**dict.fromkeys(defaults), **numbers(parameters, defaults | given)}
 
 

@@ -120,6 +120,8 @@ def validation_sentence(error: dict[str, Any], name: str) -> str:
     if error["type"] == "missing":
         return f"{name}: {key} is missing."
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if error["type"] == "value_error" and not error["loc"]:
+        return f"{name}: {message}."
     if error["type"] == "value_error":
         return f"{name}: {key}: {message}."
     return f"{name}: {key} {message}, got {error['input']!r}."

@@ -6,7 +6,7 @@ from typing import Any
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from tasks.sample.requests import Artist, Request
+from tasks.sample.requests import Artist, Body
 
 
 class Contrapposto(PythonModel):
@@ -16,9 +16,9 @@ class Contrapposto(PythonModel):
         """Load both models from the exported folders."""
         self.artist = Artist(Path(context.artifacts["poses"]), Path(context.artifacts["pictures"]))
 
-    def predict(self, model_input: list[Request]) -> list[list[dict[str, Any]]]:  # type: ignore[override]
+    def predict(self, model_input: list[Body]) -> list[list[dict[str, Any]]]:  # type: ignore[override]
         """The requested samples. An invalid request raises an error that says why."""
-        return [self.artist.answer(request) for request in model_input]
+        return [self.artist.answer(body.request()) for body in model_input]
 
 
 set_model(Contrapposto())

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tasks.common.images import encode_png
 from tasks.common.skeleton import INDEX
-from tasks.config.params import check_sampling
+from tasks.config.params import check_sampling, validation_sentence
 from tasks.config.sampling import GuidanceOrScale, SamplingChoices
 from tasks.models import modality
 from tasks.models.modality import Model
@@ -62,6 +62,31 @@ class Request(SamplingChoices):
         for name, place in self.pose.items():
             pose[INDEX[name]] = torch.tensor(place, dtype=torch.float64)
         return pose
+
+
+class Body(BaseModel):
+    """A request as MLflow reads it: the keys of `Request`, with the types that MLflow's signatures know. Its values are not
+    checked; `request` does that."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    category: str | None = None
+    pose: dict[str, list[float]] | None = None
+    count: int = 1
+    sampler: str | None = None
+    steps: int | None = None
+    timesteps: str | None = None
+    start: Any = None
+    guidance: Any = None
+    options: Any = None
+    seed: int = 0
+
+    def request(self) -> Request:
+        """The request. Raises ValueError with a sentence if a value is not allowed."""
+        try:
+            return Request.model_validate({key: value for key, value in self.model_dump().items() if value is not None})
+        except ValidationError as error:
+            raise ValueError(validation_sentence(dict(error.errors()[0]), "request")) from error
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from flows import private_server
 from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import load
+from tasks.config.sampling import Guidance
 from tasks.models import modality
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.sample import export
-from tasks.sample.requests import Artist, Request
+from tasks.sample.requests import Artist, Body, Request
 from tests.support.workspaces import write_params, write_shards, write_untrained
 
 
@@ -114,12 +115,62 @@ def test_given_joints_are_exact_and_a_complete_pose_is_used_unchanged(artist: Ar
         ({"count": 0}, "greater than or equal to 1"),
         ({"pose": {"tail": [0.0, 0.0, 0.0]}}, "no joint 'tail'"),
         ({"pose": {"nose": [0.0, 0.0]}}, "three finite numbers"),
-        ({"sampler": "heun"}, "Extra inputs"),
+        ({"sampler": "eular"}, "there is no sampler 'eular'"),
+        ({"options": {"unipc": {"eta": 0.5}}}, "method unipc has no parameter eta; it has order"),
+        ({"sampler": "ode", "timesteps": "karras"}, "timesteps must be null for sampler ode"),
+        ({"guidance": {"scale": 2.0, "strength": 1.0}}, "Extra inputs"),
+        ({"guidance": -1.0}, "greater than or equal to 0"),
+        ({"solver": "heun"}, "Extra inputs"),
     ],
 )
 def test_invalid_requests_are_refused(wrong: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         Request.model_validate(wrong)
+
+
+def test_a_request_says_how_to_sample(artist: Artist) -> None:
+    """Sampler and timesteps are those of both models, guidance is that of the pictures."""
+    ids = torch.arange(1)
+    plain = artist.samples(Request(category="calm", steps=4), ids)
+    body = {
+        "category": "calm", "steps": 4, "sampler": "ddim", "timesteps": "quadratic",
+        "options": {"ddim": {"eta": 0.5}, "quadratic": {"power": 3}},
+        "guidance": {"scale": 3, "interval": [0.1, 5.0], "schedule": "ramp"},
+    }  # fmt: skip
+    other = artist.samples(Request.model_validate(body), ids)
+    assert np.isfinite(other.poses).all() and np.abs(other.poses - plain.poses).max() > 1e-3
+    guided = artist.samples(Request.model_validate({**body, "guidance": 1.0}), ids)
+    assert np.array_equal(guided.poses, other.poses)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"sampler": "cold"}, "sampler cold needs a recipe that adds no noise"),
+        ({"guidance": {"scale": 2.0, "without": ["pose_map"]}}, "pictures.condition_dropout_each above 0"),
+        ({"guidance": {"scale": 2.0, "weak_model": "0" * 64}}, "weak_model names a model that is not at hand"),
+        ({"sampler": "analytic_dpm"}, "has no measured errors"),
+    ],
+)
+def test_what_the_models_cannot_do_is_refused(how: dict[str, Any], words: str, artist: Artist) -> None:
+    with pytest.raises((ValueError, UserError), match=words):
+        artist.samples(Request.model_validate({"steps": 2, **how}), torch.arange(1))
+
+
+def test_what_mlflow_reads_has_the_keys_of_a_request() -> None:
+    assert set(Body.model_fields) == set(Request.model_fields)
+    body = Body(sampler="ddim", guidance={"scale": 3, "interval": [0.1, 2]}, options={"ddim": {"eta": 1}}, steps=4)
+    assert body.request() == Request(
+        sampler="ddim", guidance=Guidance(scale=3.0, interval=[0.1, 2.0]), options={"ddim": {"eta": 1.0}}, steps=4
+    )
+    with pytest.raises(ValueError, match="request: method unipc has no parameter eta") as caught:
+        Body(options={"unipc": {"eta": 0.5}}).request()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_signature_of_the_served_model_has_its_keys(exported: Path) -> None:
+    described = (exported / "exports/champion/mlflow/MLmodel").read_text()
+    assert all(f'\\"{key}\\"' in described or f'"{key}"' in described for key in Body.model_fields)
 
 
 def test_an_unknown_category_names_the_known_ones(artist: Artist) -> None:
@@ -163,6 +214,12 @@ def test_mlflow_serves_it_over_http(exported: Path, tmp_path: Path) -> None:
             assert picture.format == "PNG" and picture.size == (16, 16)
         again = _post(address, {"inputs": [{"category": "calm", "count": 2, "steps": 4, "seed": 3}]})[1]
         assert again == told
+        how = {"sampler": "ddim", "timesteps": "karras", "options": {"ddim": {"eta": 1}, "karras": {"rho": 5}}}
+        how["guidance"] = {"scale": 2, "interval": [0.1, 5.0]}
+        code, other = _post(address, {"inputs": [{"category": "calm", "count": 2, "steps": 4, "seed": 3, **how}]})
+        assert code == 200 and other["predictions"][0][0]["landmarks"] != samples[0]["landmarks"]
+        code, told = _post(address, {"inputs": [{"sampler": "unipc", "options": {"unipc": {"eta": 0.5}}}]})
+        assert code == 400 and "no parameter eta" in json.dumps(told)
         code, told = _post(address, {"inputs": [{"category": "loud"}]})
         assert code == 400 and "there are calm, wild" in json.dumps(told)
     finally:
