@@ -172,12 +172,13 @@ class Model:
             raise DataError(f"The {self.name} model has no measured errors: an older version trained it.")
         return ErrorCurve(**self.meta[ERRORS])
 
-    def guided(self, guidance: Guidance, timesteps: Timesteps = (), weak: Model | None = None) -> Denoiser:
-        """The denoiser to sample with under guidance.
+    def guided(self, guidance: Guidance | float, timesteps: Timesteps = (), weak: Model | None = None) -> Denoiser:
+        """The denoiser to sample with under guidance, or classifier-free guidance of this scale (1: none).
 
         `timesteps`: those of the sampler, for a schedule that depends on them. `weak`: the model that `guidance.weak_model`
         names. Raises UserError if the model does not know the negative category or `weak` is another kind of model.
         """
+        guidance = Guidance.of(guidance)
         denoiser = plain = self.as_sampled(self.denoiser)
         schedule, options = guidance.schedule, guidance.options
         strength = choices.GUIDANCE_SCHEDULES[schedule].make(

@@ -27,6 +27,7 @@ from tasks.common.errors import UserError
 from tasks.common.skeleton import BONES, mirror
 from tasks.config.nets import SHAPES
 from tasks.config.params import Pictures, load
+from tasks.config.sampling import SamplingChoices
 from tasks.dataset.pose_map import pose_map
 from tasks.models import modality
 from tasks.models.build import PICTURE_NETS, network
@@ -258,9 +259,10 @@ def test_evaluation_while_training_judges_the_self_conditioned_sampler(tmp_path:
     evaluator = Evaluator(model, {"train": Examples(x0, cond)}, seed=3, samples=0)
     shown: list[bool] = []
     model.denoiser.net.register_forward_hook(lambda m, given, out: shown.append("map:self" in given[2]))
+    how = SamplingChoices(steps=evaluation.STEPS)
     assert torch.equal(
         evaluator.draw(model.denoiser, 2),
-        draw(model, conds.rows(cond, slice(2)), evaluation.STEPS, 1.0, evaluator.seed, torch.arange(2)),
+        draw(model, conds.rows(cond, slice(2)), how, evaluator.seed, torch.arange(2)),
     )
     shown.clear()
     evaluator.evaluate(model.denoiser, 0, None)

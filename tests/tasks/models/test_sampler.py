@@ -8,15 +8,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from diffusion_core import presets
+from diffusion_core import choices, presets
 from diffusion_core.codecs import Affine
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.extras import closed_form
-from diffusion_core.sampling.loop import Step
 from diffusion_core.sampling.solvers import unipc
-from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.schedules import Level
+from diffusion_core.training_choices import Training
+from tasks.config.sampling import SamplingChoices
 from tasks.models.modality import Model
 from tasks.models.sampler import draw
 
@@ -46,14 +46,13 @@ class Poses:
     def __init__(self, cov: Tensor) -> None:
         self.denoiser = GaussianDenoiser(cov)
 
-    def guided(self, guidance: float) -> Denoiser:
+    def guided(self, *arguments: object) -> Denoiser:
         return self.denoiser
 
-    def sampling_denoiser(self, guidance: float, sampler: str) -> Denoiser:
-        return self.denoiser
+    sampling_denoiser = guided
 
-    def sampler(self, name: str, steps: int) -> tuple[Timesteps, Step]:
-        return self.recipe.timesteps(steps), self.recipe.step
+    def sampler(self, sampling: choices.Sampling, known: choices.Known) -> choices.Made:
+        return sampling.make(Training("edm"), self.recipe, known)
 
     def autocast(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -73,7 +72,11 @@ def test_joints_that_are_not_given_have_the_conditional_mean_and_variance() -> N
     gain = cov[~mask][:, mask] @ torch.linalg.inv(cov[mask][:, mask])
     mean = gain @ joints.flatten()[mask].double()
     variance = (cov[~mask][:, ~mask] - gain @ cov[mask][:, ~mask]).diagonal()
-    samples = draw(cast(Model, Poses(cov)), {}, 20, 1.0, 0, torch.arange(400), joints=joints).flatten(1).double()
+    samples = (
+        draw(cast(Model, Poses(cov)), {}, SamplingChoices(steps=20), 0, torch.arange(400), joints=joints)
+        .flatten(1)
+        .double()
+    )
     assert torch.equal(samples[:, mask], joints.flatten()[mask].double().expand(400, -1))
     free = samples[:, ~mask]
     assert float((free.mean(0) - mean).norm() / mean.norm()) < 0.2  # 0.69 without guidance
