@@ -42,6 +42,7 @@ class Poses:
     shape = (33, 3)
     codec = Affine(torch.zeros(33, 3), torch.ones(()))
     recipe = presets.edm(SD).replace(step=unipc())
+    initial = None
 
     def __init__(self, cov: Tensor) -> None:
         self.denoiser = GaussianDenoiser(cov)
