@@ -298,7 +298,7 @@ def test_what_does_not_go_together_is_refused(sampling: Sampling, words: str) ->
         (Sampling("unipc"), Training("ncsn"), "sampler unipc does not go with recipe ncsn"),
         (Sampling("ode"), Training("cold_mask"), "sampler ode does not go with recipe cold_mask"),
         (Sampling("cold"), EDM, "sampler cold needs a recipe that adds no noise"),
-        (Sampling("ddim", 60), Training("ddpm", {"total": 50}), "steps must be at most 50 for recipe ddpm"),
+        (Sampling("ddim", 60), Training("ddpm", {"total": 50}), "steps must be at most 50, the total of recipe ddpm"),
     ],
 )
 def test_a_recipe_refuses_what_it_cannot_be_sampled_with(sampling: Sampling, training: Training, words: str) -> None:
