@@ -95,6 +95,66 @@ def test_changing_a_loss_makes_both_trainings_stale(project: Path) -> None:
     assert not stale & {"mannequin", "extract@mannequin", "curate", "shard"}
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        (("sample", "poses"), "sampler", "heun"),
+        (("sample", "pictures"), "guidance", 1.5),
+        (("sample",), "train_conditions", 9),
+    ],
+)
+def test_how_models_are_sampled_makes_no_training_stale(
+    project: Path, section: tuple[str, ...], key: str, value: object
+) -> None:
+    with _parameter(project, section, key, value):
+        stale = _stale(project)
+    sampled = "sample_poses" if "poses" in section else "sample_pictures"
+    assert sampled in stale and not stale & (TRAINING | {"train_codec", "mannequin", "curate", "shard"})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "judged"),
+    [
+        (("memorization",), "level", 0.02, "memorization"),
+        (("fidelity",), "vgg", {"source": "vgg.pth", "sha256": "0" * 64}, "fidelity"),
+        (("retrain",), "worse_category", 0.25, "promote"),
+    ],
+)
+def test_how_models_are_judged_makes_no_sampling_stale(
+    project: Path, section: tuple[str, ...], key: str, value: object, judged: str
+) -> None:
+    with _parameter(project, section, key, value):
+        stale = _stale(project)
+    assert judged in stale and not stale & (TRAINING | {"sample_poses", "sample_pictures"})
+
+
+@pytest.mark.parametrize(("model", "key", "value"), [("poses", "recipe", "ddpm"), ("pictures", "loss", "l1")])
+def test_how_a_model_is_trained_makes_its_training_stale_and_not_the_other(
+    project: Path, model: str, key: str, value: object
+) -> None:
+    with _parameter(project, (model,), key, value):
+        assert _stale(project) & TRAINING == {f"train_{model}"}
+
+
+@contextmanager
+def _parameter(root: Path, section: tuple[str, ...], key: str, value: object) -> Iterator[None]:
+    """params.yaml with another value of a key for as long as this lasts."""
+    path = root / "params.yaml"
+    before = path.read_bytes()
+    yaml = YAML(typ="safe", pure=True)
+    node = params = yaml.load(before.decode())
+    for name in section:
+        node = node[name]
+    assert node[key] != value
+    node[key] = value
+    with path.open("w") as file:
+        yaml.dump(params, file)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
 def test_metrics_are_declared(project: Path) -> None:
     shown = json.loads(dvc(project, "metrics", "show", "--json"))
     assert shown[""]["data"] == {"reports/summary/metrics.json": {"data": FIGURES}}

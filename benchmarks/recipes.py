@@ -1,0 +1,331 @@
+"""Every recipe and every sampler on the mannequins, trained, sampled and judged by the pipeline's own stages.
+
+    python -m benchmarks.recipes --root DIR [--shards DIR] [--images 40000] [--seconds 400] [--pictures]
+
+Every recipe is trained on the same poses for the same number of images, with everything else as in params.yaml, and sampled
+with its default sampler. Then every sampler draws from the model of the default recipe at 5, 10, 20 and 50 evaluations of the
+network, and UniPC at 200. All sets of samples are judged by their bias-corrected Frechet pose distance to held-out poses with
+its 95 % interval, as in the stage `fidelity`.
+
+Each result is stored in DIR/results. With --seconds nothing new is begun after that time; called again, it goes on, also after
+SIGTERM. DIR/recipes.md has the tables and DIR/recipes.png the poses, one row for each recipe. `--pictures` trains six recipes
+on pictures of 32 pixels, too; their judges are the kernel distance of pixels and MediaPipe, which counts in how many pictures
+it finds a person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from benchmarks.report import finish
+from diffusion_core.choices import SAMPLERS, check_sampler
+from diffusion_core.nets.pose_transformer import PoseTransformer
+from diffusion_core.training_choices import RECIPES, default_sampler
+from tasks import paths
+from tasks.common import files
+from tasks.config.params import load, set_values
+from tasks.dataset import splits
+from tasks.dataset.shards import ShardDataset
+from tasks.evaluate import pose_accuracy
+from tasks.evaluate.fidelity import independent_joints
+from tasks.metrics.features import joints, pixels
+from tasks.metrics.frechet import frechet_estimate
+from tasks.metrics.kid import kid
+from tasks.plots import drawing
+from tasks.sample import stage as sample_stage
+from tasks.train import stage as train_stage
+
+PROJECT = Path(__file__).resolve().parents[1]
+DEFAULT = "edm"
+STEPS = 18
+EVALUATIONS = (5, 10, 20, 50)
+MANY = 200
+SHOWN = 8  # poses in the picture
+# Beside the recipes as they are: the log noise levels that were measured of the data.
+MEASURED = {"edm_auto": ("edm", {"edm": {"p_mean": "auto", "p_std": "auto"}})}
+PICTURE_RECIPES = ("edm", "edm2", "ddpm", "rectified_flow", "simple_diffusion", "trigflow")
+Result = dict[str, Any]
+
+
+class Workspace:
+    """The folder in which everything happens, and the results so far."""
+
+    def __init__(self, root: Path, images: int, seconds: float) -> None:
+        self.root, self.images, self.ends = root, images, time.monotonic() + seconds
+
+    def result(self, name: str, make: Callable[[], Result]) -> Result | None:
+        """The stored result of a piece of work, made if there is time; None if there is not."""
+        path = self.root / "results" / f"{name}.json"
+        if not path.is_file():
+            if time.monotonic() > self.ends:
+                return None
+            began = time.monotonic()
+            files.write_json(path, make())
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        stored: Result = files.read_json(path)
+        return stored
+
+    def set(self, **values: Any) -> None:
+        """Write parameters; `__` stands for the dot."""
+        set_values(self.root / paths.PARAMS, {key.replace("__", "."): value for key, value in values.items()})
+
+    def keep(self, model: str, name: str) -> Path:
+        """Where the trained model of a recipe is kept."""
+        return self.root / "kept" / model / name
+
+
+def prepare(root: Path, shards: Path | None) -> None:
+    """Make the workspace with the shards of the mannequins, or copies of other shards, unless it is there."""
+    if not (root / paths.PARAMS).is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PROJECT / paths.PARAMS, root / paths.PARAMS)
+        (root / "models").symlink_to((PROJECT / "models").resolve())
+    if (root / paths.SHARDS).is_dir():
+        return
+    if shards is not None:
+        shutil.copytree(shards, root / paths.SHARDS)
+        return
+    for name in ("dvc.yaml", "forgotten.json"):
+        shutil.copyfile(PROJECT / name, root / name)
+    for command in (["mannequin"], ["list_parts"], ["extract", "mannequin"], ["curate"], ["shard"]):
+        subprocess.run([sys.executable, "-m", "tasks", *command], cwd=root, check=True)
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """How often the network of the poses is evaluated inside this context, for one batch: a list with one number."""
+    count = [0]
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        count[0] += isinstance(module, PoseTransformer)
+
+    handle = register_module_forward_hook(hook)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+def judge(root: Path) -> Result:
+    """The Frechet distance of samples/poses to the held-out poses, with its interval."""
+    _, heldout = splits.load_splits(root)
+    poses = ShardDataset(paths.sample_folder(root, "poses"), splits.SAMPLES).poses()
+    estimate = frechet_estimate(joints(poses), joints(heldout.poses()), np.random.default_rng(0))
+    return {
+        "frechet": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "finite": bool(np.isfinite(poses).all()),
+    }
+
+
+def reference(root: Path) -> Result:
+    """The same distance of the training poses, and of noise with the mean and covariance of each joint."""
+    train, heldout = (one.poses() for one in splits.load_splits(root))
+    noise = independent_joints(train, 1000, np.random.default_rng(0))
+    found = {}
+    for name, poses in (("floor", train), ("noise", noise)):
+        estimate = frechet_estimate(joints(poses), joints(heldout), np.random.default_rng(0))
+        found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return found
+
+
+def draw(work: Workspace, sampler: str, steps: int) -> Result:
+    """Draw poses from artifacts/poses through the sampling stage, and judge them."""
+    work.set(sample__poses__sampler=sampler, sample__poses__steps=steps, sample__poses__batch=1000)
+    began = time.process_time()
+    with counted() as evaluations:
+        sample_stage.run(load(work.root / paths.PARAMS), work.root, "poses")
+    seconds = time.process_time() - began
+    return {"sampler": sampler, "steps": steps, "evaluations": evaluations[0], "seconds": seconds, **judge(work.root)}
+
+
+def train_poses(work: Workspace, name: str) -> Result:
+    """Train a recipe on the poses, sample it, and keep the model and some of its poses."""
+    recipe, options = MEASURED.get(name, (name, {}))
+    sampler = default_sampler(recipe)
+    work.set(
+        sample__poses__sampler=sampler, sample__poses__steps=STEPS, poses__recipe=recipe, poses__options=options,
+        poses__images=work.images, poses__cooldown_images=work.images // 2, poses__checkpoint_images=10_000,
+        poses__watch_images=work.images, poses__keep="last",
+    )  # fmt: skip
+    began = time.process_time()
+    train_stage.run(load(work.root / paths.PARAMS), work.root, "poses")
+    seconds = time.process_time() - began
+    kept = work.keep("poses", name)
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(paths.model_folder(work.root, "poses"), kept)
+    drawn = draw(work, sampler, STEPS)
+    poses = ShardDataset(paths.sample_folder(work.root, "poses"), splits.SAMPLES).poses()[:SHOWN]
+    row = np.concatenate([drawing.draw_pose(pose) for pose in poses], axis=1)
+    drawing.save_png(kept / "poses.png", row)
+    return {"recipe": name, "train_seconds": seconds, **drawn}
+
+
+def train_pictures(work: Workspace, recipe: str) -> Result:
+    """Train a recipe on small pictures, draw pictures of the held-out poses, and judge them."""
+    work.set(
+        codec__kind="none", pictures__size=32, pictures__patch=4, pictures__width=128, pictures__depth=4,
+        pictures__recipe=recipe, pictures__options={}, pictures__images=work.images, pictures__copies=0,
+        pictures__cooldown_images=work.images // 2, pictures__checkpoint_images=10_000,
+        pictures__watch_images=work.images, pictures__keep="last", sample__train_conditions=1,
+        sample__pictures__sampler=default_sampler(recipe), sample__pictures__guidance=2.0,
+    )  # fmt: skip
+    params = load(work.root / paths.PARAMS)
+    began = time.process_time()
+    train_stage.run(params, work.root, "pictures")
+    seconds = time.process_time() - began
+    sample_stage.run(params, work.root, "pictures")
+    pose_accuracy.run(params, work.root)
+    kept = work.keep("pictures", recipe)
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(paths.sample_folder(work.root, "pictures"), kept)
+    found = files.read_json(work.root / paths.POSE_ACCURACY / "pose_accuracy.json")["metrics"]
+    drawn, (_, heldout) = ShardDataset(kept, splits.SAMPLES), splits.load_splits(work.root)
+    sides = [pixels(one.pictures_uint8(32).astype(np.float32) / 255) for one in (drawn, heldout.pictured())]
+    distance = kid(*sides)
+    return {"recipe": recipe, "train_seconds": seconds, "kid": distance.value, "low": distance.low, "high": distance.high,
+            "accuracy": found}  # fmt: skip
+
+
+def steps_for(sampler: str, evaluations: int) -> int:
+    """Steps with at most this number of evaluations; 0 if there are none. Heun's last step needs one evaluation only."""
+    per_step = SAMPLERS[sampler].evaluations
+    if per_step == 0:
+        return 0
+    return (evaluations + 1) // 2 if sampler == "heun" else evaluations // per_step
+
+
+def fits(sampler: str) -> bool:
+    """Whether a sampler goes with the default recipe."""
+    try:
+        check_sampler(sampler, DEFAULT)
+    except ValueError:
+        return False
+    return True
+
+
+def interval(result: Result) -> str:
+    """The distance and its interval."""
+    return f"{result['frechet']:.3f} ({result['low']:.3f} to {result['high']:.3f})"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+def main() -> int:
+    """Do what is not done yet, and write the tables of what is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder for everything; results in it are kept")
+    parser.add_argument(
+        "--shards", type=Path, help="data/shards of another workspace, instead of drawing the mannequins"
+    )
+    parser.add_argument("--images", type=int, default=40_000, help="length of each training")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after this time")
+    parser.add_argument("--pictures", action="store_true", help="also six recipes on pictures")
+    options = parser.parse_args()
+    prepare(options.root, options.shards)
+    work = Workspace(options.root, options.images, options.seconds)
+    torch.set_num_threads(1)
+
+    base = work.result("reference", lambda: reference(work.root))
+    names = [DEFAULT, *MEASURED, *(name for name, one in RECIPES.items() if name != DEFAULT and not one.pictures_only)]
+    trained = {name: work.result(f"recipe-{name}", lambda name=name: train_poses(work, name)) for name in names}  # type: ignore[misc]
+    drawn: dict[tuple[str, int], Result | None] = {}
+    if trained[DEFAULT] is not None:
+        shutil.rmtree(paths.model_folder(work.root, "poses"), ignore_errors=True)
+        shutil.copytree(work.keep("poses", DEFAULT), paths.model_folder(work.root, "poses"))
+        work.set(poses__recipe=DEFAULT, poses__options={}, sample__poses__sampler=default_sampler(DEFAULT))
+        for sampler in filter(fits, SAMPLERS):
+            counts = (*EVALUATIONS, MANY) if sampler == default_sampler(DEFAULT) else EVALUATIONS
+            for count in counts:
+                if steps := steps_for(sampler, count):
+                    drawn[sampler, count] = work.result(
+                        f"sampler-{sampler}-{count}",
+                        lambda s=sampler, n=steps: draw(work, s, n),  # type: ignore[misc]
+                    )
+    pictures = {}
+    if options.pictures:
+        pictures = {
+            name: work.result(f"pictures-{name}", lambda name=name: train_pictures(work, name))  # type: ignore[misc]
+            for name in PICTURE_RECIPES
+        }
+    return report(work, base or {}, trained, drawn, pictures)
+
+
+def report(
+    work: Workspace,
+    base: Result,
+    trained: dict[str, Result | None],
+    drawn: dict[tuple[str, int], Result | None],
+    pictures: dict[str, Result | None],
+) -> int:
+    """Write the tables and the picture, print the last line, and return the exit code."""
+    done = {name: result for name, result in trained.items() if result is not None}
+    rows = [["recipe", "Frechet pose distance", "sampler", "evaluations", "CPU seconds: training", "1000 samples"]]
+    for name, one in sorted(done.items(), key=lambda item: item[1]["frechet"]):
+        rows.append([f"`{name}`", interval(one), f"`{one['sampler']}`", str(one["evaluations"]),
+                     f"{one['train_seconds']:.0f}", f"{one['seconds']:.1f}"])  # fmt: skip
+    text = markdown(rows)
+    samplers = list(dict.fromkeys(sampler for sampler, _ in drawn))
+    head = ["sampler", *(f"{count} evaluations" for count in (*EVALUATIONS, MANY))]
+    cells = {
+        sampler: [interval(one) if (one := drawn.get((sampler, count))) else "" for count in (*EVALUATIONS, MANY)]
+        for sampler in samplers
+    }
+    text += "\n" + markdown([head, *([f"`{sampler}`", *cells[sampler]] for sampler in samplers)])
+    if pictures:
+        head = ["recipe", "kernel distance of pixels", "accuracy"]
+        text += "\n" + markdown([head, *(
+            [f"`{name}`", f"{one['kid']:.4f} ({one['low']:.4f} to {one['high']:.4f})", str(one["accuracy"])]
+            for name, one in pictures.items() if one is not None
+        )])  # fmt: skip
+    print(text)
+    files.write_bytes(work.root / "recipes.md", text.encode())
+    if done:
+        from PIL import Image
+
+        tiles = [np.asarray(Image.open(work.keep("poses", name) / "poses.png").convert("RGB")) for name in done]
+        drawing.save_png(work.root / "recipes.png", drawing.sheet(tiles, 1, list(done), 14))
+    goals = {
+        "every recipe and sampler was measured": all(one is not None for one in (*trained.values(), *drawn.values())),
+        "every sample is finite": all(one["finite"] for one in (*done.values(), *filter(None, drawn.values()))),
+        "every recipe's distance is below a tenth of the noise reference": all(
+            one["frechet"] < base["noise"] / 10 for one in done.values()
+        ),
+    }
+    many, few = (
+        drawn.get(("unipc", MANY)),
+        [one for (_, count), one in drawn.items() if count == 10 and one is not None],
+    )
+    if many is not None and few:
+        best = min(few, key=lambda one: float(one["frechet"]))
+        goals["the best sampler's distance at 10 evaluations is within 10 % of UniPC's at 200"] = (
+            best["frechet"] <= 1.1 * many["frechet"]
+        )
+    if DEFAULT in done:
+        better = [name for name, one in done.items() if one["high"] < done[DEFAULT]["low"]]
+        goals["no recipe is better than the default beyond the intervals"] = not better
+    return finish(
+        "recipes", {"reference": base, "recipes": done, "samplers": [one for one in drawn.values() if one]}, goals
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
