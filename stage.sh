@@ -1,7 +1,8 @@
 #!/bin/sh
 # `sh stage.sh STAGE [ARGUMENT ...]`: the command of every stage in dvc.yaml. It runs `python -m tasks` with the active Python if that
-# has the project's packages, and otherwise with the one in .venv, so that `dvc repro` needs no activated environment.
-for python in python .venv/bin/python; do
+# has the project's packages, and otherwise with the one in .venv, so that `dvc repro` needs no activated environment. Experiments of a
+# queue run in a folder below the workspace, which DVC names DVC_ROOT.
+for python in python .venv/bin/python "${DVC_ROOT:-.}/.venv/bin/python"; do
     if "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("mediapipe") is None)' 2>/dev/null; then
         exec "$python" -m tasks "$@"
     fi

@@ -87,8 +87,8 @@ class Distillation:
         target = training.target or ("noise" if "noise" in choice.targets and not choice.predicts_v else None)
         if target == "noise":
             raise ValueError(
-                f"distillation needs a prediction that determines x0 at the noisiest level: for recipe {training.recipe} choose "
-                "another target than noise"
+                "distillation needs a prediction that determines x0 at the noisiest level: for recipe "
+                f"{training.recipe} choose another target than noise"
             )
         training.check_steps(self.steps * self.times)
 
@@ -97,7 +97,9 @@ class Distillation:
         from diffusion_core.schedules import Level
 
         every = self.times if halvings is None else 2**halvings
-        return [Level(a.detach().cpu(), s.detach().cpu()) for a, s in recipe.timesteps(self.steps * self.times)][::every]
+        return [Level(a.detach().cpu(), s.detach().cpu()) for a, s in recipe.timesteps(self.steps * self.times)][
+            ::every
+        ]
 
     def recipe(self, recipe: Recipe, teacher: Denoiser, student: Preconditioned, halvings: int = 0) -> Recipe:
         """The recipe that trains the student, where the teacher has halved its steps so often already.

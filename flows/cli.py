@@ -74,6 +74,18 @@ def evaluate(changed: Changed = None) -> None:
     _run("evaluate", changed)
 
 
+@app.command(rich_help_panel=FLOWS)
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML with `workers` and a `grid` of parameters or a list of `runs`.")],
+) -> None:
+    """Run DVC experiments with other parameters, several at once, each in a folder of its own."""
+    from flows.run_here import run_flow
+    from flows.sweep import read
+
+    read(Path.cwd(), file)  # a mistake in it is told before a server starts
+    raise typer.Exit(run_flow("sweep", "flows.sweep", file=str(file)))
+
+
 app.add_typer(cli_tasks.stages, name="stage", rich_help_panel=FLOWS)
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ CHATTER = re.compile(
     r"Running stage |> |(Updating|Generating) lock file |Use `dvc push`|To (track the changes|enable auto staging)"
     r"|\t(git add|dvc config) |\s*$"
 )
+_QUEUE = threading.Lock()  # DVC's queue is read by one thread at a time
 # When stages and tasks are stopped, by time.monotonic.
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
@@ -159,6 +161,68 @@ def run_stage(root: Path, stage: str, environment: Mapping[str, str]) -> None:
             break
         time.sleep(LOCK_DELAY_SECONDS)
     raise _failure(stage, errors)
+
+
+def queue_experiment(root: Path, changes: Sequence[str]) -> str:
+    """Queue an experiment with these changes of params.yaml, `key=value` as Hydra reads it; returns its name.
+
+    Raises UserError if DVC refuses it, for example because there is no git commit.
+    """
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--queue"]
+    for change in changes:
+        command += ["--set-param", change]
+    output = _output(root, command)
+    queued = re.search(r"Queued experiment '([^']+)'", output)
+    if queued is None:
+        raise UserError(f"DVC did not queue an experiment: {' '.join(output.split())}.", code=1)
+    return queued[1]
+
+
+def start_queue(root: Path, workers: int) -> None:
+    """Start DVC's workers, which run queued experiments in folders of their own and end when there are no more."""
+    _output(root, [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(workers)])
+
+
+def stop_queue(root: Path) -> None:
+    """Stop DVC's workers and the experiments that they run; those that have not begun stay queued."""
+    _output(root, [sys.executable, "-m", "dvc", "queue", "stop", "--kill"])
+
+
+def queue_state(root: Path, experiment: str) -> str:
+    """Where DVC's queue is with an experiment: Queued, Running, Success, Failed or Killed."""
+    with _QUEUE, _repository(root) as repository:
+        states = {entry["name"]: str(entry["status"]) for entry in repository.experiments.celery_queue.status()}
+    if experiment not in states:
+        raise UserError(f"DVC's queue has no experiment {experiment!r} any more.", code=1)
+    return states[experiment]
+
+
+def queue_failure(root: Path, experiment: str) -> str:
+    """Why an experiment of the queue failed, in one sentence."""
+    output = _output(root, [sys.executable, "-m", "dvc", "queue", "logs", experiment])
+    return str(
+        _failure(
+            "of the experiment", "\n".join(line for line in output.splitlines() if SENTENCE in line or "ERROR" in line)
+        )
+    )
+
+
+def _output(root: Path, command: Sequence[str]) -> str:
+    """The output of a short DVC command. Raises UserError with its error if it fails."""
+    binaries = str(Path(sys.executable).parent)
+    environment = {
+        **without_redirections(os.environ),
+        "PATH": os.pathsep.join([binaries, os.environ.get("PATH", os.defpath)]),
+        "DVC_NO_ANALYTICS": "true",
+    }
+    for _ in range(LOCK_ATTEMPTS):
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout
+        if not any(sign in done.stderr for sign in LOCKED):
+            break
+        time.sleep(LOCK_DELAY_SECONDS)
+    raise UserError(f"DVC: {' '.join(done.stderr.removeprefix('ERROR: ').split())}.", code=1)
 
 
 def run_task(root: Path, task: str, *arguments: str) -> None:

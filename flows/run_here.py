@@ -28,8 +28,8 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 
-def run_flow(name: str, **parameters: Any) -> int:
-    """Run the flow, print where its results are, and return the exit code.
+def run_flow(name: str, module: str = "flows.train_poses", **parameters: Any) -> int:
+    """Run the flow of this name in a module, print where its results are, and return the exit code.
 
     The code is that of the failed stage (2: parameters, 3: data, 1: anything else), 130 after Ctrl-C, and 143 after SIGTERM.
     Raises UserError if the run cannot start.
@@ -39,14 +39,15 @@ def run_flow(name: str, **parameters: Any) -> int:
         signal.signal(number, _terminate)
     root = Path.cwd()
     try:
-        params = workspace.plan(root, **parameters).params  # the flow itself writes, when it holds the workspace
+        changed = {key: value for key, value in parameters.items() if key in ("raw", "changes")}
+        params = workspace.plan(root, **changed).params  # the flow itself writes, when it holds the workspace
         if services.standing(params, root):
-            code = _run(name, parameters, services.prefect_environment(params, root), None)
+            code = _run(module, name, parameters, services.prefect_environment(params, root), None)
         else:
             private = private_server.start(root / paths.PREFECT)
             atexit.register(private.stop)  # runs after Prefect's own exit handlers, which send it the last events
             environment = private_server.settings(private.home) | {"PREFECT_API_URL": private.api_url}
-            code = _run(name, parameters, environment, private)
+            code = _run(module, name, parameters, environment, private)
     except KeyboardInterrupt:
         print("Interrupted; finished stages are kept.", file=sys.stderr)
         return 130
@@ -56,13 +57,17 @@ def run_flow(name: str, **parameters: Any) -> int:
 
 
 def _run(
-    name: str, parameters: dict[str, Any], environment: dict[str, str], private: private_server.Server | None
+    module: str,
+    name: str,
+    parameters: dict[str, Any],
+    environment: dict[str, str],
+    private: private_server.Server | None,
 ) -> int:
     """Run a flow against the standing server, or a private one that is still starting."""
     quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the flows print their own messages
     os.environ.clear()
     os.environ.update(environment | quiet)
-    flow = getattr(importlib.import_module("flows.train_poses"), name.replace("-", "_"))
+    flow = getattr(importlib.import_module(module), name.replace("-", "_"))
     if private is not None:
         private.wait()
     state = flow(**parameters, return_state=True)

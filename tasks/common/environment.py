@@ -13,6 +13,8 @@ KEPT = re.compile(
     # the credentials and the patience of the connection to the server in `tracking.store`
     r"MLFLOW_TRACKING_(USERNAME|PASSWORD|TOKEN|AUTH|AWS_SIGV4|INSECURE_TLS|SERVER_CERT_PATH|CLIENT_CERT_PATH)|"
     r"MLFLOW_HTTP_REQUEST_\w+|"
+    # set by DVC: the name of the experiment, by which its run in MLflow is found
+    r"DVC_EXP_NAME|"
     # set by this project
     r"MLFLOW_(DISABLE_TELEMETRY|ENABLE_ARTIFACTS_PROGRESS_BAR|SERVER_ENABLE_JOB_EXECUTION)|"
     r"PREFECT__FLOW_RUN_ID"

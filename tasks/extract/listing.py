@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tasks import paths
-from tasks.common import files
+from tasks.common import experiment, files
 from tasks.common.errors import UserError
 from tasks.config.data import MANNEQUIN
 from tasks.config.params import Params, Raw
@@ -28,7 +28,11 @@ from tasks.extract.source_files import Refusal, behind_dvc_link, dvc_cache, open
 
 
 def run(params: Params, root: Path) -> None:
-    """List all parts, and write the output on which every extraction depends."""
+    """List all parts, and write the output on which every extraction depends.
+
+    DVC runs this before any other stage that reads delivered pictures, so the folder of an experiment gets its links here.
+    """
+    experiment.link(root, (folder for folder in params.raw.parts.values() if folder != MANNEQUIN))
     update(root, params.raw)
     files.write_bytes(root / paths.LISTED, b"This file never changes: the stages extract@PART come after list_parts.\n")
 

@@ -1,8 +1,8 @@
 """`python -m tasks compare RUN RUN ...`: MLflow runs side by side, as a table and as a figure with intervals.
 
-A RUN is an id or the beginning of one, a run's name, or one of `champion`, `challenger` and `previous`, which stand for the
-pipeline run that judged this version. The table is printed and written to `reports/compare/` (compare.md, compare.json,
-compare.png).
+A RUN is an id or the beginning of one, a run's name, such as that of a DVC experiment, or one of `champion`, `challenger` and
+`previous`, which stand for the pipeline run that judged this version. The table, and which differences are beyond the
+intervals, are printed and written to `reports/compare/` (compare.md, compare.json, compare.png).
 """
 
 from __future__ import annotations
@@ -111,6 +111,19 @@ def panels(entries: Sequence[Entry]) -> list[tuple[str, list[Row]]]:
     ]
 
 
+def beyond(entries: Sequence[Entry]) -> list[str]:
+    """A sentence for each metric and pair of runs whose intervals do not overlap. That is stricter than a test of the
+    difference at the same level."""
+    sentences = []
+    for key in sorted({key for entry in entries for key, (_, low, high) in entry.numbers.items() if low < high}):
+        having = sorted((entry for entry in entries if key in entry.numbers), key=lambda entry: entry.numbers[key])
+        for lower in having:
+            above = [entry.name for entry in having if entry.numbers[key][1] > lower.numbers[key][2]]
+            if above:
+                sentences.append(f"{key}: {lower.name} is below {', '.join(above)}.")
+    return sentences
+
+
 def run(params: Params, root: Path, *runs: str) -> None:
     """Compare the runs. Raises UserError if fewer than two are given or one cannot be found."""
     if len(runs) < 2:
@@ -123,9 +136,12 @@ def run(params: Params, root: Path, *runs: str) -> None:
     widths = [max(len(cells[column]) for cells in (heading, *table)) for column in range(len(heading))]
     for cells in (heading, *table):
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    differences = beyond(entries)
+    print("\nDifferences beyond the intervals:", *(differences or ["none"]), sep="\n  ")
     lines = ["| " + " | ".join(cells) + " |" for cells in (heading, ["---"] * len(heading), *table)]
     with files.new_folder(root / paths.COMPARE) as folder:
-        (folder / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        listed = ["", "Differences beyond the intervals:", "", *(f"* {one}" for one in differences or ["none"])]
+        (folder / "compare.md").write_text("\n".join([*lines, *listed]) + "\n", encoding="utf-8")
         files.write_json(
             folder / "compare.json", [{"run": e.run_id, "name": e.name, "metrics": e.numbers} for e in entries]
         )

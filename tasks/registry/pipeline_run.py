@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,13 @@ from ruamel.yaml import YAML
 
 from diffusion_core import method_tables
 from tasks import paths
-from tasks.common import files
+from tasks.common import experiment, files
 from tasks.config.params import Params
-from tasks.registry.tracking import Run, Store
+from tasks.registry.tracking import PIPELINE, Run, Store
 
 
-def start(params: Params, root: Path, flow_run_id: str | None) -> str:
-    """Open the MLflow run with all parameters; returns its id."""
+def start(params: Params, root: Path, flow_run_id: str | None, name: str | None = None) -> str:
+    """Open the MLflow run with all parameters; returns its id. By default it is named after the parts and the time."""
     store = Store(params.tracking, root)
     store.sweep()
     tags = {"contrapposto.kind": "pipeline"}
@@ -27,9 +28,23 @@ def start(params: Params, root: Path, flow_run_id: str | None) -> str:
         tags[f"contrapposto.net.{model}"] = f"{net.net_name} {net.shape.width} x {net.shape.depth}"
         words = method_tables.of_training(net.training) | getattr(params.sample, model).words
         tags |= {f"contrapposto.{table}.{model}": method for table, method in words.items()}
-    run = store.start(f"pipeline {', '.join(sorted(params.raw.parts))} {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
+    usual = f"pipeline {', '.join(sorted(params.raw.parts))} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    run = store.start(name or usual, tags)
     run.params(params.model_dump())
     return run.id
+
+
+def record_experiment(params: Params, root: Path) -> None:
+    """Record what a DVC experiment found, as a run that has the experiment's name. Its last stage calls this.
+
+    Does nothing if this is no experiment, or if a flow records the run anyway.
+    """
+    name = experiment.name()
+    if name is None or PIPELINE in os.environ:
+        return
+    run = Run(Store(params.tracking, root), start(params, root, None, name))
+    run.tag(**{"contrapposto.experiment": name})
+    finish(params, root, run.id, "FINISHED", {})
 
 
 def finish(params: Params, root: Path, run_id: str, status: str, stages: Mapping[str, str]) -> None:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from tasks import paths
-from tasks.common import files
+from tasks.common import experiment, files
 from tasks.config.params import Params
 from tasks.paths import MODELS
 from tasks.plots import interval_plot
 from tasks.registry import model_comparison, model_registry
+from tasks.registry.model_comparison import ModelComparison
 from tasks.registry.tracking import Store
 
 DISTANCE = "poses.frechet_pose_distance_corrected"
+EXPERIMENT = "Models of an experiment are not registered: `dvc exp apply` it, then run the stage promote."
 REFUSED = {
     "COPIES": "the {model} model copies its training data.",
     "SPLIT-UNRELIABLE": "the split of the data does not allow a verdict on the {model} model.",
@@ -53,13 +55,20 @@ def decide(verdicts: Mapping[str, str], metrics: Mapping[str, float], objections
 
 
 def run(params: Params, root: Path) -> None:
-    """Compare with the champion, decide, and register both models. A challenger is not compared with itself."""
+    """Compare with the champion, decide, and register both models. A challenger is not compared with itself.
+
+    The models of an experiment in a folder of its own are not registered.
+    """
     verdicts = files.read_json(root / paths.MEMORIZATION / "memorization.json")["verdicts"]
     metrics = files.read_json(root / paths.FIDELITY / "fidelity.json")["metrics"]
     store = Store(params.tracking, root)
     comparison = model_comparison.run(params, root, store)
     objections = comparison.objections(params.retrain.worse_category) if comparison else []
     decision = decide(verdicts, metrics, objections)
+    if experiment.is_apart(root):  # several at once would take turns as champion
+        decision = Decision(False, [*decision.reasons, EXPERIMENT])
+        _write(root, decision, comparison)
+        return
     numbers = {}
     for model in MODELS:
         folder = paths.model_folder(root, model)
@@ -68,6 +77,10 @@ def run(params: Params, root: Path) -> None:
         numbers[model] = store.register(model, folder, paths.model_sha256(root, model), card)
     if decision.promote:
         model_registry.make_champions(store, numbers)
+    _write(root, decision, comparison)
+
+
+def _write(root: Path, decision: Decision, comparison: ModelComparison | None) -> None:
     with files.new_folder(root / paths.PROMOTE) as folder:
         outcome: dict[str, Any] = {"promote": decision.promote, "reasons": decision.reasons}
         if comparison is not None:

@@ -1,4 +1,7 @@
-"""Where the MLflow store is: its URI, checks of a database file before MLflow opens it, and workspaces that were moved."""
+"""Where the MLflow store is: its URI, checks of a database file before MLflow opens it, and workspaces that were moved.
+
+All experiments of a workspace have its store.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from tasks.common import experiment
 from tasks.common.errors import UserError
 from tasks.config.params import Tracking
 
@@ -25,7 +29,7 @@ def is_server(tracking: Tracking) -> bool:
 def database(tracking: Tracking, root: Path) -> Path | None:
     """The SQLite file of the store, or None if the store is a server."""
     name = tracking.store.removeprefix(SQLITE)
-    return None if "://" in name else (root / name).resolve()
+    return None if "://" in name else (experiment.workspace(root) / name).resolve()
 
 
 def uri(tracking: Tracking, root: Path) -> str:
@@ -36,7 +40,7 @@ def uri(tracking: Tracking, root: Path) -> str:
 
 def artifacts(root: Path) -> str:
     """The URI of the folder for artifacts, unless a server has its own."""
-    return (root / ARTIFACTS).resolve().as_uri()
+    return (experiment.workspace(root) / ARTIFACTS).resolve().as_uri()
 
 
 def exists(tracking: Tracking, root: Path) -> bool:

@@ -122,7 +122,9 @@ class Store:
         path = store_location.database(tracking, root)
         if path is not None:
             store_location.check(path)
-            if path.is_file() and location is not None and path.is_relative_to(root.resolve()):
+            if (
+                path.is_file() and location is not None and path.is_relative_to(root.resolve())
+            ):  # not that of an experiment
                 store_location.relocate(path, tracking.experiment, location)
         self.client: Any = Client(store_location.uri(tracking, root), path)
         experiment = self.client.get_experiment_by_name(tracking.experiment)

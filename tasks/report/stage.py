@@ -26,6 +26,7 @@ from tasks.evaluate.memorization.memorization_plots import memorization_curves
 from tasks.extract import parts
 from tasks.paths import MODELS
 from tasks.plots import drawing
+from tasks.registry import pipeline_run
 from tasks.report import generated, html, page, results
 from tasks.report.dataset_card_plots import Tiles, gated_sheets, reject_sheets
 from tasks.report.html import Figure
@@ -76,6 +77,7 @@ def run(params: Params, root: Path) -> None:
         files.write_json(folder / "summary.json", asdict(summary))
         files.write_json(folder / "metrics.json", results.key_figures(measured, summary.metrics))
     files.write_bytes(root / paths.REPORT, text.encode())
+    pipeline_run.record_experiment(params, root)
 
 
 def _figures(folder: Path, caption: str) -> list[Figure]:

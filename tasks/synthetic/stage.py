@@ -19,6 +19,8 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -30,11 +32,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from tasks import paths
-from tasks.common import files, machine
+from tasks.common import experiment, files, machine
 from tasks.common.errors import DataError
 from tasks.common.pool import OrderedMap, WorkerDied
 from tasks.common.skeleton import LANDMARKS
-from tasks.config.params import Params
+from tasks.config.params import Params, load
 from tasks.synthetic.body import Outfit, dress, landmarks
 from tasks.synthetic.figure import Body, rotation
 from tasks.synthetic.postures import CATEGORIES, draw
@@ -49,10 +51,34 @@ def run(params: Params, root: Path) -> None:
     Raises DataError if a worker process dies.
     """
     mannequin = params.mannequin
+    if _linked(params, root):
+        return
     with files.new_folder(root / paths.MANNEQUIN) as folder:
         draw_all(folder, mannequin.seed, mannequin.size, mannequin.count, workers=machine.cores())
         digest = _digest(folder)
     files.write_json(root / paths.LISTINGS / "mannequin.json", {"sha256": digest})
+
+
+def _linked(params: Params, root: Path) -> bool:
+    """Link the pictures of an experiment's workspace if they are the same, drawn by the same code; returns whether they are."""
+    home = experiment.workspace(root)
+    listing, folder = home / paths.LISTINGS / "mannequin.json", home / paths.MANNEQUIN
+    if home == root or not (listing.is_file() and folder.is_dir()):
+        return False
+    if _code(home) != _code(root) or load(home / paths.PARAMS).mannequin != params.mannequin:
+        return False
+    if files.read_json(listing) != {"sha256": _digest(folder)}:
+        return False
+    with files.new_folder(root / paths.MANNEQUIN) as copy:
+        shutil.copytree(folder, copy, copy_function=os.link, dirs_exist_ok=True)
+    files.write_bytes(root / paths.LISTINGS / "mannequin.json", listing.read_bytes())
+    return True
+
+
+def _code(root: Path) -> dict[str, bytes]:
+    """The code that draws, as dvc.yaml names it: file -> content."""
+    sources = [path for package in ("common", "synthetic") for path in (root / "tasks" / package).glob("*.py")]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
 
 
 def _digest(folder: Path) -> str:

@@ -19,6 +19,17 @@ def test_intervals_come_from_the_low_and_high_metrics() -> None:
     assert numbers == {"a": (1.0, 0.5, 2.0), "b": (3.0, 3.0, 3.0), "c_low": (4.0, 4.0, 4.0)}
 
 
+def _entry(name: str, **numbers: tuple[float, float, float]) -> compare.Entry:
+    return compare.Entry("id", name, "FINISHED", numbers, {}, {})
+
+
+def test_differences_are_beyond_intervals_that_do_not_overlap() -> None:
+    low, middle, high = (_entry(name, d=(v, v - 1, v + 1), e=(v, v, v)) for name, v in (("a", 0), ("b", 1.5), ("c", 3)))
+    assert compare.beyond([high, middle, low]) == ["d: a is below c."]
+    assert compare.beyond([low, middle]) == []
+    assert compare.beyond([low, _entry("x"), _entry("z", d=(9, 8, 10))]) == ["d: a is below z."]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, Path, list[str]]:
     """A store with two pipeline runs, of which the second is the champion's."""

@@ -1,0 +1,138 @@
+"""The flow `sweep`: DVC experiments with other parameters, several at once, each in a folder of its own.
+
+    contrapposto sweep FILE
+
+FILE is YAML: `workers`, how many run at once; `grid`, dotted keys of params.yaml with lists of values, of which every
+combination runs; or `runs`, a list of mappings of keys to values. The experiments are those of `dvc exp run --queue`: `dvc exp
+show` is their table, `dvc exp apply` takes one over, and `contrapposto compare` compares their runs in MLflow, which have their
+names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from flows import dvc_graph
+from tasks import paths
+from tasks.common.errors import UserError
+from tasks.config.params import edit, parse, read_text, validation_sentence
+from tasks.config.section import Positive, Section
+
+POLL_SECONDS = 3.0
+MOST = 256  # experiments
+ENDED = ("Success", "Failed", "Killed")
+
+log = logging.getLogger(__name__)
+
+
+class Sweep(Section):
+    """What to run."""
+
+    workers: Positive = 1
+    grid: dict[str, list[Any]] = Field(default={})
+    runs: list[dict[str, Any]] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _has_one_of_both(self) -> Sweep:
+        if bool(self.grid) == bool(self.runs):
+            raise ValueError("give a grid or runs")
+        if not 1 <= len(self.variations) <= MOST:
+            raise ValueError(f"there must be 1 to {MOST} experiments, got {len(self.variations)}")
+        return self
+
+    @property
+    def variations(self) -> list[dict[str, Any]]:
+        """Dotted keys and values of each experiment."""
+        if self.runs:
+            return self.runs
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+
+def read(root: Path, file: Path) -> Sweep:
+    """The sweep in a file, every experiment of which has valid parameters. Raises UserError that says what is wrong."""
+    text = read_text(file)
+    try:
+        sweep = Sweep.model_validate(YAML(typ="safe", pure=True).load(text) or {})
+    except YAMLError as error:
+        raise UserError(f"{file.name} is not valid YAML.") from error
+    except ValidationError as error:
+        raise UserError(validation_sentence(dict(error.errors()[0]), file.name)) from error
+    before = read_text(root / paths.PARAMS)
+    for variation in sweep.variations:
+        parse(edit(before, variation), f"{file.name}, {words(variation)}")
+    return sweep
+
+
+def words(variation: dict[str, Any]) -> str:
+    """An experiment in words, such as `poses.recipe=ddpm poses.seed=1`."""
+    return " ".join(f"{key}={value}" for key, value in variation.items())
+
+
+def override(key: str, value: Any) -> str:
+    """A parameter as an argument of `dvc exp run --set-param`, which has the syntax of Hydra: keys are not quoted."""
+    return f"{key}={_hydra(value)}"
+
+
+def _hydra(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_hydra(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_hydra, value)) + "]"
+    return json.dumps(value)
+
+
+@task(name="experiment", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def wait(name: str, root: Path) -> State[Any]:
+    """Wait until a worker of DVC's queue has finished the experiment."""
+    while (state := dvc_graph.queue_state(root, name)) not in ENDED:
+        time.sleep(POLL_SECONDS)
+    if state == "Success":
+        return Completed()
+    sentence = dvc_graph.queue_failure(root, name)
+    return Failed(message=f"{name}: {sentence}", data=UserError(f"{name}: {sentence}", code=1))
+
+
+# The tasks only wait: DVC's workers decide how many experiments run at once.
+@flow(name="sweep", task_runner=ThreadPoolTaskRunner(max_workers=MOST))
+def sweep(file: str) -> State[Any]:
+    """Run the experiments of a file, and wait for them. The state fails if one of them does; the others run on."""
+    root = Path.cwd()
+    try:
+        chosen = read(root, Path(file))
+        names = {}
+        for variation in chosen.variations:
+            name = dvc_graph.queue_experiment(root, [override(key, value) for key, value in variation.items()])
+            names[name] = variation
+            log.info(f"queued {name}: {words(variation)}")
+        dvc_graph.start_queue(root, min(chosen.workers, len(names)))
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+    finished = False
+    try:
+        futures = [wait.submit(name, root) for name in names]
+        for future in futures:
+            future.wait()
+        finished = True
+    finally:
+        if not finished:  # the flow was cancelled, and DVC's workers are processes of their own
+            dvc_graph.stop_queue(root)
+    failed = [state for future in futures if not (state := future.state).is_completed()]
+    if failed:
+        problem = UserError(" ".join(str(state.message) for state in failed), code=1)
+        return Failed(message=str(problem), data=problem)
+    log.info(f"compare them: contrapposto compare {' '.join(names)}")
+    return Completed()

@@ -1,0 +1,86 @@
+"""Sweeps: what the file may say, and real DVC experiments by the flow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.private_server import Server
+from flows.sweep import override, read
+from tasks.common.errors import UserError
+from tests.support.dvc_project import dvc
+from tests.support.workspaces import write_params
+
+
+def _file(root: Path, content: Any) -> Path:
+    path = root / "sweep.yaml"
+    with path.open("w") as file:
+        YAML(typ="safe").dump(content, file)
+    return path
+
+
+def test_a_grid_is_every_combination(tmp_path: Path) -> None:
+    write_params(tmp_path)
+    grid = {"poses.recipe": ["ddpm", "edm"], "sample.poses.sampler": ["ddim", "unipc", "heun"]}
+    sweep = read(tmp_path, _file(tmp_path, {"grid": grid, "workers": 2}))
+    assert len(sweep.variations) == 6 and sweep.variations[1] == {
+        "poses.recipe": "ddpm",
+        "sample.poses.sampler": "unipc",
+    }
+    runs = [{"poses.seed": 1}, {"poses.seed": 2, "poses.recipe": "sd3"}]
+    assert read(tmp_path, _file(tmp_path, {"runs": runs})).variations == runs
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"grid": {"poses.recipe": ["ddpm"]}, "runs": [{"poses.seed": 1}]},
+        {"grid": {"poses.recipe": []}},
+        {"grid": {"poses.recipe": ["edm", "dppm"]}},
+        {"grid": {"poses.recipe": ["edm"], "poses.target": [None, "v"]}},
+        {"grid": {"poses.nonsense": [1]}},
+        {"grid": {"poses.seed": [1]}, "workers": 0},
+        {"grid": {"poses.seed": list(range(300))}},
+    ],
+)
+def test_a_file_that_cannot_work_is_one_sentence(content: dict[str, Any], tmp_path: Path) -> None:
+    write_params(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, _file(tmp_path, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_values_have_the_syntax_of_hydra() -> None:
+    assert override("poses.recipe", "ddpm") == 'poses.recipe="ddpm"'
+    assert override("poses.target", None) == "poses.target=null"
+    assert override("poses.options", {"edm": {"p_mean": -0.5, "p_std": "auto"}}) == (
+        'poses.options={edm:{p_mean:-0.5,p_std:"auto"}}'
+    )
+    assert override("poses.power_averages", [0.1, 0.2]) == "poses.power_averages=[0.1,0.2]"
+
+
+@pytest.mark.slow
+def test_experiments_run_side_by_side(workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small project, whose stages write the parameter into their outputs."""
+    from flows.sweep import sweep
+
+    monkeypatch.chdir(workspace)
+    for command in (
+        ["config", "user.name", "n"],
+        ["config", "user.email", "n@localhost"],
+        ["add", "-A"],
+        ["commit", "-qm", "x"],
+    ):
+        subprocess.run(["git", *command], cwd=workspace, check=True)
+    file = _file(workspace, {"grid": {"poses.seed": [5, 6]}, "workers": 2})
+    assert sweep(str(file), return_state=True).is_completed()
+    shown = json.loads(dvc(workspace, "exp", "show", "--json"))
+    experiments = [one["revs"][0]["data"] for one in shown[1]["experiments"]]
+    seeds = sorted(one["params"]["params.yaml"]["data"]["poses"]["seed"] for one in experiments)
+    assert seeds == [5, 6]
