@@ -31,9 +31,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from benchmarks.report import finish
-from diffusion_core.choices import SAMPLERS, check_sampler
+from diffusion_core.choices import SAMPLERS, Sampling
 from diffusion_core.nets.pose_transformer import PoseTransformer
-from diffusion_core.training_choices import RECIPES, default_sampler
+from diffusion_core.training_choices import RECIPES, Training, default_sampler
 from tasks import paths
 from tasks.common import files
 from tasks.config.params import load, set_values
@@ -136,7 +136,7 @@ def reference(root: Path) -> Result:
     """The same distance of the training poses, and of noise with the mean and covariance of each joint."""
     train, heldout = (one.poses() for one in splits.load_splits(root))
     noise = independent_joints(train, 1000, np.random.default_rng(0))
-    found = {}
+    found: Result = {}
     for name, poses in (("floor", train), ("noise", noise)):
         estimate = frechet_estimate(joints(poses), joints(heldout), np.random.default_rng(0))
         found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
@@ -160,7 +160,7 @@ def train_poses(work: Workspace, name: str) -> Result:
     work.set(
         sample__poses__sampler=sampler, sample__poses__steps=STEPS, poses__recipe=recipe, poses__options=options,
         poses__images=work.images, poses__cooldown_images=work.images // 2, poses__checkpoint_images=10_000,
-        poses__watch_images=work.images, poses__keep="last",
+        poses__watch_images=work.images, poses__keep="last", poses__ranks=1,
     )  # fmt: skip
     began = time.process_time()
     train_stage.run(load(work.root / paths.PARAMS), work.root, "poses")
@@ -181,7 +181,7 @@ def train_pictures(work: Workspace, recipe: str) -> Result:
         codec__kind="none", pictures__size=32, pictures__patch=4, pictures__width=128, pictures__depth=4,
         pictures__recipe=recipe, pictures__options={}, pictures__images=work.images, pictures__copies=0,
         pictures__cooldown_images=work.images // 2, pictures__checkpoint_images=10_000,
-        pictures__watch_images=work.images, pictures__keep="last", sample__train_conditions=1,
+        pictures__watch_images=work.images, pictures__keep="last", pictures__ranks=1, sample__train_conditions=1,
         sample__pictures__sampler=default_sampler(recipe), sample__pictures__guidance=2.0,
     )  # fmt: skip
     params = load(work.root / paths.PARAMS)
@@ -212,7 +212,7 @@ def steps_for(sampler: str, evaluations: int) -> int:
 def fits(sampler: str) -> bool:
     """Whether a sampler goes with the default recipe."""
     try:
-        check_sampler(sampler, DEFAULT)
+        Sampling(sampler).check_recipe(Training(DEFAULT))
     except ValueError:
         return False
     return True
@@ -279,9 +279,9 @@ def report(
     """Write the tables and the picture, print the last line, and return the exit code."""
     done = {name: result for name, result in trained.items() if result is not None}
     rows = [["recipe", "Frechet pose distance", "sampler", "evaluations", "CPU seconds: training", "1000 samples"]]
-    for name, one in sorted(done.items(), key=lambda item: item[1]["frechet"]):
-        rows.append([f"`{name}`", interval(one), f"`{one['sampler']}`", str(one["evaluations"]),
-                     f"{one['train_seconds']:.0f}", f"{one['seconds']:.1f}"])  # fmt: skip
+    for name, result in sorted(done.items(), key=lambda item: float(item[1]["frechet"])):
+        rows.append([f"`{name}`", interval(result), f"`{result['sampler']}`", str(result["evaluations"]),
+                     f"{result['train_seconds']:.0f}", f"{result['seconds']:.1f}"])  # fmt: skip
     text = markdown(rows)
     samplers = list(dict.fromkeys(sampler for sampler, _ in drawn))
     head = ["sampler", *(f"{count} evaluations" for count in (*EVALUATIONS, MANY))]

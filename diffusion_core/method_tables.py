@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from diffusion_core.choice_table import Choice
 from diffusion_core.choices import GUIDANCE_SCHEDULES, SAMPLERS, THRESHOLDS, TIMESTEPS, Options, Sampling
+from diffusion_core.distill_choices import DISTILLATIONS
 from diffusion_core.training_choices import LEVELS, LOSSES, NOISES, RECIPES, TARGETS, WEIGHTS, Training
 
 # The name of a table is that of the key of params.yaml that takes a name from it.
@@ -19,6 +20,7 @@ TABLES: Mapping[str, Mapping[str, Choice]] = {
     "levels": LEVELS,
     "noise": NOISES,
     "loss": LOSSES,
+    "distill": DISTILLATIONS,
     "sampler": SAMPLERS,
     "timesteps": TIMESTEPS,
     "schedule": GUIDANCE_SCHEDULES,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class RecipeChoice(Choice):
     """A recipe of `presets`. `make`: (standard deviation of the data, side of a picture, parameters) -> recipe.
 
-    `targets`: what the network may predict instead of the recipe's own target; empty if the recipe determines it.
+    `targets`: what the network may predict; empty if the recipe determines it. The first is the recipe's own.
     `schedule`: (side, parameters) -> the noise schedule on which its time is uniform, which the weight `elbo` needs.
     `own_weight`: its loss determines the weights of the noise levels. `own_loss`: it trains something besides the denoiser by
     a loss of its own, which is derived for squared errors and normal noise. `learned_levels`: it learns its noise schedule.
@@ -45,7 +45,7 @@ class RecipeChoice(Choice):
 
 ALL_TARGETS = ("noise", "x0", "v", "velocity")
 # Where sampling starts at a = 0, the noise does not determine x0.
-FLOW_TARGETS = ("x0", "v", "velocity")
+FLOW_TARGETS = ("velocity", "x0", "v")
 
 # For networks that were trained at a few levels, between which Langevin dynamics moves by adding noise.
 STOCHASTIC = (
@@ -234,7 +234,7 @@ RECIPES: Mapping[str, RecipeChoice] = {
         parameters={
             "shift": Parameter("factor of the signal-to-noise amplitude; by default 64 / side", None, 0.05, 20.0)
         },
-        targets=ALL_TARGETS,
+        targets=("v", "noise", "x0", "velocity"),
         schedule=_shifted,
     ),
     "trigflow": RecipeChoice(
@@ -485,6 +485,11 @@ class Training:
         most = self.parameters.get("total") or chain.default
         if isinstance(most, int | float) and steps > most:
             raise ValueError(f"steps must be at most {most:g}, the total of recipe {self.recipe}, got {steps}")
+
+    @property
+    def predicts(self) -> str | None:
+        """What the network predicts, by its name in TARGETS; None if it is something of the recipe's own."""
+        return self.target or next(iter(RECIPES[self.recipe].targets), None)
 
     @property
     def measured(self) -> list[str]:

@@ -77,11 +77,12 @@ def _names(entry: dict[str, Any]) -> Iterator[str]:
 
 
 def _filled_in(name: str, root: Path) -> Iterable[str]:
-    """The name with `${key}` replaced by the name of each part; nothing if the parts are not known."""
+    """The name with `${key}` replaced by each part and each distilled model; nothing if they are not known."""
     if "${" not in name:
         return [name]
     try:
-        return [name.replace("${key}", part) for part in load(root / paths.PARAMS).raw.parts]
+        params = load(root / paths.PARAMS)
+        return [name.replace("${key}", key) for key in (*params.raw.parts, *params.distill)]
     except UserError:  # dvc.lock names those that were finished
         return []
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,8 +40,8 @@ def _run(flow: str, changed: list[str] | None, **parameters: str | None) -> None
     from flows.param_changes import parse
     from flows.run_here import run_flow
 
-    changes = parse(changed) if changed else None
-    raise typer.Exit(run_flow(flow, changes=changes, **parameters))
+    given: dict[str, Any] = {"changes": parse(changed) if changed else None, **parameters}
+    raise typer.Exit(run_flow(flow, **given))
 
 
 @app.command(rich_help_panel=FLOWS)

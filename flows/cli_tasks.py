@@ -85,6 +85,12 @@ def train(
 
 
 @stages.command()
+def distill(model: Model) -> None:
+    """Train a student of a trained model, which samples in fewer steps."""
+    _call_stage("distill", model)
+
+
+@stages.command()
 def sample(model: Model) -> None:
     """Draw the samples of one trained model."""
     _call_stage("sample", model)

@@ -29,6 +29,7 @@ STAGES = {
     "shard": "tasks.dataset.shard",
     "dataset_card": "tasks.report.dataset_card",
     "train": "tasks.train.stage",
+    "distill": "tasks.train.distill",
     "sample": "tasks.sample.stage",
     "memorization": "tasks.evaluate.memorization.stage",
     "membership_inference": "tasks.evaluate.membership_inference",

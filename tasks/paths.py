@@ -48,6 +48,7 @@ NETWORK_WEIGHTS = STATE / "weights"  # downloaded, one file per sha256
 REGISTERED_MODELS = STATE / "models"  # fetched from the registry, one folder per sha256
 LATENTS = STATE / "latents"  # of the training pictures, one file per digest
 TRAINING = STATE / "training"  # one folder per model and training
+STUDENTS = STATE / "students"  # intermediate students of distillations, one folder per training
 DATASET_HISTORY = STATE / "datasets.json"
 SEEN_DATA = STATE / "seen.json"
 PREFECT = STATE / "prefect"
@@ -66,7 +67,17 @@ def model_folder(root: Path, model: str) -> Path:
 
 def model_sha256(root: Path, model: str) -> str:
     """The sha256 of a trained model's file, by which the model is known everywhere."""
-    return hashlib.sha256((model_folder(root, model) / MODEL_FILE).read_bytes()).hexdigest()
+    return sha256(model_folder(root, model))
+
+
+def sha256(folder: Path) -> str:
+    """The sha256 of the model file in a folder."""
+    return hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
+
+
+def student(model: str) -> str:
+    """The name of the distilled form of a model, which is that of its folder."""
+    return f"{model}_student"
 
 
 def sample_folder(root: Path, model: str) -> Path:

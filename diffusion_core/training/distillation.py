@@ -79,13 +79,14 @@ class Consistency(torch.nn.Module):
     """Consistency distillation: at each level the student's target is its slow copy's output one teacher step later.
 
     At the last noisy level the target is x / a, which an EDM-preconditioned student gives by construction. It samples with
-    `solvers.consistency_step` in one step or more. The slow copy is an exponential average with this decay per step. Song et
-    al. 2023 (arXiv 2303.01469), algorithm 2, with Heun steps.
+    `solvers.consistency_step` in one step or more. The slow copy is an exponential average with this decay per step, which the
+    training loop updates after each step (`end_step`). Song et al. 2023 (arXiv 2303.01469), algorithm 2, with Heun steps.
     """
 
     def __init__(self, teacher: Denoiser, student: Preconditioned, timesteps: Timesteps, decay: float = 0.95) -> None:
         super().__init__()
-        self._teacher = (teacher,)  # the tuple keeps it out of this module's parameters
+        self._teacher = (teacher,)  # tuples keep both out of this module's parameters
+        self._student = (student,)
         self.slow = copy.deepcopy(student).requires_grad_(False)
         self.decay = decay
         noisy = [level for level in timesteps if level.s > 0]
@@ -95,8 +96,6 @@ class Consistency(torch.nn.Module):
         self, denoiser: Preconditioned, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond
     ) -> Tensor:
         with torch.no_grad():
-            for slow, fast in zip(self.slow.parameters(), denoiser.parameters(), strict=True):
-                slow.lerp_(fast, 1 - self.decay)
             index = _nearest(self.starts, level, x0)
             start, after = _at(self.starts, index), _at(self.ends, index)
             x = start.corrupt(x0, noise)
@@ -105,6 +104,15 @@ class Consistency(torch.nn.Module):
             target = torch.where(last, x_after / expand_like(after.a, x), self.slow(x_after, after, cond))
         error: Tensor = denoiser(x, start, cond) - target
         return weight(start).to(x0) * error.square().flatten(1).mean(1)
+
+    def begin_step(self) -> None:
+        """Nothing is collected: see `end_step`."""
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Move the slow copy towards the student."""
+        for slow, fast in zip(self.slow.parameters(), self._student[0].parameters(), strict=True):
+            slow.lerp_(fast, 1 - self.decay)
 
 
 def _heun(teacher: Denoiser, x: Tensor, start: Level, after: Level, cond: Cond) -> Tensor:

@@ -16,7 +16,7 @@ class Distill(Section):
     steps: int = Field(default=4, ge=1, le=256)  # of the student
     # Steps of the teacher for each step of the student; of the method progressive a power of 2.
     times: int = Field(default=4, ge=2, le=256)
-    options: dict[str, Value] = Field(default={})  # parameters of the method; null: its default
+    parameters: dict[str, Value] = Field(default={})  # of the method; null: its default
     guidance: float = Field(default=1.0, ge=0, le=100)  # of the teacher, which the student learns; 1: none
     images: Positive = 32_000  # length of the training, of the method progressive for each halving of the steps
     learning_rate: float = Field(default=3e-4, gt=0, lt=1)
@@ -30,7 +30,7 @@ class Distill(Section):
     @property
     def distillation(self) -> Distillation:
         """The method as the core knows it."""
-        return Distillation(self.method, self.steps, self.times, self.options)
+        return Distillation(self.method, self.steps, self.times, self.parameters)
 
     @model_validator(mode="after")
     def _is_possible(self) -> Distill:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from tasks import paths
 from tasks.config.sampling import SamplingChoices
 from tasks.config.section import Fraction, Positive, Section, Seed
 
@@ -15,6 +17,8 @@ SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # of MLfl
 class Sample(SamplingChoices):
     """Sampling of one model."""
 
+    # The folder in artifacts/: the model itself, or its student (see `distill`). It is what is judged, promoted and served.
+    model: Literal["poses", "pictures", "poses_student", "pictures_student"]
     count: Positive
     batch: Positive = 128  # changes the speed, never a sample
     seed: Seed = 0
@@ -26,6 +30,13 @@ class Sampling(Section):
     poses: Sample
     pictures: Sample
     train_conditions: int = Field(100, ge=0)  # pictures drawn with conditions of the training set, for comparison
+
+    @model_validator(mode="after")
+    def _samples_its_own_model(self) -> Sampling:
+        for name, sample in (("poses", self.poses), ("pictures", self.pictures)):
+            if sample.model not in (name, paths.student(name)):
+                raise ValueError(f"{name}.model must be {name} or {paths.student(name)}, got {sample.model}")
+        return self
 
 
 class Memorization(Section):

@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from tasks import paths
 from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.config.codec import Codec
 from tasks.config.data import Card, Curate, Extract, Mannequin, Raw, Shard
+from tasks.config.distill import Distill
 from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Weights
 from tasks.config.operations import Generate, Limits, Notify, Retrain, Services
 from tasks.config.sampling import SamplingChoices
@@ -26,7 +28,7 @@ from tasks.config.section import Section
 from tasks.config.training import Pictures, Poses, Train
 
 __all__ = [
-    "Card", "Codec", "Curate", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Params",
+    "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Params",
     "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Weights", "edit", "load",
     "parse", "read_text", "set_value", "set_values",
 ]  # fmt: skip
@@ -44,6 +46,7 @@ class Params(Section):
     poses: Poses
     codec: Codec = Codec.model_validate({})
     pictures: Pictures
+    distill: dict[str, Distill] = Field({})  # by the model's name
     sample: Sampling
     memorization: Memorization
     fidelity: Fidelity
@@ -70,6 +73,45 @@ class Params(Section):
         if self.pictures.augment:
             raise ValueError("pictures.augment needs pixels (codec.kind: none); with a codec use pictures.copies")
         return self
+
+    def sampled(self, model: str) -> str:
+        """The name of the folder of the model that is sampled and judged: that of the model, or of its student."""
+        folder: str = getattr(self.sample, model).model
+        return folder
+
+    @model_validator(mode="after")
+    def _models_can_be_distilled(self) -> Params:
+        for name, section in self.distill.items():
+            if name not in paths.MODELS:
+                raise ValueError(f"distill: there is no model {name!r}; there are {', '.join(paths.MODELS)}")
+            model = self.pictures if name == "pictures" else self.poses
+            if model.self_condition or model.sharded:
+                key = "self_condition" if model.self_condition else "sharded"
+                raise ValueError(f"distill.{name} needs {name}.{key} to be false")
+            try:
+                section.distillation.check_teacher(model.training)
+            except ValueError as error:
+                raise ValueError(f"distill.{name}: {error}") from error
+        for name in paths.MODELS:
+            if self.sampled(name) == paths.student(name):
+                self._check_student(name)
+        return self
+
+    def _check_student(self, name: str) -> None:
+        section = self.distill.get(name)
+        if section is None:
+            raise ValueError(f"sample.{name}.model is a student, but distill.{name} is missing")
+        sample: Sample = getattr(self.sample, name)
+        student = section.distillation.students[-1]
+        for key, wanted in (
+            ("sampler", student.sampler),
+            ("steps", student.steps),
+            ("timesteps", None),
+            ("start", None),
+        ):
+            if getattr(sample, key) != wanted:
+                given = "null" if wanted is None else wanted
+                raise ValueError(f"sample.{name}.{key} must be {given} for the student, got {getattr(sample, key)}")
 
     @model_validator(mode="after")
     def _models_can_be_sampled_so(self) -> Params:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-from diffusion_core import choices, training_choices
+from diffusion_core import choices, distill_choices, training_choices
 from diffusion_core.choice_table import check_name
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -30,6 +30,9 @@ TargetName = Annotated[str, _in(training_choices.TARGETS, "target"), _schema(tra
 WeightName = Annotated[str, _in(training_choices.WEIGHTS, "weight"), _schema(training_choices.WEIGHTS)]
 LevelsName = Annotated[str, _in(training_choices.LEVELS, "way to draw levels"), _schema(training_choices.LEVELS)]
 NoiseName = Annotated[str, _in(training_choices.NOISES, "noise"), _schema(training_choices.NOISES)]
+DistillationName = Annotated[
+    str, _in(distill_choices.DISTILLATIONS, "distillation"), _schema(distill_choices.DISTILLATIONS)
+]
 LossName = Annotated[str, _in(training_choices.LOSSES, "loss"), _schema(training_choices.LOSSES)]
 SamplerName = Annotated[str, _in(choices.SAMPLERS, "sampler"), _schema(choices.SAMPLERS)]
 TimestepsName = Annotated[str, _in(choices.TIMESTEPS, "timesteps"), _schema(choices.TIMESTEPS)]

@@ -72,7 +72,7 @@ def run(params: Params, root: Path) -> None:
 
     The JSON holds, per model, `alarm`, `sentence` and `levels`, and the flat `metrics` of both.
     """
-    gaps_of = {name: loss_gaps(root, name) for name in paths.MODELS}
+    gaps_of = {name: loss_gaps(root, params.sampled(name)) for name in paths.MODELS}
     entries: dict[str, Any] = {
         name: {
             "alarm": any(row.alarming for row in rows),

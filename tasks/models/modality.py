@@ -25,6 +25,7 @@ from diffusion_core import choices
 from diffusion_core.codecs import Affine, Latent
 from diffusion_core.conditioning import PADDING, Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned, UncertainDenoiser
+from diffusion_core.distill_choices import Student
 from diffusion_core.error_curve import ErrorCurve
 from diffusion_core.extras.corruptions import GaussianStart
 from diffusion_core.extras.learned_variance import LearnedVariance, measured_variance
@@ -39,7 +40,7 @@ from tasks.common.errors import DataError, UserError
 from tasks.common.skeleton import mirror
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Pictures, Poses
-from tasks.config.sampling import Guidance
+from tasks.config.sampling import Guidance, SamplingChoices
 from tasks.dataset.padding import padding_maps
 from tasks.dataset.shards import ShardDataset
 from tasks.models import codec as stored_codec
@@ -49,6 +50,7 @@ from tasks.models.conditioning import KEYS, SELF, at_latents, conditions, weight
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
 SCHEDULE = "schedule."  # prefix of the weights of a learned noise schedule
 ERRORS = "errors"  # key of the measured errors in a model's file
+STUDENT = "student"  # key of what a distilled model learned in its file
 INITIAL = "initial."  # prefix of the tensors of a `GaussianStart`
 
 
@@ -237,8 +239,30 @@ class Model:
                 raise UserError(f"The {self.name} model and the one that guides it must have the same {what}.")
         return other
 
+    @property
+    def student(self) -> Student | None:
+        """What the model learned of its teacher, if it was distilled."""
+        return Student(**self.meta[STUDENT]) if STUDENT in self.meta else None
+
+    def fitting(self, how: SamplingChoices) -> SamplingChoices:
+        """How to sample this model where `how` was not chosen for it: a student has a sampler and steps of its own."""
+        if self.student is None:
+            return how
+        own = {"sampler": self.student.sampler, "steps": self.student.steps, "timesteps": None, "start": None}
+        return how.model_copy(update=own)
+
     def sampler(self, sampling: choices.Sampling, known: choices.Known | None = None) -> choices.Made:
         """The levels and the solver of a sampler. Raises UserError if a model of this recipe cannot be sampled in this way."""
+        student = self.student
+        if student is not None:
+            wanted = (sampling.sampler, sampling.steps, sampling.timesteps, sampling.start)
+            if wanted != (student.sampler, student.steps, None, None):
+                raise UserError(
+                    f"The {self.name} model is a student of {student.method} distillation: it is sampled with sampler "
+                    f"{student.sampler} in {student.steps} steps, without timesteps or start."
+                )
+            timesteps = student.timesteps(self.config.training, self.recipe)
+            return choices.Made(timesteps, timesteps, sampling.solver.step(self.recipe, sampling.values()))
         try:
             return sampling.make(self.config.training, self.recipe, known)
         except ValueError as error:
@@ -317,6 +341,7 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
         "margin": model.margin,
         "padded": model.padded,
         "codec": stored_codec.description(model.codec),
+        **({STUDENT: model.meta[STUDENT]} if STUDENT in model.meta else {}),
         **meta,
     }
     tensors = {f"weights.{name}": value for name, value in weights.items()}

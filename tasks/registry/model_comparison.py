@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusion_core.training_choices import default_sampler
 from tasks import paths
 from tasks.config.params import Params, Sample
+from tasks.config.sampling import SamplingChoices
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import SAMPLES, load_splits
 from tasks.metrics.estimate import TooFewSamples
@@ -106,7 +108,7 @@ def run(params: Params, root: Path, store: Store) -> ModelComparison | None:
     held_out = load_splits(root)[1]
     for model in MODELS:
         folder = model_registry.fetch(store, root, model, model_registry.CHAMPION)
-        if folder.name == paths.model_sha256(root, model):
+        if folder.name == paths.model_sha256(root, params.sampled(model)):
             result.same.append(model)
             continue
         samples = ShardDataset(paths.sample_folder(root, model), SAMPLES)
@@ -121,8 +123,11 @@ def _features(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Features of the challenger's samples, the champion's samples and held-out data, and the categories of the latter."""
     choice: Sample = getattr(params.sample, name)
-    sampler = model_registry.sampler(params, root, folder, choice)
-    champion = sampler.model
+    champion = modality.load(folder, modality.device())
+    how: SamplingChoices = champion.fitting(choice)
+    if champion.student is None and choice.model == paths.student(name):  # the student's few steps would be unfair
+        how = SamplingChoices(sampler=default_sampler(champion.config.recipe), guidance=choice.guidance)
+    sampler = model_registry.sampler(params, root, folder, how, champion)
     metas = samples.metas()
     asked = samples.poses() if name == "pictures" else None
     cond = champion.conditions([str(meta["category"]) for meta in metas], asked)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_core import method_tables
+from diffusion_core.distill_choices import Student
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
@@ -171,6 +172,15 @@ def rollback(store: Store) -> dict[str, tuple[str, str]]:
     return exchanged
 
 
+def _student_in_words(meta: Mapping[str, Any]) -> str:
+    """How a model was distilled; nothing if it was not."""
+    if modality.STUDENT not in meta:
+        return ""
+    student = Student(**meta[modality.STUDENT])
+    method = method_tables.described("distill", student.method)
+    return f"{method}: {student.steps} steps instead of {student.total}"
+
+
 def card_of(
     folder: Path, verdict: str, metrics: Mapping[str, float], reasons: Sequence[str], how: SamplingChoices | None = None
 ) -> str:
@@ -185,6 +195,7 @@ def card_of(
     facts = {
         **method_tables.of_training(config.training),
         **({} if how is None else how.words),
+        "distilled": _student_in_words(meta),
         "weights": f"{paths.MODEL_FILE}, sha256 {hashlib.sha256((folder / paths.MODEL_FILE).read_bytes()).hexdigest()}",
         "trained on": f"{meta['images']} images seen" if "images" in meta else "",
         "memorization test": verdict,

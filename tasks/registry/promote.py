@@ -71,10 +71,10 @@ def run(params: Params, root: Path) -> None:
         return
     numbers = {}
     for model in MODELS:
-        folder = paths.model_folder(root, model)
+        folder = paths.model_folder(root, params.sampled(model))
         how = getattr(params.sample, model)
         card = model_registry.card_of(folder, verdicts.get(model, "absent"), metrics, decision.reasons, how)
-        numbers[model] = store.register(model, folder, paths.model_sha256(root, model), card)
+        numbers[model] = store.register(model, folder, paths.sha256(folder), card)
     if decision.promote:
         model_registry.make_champions(store, numbers)
     _write(root, decision, comparison)

@@ -102,7 +102,7 @@ def make(params: Params, root: Path, results: Results) -> Page:
         promoted=results.promotion["promote"],
         compared="model_comparison" in results.promotion,
         promotion_reasons=results.promotion["reasons"],
-        lineage=_lineage(root),
+        lineage=_lineage(params, root),
     )
 
 
@@ -223,11 +223,11 @@ def _largest(categories: dict[str, int]) -> str:
     return enumerated([f"{name} {count}" for name, count in ordered], most=20)
 
 
-def _lineage(root: Path) -> list[Row]:
+def _lineage(params: Params, root: Path) -> list[Row]:
     """The sha256 of shards, models and samples."""
     rows = [(f"shard {shard['name']}", f"sha256 {shard['sha256']}") for shard in _shards(root / paths.SHARDS)]
     for model in MODELS:
-        rows.append((f"model {model}", f"sha256 {paths.model_sha256(root, model)}"))
+        rows.append((f"model {model}", f"sha256 {paths.model_sha256(root, params.sampled(model))}"))
         for shard in _shards(paths.sample_folder(root, model)):
             rows.append((f"samples of {model}, {shard['name']}", f"sha256 {shard['sha256']}"))
     return rows

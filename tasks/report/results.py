@@ -57,7 +57,9 @@ class Summary:
 
 def read(params: Params, root: Path) -> Results:
     """The results that the stages wrote."""
-    losses = {m: files.read_json(paths.model_folder(root, m) / "training.json")["loss"][-1][1] for m in MODELS}
+    losses = {
+        m: files.read_json(paths.model_folder(root, params.sampled(m)) / "training.json")["loss"][-1][1] for m in MODELS
+    }
     return Results(
         extraction=parts.summary(root, params.raw),
         curation=files.read_json(root / paths.DATASET / "summary.json"),

@@ -45,7 +45,7 @@ def run(params: Params, root: Path) -> None:
             "opening": [] if opening is None else [opening],
             "kept": _kept(params, root, folder),
             "rejected": _rejected(params, root, folder),
-            "curves": [figure for model in MODELS for figure in _curves(root, folder, model)],
+            "curves": [figure for model in MODELS for figure in _curves(params, root, folder, model)],
             "samples": [
                 *generated.by_category(root, folder),
                 Figure.read(paths.sample_folder(root, "poses") / paths.GRID, "New poses, with the category asked for."),
@@ -129,8 +129,8 @@ def _rejected(params: Params, root: Path, folder: Path) -> list[Figure]:
     ]
 
 
-def _curves(root: Path, folder: Path, model: str) -> list[Figure]:
-    training = files.read_json(paths.model_folder(root, model) / "training.json")
+def _curves(params: Params, root: Path, folder: Path, model: str) -> list[Figure]:
+    training = files.read_json(paths.model_folder(root, params.sampled(model)) / "training.json")
     images, loss = zip(*training["loss"], strict=True)
     drawing.curves(folder / f"loss-{model}.png", {"training loss": (images, loss)}, "images seen", "loss", "y")
     memorization_curves(training, folder / f"watch-{model}.png")

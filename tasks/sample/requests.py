@@ -132,6 +132,7 @@ class Artist:
         return Samples(poses, modality.as_pictures(drawn))
 
     def _sampler(self, model: Model, how: SamplingChoices) -> Sampler:
+        how = model.fitting(how)
         check_sampling(model.name, model.config, how)
         key = f"{model.name} {json.dumps(how.sampling_json)}"
         if key not in self.samplers:

@@ -55,7 +55,7 @@ class Conditions:
 def run(params: Params, root: Path, model: str) -> None:
     """Draw the samples of one model. Raises DataError if a sample is not finite, or the model or its conditions are missing."""
     choice: Sample = getattr(params.sample, model)
-    trained = model_registry.sampler(params, root, paths.model_folder(root, model), choice)
+    trained = model_registry.sampler(params, root, paths.model_folder(root, choice.model), choice)
     train, heldout = load_splits(root)
     if model == "pictures":  # persons from motion captures have no picture
         train, heldout = train.pictured(), heldout.pictured()

@@ -134,8 +134,14 @@ class Encoder:
         return latent_cache.latents(self.folder, self.codec, pictures, count, identity, self.device)
 
 
-def in_memory(dataset: ExampleDataset, per_coordinate: bool, pin: bool, encoder: Encoder | None = None) -> Source:
-    """All examples as tensors; without an encoder, an affine codec is fitted to them.
+def in_memory(
+    dataset: ExampleDataset,
+    per_coordinate: bool,
+    pin: bool,
+    encoder: Encoder | None = None,
+    affine: Affine | None = None,
+) -> Source:
+    """All examples as tensors; without an encoder or an affine codec, an affine one is fitted to them.
 
     Raises DataError if one of them is not finite.
     """
@@ -143,7 +149,7 @@ def in_memory(dataset: ExampleDataset, per_coordinate: bool, pin: bool, encoder:
     check_finite(raw, dataset.keys)
     codec: Affine | Latent
     if encoder is None:
-        codec = modality.fit_codec(raw.x0[: dataset.uncopied], per_coordinate)
+        codec = affine or modality.fit_codec(raw.x0[: dataset.uncopied], per_coordinate)
         examples = Examples(codec.encode(raw.x0), raw.cond)
     else:
         codec = encoder.codec
@@ -157,8 +163,11 @@ def in_memory(dataset: ExampleDataset, per_coordinate: bool, pin: bool, encoder:
     return Source(len(examples), digest(examples), codec, examples, data, lambda index, _: examples.x0[index])
 
 
-def from_shards(dataset: ExampleDataset, per_coordinate: bool, encoder: Encoder | None = None) -> Source:
-    """Examples that are read when they are needed; without an encoder, an affine codec is fitted to FITTED of them.
+def from_shards(
+    dataset: ExampleDataset, per_coordinate: bool, encoder: Encoder | None = None, affine: Affine | None = None
+) -> Source:
+    """Examples that are read when they are needed; without an encoder or an affine codec, an affine one is fitted to FITTED of
+    them.
 
     The identity is that of the shards and, since the same shards may be turned into other examples, of those FITTED examples.
     Raises DataError if one of these is not finite.
@@ -166,7 +175,8 @@ def from_shards(dataset: ExampleDataset, per_coordinate: bool, encoder: Encoder 
     indices = evenly_spaced(len(dataset), FITTED)
     raw = dataset.read(torch.tensor(indices, dtype=torch.int64))
     check_finite(raw, [dataset.keys[i] for i in indices])
-    codec = modality.fit_codec(raw.x0, per_coordinate) if encoder is None else encoder.codec
+    codec: Affine | Latent
+    codec = (affine or modality.fit_codec(raw.x0, per_coordinate)) if encoder is None else encoder.codec
     shards = dataset.dataset
     about = [shards.digests(), shards.keys, shards.about]
     encoded: Callable[[Tensor, Tensor], Tensor]  # indices and their examples -> in the network's units

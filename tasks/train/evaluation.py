@@ -162,14 +162,19 @@ class Evaluator:
         _, cond = _to_device(source, denoiser)
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
         cond = rows(cond, ids % len(source))
-        sampler = training_choices.default_sampler(self.model.config.recipe)
-        made = self.model.sampler(choices.Sampling(sampler, STEPS))
+        made = self.model.sampler(self._sampling())
         with self.model.autocast():
             z = generate(
                 self.model.as_sampled(denoiser), made.visited, made.step, self.model.shape, self.seed, ids, cond,
                 noise=self.model.recipe.noise, initial=self.model.initial,
             )  # fmt: skip
         return self.model.codec.decode(z, cond).cpu()
+
+    def _sampling(self) -> choices.Sampling:
+        student = self.model.student
+        if student is not None:
+            return choices.Sampling(student.sampler, student.steps)
+        return choices.Sampling(training_choices.default_sampler(self.model.config.recipe), STEPS)
 
     def picture(self, denoiser: Preconditioned, path: Path) -> None:
         """Write a sheet of SHOWN samples as a PNG."""

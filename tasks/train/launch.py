@@ -9,7 +9,8 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -63,6 +64,19 @@ def join() -> torch.device:
     torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if local_world <= gpus else "gloo")
     return device
+
+
+@contextmanager
+def device() -> Iterator[torch.device]:
+    """The device of this process, for computations that have the same bits in every run; a rank leaves its group at the end."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's products are not deterministic
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # no code reads such memory
+    try:
+        yield join()
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def torchrun(arguments: Sequence[str], ranks: int, cwd: Path) -> None:

@@ -60,13 +60,17 @@ class TrainingLoop:
     """A training from where it stands to its end.
 
     `keys`: the sample key of each of the trainer's examples. `trained_on`: the content of trained_on.json, see `lineage`.
-    `save(folder, weights=, meta=)` writes the model file.
+    `save(folder, weights=, meta=)` writes the model file. `name`: of the training, by default the model's; `output`: the
+    folder of the finished model.
     """
 
     def __init__(
         self, params: Params, root: Path, model: Trainable, trainer: Trainer, folder: TrainingFolder, evaluator: AnyEvaluator,
-        keys: list[str], trained_on: dict[str, Any], save: Callable[..., None],
+        keys: list[str], trained_on: dict[str, Any], save: Callable[..., None], name: str | None = None,
+        output: Path | None = None,
     ) -> None:  # fmt: skip
+        self.name = name or model.name
+        self.output = output or paths.model_folder(root, self.name)
         self.params, self.root, self.model, self.config = params, root, model, model.config
         self.trainer, self.folder, self.evaluator, self.keys = trainer, folder, evaluator, keys
         self.trained_on, self.save = trained_on, save
@@ -87,9 +91,9 @@ class TrainingLoop:
                     description = f"{self.config.recipe} {description}"
                     methods = method_tables.of_training(self.config.training)
                 store = tracking.Store(self.params.tracking, self.root)
-                self.record = store.model_run(self.model.name, self.folder.digest, description)
+                self.record = store.model_run(self.name, self.folder.digest, description)
                 self.record.tag(**{f"contrapposto.{table}": words for table, words in methods.items()})
-                self.record.params({self.model.name: self.config.model_dump()})
+                self.record.params({self.name: self.config.model_dump()})
                 self._record_lineage(self.record)
                 self._flush()
             self._loop()
@@ -115,13 +119,13 @@ class TrainingLoop:
         self.trainer.load_state(tensors, meta["trainer"])
         self.history = History.from_json(meta["history"])
         if self.leader:
-            log.info(f"{self.model.name}: resuming from image {self.trainer.nimg:,}")
+            log.info(f"{self.name}: resuming from image {self.trainer.nimg:,}")
 
     def _loop(self) -> None:
         trainer, checkpoint_images = self.trainer, self.config.checkpoint_images
         speed = Speed(trainer)
         bar = tqdm(
-            total=self.config.images, initial=trainer.nimg, desc=f"train {self.model.name}", unit="image",
+            total=self.config.images, initial=trainer.nimg, desc=f"train {self.name}", unit="image",
             disable=not self.leader, mininterval=2,
         )  # fmt: skip
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -200,7 +204,7 @@ class TrainingLoop:
         if any(gap.alarming for gap in gaps) and not any(gap.alarming for gap in earlier):
             images = evaluations[-1].images
             # tqdm.write keeps the progress bar intact
-            tqdm.write(f"{self.model.name}, image {images:,}: {membership_inference.sentence(gaps)}")
+            tqdm.write(f"{self.name}, image {images:,}: {membership_inference.sentence(gaps)}")
             if self.record is not None:
                 self.record.tag(**{"contrapposto.loss_gap_from_image": str(images)})
 
@@ -232,7 +236,7 @@ class TrainingLoop:
         keys = sorted({self.keys[i] for i in error.examples})
         problem = str(error).partition(" at image")[0]
         return (
-            f"{self.model.name}: {problem} at image {self.trainer.nimg}, for {', '.join(keys)}. "
+            f"{self.name}: {problem} at image {self.trainer.nimg}, for {', '.join(keys)}. "
             "Either these samples are damaged, or the learning rate is too high."
         )
 
@@ -256,7 +260,7 @@ class TrainingLoop:
             "stopped": self.history.stopped,
             "kept": kept,
         }
-        artifacts = paths.model_folder(self.root, self.model.name)
+        artifacts = self.output
         with files.new_folder(artifacts) as folder:
             self.save(folder, weights=weights, meta={"digest": self.folder.digest, "images": nimg})
             files.write_json(folder / "training.json", training)
@@ -265,9 +269,9 @@ class TrainingLoop:
             for path in sorted(self.folder.path.glob("snapshots/*.safetensors")):
                 (folder / "snapshots").mkdir(exist_ok=True)
                 (folder / "snapshots" / path.name).write_bytes(path.read_bytes())
-        log.info(f"{self.model.name}: {self.history.stopped} {kept}")
+        log.info(f"{self.name}: {self.history.stopped} {kept}")
         record.tag(**{
-            "contrapposto.model_sha256": paths.model_sha256(self.root, self.model.name),
+            "contrapposto.model_sha256": paths.sha256(artifacts),
             "contrapposto.stopped": str(self.history.stopped), "contrapposto.kept": kept,
         })  # fmt: skip
         for path in sorted(artifacts.iterdir()):

@@ -1,0 +1,159 @@
+"""From a model and its data to a training that can run: the trainer, what is evaluated, the folder, the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_core import error_curve, rng
+from diffusion_core.codecs import Affine, Latent
+from diffusion_core.training import microbatch_size
+from diffusion_core.training.trainer import Trainer
+from tasks import paths
+from tasks.common.errors import DataError
+from tasks.common.subset import evenly_spaced
+from tasks.config.params import Params, Pictures, Poses
+from tasks.dataset.shards import ShardDataset
+from tasks.models import conditioning, modality
+from tasks.models.codec import PictureCodec
+from tasks.models.modality import Examples, Model
+from tasks.registry import lineage
+from tasks.train import data as training_data
+from tasks.train import run_fingerprint
+from tasks.train.core_settings import averages, core_compute, core_config
+from tasks.train.data import Encoder, ExampleDataset, Source
+from tasks.train.evaluation import EVALUATED, Evaluator
+from tasks.train.loop import TrainingLoop
+from tasks.train.state import TrainingFolder
+
+MEASURED_ERRORS = 64  # examples on which the error at each noise level is measured
+ERROR_SIGMAS = (0.002, 100.0, 20)  # smallest, largest, how many
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model is trained and evaluated on. `pin`: whether batches go to a GPU."""
+
+    train: ShardDataset
+    held_out: ShardDataset
+    categories: list[str]
+    dataset: ExampleDataset
+    source: Source
+    in_memory: bool
+    pin: bool
+
+
+def load_data(
+    root: Path,
+    name: str,
+    config: Poses | Pictures,
+    device: torch.device,
+    codec: PictureCodec | None,
+    categories: list[str] | None = None,
+) -> TrainingData:
+    """The data of a model. Without a codec one is fitted; without categories they are those of the training split.
+
+    Raises DataError if there is nothing to train on.
+    """
+    train, held_out = (modality.usable(root, split, config) for split in ("train", "val"))
+    if not len(train):
+        raise DataError(f"No training person has a picture: there is nothing to train {name} on.")
+    # Categories that only held-out data have would get untrained weights.
+    categories = train.categories() if categories is None else categories
+    dataset = ExampleDataset(train, config, categories, codec.factor if codec is not None else 1)
+    encoder = Encoder(codec, root / paths.LATENTS, device) if isinstance(codec, Latent) else None
+    affine = codec if isinstance(codec, Affine) else None
+    pin = device.type == "cuda"
+    fits_in_memory = dataset.bytes() <= config.memory_gb * 1e9
+    if fits_in_memory:
+        source = training_data.in_memory(dataset, name == "poses", pin, encoder, affine)
+    else:
+        source = training_data.from_shards(dataset, name == "poses", encoder, affine)
+    return TrainingData(train, held_out, categories, dataset, source, fits_in_memory, pin)
+
+
+def trainer(model: Model, config: Poses | Pictures, data: TrainingData, device: torch.device) -> Trainer:
+    """The core's trainer of a model, which lies on the device."""
+    made = Trainer(
+        model.denoiser,
+        model.recipe,
+        core_config(config),
+        data=data.source.data,
+        n=data.source.count,
+        averages=averages(config),
+        transform=conditioning.transform(config, data.source.codec),
+        compute=core_compute(config, device),
+    )
+    if config.microbatch == "largest":
+        made.compute = replace(made.compute, microbatch=microbatch_size.largest_microbatch(made))
+    return made
+
+
+def training_loop(
+    params: Params,
+    root: Path,
+    name: str,
+    model: Model,
+    config: Poses | Pictures,
+    trainer: Trainer,
+    data: TrainingData,
+    start: str | None = None,
+    more: Mapping[str, str] | None = None,
+    output: Path | None = None,
+) -> TrainingLoop:
+    """The loop that trains a model under a name, from the beginning.
+
+    `start`: sha256 of the model whose weights it begins with, by default that of the config. `more`: what else identifies the
+    training. `output`: the folder of the finished model, by default that of the name.
+    """
+    evaluated = {}
+    for split, shards in (("train", data.train), ("val", data.held_out)):
+        if len(shards):
+            examples = model.examples(shards.take(evenly_spaced(len(shards), EVALUATED)))
+            evaluated[split] = Examples(data.source.codec.encode(examples.x0), examples.cond)
+    held_out_digest = training_data.digest(evaluated["val"]) if "val" in evaluated else "none"
+    fingerprint = run_fingerprint.of(config, data.source.digest, held_out_digest) | dict(more or {})
+    evaluator = Evaluator(model, evaluated, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples)
+    folder = TrainingFolder(root, name, fingerprint, config.checkpoints_kept)
+    trained_on = lineage.trained_on(data.train, start or config.start)
+    some = evaluated["train"].some(MEASURED_ERRORS)
+    save = partial(_save, model=model, examples=some, device=trainer.device)
+    return TrainingLoop(
+        params, root, model, trainer, folder, evaluator, data.dataset.keys, trained_on, save, name, output
+    )
+
+
+def run(loop: TrainingLoop, data: TrainingData, checkpoint: Path | None = None) -> None:
+    """Resume the training from its last checkpoint, or from the one that is given, and run it to its end."""
+    loop.resume(checkpoint)
+    if not data.in_memory:
+        upcoming = loop.trainer.upcoming()
+        loop.trainer.data = training_data.read_ahead(data.dataset, data.source, upcoming, loop.config.workers, data.pin)
+    loop.run()
+
+
+def _save(
+    folder: Path,
+    weights: dict[str, Tensor],
+    meta: dict[str, Any],
+    model: Model,
+    examples: Examples,
+    device: torch.device,
+) -> None:
+    """Write the model with its error at each noise level, which some samplers and timesteps need."""
+    own = {name: value for name, value in weights.items() if not name.startswith(modality.SCHEDULE)}
+    if model.recipe.degrade is None and model.student is None:
+        trained = modality.with_weights(model, own, device)
+        x0, cond = examples.x0.to(device), {key: value.to(device) for key, value in examples.cond.items()}
+        with trained.autocast():
+            errors = error_curve.measure(
+                trained.as_sampled(trained.denoiser), x0, error_curve.spaced(*ERROR_SIGMAS), model.config.seed, cond
+            )
+        meta = {**meta, modality.ERRORS: {"sigmas": errors.sigmas, "errors": errors.errors}}
+    modality.save(folder, model, weights, meta)
