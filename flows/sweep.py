@@ -107,7 +107,7 @@ def wait(name: str, root: Path) -> State[Any]:
 
 
 # The tasks only wait: DVC's workers decide how many experiments run at once.
-@flow(name="sweep", task_runner=ThreadPoolTaskRunner[Any](max_workers=MOST))
+@flow(name="sweep", task_runner=ThreadPoolTaskRunner(max_workers=MOST))  # type: ignore[arg-type] # Prefect's own
 def sweep(file: str) -> State[Any]:
     """Run the experiments of a file, and wait for them. The state fails if one of them does; the others run on."""
     root = Path.cwd()

@@ -105,7 +105,7 @@ class Consistency(torch.nn.Module):
         error: Tensor = denoiser(x, start, cond) - target
         return weight(start).to(x0) * error.square().flatten(1).mean(1)
 
-    def begin_step(self) -> None:
+    def begin_step(self, nimg: int) -> None:
         """Nothing is collected: see `end_step`."""
 
     @torch.no_grad()

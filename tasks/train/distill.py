@@ -58,7 +58,13 @@ def _distill(params: Params, root: Path, name: str, section: Distill, device: to
 def _config(teacher: Poses | Pictures, section: Distill) -> Poses | Pictures:
     """The teacher's parameters with those of the distillation."""
     shared = {key: value for key, value in section.model_dump().items() if key in type(teacher).model_fields}
-    own: dict[str, Any] = {"start": None, "keep": "last", "batch_growth": [], "decay_from_images": 0, "power_averages": []}
+    own: dict[str, Any] = {
+        "start": None,
+        "keep": "last",
+        "batch_growth": [],
+        "decay_from_images": 0,
+        "power_averages": [],
+    }
     return teacher.model_copy(update=shared | own)
 
 
@@ -98,9 +104,7 @@ def _train_student(
     return loop.output
 
 
-def _recipe(
-    distillation: Distillation, student: Student, teacher: Model, model: Model, guidance: float
-) -> Recipe:
+def _recipe(distillation: Distillation, student: Student, teacher: Model, model: Model, guidance: float) -> Recipe:
     # A student of a guided teacher is guided by its own weights.
     guided = teacher.as_sampled(teacher.denoiser) if teacher.student else teacher.guided(Guidance(scale=guidance))
     return distillation.recipe(student, teacher.config.training, teacher.recipe, guided, model.denoiser)
