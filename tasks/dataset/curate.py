@@ -20,17 +20,19 @@ from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.common.skeleton import normalise
 from tasks.config.params import Curate, Params
-from tasks.dataset import clusters, coverage, dataset_table, opt_outs
+from tasks.dataset import clusters, coverage, dataset_table, near_duplicates, opt_outs
 from tasks.dataset.clusters import Clusters
 from tasks.dataset.crop import square
 from tasks.dataset.dataset_table import Gate, Gated, Persons
 from tasks.dataset.gate import gate
-from tasks.dataset.groups import group, thin
+from tasks.dataset.groups import NONE_NEAR, Near, group, thin
 from tasks.dataset.split_assignment import assign
 from tasks.extract import parts
 from tasks.extract.poses_table import Poses
 
 log = logging.getLogger(__name__)
+
+SHOWN = 10  # pairs on either side of the cut that are listed for people to look at
 
 Refused = dict[int, tuple[Gate, str]]  # row -> reason, detail
 
@@ -48,8 +50,15 @@ def run(params: Params, root: Path) -> None:
         reasons = ", ".join(f"{reason} {n}" for reason, n in counts.most_common())
         raise DataError(f"None of the {len(table)} persons found is kept ({reasons}): see `curate` in params.yaml.")
     poses = normalise(table.world[passed])
+    near, shown = _near(table, passed, config.near_duplicate)
     groups, joins = group(
-        [table.key[i] for i in passed], [[table.source[i] for i in passed]], table.fingerprint[passed], poses
+        [table.key[i] for i in passed],
+        [[table.source[i] for i in passed]],
+        table.fingerprint[passed],
+        poses,
+        near,
+        config.near_duplicate,
+        shown,
     )
     refused |= _thinned(table, passed, groups, poses, config.group_cap)
     group_of = dict(zip(passed, groups, strict=True))
@@ -72,6 +81,7 @@ def run(params: Params, root: Path) -> None:
         "largest_group": max(Counter(groups).values()),
         "groups_above_one": sum(size > 1 for size in Counter(groups).values()),
         "joins": joins,
+        "pairs_near_the_cut": _near_the_cut(table, passed, groups, near, config.near_duplicate),
         "moved_groups": moved,
         "distances": coverage.distances(persons),
         "warnings": coverage.warnings(persons),
@@ -108,6 +118,33 @@ def _refused(table: Poses, config: Curate, root: Path) -> Refused:
         if i not in refused and first.setdefault(key, i) != i:
             refused[i] = Gate.IN_ANOTHER_PART, f"the same bytes as {table.source[first[key]]}"
     return refused
+
+
+def _near(table: Poses, passed: list[int], cut: float) -> tuple[Near, np.ndarray]:
+    """The pairs of near-duplicates among the rows that passed, and the number of each row's picture."""
+    these = near_duplicates.pictures(table, passed)
+    if not cut:
+        return NONE_NEAR, these.of_row
+    pairs = near_duplicates.duplicates(these, cut)
+    query, reference = these.row[pairs.query.numpy()], these.row[pairs.reference.numpy()]
+    return Near(np.minimum(query, reference), np.maximum(query, reference), pairs.distance.numpy()), these.of_row
+
+
+def _near_the_cut(
+    table: Poses, passed: list[int], groups: list[str], near: Near, cut: float
+) -> list[dict[str, str | float | bool]]:
+    """The pairs nearest to the cut, as many on either side, by distance: for people to look at."""
+    order = np.lexsort((near.others, near.rows, near.distance))
+    below = int(np.searchsorted(near.distance[order], cut, side="right"))
+    return [
+        {
+            "key": table.key[passed[near.rows[at]]],
+            "other": table.key[passed[near.others[at]]],
+            "distance": round(float(near.distance[at]), 3),
+            "one_group": groups[near.rows[at]] == groups[near.others[at]],
+        }
+        for at in order[max(0, below - SHOWN) : below + SHOWN].tolist()
+    ]
 
 
 def _thinned(table: Poses, passed: list[int], groups: list[str], poses: np.ndarray, cap: int) -> Refused:

@@ -7,7 +7,9 @@ poses it would chain a tenth of them into one group (docs/curation.md).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -30,13 +32,31 @@ def join(groups: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray
     return united
 
 
+class Near(NamedTuple):
+    """Pairs of rows of near-duplicate pictures, and their distance (see `near_duplicates`)."""
+
+    rows: np.ndarray
+    others: np.ndarray
+    distance: np.ndarray
+
+
+NONE_NEAR = Near(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
 def group(
-    keys: Sequence[str], together: Iterable[Sequence[str]], fingerprints: np.ndarray, poses: np.ndarray
+    keys: Sequence[str],
+    together: Iterable[Sequence[str]],
+    fingerprints: np.ndarray,
+    poses: np.ndarray,
+    near: Near = NONE_NEAR,
+    cut: float = 0.0,
+    picture: np.ndarray | None = None,
 ) -> tuple[list[str], dict[str, int]]:
     """The group of each row, named by the smallest key in it, and how many times each criterion united two groups.
 
     `together`: columns of names, such as the source. Rows with the same name belong together, except for the empty
-    name. The other criteria are the pictures' fingerprints and the poses (see `dedup`).
+    name. The other criteria are the pictures' fingerprints and the poses (see `dedup`), and pairs that are `near` (see
+    `join_near`).
     """
     groups = np.arange(len(keys))
     joins: dict[str, int] = {}
@@ -50,11 +70,70 @@ def group(
         for rows, others in pairs:
             groups = join(groups, rows, others)
         joins[name] = before - len(np.unique(groups))
+    before = len(np.unique(groups))
+    groups = join_near(groups, near, cut, np.arange(len(keys)) if picture is None else picture)
+    joins["near_duplicate"] = before - len(np.unique(groups))
     smallest: dict[int, str] = {}
     numbers = groups.tolist()
     for number, key in zip(numbers, keys, strict=True):
         smallest[number] = min(smallest.get(number, key), key)
     return [smallest[number] for number in numbers], joins
+
+
+def join_near(groups: np.ndarray, near: Near, cut: float, picture: np.ndarray) -> np.ndarray:
+    """The groups after uniting those of near pairs, so that no chain of doubtful pairs unites what is unrelated.
+
+    A pair nearer than half the cut is certain, and unites its groups. A pair up to the cut is doubtful: it unites two groups of
+    one picture each; larger groups only together with a second pair between the same two groups. `picture`: number of the
+    picture of each row, `[n]`, -1 for none.
+    """
+    size = {number: len(set(members.tolist())) for number, members in _members(groups, picture)}
+    parent = {number: number for number in size}
+    doubtful: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))  # pairs seen between two groups
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    def unite(a: int, b: int) -> None:
+        while True:
+            if len(doubtful[a]) < len(doubtful[b]):
+                a, b = b, a
+            parent[b] = a
+            size[a] += size.pop(b)
+            for other, count in doubtful.pop(b).items():
+                del doubtful[other][b]
+                if other != a:
+                    doubtful[a][other] += count
+                    doubtful[other][a] = doubtful[a][other]
+            supported = [other for other, count in doubtful[a].items() if count > 1]
+            if not supported:
+                return
+            b = supported[0]
+
+    within = np.flatnonzero(near.distance <= cut)
+    order = within[np.lexsort((near.others[within], near.rows[within], near.distance[within]))]
+    for at in order.tolist():
+        a, b = root(int(groups[near.rows[at]])), root(int(groups[near.others[at]]))
+        if a == b:
+            continue
+        if near.distance[at] <= cut / 2 or size[a] == size[b] == 1:
+            unite(a, b)
+            continue
+        doubtful[a][b] += 1
+        doubtful[b][a] = doubtful[a][b]
+        if doubtful[a][b] > 1:
+            unite(a, b)
+    united: np.ndarray = np.unique([root(number) for number in groups.tolist()], return_inverse=True)[1]
+    return united
+
+
+def _members(groups: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each group's number with the values of its rows."""
+    order = np.argsort(groups, kind="stable")
+    numbers, starts = np.unique(groups[order], return_index=True)
+    yield from zip(numbers.tolist(), np.split(values[order], starts[1:]), strict=True)
 
 
 def _same_name(together: Iterable[Sequence[str]]) -> Iterator[Pairs]:

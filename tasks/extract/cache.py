@@ -29,7 +29,12 @@ from tasks.extract.findings import Finding, Findings, Kind, Reason, Refused, Set
 _LOCK_TIMEOUT_S = 60.0  # how long to wait for another process
 _COMMIT_S = 1.0  # seconds between commits: the work that is lost if the process is killed
 
-_ARRAYS = (("landmarks", "<f4", (33, 5)), ("world", "<f4", (33, 3)), ("fingerprint", "i1", (256,)))
+_ARRAYS = (
+    ("landmarks", "<f4", (33, 5)),
+    ("world", "<f4", (33, 3)),
+    ("fingerprint", "i1", (256,)),
+    ("thumbnail", "u1", (48, 48)),
+)
 _NAMES = tuple(name for name, _, _ in _ARRAYS)
 Encoded = tuple[str, str, bytes]  # kind, scalars as JSON, arrays
 
@@ -52,7 +57,7 @@ def findings_digest(settings: Settings, model: Path) -> str:
     sha.update(model.read_bytes())
     for library in ("mediapipe", "pillow", "pillow-heif", "av", "numpy"):
         sha.update(f"{library} {importlib.metadata.version(library)}\n".encode())
-    sha.update(code_digest(["tasks/extract/*.py", "tasks/common/skeleton.py"]).encode())
+    sha.update(code_digest(["tasks/extract/*.py", "tasks/common/skeleton.py", "tasks/common/thumbnail.py"]).encode())
     return sha.hexdigest()[:16]
 
 

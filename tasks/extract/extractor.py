@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tasks.common.pool import heartbeat
+from tasks.common.thumbnail import SIDE, thumbnail
 from tasks.extract import bvh, mocap, video
 from tasks.extract.content_keys import read_key
 from tasks.extract.decode import MAX_PIXELS, decode
@@ -41,7 +42,6 @@ class Subject:
     known: bool = False  # the cache has its findings
     picture: np.ndarray | None = None
     luma: np.ndarray | None = None  # the picture in grey
-    fingerprint: np.ndarray | None = None
     persons: list[Person] = field(default_factory=list)
     findings: Findings = field(default_factory=lambda: Findings(Kind.PICTURE))
 
@@ -133,9 +133,9 @@ def extractor(
                 measure(subject)
 
     def measure(subject: Subject) -> None:
-        if subject.luma is not None and subject.fingerprint is not None:
+        if subject.luma is not None:
             persons = subject.persons
-            _add(subject.findings, subject.luma, subject.fingerprint, 0, 0.0, persons, [-1] * len(persons))
+            _add(subject.findings, subject.luma, 0, 0.0, persons, [-1] * len(persons))
             subject.picture = subject.luma = None
 
     with kept_offline(), Landmarker(model, settings.min_confidence, settings.max_people) as landmarker:
@@ -146,7 +146,6 @@ def _decode(subject: Subject, settings: Settings, most_pixels: int) -> None:
     assert subject.file is not None
     subject.picture = decode(subject.file, settings.min_side, most_pixels)
     subject.luma = grey(subject.picture)
-    subject.fingerprint = fingerprint(subject.luma)
     subject.close()
 
 
@@ -174,7 +173,7 @@ def _from_video(file: BufferedReader, model: Path, settings: Settings, findings:
                 findings.refused.append(_still(frame.number, settings))
             else:
                 luma = grey(frame.picture)
-                _add(findings, luma, fingerprint(luma), frame.number, frame.time, persons, person_tracks)
+                _add(findings, luma, frame.number, frame.time, persons, person_tracks)
 
 
 def _from_mocap(file: BufferedReader, settings: Settings, findings: Findings) -> None:
@@ -202,6 +201,7 @@ def _from_mocap(file: BufferedReader, settings: Settings, findings: Findings) ->
                 sharpness=float("nan"),
                 exposure=float("nan"),
                 fingerprint=np.zeros(LENGTH, np.int8),
+                thumbnail=np.zeros((SIDE, SIDE), np.uint8),
             )
         )
 
@@ -213,12 +213,12 @@ def _still(number: int, settings: Settings) -> Refused:
 def _add(
     findings: Findings,
     luma: np.ndarray,
-    hashed: np.ndarray,
     number: int,
     seconds: float,
     persons: list[Person],
     tracks: list[int],
 ) -> None:
+    hashed, small = fingerprint(luma), thumbnail(luma)
     for index, (person, track) in enumerate(zip(persons, tracks, strict=True)):
         findings.persons.append(
             Finding(
@@ -232,5 +232,6 @@ def _add(
                 world=person.world,
                 **scores(luma, person.landmarks),
                 fingerprint=hashed,
+                thumbnail=small,
             )
         )

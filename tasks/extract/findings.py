@@ -46,6 +46,7 @@ class Finding:
     sharpness: float
     exposure: float
     fingerprint: np.ndarray  # int8 [256], see tasks.extract.perceptual_hash
+    thumbnail: np.ndarray  # uint8 [48, 48], see tasks.common.thumbnail
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ A `key` starts with the first 16 hexadecimal digits of the sha256 of the file's 
 a part: of several files with the same bytes, the first in order of `source` is kept and the others are rejects with the
 reason `duplicate`.
 
-A motion capture has poses but no picture: `width`, `height`, `bbox`, `fingerprint` and `person_pixels` are 0, `sharpness` and
-`exposure` are NaN, and `landmarks` are x = y = z = 0 with a visibility of 1 if the joint is known or derived from known
-joints, and 0 if it is a guess. `Poses.pictured` tells which rows have a picture.
+A motion capture has poses but no picture: `width`, `height`, `bbox`, `fingerprint`, `thumbnail` and `person_pixels` are 0,
+`sharpness` and `exposure` are NaN, and `landmarks` are x = y = z = 0 with a visibility of 1 if the joint is known or derived
+from known joints, and 0 if it is a guess. `Poses.pictured` tells which rows have a picture.
 
 Writing the same rows twice gives the same bytes: fixed order, fixed row groups, no time stamps.
 """
@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from tasks.common.errors import UserError
 from tasks.common.skeleton import LIMBS
+from tasks.common.thumbnail import SIDE
 from tasks.extract import perceptual_hash
 from tasks.extract.findings import Finding, Kind, Reason
 
@@ -81,6 +82,7 @@ _POSES_SCHEMA = pa.schema(
         ("sharpness", pa.float32()),  # variance of the Laplacian, see tasks.extract.people
         ("exposure", pa.float32()),  # mean luma of the person's box, 0 (black) .. 1 (white)
         ("fingerprint", pa.list_(pa.int8(), perceptual_hash.LENGTH)),  # of the whole picture
+        ("thumbnail", pa.list_(pa.uint8(), SIDE**2)),  # of the whole picture, see tasks.common.thumbnail
     ]
 )
 _REJECTS_SCHEMA = pa.schema(
@@ -139,6 +141,7 @@ class Poses:
     sharpness: np.ndarray  # float32 [n]
     exposure: np.ndarray  # float32 [n]
     fingerprint: np.ndarray  # int8 [n, 256]
+    thumbnail: np.ndarray  # uint8 [n, 48, 48]
 
     def __len__(self) -> int:
         return len(self.key)
@@ -215,6 +218,7 @@ def read_poses(folder: Path) -> Poses:
     }
     number["landmarks"] = number["landmarks"].reshape(-1, 33, 5)
     number["world"] = number["world"].reshape(-1, 33, 3)
+    number["thumbnail"] = number["thumbnail"].reshape(-1, SIDE, SIDE)
     columns: dict[str, Any] = {**text, **number, "size": np.stack([array("width"), array("height")], axis=1)}
     return Poses(**columns)
 
@@ -234,6 +238,7 @@ def _pose_table(poses: list[Pose]) -> pa.Table:
         "landmarks": landmarks,
         "world": np.array([pose.world for pose in poses], np.float32),
         "fingerprint": np.array([pose.fingerprint for pose in poses], np.int8),
+        "thumbnail": np.array([pose.thumbnail for pose in poses], np.uint8),
         "bbox": np.concatenate([low, high], axis=1),
         "limb_visibility": limbs[..., 3].mean(axis=1),
         "person_pixels": (high - low).max(axis=1),

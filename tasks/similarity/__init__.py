@@ -1,1 +1,1 @@
-"""Which pictures show the same scene: thumbnails, and their alignment by a similarity transform."""
+"""Which pictures show the same scene: their alignment by a similarity transform."""

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
-from tasks.similarity.thumbnail import SIDE, content, thumbnail
+from tasks.common.thumbnail import SIDE, content, thumbnail
 
 LEVELS = (12, 24, 48)  # pixels along the side, coarse to fine
 STEPS = (6, 4, 3)  # Gauss-Newton steps at each
@@ -186,12 +186,17 @@ def _inverse(transform: Tensor) -> Tensor:
 
 
 def candidates(
-    queries: Gallery, references: Gallery, k: int = CANDIDATES, groups: tuple[Tensor, Tensor] | None = None
+    queries: Gallery,
+    references: Gallery,
+    k: int = CANDIDATES,
+    groups: tuple[Tensor, Tensor] | None = None,
+    least: float = -1.0,
 ) -> tuple[Tensor, Tensor]:
     """The k references most alike each query at 12 pixels: `index` int64 `[q, k]`, -1 where there are fewer.
 
     Also `start` float32 `[q, k, 2, 4]`: the best view's transform with the query as it is and mirrored. `groups`: numbers of
-    groups that are no candidates of a query, int64 `[q]` or `[q, m]`, and the references' groups, `[n]`.
+    groups that are no candidates of a query, int64 `[q]` or `[q, m]`, and the references' groups, `[n]`. `least`: cosine of
+    the best view below which a reference is no candidate.
     """
     transforms = torch.stack(_views())
     n, most = len(references), min(k, len(references))
@@ -213,7 +218,7 @@ def candidates(
             for column in own.unbind(1):
                 either.masked_fill_(column[:, None] == groups[1], -2)
         top = either.topk(most)
-        index[block, :most] = top.indices.masked_fill(top.values <= -2, -1)
+        index[block, :most] = top.indices.masked_fill(top.values < least, -1)
         start[block, :most] = transforms[torch.stack([one.gather(1, top.indices).long() for one in view], dim=-1)]
     return index, start
 
@@ -249,6 +254,41 @@ def align(
             picture = references.levels[level][j].float() * _QUANTUM
             correlation[pairs], transform[pairs] = _fit(template, picture, extents, transform[pairs], STEPS[level])
     return correlation, transform
+
+
+def correlation_within(
+    queries: Gallery,
+    references: Gallery,
+    rows: Tensor,
+    columns: Tensor,
+    mirrored: Tensor,
+    transform: Tensor,
+    regions: Tensor,
+) -> Tensor:
+    """Correlation `[p]` of aligned pairs at 48 pixels, inside a region of each query: a person, say, without the room.
+
+    `regions` float32 `[p, 4]`: x0, y0, x1, y1 in the coordinates of the query (not mirrored). Each is enlarged to at least a
+    quarter of the square's side, since a correlation over few pixels says little.
+    """
+    found = [torch.zeros(0)]
+    low, high = regions[:, :2], regions[:, 2:]
+    missing = ((0.5 - (high - low)) / 2).clamp(min=0)
+    low, high = (low - missing)[:, :, None, None], (high + missing)[:, :, None, None]
+    x, y = middle = _grid(SIDE)
+    for first in range(0, len(rows), _PAIRS):
+        pairs = slice(first, first + _PAIRS)
+        i, j, flipped = rows[pairs], columns[pairs], mirrored[pairs, None, None]
+        template, picture = queries.levels[-1][i].float(), references.levels[-1][j].float()
+        template = torch.where(flipped, template.flip(-1), template)
+        across = torch.where(flipped, -x, x)
+        inside = (across >= low[pairs, 0]) & (across <= high[pairs, 0]) & (y >= low[pairs, 1]) & (y <= high[pairs, 1])
+        points = _moved(middle, transform[pairs])
+        overlap = inside & _inside(middle, queries.extent[i]) & _inside(points, references.extent[j])
+        mask = overlap.flatten(1).float()
+        area = mask.sum(1, keepdim=True)
+        t, w = (_centred(z.flatten(1), mask, area) for z in (template, _sampled(picture, points)))
+        found.append((t * w).sum(1) / (t.norm(dim=1) * w.norm(dim=1)).clamp(min=1e-6))
+    return torch.cat(found)
 
 
 def _fit(

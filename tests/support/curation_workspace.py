@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.common import files
+from tasks.common.thumbnail import thumbnail
 from tasks.extract.findings import Kind
 from tasks.extract.perceptual_hash import fingerprint
 from tasks.extract.poses_table import Pose, Reject, Writer
@@ -38,7 +39,7 @@ def person(number: int, **changes: Any) -> Pose:
         "key": f"{number:016x}", "source": f"{('calm', 'wild')[number % 2]}/{number:04d}.png", "source_kind": Kind.PICTURE,
         "category": ("calm", "wild")[number % 2], "frame": 0, "timestamp_s": 0.0, "person": 0, "track": -1, "width": SIZE,
         "height": SIZE, "landmarks": landmarks, "world": world, "sharpness": 500.0, "exposure": 0.5,
-        "fingerprint": fingerprint(picture(number)),
+        "fingerprint": fingerprint(picture(number)), "thumbnail": thumbnail(picture(number)),
     }  # fmt: skip
     return Pose(**{**values, **changes})
 
@@ -49,7 +50,7 @@ def motion(number: int, source: str = "walk.bvh", **changes: Any) -> Pose:
         number, key=f"{source.encode().hex():0<16}-f{number:05d}", source=source, source_kind=Kind.MOCAP, frame=number,
         category="walk", track=0, width=0, height=0, sharpness=float("nan"), exposure=float("nan"),
         landmarks=np.concatenate([np.zeros((33, 3)), np.ones((33, 2))], axis=1).astype(np.float32),
-        fingerprint=np.zeros(256, np.int8), **changes,
+        fingerprint=np.zeros(256, np.int8), thumbnail=np.zeros((48, 48), np.uint8), **changes,
     )  # fmt: skip
 
 

@@ -56,6 +56,7 @@ def part(folder: Path, videos: int, seed: int, speed: float) -> None:
                         sharpness=float("nan"),
                         exposure=float("nan"),
                         fingerprint=np.zeros(LENGTH, np.int8),
+                        thumbnail=np.zeros((48, 48), np.uint8),
                     )
                 )
 

@@ -32,6 +32,7 @@ def some(seed: int, count: int = 2) -> Findings:
             sharpness=float(rng.normal()) if i else float("nan"),
             exposure=float(rng.random()),
             fingerprint=rng.integers(-127, 128, 256).astype(np.int8),
+            thumbnail=rng.integers(0, 256, (48, 48)).astype(np.uint8),
         )
         for i in range(count)
     ]

@@ -63,6 +63,7 @@ def poses(landmarks: np.ndarray, world: np.ndarray) -> Poses:
         sharpness=np.zeros(n, np.float32),
         exposure=np.zeros(n, np.float32),
         fingerprint=np.zeros((n, 256), np.int8),
+        thumbnail=np.zeros((n, 48, 48), np.uint8),
     )
 
 

@@ -37,6 +37,7 @@ def some_poses(count: int) -> list[Pose]:
             sharpness=float(i),
             exposure=0.5,
             fingerprint=rng.integers(-127, 128, 256).astype(np.int8),
+            thumbnail=rng.integers(0, 256, (48, 48)).astype(np.uint8),
         )
         for i in range(count)
     ]
@@ -64,6 +65,7 @@ def test_poses_are_read_back(tmp_path: Path, count: int) -> None:
         assert np.array_equal(table.landmarks[i], pose.landmarks)
         assert np.array_equal(table.world[i], pose.world)
         assert np.array_equal(table.fingerprint[i], pose.fingerprint)
+        assert np.array_equal(table.thumbnail[i], pose.thumbnail)
         assert tuple(table.size[i]) == (200, 100) and table.pictured[i]
         assert table.source_kind[i] == "video" and table.frame[i] == i and table.timestamp_s[i] == i / 3
         assert table.person[i] == i % 2 and table.track[i] == i % 3

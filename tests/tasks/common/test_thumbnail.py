@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.similarity.thumbnail import SIDE, content, thumbnail
+from tasks.common.thumbnail import SIDE, content, thumbnail
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (333, 500), (32, 32), (4000, 37), (20, 31), (1, 1)])
