@@ -55,7 +55,6 @@ def run(params: Params, root: Path) -> None:
         [table.key[i] for i in passed],
         [[table.source[i] for i in passed]],
         table.fingerprint[passed],
-        poses,
         near,
         config.near_duplicate,
         shown,
@@ -109,7 +108,8 @@ def _nobody_found(params: Params, root: Path) -> str:
 def _refused(table: Poses, config: Curate, root: Path) -> Refused:
     """Refusals that concern a single row: opted out, below the gate, or the same file as in an earlier part."""
     refused: Refused = {
-        i: (Gate.FORGOTTEN, f"as {key}") for i, key in opt_outs.match(table, opt_outs.read(root)).items()
+        i: (Gate.FORGOTTEN, f"as {key}")
+        for i, key in opt_outs.match(table, opt_outs.read(root), config.near_duplicate).items()
     }
     for i, refusal in gate(table, config).items():
         refused.setdefault(i, refusal)

@@ -1,7 +1,8 @@
-"""Duplicates: rows that show the same picture, or the same person in a part of it.
+"""Duplicates: rows that show the same picture, re-encoded, resized or mirrored.
 
-All searches are exact range searches by FAISS, in perceptual hashes (Hamming distance) and in poses (Euclidean
-distance), for the rows and for their mirror images. Memory holds one block of rows against all rows.
+The search is an exact range search by FAISS in perceptual hashes (Hamming distance), for the rows and for their mirror
+images. Memory holds one block of rows against all rows. Pictures that were cropped, turned or recoloured are found by
+`near_duplicates`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,11 @@ from collections.abc import Iterator
 import faiss
 import numpy as np
 
-from tasks.common.skeleton import embed, mirror
 from tasks.extract.perceptual_hash import LENGTH, bits, cosine, mirrored
 
 # Cosine of two fingerprints from which on two pictures are the same. Measured (docs/curation.md): copies of any kind but
 # crops stay above 0.92, different pictures below 0.88, even figures of one kind in one room.
 SAME_PICTURE = 0.9
-# Cosine from which on two pictures are the same if their persons also have the same pose: crops.
-SAME_SCENE = 0.5
 # Distance up to which two poses are the same (root mean square over joints, torso lengths). It is above MediaPipe's jitter
 # between two files of one picture (median 0.06) and below the distance of nearly all figures to their nearest neighbour.
 SAME_POSE = 0.1
@@ -43,23 +41,6 @@ def same_picture(fingerprints: np.ndarray) -> Iterator[Pairs]:
             i, j = _ordered(start, index.range_search(hashes[start : start + _BLOCK], _SAME_PICTURE_BITS + 1))
             i, j = rows[i], rows[j]
             same = cosine(queries[i], fingerprints[j]) >= SAME_PICTURE
-            yield i[same], j[same]
-
-
-def same_scene(fingerprints: np.ndarray, poses: np.ndarray) -> Iterator[Pairs]:
-    """Pairs i < j of rows with the same normalised pose `[n, 33, 3]` in similar pictures.
-
-    Pose and picture of a row are compared as they are or both mirrored.
-    """
-    rows = np.flatnonzero(fingerprints.any(axis=1))
-    index = faiss.IndexFlatL2(embed(poses[:1]).shape[1])
-    index.add(embed(poses[rows]))
-    for queries, query_fingerprints in ((poses, fingerprints), (mirror(poses), mirrored(fingerprints))):
-        points = embed(queries[rows])
-        for start in range(0, len(rows), _BLOCK):
-            i, j = _ordered(start, index.range_search(points[start : start + _BLOCK], SAME_POSE**2))
-            i, j = rows[i], rows[j]
-            same = cosine(query_fingerprints[i], fingerprints[j]) >= SAME_SCENE
             yield i[same], j[same]
 
 

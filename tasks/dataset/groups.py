@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tasks.common.skeleton import embed
-from tasks.dataset.dedup import SAME_POSE, Pairs, same_picture, same_scene
+from tasks.dataset.dedup import SAME_POSE, Pairs, same_picture
 
 
 def join(groups: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -47,23 +47,20 @@ def group(
     keys: Sequence[str],
     together: Iterable[Sequence[str]],
     fingerprints: np.ndarray,
-    poses: np.ndarray,
-    near: Near = NONE_NEAR,
-    cut: float = 0.0,
-    picture: np.ndarray | None = None,
+    near: Near,
+    cut: float,
+    picture: np.ndarray,
 ) -> tuple[list[str], dict[str, int]]:
     """The group of each row, named by the smallest key in it, and how many times each criterion united two groups.
 
     `together`: columns of names, such as the source. Rows with the same name belong together, except for the empty
-    name. The other criteria are the pictures' fingerprints and the poses (see `dedup`), and pairs that are `near` (see
-    `join_near`).
+    name. The other criteria are the pictures' fingerprints (see `dedup`), and the pairs of near-duplicates (see `join_near`).
     """
     groups = np.arange(len(keys))
     joins: dict[str, int] = {}
     criteria = {
         "same_name": _same_name(together),
         "same_picture": same_picture(fingerprints),
-        "same_scene": same_scene(fingerprints, poses),
     }
     for name, pairs in criteria.items():
         before = len(np.unique(groups))
@@ -71,7 +68,7 @@ def group(
             groups = join(groups, rows, others)
         joins[name] = before - len(np.unique(groups))
     before = len(np.unique(groups))
-    groups = join_near(groups, near, cut, np.arange(len(keys)) if picture is None else picture)
+    groups = join_near(groups, near, cut, picture)
     joins["near_duplicate"] = before - len(np.unique(groups))
     smallest: dict[int, str] = {}
     numbers = groups.tolist()

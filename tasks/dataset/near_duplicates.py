@@ -66,17 +66,13 @@ def aligned_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def duplicates(these: Pictures, limit: float) -> NearPairs:
     """Pairs of pictures of different files with a distance of at most `limit`, and some of up to twice as much."""
-    return with_persons(
-        these.gallery,
-        these.gallery,
-        near_pairs(these.gallery, these.gallery, 2 * limit, (these.source, these.source)),
-        these.persons,
-    )
+    pairs = near_pairs(these.gallery, these.gallery, 2 * limit, (these.source, these.source))
+    return with_persons(these.gallery, these.gallery, pairs, these.persons[pairs.query])
 
 
 def with_persons(queries: Gallery, references: Gallery, pairs: NearPairs, persons: Tensor) -> NearPairs:
-    """The pairs with the mean of their distance and that inside the box of the query's persons, `[q, 4]`."""
+    """The pairs with the mean of their distance and that inside a box of the query, `[p, 4]`, around its persons."""
     inside = correlation_within(
-        queries, references, pairs.query, pairs.reference, pairs.mirrored, pairs.transform, persons[pairs.query]
+        queries, references, pairs.query, pairs.reference, pairs.mirrored, pairs.transform, persons
     )
     return pairs._replace(distance=(pairs.distance + 1 - inside) / 2)

@@ -1,26 +1,35 @@
 """Opt-outs: persons who asked to be taken out. They are recognised when they are delivered again.
 
 `forgotten.json` in the workspace is versioned with the code; the stage `curate` depends on it. Each entry holds the key
-(the file's content hash), the picture's fingerprint, the person's box in the picture, and the pose: enough to recognise
-the person in the same picture when it is re-encoded, resized, mirrored or delivered in another part. No picture is kept.
+(the file's content hash), the picture's fingerprint, the person's box in the picture, the pose, and a grey thumbnail of 48
+pixels in which the heads are blank: enough to recognise the person in the same picture when it is re-encoded, resized,
+mirrored, cropped, turned, recoloured or delivered in another part. The picture itself is not kept.
 """
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.common.skeleton import embed, mirror, normalise
-from tasks.dataset.dedup import SAME_PICTURE, SAME_POSE, SAME_SCENE
+from tasks.common.thumbnail import SIDE
+from tasks.dataset import near_duplicates
+from tasks.dataset.dedup import SAME_PICTURE, SAME_POSE
+from tasks.dataset.near_duplicates import aligned_boxes
 from tasks.extract.perceptual_hash import LENGTH, mirrored
 from tasks.extract.poses_table import Poses
+from tasks.similarity.alignment import prepare
+from tasks.similarity.near_pairs import NearPairs, near_pairs
 
 FILE = "forgotten.json"
+SIMILAR_PICTURE = 0.5  # cosine of two fingerprints from which on the same pose is the same person
 SAME_PLACE = 0.5  # intersection over union of two boxes of one person in two files of one picture
 
 _BLOCK = 64  # opt-outs compared with all rows at once
@@ -34,13 +43,44 @@ class OptOut:
     fingerprint: np.ndarray  # int8 [256]; zeros if there was no picture
     box: np.ndarray  # float32 [4]: x0, y0, x1, y1 as fractions of the picture's width and height
     pose: np.ndarray  # float16 [33, 3], normalised
+    size: tuple[int, int]  # of the picture, pixels; (0, 0) in entries of older versions, which have no thumbnail
+    thumbnail: np.ndarray  # uint8 [48, 48], see tasks.common.thumbnail; heads are blank
 
 
 def of(table: Poses, rows: list[int]) -> list[OptOut]:
     """The opt-outs of these rows."""
     poses = normalise(table.world[rows]).astype(np.float16)
     boxes = _boxes(table)[rows]
-    return [OptOut(table.key[i], table.fingerprint[i], boxes[n], poses[n]) for n, i in enumerate(rows)]
+    beside: dict[tuple[str, int], list[int]] = {}
+    for i, place in enumerate(zip(table.source, table.frame.tolist(), strict=True)):
+        beside.setdefault(place, []).append(i)
+    return [
+        OptOut(
+            table.key[i],
+            table.fingerprint[i],
+            boxes[n],
+            poses[n],
+            (int(table.size[i, 0]), int(table.size[i, 1])),
+            _without_heads(table, i, beside[table.source[i], int(table.frame[i])]),
+        )
+        for n, i in enumerate(rows)
+    ]
+
+
+def _without_heads(table: Poses, row: int, persons: list[int]) -> np.ndarray:
+    """The row's thumbnail with a disc of one grey over the head of every person in the picture."""
+    blank = table.thumbnail[row].copy()
+    if not table.pictured[row]:
+        return blank
+    at = (np.arange(SIDE) + 0.5) * (2 / SIDE) - 1
+    for i in persons:
+        points = aligned_boxes(np.tile(table.pixels[i], 2), np.repeat(table.size[i : i + 1], 33, axis=0))[:, :2]
+        nose, ears = points[0], points[[7, 8]]
+        radius = max(1.5 * np.linalg.norm(ears - nose, axis=1).max(), np.ptp(points, axis=0).max() / 16, 1 / SIDE)
+        disc = (at[:, None] - nose[1]) ** 2 + (at - nose[0]) ** 2 <= radius**2
+        if disc.any():
+            blank[disc] = round(float(blank[disc].mean()))
+    return blank
 
 
 def read(root: Path) -> list[OptOut]:
@@ -62,6 +102,8 @@ def write(root: Path, opt_outs: list[OptOut]) -> None:
             "fingerprint": one.fingerprint.tobytes().hex(),
             "box": [round(float(x), 4) for x in one.box],
             "pose": one.pose.astype("<f2").tobytes().hex(),
+            "size": list(one.size),
+            "thumbnail": base64.b64encode(one.thumbnail.tobytes()).decode(),
         }
         for one in sorted(opt_outs, key=lambda one: one.key)
     ]
@@ -73,14 +115,20 @@ def _decode(entry: dict[str, Any]) -> OptOut:
     pose = np.frombuffer(bytes.fromhex(entry["pose"]), "<f2").reshape(33, 3)
     if len(fingerprint) != LENGTH:
         raise ValueError(f"a fingerprint of {len(fingerprint)} numbers")
-    return OptOut(str(entry["key"]), fingerprint, np.array(entry["box"], np.float32).reshape(4), pose)
+    width, height = entry.get("size", (0, 0))
+    thumbnail = np.zeros((SIDE, SIDE), np.uint8)
+    if "thumbnail" in entry:
+        thumbnail = np.frombuffer(base64.b64decode(entry["thumbnail"], validate=True), np.uint8).reshape(SIDE, SIDE)
+    box = np.array(entry["box"], np.float32).reshape(4)
+    return OptOut(str(entry["key"]), fingerprint, box, pose, (int(width), int(height)), thumbnail)
 
 
-def match(table: Poses, opt_outs: list[OptOut]) -> dict[int, str]:
+def match(table: Poses, opt_outs: list[OptOut], limit: float) -> dict[int, str]:
     """Row -> key of the opt-out, for the rows that show a person who was taken out.
 
-    A row matches by its key; by the same picture (mirrored or not) with the person in the same place; or, if only a part
-    of the picture is delivered, by a similar picture and the same pose. The limits are those of `dedup`.
+    A row matches by its key; by the same picture (mirrored or not) with the person in the same place; or by a similar picture
+    and the same pose. Pictures are the same by their fingerprints (see `dedup`), or, cropped, turned or recoloured, by a
+    distance of at most `limit` after alignment (see `near_duplicates`); 0 switches the alignment off.
     """
     keys = {one.key for one in opt_outs}
     matched = {i: key for i, key in enumerate(table.key) if key in keys}
@@ -96,12 +144,46 @@ def match(table: Poses, opt_outs: list[OptOut]) -> dict[int, str]:
         views = ((fingerprints, boxes, poses), (mirrored(fingerprints), mirrored_boxes, mirror(poses)))
         for view_fingerprints, view_boxes, view_poses in views:
             cosines = _unit(view_fingerprints) @ row_fingerprints.T  # [block, n]
-            same = (cosines >= SAME_PICTURE) & (_overlap(view_boxes, row_boxes) >= SAME_PLACE)
+            same = (cosines >= SAME_PICTURE) & (_overlaps(view_boxes, row_boxes) >= SAME_PLACE)
             distance = np.linalg.norm(embed(view_poses)[:, None] - row_poses, axis=2)
-            same |= (cosines >= SAME_SCENE) & (distance <= SAME_POSE)
+            same |= (cosines >= SIMILAR_PICTURE) & (distance <= SAME_POSE)
             for number, i in np.argwhere(same).tolist():
                 matched.setdefault(i, block[number].key)
+    pictured = [one for one in opt_outs if one.thumbnail.any()]
+    if limit and pictured:
+        for i, number in _aligned(table, pictured, limit):
+            matched.setdefault(i, pictured[number].key)
     return matched
+
+
+def _aligned(table: Poses, opt_outs: list[OptOut], limit: float) -> list[tuple[int, int]]:
+    """(row, number of the opt-out) for rows whose picture, laid over that of the opt-out, has the person in the same place."""
+    these = near_duplicates.pictures(table, list(range(len(table))))
+    sizes = np.array([one.size for one in opt_outs])
+    references = prepare(np.array([one.thumbnail for one in opt_outs]), sizes)
+    pairs = near_pairs(these.gallery, references, 2 * limit)
+    picture, opted_out = pairs.query.numpy(), pairs.reference.numpy()
+    # one pair for each person in the picture
+    shown = [np.flatnonzero(these.of_row == number) for number in picture]
+    pair = np.repeat(np.arange(len(picture)), [len(rows) for rows in shown])
+    row = np.concatenate([np.zeros(0, np.int64), *shown])
+    boxes = aligned_boxes(table.bbox[row], table.size[row])
+    theirs = aligned_boxes(np.array([one.box for one in opt_outs]) * np.tile(sizes, 2), sizes)[opted_out[pair]]
+    of_persons = pairs.at(torch.from_numpy(pair))
+    same_place = _overlap(_laid_over(boxes, of_persons), theirs) >= SAME_PLACE
+    measured = near_duplicates.with_persons(these.gallery, references, of_persons, torch.from_numpy(boxes))
+    near = np.flatnonzero(same_place & (measured.distance.numpy() <= limit))
+    return [(int(row[at]), int(opted_out[pair[at]])) for at in near]
+
+
+def _laid_over(boxes: np.ndarray, pairs: NearPairs) -> np.ndarray:
+    """Boxes `[p, 4]` of the queries, where the alignment puts them in the references."""
+    x, y = boxes[:, [0, 2, 0, 2]], boxes[:, [1, 1, 3, 3]]
+    x = np.where(pairs.mirrored.numpy()[:, None], -x, x)
+    a, b, dx, dy = pairs.transform.numpy().T[:, :, None]
+    across, down = a * x - b * y + dx, b * x + a * y + dy
+    moved: np.ndarray = np.stack([across.min(1), down.min(1), across.max(1), down.max(1)], axis=1)
+    return moved
 
 
 def _unit(fingerprints: np.ndarray) -> np.ndarray:
@@ -117,12 +199,15 @@ def _boxes(table: Poses) -> np.ndarray:
     return boxes
 
 
+def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union `[n, m]` of all pairs of boxes `[n, 4]` and `[m, 4]`."""
+    return _overlap(a[:, None], b[None])
+
+
 def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union `[n, m]` of boxes `[n, 4]` and `[m, 4]`; 0 for boxes without area."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.maximum(high - low, 0).prod(axis=2)
-    areas = [(x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b)]
-    union = areas[0][:, None] + areas[1] - shared
+    """Intersection over union `[...]` of boxes `[..., 4]`; 0 for boxes without area."""
+    shared = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0).prod(axis=-1)
+    areas = [(x[..., 2:] - x[..., :2]).prod(axis=-1) for x in (a, b)]
+    union = areas[0] + areas[1] - shared
     ratio: np.ndarray = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return ratio

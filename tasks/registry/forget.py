@@ -47,7 +47,7 @@ def run(params: Params, root: Path, *keys: str) -> None:
     _drop_findings(root, {key[:_DIGITS] for key in new})
     gone: set[str] = set()
     for part, table in parts.items():
-        matched = opt_outs.match(table, list(new.values()))
+        matched = opt_outs.match(table, list(new.values()), params.curate.near_duplicate)
         gone |= {table.key[i] for i in matched}
         _print_rows(part, table, matched, new)
     log.info(f"{len(new)} entries written to {opt_outs.FILE}; run the pipeline again to rebuild dataset and shards.")

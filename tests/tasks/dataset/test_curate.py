@@ -12,11 +12,13 @@ import pytest
 from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.common.skeleton import LIMBS
+from tasks.common.thumbnail import thumbnail
 from tasks.config.params import load
 from tasks.dataset import curate, dataset_table, shard
 from tasks.dataset.dataset_table import Gate
 from tasks.dataset.shards import ShardDataset
 from tasks.extract.findings import Kind
+from tasks.extract.perceptual_hash import fingerprint
 from tests.support.curation_workspace import PART, motion, person, picture, write
 from tests.support.workspaces import write_params
 
@@ -83,6 +85,27 @@ def test_frames_of_a_video_and_copies_share_a_group_and_a_split(tmp_path):
     assert group[copy.key] == group[person(7).key] and split[copy.key] == split[person(7).key]
     assert len(set(kept.group)) == 31
     assert all(len({s for g, s in zip(kept.group, kept.split, strict=True) if g == name}) == 1 for name in kept.group)
+
+
+def test_a_part_of_a_picture_shares_its_group_and_the_cut_can_be_changed(tmp_path):
+    part = picture(7)[8:, :88]
+    landmarks = person(7).landmarks.copy()
+    landmarks[:, :2] = (landmarks[:, :2] * 96 - [0, 8]) / 88
+    copy = person(
+        50, key="f" * 16, source="wild/part.png", width=88, height=88, landmarks=landmarks,
+        fingerprint=fingerprint(part), thumbnail=thumbnail(part),
+    )  # fmt: skip
+    rows = [*(person(i) for i in range(30)), copy]
+    kept, _ = curated(tmp_path, rows)
+    group = dict(zip(kept.key, kept.group, strict=True))
+    assert group[copy.key] == group[person(7).key]
+    assert len(set(kept.group)) == 30
+    summary = files.read_json(tmp_path / "data/dataset/summary.json")
+    assert summary["joins"] == {"same_name": 0, "same_picture": 0, "near_duplicate": 1}
+    (pair,) = [pair for pair in summary["pairs_near_the_cut"] if pair["one_group"]]
+    assert {pair["key"], pair["other"]} == {copy.key, person(7).key} and pair["distance"] < 0.1
+    kept, _ = curated(tmp_path, rows, curate__near_duplicate=0.0)
+    assert len(set(kept.group)) == 31
 
 
 def test_a_repeated_pose_and_the_cap_leave_rows_out_with_a_reason(tmp_path):

@@ -11,8 +11,8 @@ from PIL import Image, ImageEnhance
 
 from tasks.common import skeleton
 from tasks.dataset import dedup
-from tasks.dataset.dedup import SAME_PICTURE, same_picture, same_scene
-from tasks.dataset.groups import group, join, thin
+from tasks.dataset.dedup import SAME_PICTURE, same_picture
+from tasks.dataset.groups import Near, group, join, join_near, thin
 from tasks.extract.perceptual_hash import SIDE, bits, cosine, fingerprint, mirrored
 from tasks.synthetic import stage as mannequin
 
@@ -96,34 +96,11 @@ def test_a_single_colour_and_a_missing_picture_are_copies_of_nothing():
     assert cosine(flat, flat).tolist() == [0, 0, 0]
 
 
-def test_a_crop_needs_both_the_same_pose_and_a_similar_picture(pictures):
-    cut = [image.crop((4, 5, 125, 126)) for image in pictures]
-    both = np.concatenate([prints(pictures), prints(cut)])
-    poses = some_poses(COUNT)
-    jitter = np.random.default_rng(1).normal(scale=0.03, size=poses.shape).astype(np.float32)
-    found = pairs(same_scene(both, np.concatenate([poses, poses + jitter])))
-    assert found == {(i, COUNT + i) for i in range(COUNT)}
-    # the same pose in another picture, and the same picture with another pose
-    noise = np.random.default_rng(2).integers(-127, 128, (COUNT, 256)).astype(np.int8)
-    assert pairs(same_scene(noise, np.repeat(poses[:1], COUNT, axis=0))) == set()
-    assert pairs(same_scene(np.repeat(both[:1], 2, axis=0), poses[:2])) == set()
-
-
-def test_a_mirrored_pose_needs_a_mirrored_picture(pictures):
-    image = pictures[2]
-    poses = some_poses(1)
-    two = np.concatenate([poses, skeleton.mirror(poses)])
-    reflected = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    assert pairs(same_scene(prints([image, reflected]), two)) == {(0, 1)}
-    assert pairs(same_scene(prints([image, image]), two)) == set()
-
-
 def test_the_block_size_does_not_matter(pictures, monkeypatch):
     x = np.concatenate([prints(pictures)] * 2)
-    poses = np.concatenate([some_poses(COUNT)] * 2)
-    whole = pairs(same_picture(x)), pairs(same_scene(x, poses))
+    whole = pairs(same_picture(x))
     monkeypatch.setattr(dedup, "_BLOCK", 5)
-    assert (pairs(same_picture(x)), pairs(same_scene(x, poses))) == whole
+    assert pairs(same_picture(x)) == whole
 
 
 def test_groups_are_transitive_and_named_by_their_smallest_key():
@@ -132,9 +109,35 @@ def test_groups_are_transitive_and_named_by_their_smallest_key():
     far[5] = far[3]
     keys = list("gfedcba")
     videos = ["v", "v", "", "", "w", "w", ""]
-    groups, joins = group(keys, [videos], far, some_poses(n))
-    assert groups == ["f", "f", "e", "b", "b", "b", "a"]  # 3 shares a picture with 5, and 5 a video with 4
-    assert joins == {"same_name": 2, "same_picture": 1, "same_scene": 0}
+    near = Near(np.array([6]), np.array([2]), np.array([0.05]))
+    groups, joins = group(keys, [videos], far, near, 0.2, np.arange(n))
+    # 3 shares a picture with 5, and 5 a video with 4; 2 and 6 are near
+    assert groups == ["f", "f", "a", "b", "b", "b", "a"]
+    assert joins == {"same_name": 2, "same_picture": 1, "near_duplicate": 1}
+
+
+def joined(distances: dict[tuple[int, int], float], n: int, groups: list[int] | None = None) -> list[set[int]]:
+    """The groups of more than one row after joining pairs with these distances at a cut of 0.2."""
+    rows, others = np.array(list(distances), np.int64).reshape(-1, 2).T
+    near = Near(rows, others, np.array(list(distances.values())))
+    found = join_near(np.arange(n) if groups is None else np.array(groups), near, 0.2, np.arange(n))
+    return [set(rows) for rows in (np.flatnonzero(found == g).tolist() for g in range(n)) if len(rows) > 1]
+
+
+def test_certain_pairs_chain_and_pairs_above_the_cut_join_nothing():
+    assert joined({(0, 1): 0.1, (1, 2): 0.05, (2, 3): 0.01, (3, 4): 0.21}, 5) == [{0, 1, 2, 3}]
+
+
+def test_doubtful_pairs_do_not_chain():
+    assert joined({(i, i + 1): 0.15 + 0.001 * i for i in range(7)}, 8) == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
+    # two frames of a video and one doubtful picture
+    assert joined({(1, 2): 0.15}, 3, [0, 0, 1]) == [{0, 1}]
+
+
+def test_a_doubtful_pair_joins_where_a_second_pair_supports_it():
+    assert joined({(0, 1): 0.02, (0, 2): 0.15, (1, 2): 0.18}, 3) == [{0, 1, 2}]
+    # 2 and 3 each have one pair with the first two; united they support each other
+    assert joined({(0, 1): 0.02, (0, 2): 0.15, (1, 3): 0.16, (2, 3): 0.17}, 4) == [{0, 1, 2, 3}]
 
 
 def test_joining_pairs_block_by_block_gives_the_sets_that_the_pairs_connect():

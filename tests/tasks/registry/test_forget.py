@@ -10,6 +10,7 @@ from PIL import Image
 
 from tasks.common import files, skeleton
 from tasks.common.errors import UserError
+from tasks.common.thumbnail import thumbnail
 from tasks.config.params import load
 from tasks.dataset import curate, dataset_table, opt_outs, shard
 from tasks.dataset.shards import ShardDataset
@@ -38,7 +39,8 @@ def again(number: int, image: Image.Image, mirrored: bool = False, **changes) ->
         world, landmarks = skeleton.mirror(world), landmarks[list(skeleton.MIRROR)]
         landmarks[:, 0] = 1 - landmarks[:, 0]
     values = {"key": "e" * 16, "source": "again.jpg", "world": world, "landmarks": landmarks, **changes}
-    return person(number, fingerprint=fingerprint(np.asarray(image.convert("RGB"))), **values)
+    pixels = np.asarray(image.convert("RGB"))
+    return person(number, fingerprint=fingerprint(pixels), thumbnail=thumbnail(pixels), **values)
 
 
 @pytest.fixture
@@ -60,16 +62,37 @@ def test_a_forgotten_person_leaves_dataset_and_shards_and_nobody_else_does(works
     assert sorted(keys) == sorted(before - {person(GONE).key})
 
 
+def seen_in(left: int, top: int, side: int) -> np.ndarray:
+    """The landmarks of the person who is taken out, in a part of the picture."""
+    landmarks = person(GONE).landmarks.copy()
+    landmarks[:, :2] = (landmarks[:, :2] * SIZE - [left, top]) / side
+    return landmarks
+
+
 def disguises() -> dict[str, Pose]:
     image = Image.fromarray(picture(GONE))
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=50)
     cut = image.crop((3, 2, SIZE - 2, SIZE - 3))
+    part = image.crop((12, 0, SIZE, SIZE - 12))
+    turned = image.rotate(4, Image.Resampling.BICUBIC).crop((4, 4, SIZE - 4, SIZE - 4))
+    other_pose = np.random.default_rng(3).normal(scale=0.2, size=(33, 3)).astype(np.float32)
     return {
         "encoded again": again(GONE, Image.open(io.BytesIO(stream.getvalue()))),
         "reduced": again(GONE, image.resize((60, 60)), width=60, height=60),
         "mirrored": again(GONE, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mirrored=True),
         "cropped": again(GONE, cut, width=cut.width, height=cut.height),
+        "a part, in which the pose is read differently": again(
+            GONE, part, width=part.width, height=part.height, landmarks=seen_in(12, 0, part.width), world=other_pose
+        ),
+        "turned, in other colours": again(
+            GONE,
+            Image.eval(turned, lambda level: round(255 * (level / 255) ** 0.7)),
+            width=turned.width,
+            height=turned.height,
+            landmarks=seen_in(4, 4, turned.width),
+            world=other_pose,
+        ),
         "under another name": person(GONE, source="wild/other name.png"),
     }
 
@@ -86,7 +109,7 @@ def test_of_two_in_a_picture_only_the_one_who_asked_goes(workspace):
     landmarks[:, 0] -= 0.35
     other = person(
         30, key=f"{person(GONE).key}-1", person=1, source=person(GONE).source, landmarks=landmarks,
-        fingerprint=person(GONE).fingerprint,
+        fingerprint=person(GONE).fingerprint, thumbnail=person(GONE).thumbnail,
     )  # fmt: skip
     write(workspace, [*(person(i) for i in range(12)), other])
     forget.run(load(workspace / "params.yaml"), workspace, person(GONE).key)
@@ -126,7 +149,7 @@ def test_unknown_keys_change_nothing_and_known_ones_may_be_forgotten_twice(works
     assert (workspace / opt_outs.FILE).read_bytes() == first
 
 
-def test_opt_outs_are_read_back_unchanged_and_hold_no_picture(workspace):
+def test_opt_outs_are_read_back_unchanged_and_show_no_heads(workspace):
     found = read_poses(workspace / "data/poses" / PART)
     opted_out = opt_outs.of(found, [3, 1])
     opt_outs.write(workspace, opted_out)
@@ -135,7 +158,13 @@ def test_opt_outs_are_read_back_unchanged_and_hold_no_picture(workspace):
     for one, two in zip(sorted(opted_out, key=lambda one: one.key), read, strict=True):
         assert np.array_equal(one.fingerprint, two.fingerprint) and np.array_equal(one.pose, two.pose)
         assert two.box == pytest.approx(one.box, abs=1e-4)
-    assert len((workspace / opt_outs.FILE).read_bytes()) < 2000 * len(opted_out)
+        assert two.size == one.size and np.array_equal(two.thumbnail, one.thumbnail)
+        row = found.key.index(two.key)
+        nose = (found.landmarks[row, 0, :2] * 48).astype(int)
+        around = two.thumbnail[nose[1] - 1 : nose[1] + 2, nose[0] - 1 : nose[0] + 2]
+        assert np.ptp(around.astype(int)) == 0
+        assert (two.thumbnail != found.thumbnail[row]).mean() < 0.2
+    assert len((workspace / opt_outs.FILE).read_bytes()) < 5000 * len(opted_out)
     (workspace / opt_outs.FILE).write_text('{"forgotten": [{"key": "x"}]}')
     with pytest.raises(UserError, match="damaged"):
         opt_outs.read(workspace)
@@ -145,7 +174,19 @@ def test_other_persons_match_no_opt_out(tmp_path):
     write(tmp_path, [person(i) for i in range(150)])
     found = read_poses(tmp_path / "data/poses" / PART)
     opted_out = opt_outs.of(found, list(range(0, 150, 2)))
-    assert set(opt_outs.match(found, opted_out)) == set(range(0, 150, 2))
+    assert set(opt_outs.match(found, opted_out, 0.2)) == set(range(0, 150, 2))
+
+
+def test_entries_of_older_versions_have_no_thumbnail_and_are_still_recognised(workspace):
+    found = read_poses(workspace / "data/poses" / PART)
+    opt_outs.write(workspace, opt_outs.of(found, [found.key.index(person(GONE).key)]))
+    path = workspace / opt_outs.FILE
+    entries = files.read_json(path)
+    for entry in entries["forgotten"]:
+        del entry["size"], entry["thumbnail"]
+    files.write_json(path, entries)
+    write(workspace, [*(person(i) for i in range(12) if i != GONE), disguises()["encoded again"]])
+    assert kept_keys(workspace) == {person(i).key for i in range(12) if i != GONE}
 
 
 def test_the_models_that_saw_a_row_are_named(workspace, capsys):
