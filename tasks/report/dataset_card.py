@@ -77,6 +77,12 @@ def run(params: Params, root: Path) -> None:
             for reason, sheet in dataset_card_plots.reject_sheets(rejects, kinds, tiles).items()
         ],
         groups=None if groups is None else Figure.of(groups, "The largest groups, a row each."),
+        near_pairs=[
+            Figure.of(sheet, caption)
+            for caption, sheet in dataset_card_plots.pair_sheets(
+                summary["pairs_near_the_cut"], params.curate.near_duplicate, tiles
+            ).items()
+        ],
         splits=_splits(persons),
         pose_map=pose_map,
         clusters=Figure.of(

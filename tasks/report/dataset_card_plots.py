@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ TILE = 96  # pixels
 GREY = 235
 _EXAMPLES = 9  # of a cluster, a reason or a group
 _GROUPS = 6  # the largest groups
+_PAIRS_IN_A_ROW = 5
 _COLOURED = 12  # the largest categories, which have a colour each
 _DOTS = 4000  # poses on the map
 GROUP_REASONS = {Gate.REPEATED_POSE: "repeats a pose", Gate.ABOVE_CAP: "above the cap"}
@@ -50,6 +51,12 @@ class Tiles:
             return _blank(GREY)
         x0, y0, side = square(self._pixels[i], self._margin)
         return crop(whole, x0, y0, side, TILE)
+
+    def whole(self, key: str) -> np.ndarray:
+        """The whole picture of the row with this key, in a tile; grey if it cannot be read."""
+        i = self._row[key]
+        picture = self.picture((self._table.source[i], self._table.source_kind[i], int(self._table.frame[i])))
+        return _blank(GREY) if picture is None else drawing.fit(picture, TILE)
 
     def picture(self, place: Place) -> np.ndarray | None:
         """A whole picture or frame; None if it cannot be read."""
@@ -138,6 +145,30 @@ def group_sheet(persons: Persons, gated: list[Gated], tile: Tiles) -> np.ndarray
         tiles += [tile.person(key) for key in examples] + [_blank()] * blank
         captions += [left_out.get(key, "kept") for key in examples] + [""] * blank
     return drawing.sheet(tiles, _EXAMPLES, captions) if tiles else None
+
+
+def pair_sheets(pairs: list[dict[str, Any]], cut: float, tile: Tiles) -> dict[str, np.ndarray]:
+    """Caption -> the pairs of pictures nearest to the cut, those below and those above it; each with its distance.
+
+    `pairs`: `pairs_near_the_cut` of summary.json. A side without pairs is absent.
+    """
+    below = [pair for pair in pairs if pair["distance"] <= cut][::-1]
+    above = [pair for pair in pairs if pair["distance"] > cut]
+    sides = {
+        f"The pairs nearest to the cut (curate.near_duplicate: {cut:g}) that are below it. If two of a pair show nothing in "
+        "common, lower the cut.": below,
+        "The pairs nearest to the cut that are above it. If two of a pair are one photograph or one moment, raise the "
+        "cut.": above,
+    }
+    sheets = {}
+    for caption, rows in sides.items():
+        tiles, captions = [], []
+        for pair in rows:
+            tiles += [tile.whole(pair["key"]), tile.whole(pair["other"])]
+            captions += [f"{pair['distance']:.3f}", "one group" if pair["one_group"] else "two groups"]
+        if tiles:
+            sheets[caption] = drawing.sheet(tiles, 2 * _PAIRS_IN_A_ROW, captions)
+    return sheets
 
 
 def pose_map(path: Path, persons: Persons, clustering: Clusters) -> float:

@@ -44,6 +44,17 @@ def person(number: int, **changes: Any) -> Pose:
     return Pose(**{**values, **changes})
 
 
+def part_of(number: int, left: int, top: int, side: int, **changes: Any) -> Pose:
+    """Person `number` in a square part of the picture, which starts at (left, top); its file is not written."""
+    cut = picture(number)[top : top + side, left : left + side]
+    landmarks = person(number).landmarks.copy()
+    landmarks[:, :2] = (landmarks[:, :2] * SIZE - [left, top]) / side
+    return person(
+        number, key="f" * 16, source="wild/part.png", width=side, height=side, landmarks=landmarks,
+        fingerprint=fingerprint(cut), thumbnail=thumbnail(cut), **changes,
+    )  # fmt: skip
+
+
 def motion(number: int, source: str = "walk.bvh", **changes: Any) -> Pose:
     """A person without a picture: frame `number` of a motion capture."""
     return person(

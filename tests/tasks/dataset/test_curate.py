@@ -12,14 +12,12 @@ import pytest
 from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.common.skeleton import LIMBS
-from tasks.common.thumbnail import thumbnail
 from tasks.config.params import load
 from tasks.dataset import curate, dataset_table, shard
 from tasks.dataset.dataset_table import Gate
 from tasks.dataset.shards import ShardDataset
 from tasks.extract.findings import Kind
-from tasks.extract.perceptual_hash import fingerprint
-from tests.support.curation_workspace import PART, motion, person, picture, write
+from tests.support.curation_workspace import PART, motion, part_of, person, picture, write
 from tests.support.workspaces import write_params
 
 
@@ -88,13 +86,7 @@ def test_frames_of_a_video_and_copies_share_a_group_and_a_split(tmp_path):
 
 
 def test_a_part_of_a_picture_shares_its_group_and_the_cut_can_be_changed(tmp_path):
-    part = picture(7)[8:, :88]
-    landmarks = person(7).landmarks.copy()
-    landmarks[:, :2] = (landmarks[:, :2] * 96 - [0, 8]) / 88
-    copy = person(
-        50, key="f" * 16, source="wild/part.png", width=88, height=88, landmarks=landmarks,
-        fingerprint=fingerprint(part), thumbnail=thumbnail(part),
-    )  # fmt: skip
+    copy = part_of(7, 0, 8, 88, world=person(60).world)
     rows = [*(person(i) for i in range(30)), copy]
     kept, _ = curated(tmp_path, rows)
     group = dict(zip(kept.key, kept.group, strict=True))

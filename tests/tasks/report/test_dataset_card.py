@@ -16,7 +16,7 @@ from tasks.extract.findings import Reason
 from tasks.extract.poses_table import Reject
 from tasks.registry import forget
 from tasks.report import dataset_card, dataset_history
-from tests.support.curation_workspace import PART, motion, person, write
+from tests.support.curation_workspace import PART, motion, part_of, person, write
 from tests.support.workspaces import write_params
 
 
@@ -49,6 +49,14 @@ def test_the_card_holds_its_pictures_and_shows_every_kind_of_row(tmp_path):
     ):
         assert words in re.sub(" +", " ", text), words
     assert "first version in this workspace" in page
+
+
+def test_near_duplicates_are_shown_beside_each_other(tmp_path):
+    page = make(tmp_path, [*(person(i) for i in range(12)), part_of(7, 0, 8, 88)])
+    assert "nearest to the cut (curate.near_duplicate: 0.2) that are below it" in page
+    assert "by near-duplicates" in page and "at\nthe same moment: 1." in page
+    alone = make(tmp_path, [person(i) for i in range(12)])
+    assert "that are below it" not in alone
 
 
 ODD = ("new\nline", "Ba$$in", "$_$", "_misc", "日本語", "ไทย", "<b>bold</b>", "{{ summary }}", "&amp;", "%s", "x" * 120)
