@@ -6,16 +6,15 @@ Originals are mannequins (figures of a dozen kinds in one sort of room: the hard
 the pictures below it. Each is planted eleven times: the same bytes; as JPEG of quality 40 to 90; reduced to 40 to 80 %;
 mirrored; 30 % darker or brighter; cut by 5 % or 10 % in each direction; turned by 5 degrees; in other colours (another
 white balance and hue, or grey); with a watermark across the middle; and mirrored, cut by 8 %, turned by 3 degrees, brightened
-or darkened and encoded at JPEG quality 35, all at once. Everything goes through extraction and the pair searches of curation
-(`tasks.dataset.dedup`, `tasks.dataset.near_duplicates`) with the cut of params.yaml. A pair is correct if both come from the
-same original:
+or darkened and encoded at JPEG quality 35, all at once. Everything goes through extraction; then for each kind the
+originals and its copies go through the pair searches of curation (`tasks.dataset.dedup`, `tasks.dataset.near_duplicates`)
+with the cut of params.yaml. A pair is correct if both come from the same original:
 
     recall      of the copies in which (as in its original) somebody was found, the share that is paired with its original
     precision   of the pairs of an original and a copy of this kind, the share that is correct
 
-Pairs of two copies of one original are not counted. Where two originals are themselves a pair (two frames of one scene), pairs
-of one with copies of the other are not counted either; such pairs of originals are listed and drawn (`--sheet FILE`): look at
-them. Of mannequins there may be none. `ImageHash` is its 64-bit pHash at 3 bits or less, for the picture or its mirror image,
+Where originals are themselves pairs (frames of one scene), pairs of one with copies of another of the scene are not counted;
+such pairs of originals are listed and drawn (`--sheet FILE`): look at them. Of mannequins there may be none. `ImageHash` is its 64-bit pHash at 3 bits or less, for the picture or its mirror image,
 on the same files.
 
 `--cost` measures the search alone among so many pictures of random patterns.
@@ -42,7 +41,7 @@ from tasks.dataset import near_duplicates
 from tasks.dataset.dedup import same_picture
 from tasks.extract import stage as extract
 from tasks.extract.findings import Reason
-from tasks.extract.poses_table import read_poses, read_rejects
+from tasks.extract.poses_table import Poses, read_poses, read_rejects
 from tasks.plots import drawing
 from tasks.similarity.alignment import prepare
 from tasks.similarity.near_pairs import near_pairs
@@ -164,22 +163,36 @@ def plant(folder: Path, count: int, photos: Path | None) -> int:
     return count + len(found)
 
 
-def pairs_found(root: Path, part: str, cut: float) -> tuple[set[str], set[tuple[str, str]]]:
-    """The files with somebody in them, and the pairs of files that extraction and the pair searches found."""
-    found = read_poses(root / paths.POSES / part)
-    these = near_duplicates.pictures(found, list(range(len(found))))
+def pairs_found(found: Poses, kind: str, cut: float) -> set[tuple[str, str]]:
+    """The pairs of files that curation finds among the originals and their copies of this kind."""
+    rows = [i for i, source in enumerate(found.source) if source.startswith(("original/", f"{kind}/"))]
+    these = near_duplicates.pictures(found, rows)
     aligned = near_duplicates.duplicates(these, cut)
     near = aligned.at(aligned.distance <= cut)
-    rows, others = these.row[near.query.numpy()], these.row[near.reference.numpy()]
-    pairs = set()
-    for block in (*same_picture(found.fingerprint), (rows, others)):
-        pairs |= {(found.source[i], found.source[j]) for i, j in zip(*(rows.tolist() for rows in block), strict=True)}
-    there = set(found.source)
-    for reject in read_rejects(root / paths.POSES / part):
-        if reject.reason is Reason.DUPLICATE:  # "the same bytes as <source>"
-            there.add(reject.source)
-            pairs.add((reject.source, reject.detail.rpartition(" ")[2]))
-    return there, {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}
+    blocks = [(these.row[near.query.numpy()], these.row[near.reference.numpy()])]
+    blocks += same_picture(found.fingerprint[rows])
+    pairs = {
+        (found.source[rows[i]], found.source[rows[j]])
+        for block in blocks
+        for i, j in zip(*(side.tolist() for side in block), strict=True)
+    }
+    return {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}
+
+
+def same_bytes(root: Path, part: str) -> set[tuple[str, str]]:
+    """The pairs of files that extraction found to have the same bytes."""
+    rejects = read_rejects(root / paths.POSES / part)
+    found = [(r.source, r.detail.rpartition(" ")[2]) for r in rejects if r.reason is Reason.DUPLICATE]
+    return {(min(pair), max(pair)) for pair in found}
+
+
+def scenes(pairs: set[tuple[str, str]]) -> dict[str, int]:
+    """Original -> number of its scene: the originals that pairs connect."""
+    number: dict[str, int] = {}
+    for n, (one, other) in enumerate(sorted(pairs)):
+        old = {number[path] for path in (one, other) if path in number}
+        number |= {path: n for path in (one, other)} | {path: n for path, m in number.items() if m in old}
+    return number
 
 
 def peer_pairs(folder: Path, there: set[str]) -> set[tuple[str, str]]:
@@ -198,12 +211,18 @@ def peer_pairs(folder: Path, there: set[str]) -> set[tuple[str, str]]:
 
 
 def score(
-    kind: str, there: set[str], pairs: set[tuple[str, str]], alike: set[tuple[str, str]], numbers: range
+    kind: str, there: set[str], pairs: set[tuple[str, str]], scene: dict[str, int], numbers: range
 ) -> tuple[int, float, float]:
     """Copies of this kind that could be found, recall and precision, for originals of these numbers.
 
-    `alike`: numbers of originals that are a pair themselves.
+    `scene`: number of the scene of originals that are pairs themselves.
     """
+    of_number = {_number(path): n for path, n in scene.items()}
+
+    def alike(pair: tuple[str, str]) -> bool:
+        one, other = (_number(path) for path in pair)
+        return one != other and one in of_number and of_number[one] == of_number.get(other)
+
     name = {path.split(".")[0]: path for path in there}
     copies = [path for path in there if path.startswith(f"{kind}/") and int(_number(path)) in numbers]
     pairable = [path for path in copies if "original/" + _number(path) in name]
@@ -212,7 +231,7 @@ def score(
         for pair in pairs
         if {p.split("/")[0] for p in pair} == {kind, "original"}
         and int(_number(pair[0])) in numbers
-        and (min(map(_number, pair)), max(map(_number, pair))) not in alike
+        and not alike(pair)
     ]
     right = {
         max(pair, key=lambda p: p.startswith(f"{kind}/")) for pair in crossing if _number(pair[0]) == _number(pair[1])
@@ -234,7 +253,7 @@ def cost(count: int) -> tuple[float, int]:
     ]
     ready = prepare(np.array(small), np.full((count, 2), THUMBNAIL))
     start = time.perf_counter()
-    found = near_pairs(ready, ready, 0.4)
+    found = near_pairs(ready, ready, 0.3)
     return time.perf_counter() - start, len(found.query)
 
 
@@ -243,6 +262,9 @@ def main() -> int:
     parser.add_argument("--mannequins", type=int, default=300)
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--folder", type=Path, help="keep the planted pictures and what was extracted here, for another run"
+    )
     parser.add_argument("--sheet", type=Path, help="a PNG of the pairs among the originals")
     parser.add_argument(
         "--cost", type=int, nargs="*", default=[], help="only measure the search among so many pictures"
@@ -255,9 +277,11 @@ def main() -> int:
     project = Path(__file__).parents[1]
     params = load(project / "params.yaml")
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
+        root = options.folder or Path(temporary)
         folder = root / paths.RAW / "planted"
-        originals = plant(folder, options.mannequins, options.photos)
+        if not folder.exists():
+            plant(folder, options.mannequins, options.photos)
+        originals = sum(1 for _ in (folder / "original").iterdir())
         model = str(project / params.extract.model)
         extraction = Extract(**{**params.extract.model_dump(), "model": model, "workers": options.workers})
         extract.run(
@@ -265,23 +289,26 @@ def main() -> int:
             root,
             "planted",
         )
-        there, pairs = pairs_found(root, "planted", params.curate.near_duplicate)
+        found = read_poses(root / paths.POSES / "planted")
+        pairs = {kind: pairs_found(found, kind, params.curate.near_duplicate) for kind in KINDS}
+        pairs["same_bytes"] = same_bytes(root, "planted")
+        there = {*found.source, *(source for pair in pairs["same_bytes"] for source in pair)}
         peers = peer_pairs(folder, there)
-        among = sorted(pair for pair in pairs if all(path.startswith("original/") for path in pair))
+        every = set().union(*pairs.values())
+        among = sorted(pair for pair in every if all(path.startswith("original/") for path in pair))
         if options.sheet and among:
             tiles = [drawing.fit(np.asarray(Image.open(folder / path)), 128) for pair in among for path in pair]
             drawing.save_png(options.sheet, drawing.sheet(tiles, 8, [_number(path) for pair in among for path in pair]))
-    alike = {(_number(one), _number(other)) for one, other in among}
+    scene = scenes(set(among))
     kinds = {"mannequins": range(options.mannequins), "photographs": range(options.mannequins, originals)}
     heading = ("originals", "kind", "copies", "recall", "precision", "ImageHash recall", "precision")
     rows: list[tuple[str, ...]] = [heading]
     figures: dict[str, float] = {"originals": originals, "pairs_among_originals": len(among)}
-    drawn = sum(int(one) in kinds["mannequins"] for one, _ in alike)
-    goals = {"no pair among mannequins": not drawn}
+    goals = {"no pair among mannequins": not any(int(_number(path)) in kinds["mannequins"] for path in scene)}
     for name, numbers in kinds.items():
-        for kind in ("same_bytes", *KINDS) if numbers else ():
-            copies, recall, precision = score(kind, there, pairs, alike, numbers)
-            _, peer_recall, peer_precision = score(kind, there, peers, alike, numbers)
+        for kind in RECALL if numbers else ():
+            copies, recall, precision = score(kind, there, pairs[kind], scene, numbers)
+            _, peer_recall, peer_precision = score(kind, there, peers, scene, numbers)
             figures_of_kind = (recall, precision, peer_recall, peer_precision)
             rows.append((name, kind, str(copies), *(f"{figure:.4f}" for figure in figures_of_kind)))
             at = f"{name}.{kind}"

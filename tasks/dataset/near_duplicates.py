@@ -3,7 +3,7 @@
 Crops, rotations, mirror images, other colours, watermarks and neighbouring frames of one scene. The distance of two pictures
 is the mean of two: 1 - correlation of the whole pictures (see `tasks.similarity`), and 1 - correlation inside the box around
 the persons of one of them. Two people who stand on the same spot of a studio agree in the room but not in themselves, and a
-crop that was recoloured agrees in both.
+crop that was recoloured agrees in both. The whole pictures may be at most one and a half times as far as the limit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor
 from tasks.extract.poses_table import Poses
 from tasks.similarity.alignment import Gallery, correlation_within, prepare
 from tasks.similarity.near_pairs import NearPairs, near_pairs
+
+WHOLE = 1.5  # times the limit: how far whole pictures may be
 
 
 class Pictures(NamedTuple):
@@ -65,8 +67,8 @@ def aligned_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def duplicates(these: Pictures, limit: float) -> NearPairs:
-    """Pairs of pictures of different files with a distance of at most `limit`, and some of up to twice as much."""
-    pairs = near_pairs(these.gallery, these.gallery, 2 * limit, (these.source, these.source))
+    """All pairs of pictures of different files with a distance of at most `limit`, and some that are farther."""
+    pairs = near_pairs(these.gallery, these.gallery, WHOLE * limit, (these.source, these.source))
     return with_persons(these.gallery, these.gallery, pairs, these.persons[pairs.query])
 
 

@@ -161,7 +161,7 @@ def _aligned(table: Poses, opt_outs: list[OptOut], limit: float) -> list[tuple[i
     these = near_duplicates.pictures(table, list(range(len(table))))
     sizes = np.array([one.size for one in opt_outs])
     references = prepare(np.array([one.thumbnail for one in opt_outs]), sizes)
-    pairs = near_pairs(these.gallery, references, 2 * limit)
+    pairs = near_pairs(these.gallery, references, near_duplicates.WHOLE * limit)
     picture, opted_out = pairs.query.numpy(), pairs.reference.numpy()
     # one pair for each person in the picture
     shown = [np.flatnonzero(these.of_row == number) for number in picture]

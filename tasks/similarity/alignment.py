@@ -3,8 +3,8 @@
 A picture that was cropped, zoomed, rotated, mirrored, re-encoded, recoloured or marked is near its original only after the
 transform was undone. `nearest` does this for sets of pictures in three steps:
 
-1. **Candidates.** Every query is compared with every reference at 12 x 12 pixels, as it is and mirrored, zoomed and turned
-   a little (`VIEWS`). The search is exact.
+1. **Candidates.** Every query is compared with every reference at 12 x 12 pixels, as it is and mirrored, a little smaller and
+   larger and shifted to each corner, since cuts do that to a picture. The search is exact.
 2. **Alignment.** Scale, angle and shift are fitted by Gauss-Newton steps on the zero-mean normalised cross-correlation of the
    overlap, from coarse to fine (12, 24, 48 pixels). The steps are inverse compositional (Baker & Matthews 2004), so that
    gradients and Hessian are computed once a level; the criterion is that of Evangelidis & Psarakis 2008 (ECC).
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import cos, radians, sin
 from typing import NamedTuple
 
 import numpy as np
@@ -34,10 +33,15 @@ from tasks.common.thumbnail import SIDE, content, thumbnail
 LEVELS = (12, 24, 48)  # pixels along the side, coarse to fine
 STEPS = (6, 4, 3)  # Gauss-Newton steps at each
 CANDIDATES = 12  # of a query
-FINE = 4  # of them are aligned at 48 pixels, the rest at 24 only
-# Zooms and turns (degrees) of a query with which candidates are searched. A step of a third and of 10 degrees each way is
-# what Gauss-Newton bridges at 12 pixels.
-ZOOMS, TURNS = (1.0, 0.85, 1.18), (0.0, -8.0, 8.0)
+FINE = 4  # of them are aligned at 48 pixels
+# The views of a query in the search: zoom, and shift in halves of the square. Measured on 1,200 mannequins, cut by 10 % in each
+# direction: the original is the first candidate in 98 %, with the first view alone in 73 %. Turned views do not help.
+_VIEWS = (
+    (1.0, 0.0, 0.0),
+    (0.92, 0.0, 0.0),
+    (1.09, 0.0, 0.0),
+    *((0.92, x, y) for x in (-0.08, 0.08) for y in (-0.08, 0.08)),
+)
 
 _QUANTUM = 1 / 32  # details are stored as int8 in these steps
 _LEAST_OVERLAP = 0.6  # of the smaller picture; below it a correlation says nothing
@@ -156,11 +160,7 @@ def _sampled(pictures: Tensor, points: tuple[Tensor, Tensor]) -> Tensor:
 
 def _views() -> list[Tensor]:
     """The views of a query in the search: the transforms `[4]` to the reference that they assume; the first is the identity."""
-    return [
-        torch.tensor([zoom * cos(radians(turn)), zoom * sin(radians(turn)), 0.0, 0.0])
-        for zoom in ZOOMS
-        for turn in TURNS
-    ]
+    return [torch.tensor([zoom, 0.0, x, y]) for zoom, x, y in _VIEWS]
 
 
 def _descriptors(luma: Tensor, extent: Tensor, view: Tensor | None = None, mirrored: bool = False) -> Tensor:
@@ -171,6 +171,7 @@ def _descriptors(luma: Tensor, extent: Tensor, view: Tensor | None = None, mirro
     if mirrored:
         square = square.flip(-1)
     if view is not None:
+        extent = extent - 1 / (2 * side)  # where the sampling mixes in what lies outside
         points = _moved(middle, _inverse(view[None]))
         square = _sampled(square, (points[0].expand_as(square), points[1].expand_as(square)))
     mask = _inside(points, extent).float()
