@@ -14,8 +14,8 @@ with the cut of params.yaml. A pair is correct if both come from the same origin
     precision   of the pairs of an original and a copy of this kind, the share that is correct
 
 Where originals are themselves pairs (frames of one scene), pairs of one with copies of another of the scene are not counted;
-such pairs of originals are listed and drawn (`--sheet FILE`): look at them. Of mannequins there may be none. `ImageHash` is its 64-bit pHash at 3 bits or less, for the picture or its mirror image,
-on the same files.
+such pairs of originals are listed and drawn (`--sheet FILE`): look at them. Of mannequins there may be none. `ImageHash` is
+its 64-bit pHash at 3 bits or less, for the picture or its mirror image, on the same files.
 
 `--cost` measures the search alone among so many pictures of random patterns.
 """

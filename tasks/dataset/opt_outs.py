@@ -69,7 +69,7 @@ def of(table: Poses, rows: list[int]) -> list[OptOut]:
 
 def _without_heads(table: Poses, row: int, persons: list[int]) -> np.ndarray:
     """The row's thumbnail with a disc of one grey over the head of every person in the picture."""
-    blank = table.thumbnail[row].copy()
+    blank: np.ndarray = table.thumbnail[row].copy()
     if not table.pictured[row]:
         return blank
     at = (np.arange(SIDE) + 0.5) * (2 / SIDE) - 1

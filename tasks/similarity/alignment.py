@@ -176,7 +176,8 @@ def _descriptors(luma: Tensor, extent: Tensor, view: Tensor | None = None, mirro
         square = _sampled(square, (points[0].expand_as(square), points[1].expand_as(square)))
     mask = _inside(points, extent).float()
     vectors = detail(*_reduced(square, mask, side)).flatten(1)
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return unit
 
 
 def _inverse(transform: Tensor) -> Tensor:
