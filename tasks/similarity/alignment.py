@@ -47,7 +47,7 @@ _QUANTUM = 1 / 32  # details are stored as int8 in these steps
 _LEAST_OVERLAP = 0.6  # of the smaller picture; below it a correlation says nothing
 _SCALES, _SHIFTS = (0.65, 1.5), 0.6  # the transforms that are tried: scale, and shift in halves of the square
 _PAIRS = 128  # aligned at once: their arrays fit a core's cache
-_QUERIES = 64  # searched at once
+_COSINES = 1 << 22  # computed at once in the search: they fit the processor's cache
 
 
 @dataclass(frozen=True)
@@ -205,15 +205,15 @@ def candidates(
     rows = torch.cat([torch.zeros(0, LEVELS[0] ** 2), *(_descriptors(*part) for part in _parts(references, 1024))])
     index = torch.full((len(queries), k), -1)
     start = transforms[0].repeat(len(queries), k, 2, 1)
-    for number, part in enumerate(_parts(queries, _QUERIES) if n else ()):
-        block = slice(number * _QUERIES, (number + 1) * _QUERIES)
-        best = torch.full((2, len(part[0]), n), -2.0)
-        view = torch.zeros(best.shape, dtype=torch.int8)
-        for mirrored in (0, 1):
-            for at, transform in enumerate(transforms):
-                cosine = _descriptors(*part, transform, bool(mirrored)) @ rows.T
-                view[mirrored].masked_fill_(cosine > best[mirrored], at)
-                torch.maximum(best[mirrored], cosine, out=best[mirrored])
+    size = max(1, min(64, _COSINES // (len(transforms) * max(n, 1))))
+    for number, part in enumerate(_parts(queries, size) if n else ()):
+        block = slice(number * size, (number + 1) * size)
+        views = torch.stack(
+            [torch.stack([_descriptors(*part, one, mirrored) for one in transforms]) for mirrored in (False, True)]
+        )
+        best = torch.stack(
+            [(of_state.flatten(0, 1) @ rows.T).unflatten(0, of_state.shape[:2]).amax(0) for of_state in views]
+        )
         either = best.amax(0)
         if groups is not None:
             own = groups[0][block].reshape(len(either), -1)
@@ -221,7 +221,8 @@ def candidates(
                 either.masked_fill_(column[:, None] == groups[1], -2)
         top = either.topk(most)
         index[block, :most] = top.indices.masked_fill(top.values < least, -1)
-        start[block, :most] = transforms[torch.stack([one.gather(1, top.indices).long() for one in view], dim=-1)]
+        best_view = torch.einsum("mvbd,bkd->bkmv", views, rows[top.indices]).argmax(-1)
+        start[block, :most] = transforms[best_view]
     return index, start
 
 
