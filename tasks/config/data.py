@@ -71,7 +71,7 @@ class Curate(Section):
     group_cap: Positive = (
         100  # most persons of one group (one video, copies of one picture); the most different are kept
     )
-    near_duplicate: Fraction = 0.2  # distance up to which two pictures are one group; 0: the search is off
+    near_duplicate: Fraction = 0.17  # distance up to which two pictures are one group; 0: the search is off
     val: Fraction = 0.2
     test: Fraction = 0.1
     seed: Seed = 0

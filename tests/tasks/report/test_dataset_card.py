@@ -53,7 +53,7 @@ def test_the_card_holds_its_pictures_and_shows_every_kind_of_row(tmp_path):
 
 def test_near_duplicates_are_shown_beside_each_other(tmp_path):
     page = make(tmp_path, [*(person(i) for i in range(12)), part_of(7, 0, 8, 88)])
-    assert "nearest to the cut (curate.near_duplicate: 0.2) that are below it" in page
+    assert "nearest to the cut (curate.near_duplicate: 0.17) that are below it" in page
     assert "by near-duplicates" in page and "at\nthe same moment: 1." in page
     alone = make(tmp_path, [person(i) for i in range(12)])
     assert "that are below it" not in alone
