@@ -115,6 +115,19 @@ def test_a_known_transform_is_recovered(zoom: float, degrees: float, dx: float, 
     assert found.shift.flatten().tolist() == pytest.approx([dx, dy], abs=0.01)
 
 
+@pytest.mark.parametrize(("zoom", "shift"), [(0.96, -0.04), (0.94, -0.05), (0.92, -0.08)])
+def test_a_view_that_undoes_half_of_a_cut_is_like_the_original(
+    zoom: float, shift: float, pictures: list[Image.Image], originals: Gallery
+) -> None:
+    # Cut by 10 % at two sides, a picture lies in its original with a zoom of 0.9 and a shift of -0.1 in both directions.
+    cut = made_ready([picture.crop((0, 0, 115, 115)) for picture in pictures])
+    own = alignment._descriptors(originals.luma, originals.extent)
+    cosine = (alignment._descriptors(cut.luma, cut.extent, torch.tensor([zoom, 0, shift, shift])) * own).sum(1)
+    as_it_is = (alignment._descriptors(cut.luma, cut.extent) * own).sum(1)
+    assert float(cosine.min()) > 0.75
+    assert (cosine > as_it_is).all()
+
+
 def test_candidates_are_of_other_groups_and_fewer_than_asked_where_there_are_no_more(originals: Gallery) -> None:
     groups = torch.arange(COUNT) % 4
     also = torch.stack([groups, (groups + 1) % 4], dim=1)
