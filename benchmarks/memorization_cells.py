@@ -11,27 +11,34 @@ import numpy as np
 
 from benchmarks.copy_peers import PEERS
 from benchmarks.synthetic_law import Law, with_copies
-from benchmarks.synthetic_pictures import copies, figures
+from benchmarks.synthetic_pictures import compared_array, copies, figure, figures
 from tasks.evaluate.memorization.certificate import Certificate, certify, score_samples
 from tasks.evaluate.memorization.copy_test import Verdict
 from tasks.evaluate.memorization.invariances import PICTURE_BANKS, Bank, Invariance, identity
-from tasks.evaluate.memorization.positive_control import planted_pictures
+from tasks.evaluate.memorization import positive_control
+from tasks.evaluate.memorization.positive_control import Planted, Planter
 from tasks.evaluate.memorization.reference import Items, make_reference
 
 VECTORS = Bank("vectors", (Invariance("as is", identity),), lambda x: x, identity)
+PLANTED = 100  # copies planted among pictures
 Numbers = dict[str, float]
 Generator = Callable[[int, np.random.Generator], np.ndarray]
 
 
-def _plant(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Near copies of feature vectors: moved by 2% of the law's spread."""
-    chosen = train[rng.choice(len(train), count)]
-    return chosen + rng.normal(0, 0.02 * train.std(), chosen.shape).astype(np.float32)
+def _plant(train: np.ndarray) -> Planter:
+    """Plants near copies of feature vectors: moved by 2% of the law's spread."""
+
+    def plant(count: int, rng: np.random.Generator) -> Planted:
+        rows = rng.choice(len(train), count)
+        moved = rng.normal(0, 0.02 * train.std(), (count, train.shape[1])).astype(np.float32)
+        return Planted(train[rows] + moved, rows, ["moved"] * count)
+
+    return plant
 
 
 def _certificate(train: Items, heldout: Items, generated: np.ndarray, rng: np.random.Generator) -> Certificate:
     compared = make_reference((VECTORS,), train, heldout)
-    return certify("samples", score_samples("samples", generated, compared), compared, _plant, rng)
+    return certify("samples", score_samples("samples", generated, compared), compared, _plant(train.data), rng)
 
 
 def _apart(train: np.ndarray, heldout: np.ndarray) -> tuple[Items, Items]:
@@ -70,7 +77,7 @@ def _outcome(certificate: Certificate, count: int) -> Numbers:
     """Verdict, tests and list as numbers; the first `count` samples are copies."""
     numbers = {verdict.value: float(certificate.verdict is verdict) for verdict in Verdict}
     numbers["split test"] = float(certificate.split.p < 0.01)
-    numbers["control found"] = certificate.planted_found / certificate.planted
+    numbers["control found"] = certificate.power.share
     if count:
         listed = certificate.copies
         numbers["true positives"] = float(listed[:count].mean())
@@ -118,13 +125,15 @@ def picture_set(disguises: tuple[str, ...], rep: int) -> Numbers:
     scored = score_samples(
         "pictures", np.concatenate([fresh, *made]), compared
     )  # scores of different samples are independent
+    planter = positive_control.pictures(1000, lambda row: np.asarray(figure(start + row)), compared_array)
     numbers: Numbers = {}
     for disguise in disguises:
         rows, count = np.arange(500), 0 if disguise == "fresh" else 10
         if count:
             rows[:count] = 500 + 10 * disguised.index(disguise) + np.arange(count)
         chosen = [scores.rows(rows) for scores in scored]
-        outcome = _outcome(certify("pictures", chosen, compared, planted_pictures, np.random.default_rng(rep)), count)
+        rng = np.random.default_rng(rep)
+        outcome = _outcome(certify("pictures", chosen, compared, planter, rng, planted=PLANTED), count)
         numbers |= {f"{disguise}: {name}": value for name, value in outcome.items()}
     return numbers
 

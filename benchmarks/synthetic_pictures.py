@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from tasks.evaluate.memorization.invariances import SIDE
+from tasks.evaluate.memorization.invariances import PICTURE_SIDE
 
 DRAWN = 64  # pixels
 LIMBS = ((0, 1), (1, 2), (2, 3), (1, 4), (4, 5), (0, 6), (6, 7), (0, 8), (8, 9), (1, 10))
@@ -100,12 +100,17 @@ DISGUISES: dict[str, Callable[[Image.Image, int], Image.Image]] = {
 
 
 def compared(picture: Image.Image) -> np.ndarray:
-    """The picture as the test compares it: float32 `[32, 32, 3]` in [0, 1], area average."""
-    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / 255
+    """The picture as the test compares it: uint8 `[48, 48, 3]`, area average."""
+    return np.asarray(picture.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BOX))
+
+
+def compared_array(picture: np.ndarray) -> np.ndarray:
+    """`compared` of a picture uint8 `[64, 64, 3]`."""
+    return compared(Image.fromarray(picture))
 
 
 def figures(seeds: range) -> np.ndarray:
-    """Fresh pictures as the test compares them: float32 `[n, 32, 32, 3]`."""
+    """Fresh pictures as the test compares them: uint8 `[n, 48, 48, 3]`."""
     return np.stack([compared(figure(seed)) for seed in seeds])
 
 

@@ -26,7 +26,7 @@ def outcome(root: Path) -> tuple[str, str]:
     """The last decision of the stage `promote`: `promoted` or `refused`, and a sentence."""
     decision = files.read_json(root / paths.PROMOTE / "promote.json")
     if decision["promote"]:
-        return "promoted", "The new models are now the champion."
+        return "promoted", " ".join(["The new models are now the champion.", *decision.get("warnings", [])])
     return "refused", " ".join(decision["reasons"])
 
 

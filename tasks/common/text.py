@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -20,7 +21,7 @@ def _is_control(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cf", "Cs")
 
 
-def enumerated(names: list[str], most: int = 10) -> str:
+def enumerated(names: Sequence[str], most: int = 10) -> str:
     """Names in a sentence: "a, b, c", and "a, b, ... and 490 more" if there are more than `most`."""
     shown = ", ".join(one_line(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown}, ... and {len(names) - most} more"

@@ -97,6 +97,13 @@ def write(
     return index
 
 
+def resized(size: int, picture: np.ndarray) -> np.ndarray:
+    """A picture, uint8 `[height, width, 3]`, averaged over areas to uint8 `[size, size, 3]`."""
+    if picture.shape[:2] == (size, size):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BOX))
+
+
 class ShardDataset:
     """Random access to the samples of one or several splits of a shard folder, the only reader of shards.
 
@@ -197,10 +204,8 @@ class ShardDataset:
     def picture(self, i: int, size: int | None = None) -> np.ndarray:
         """Picture `i`, uint8 `[size, size, 3]`; reduced by area averaging where `size` is smaller than stored."""
         with Image.open(io.BytesIO(self.read(i, "png"))) as image:
-            rgb = image.convert("RGB")
-            if size is not None and rgb.size != (size, size):
-                rgb = rgb.resize((size, size), Image.Resampling.BOX)
-            return np.asarray(rgb)
+            rgb = np.asarray(image.convert("RGB"))
+            return rgb if size is None else resized(size, rgb)
 
     def picture_blocks(self, size: int, count: int | None = None, rows: int = 1024) -> Iterator[np.ndarray]:
         """The first `count` pictures (default: all), at most `rows` at a time: uint8 `[r, size, size, 3]`."""

@@ -182,12 +182,17 @@ def _student_in_words(meta: Mapping[str, Any]) -> str:
 
 
 def card_of(
-    folder: Path, verdict: str, metrics: Mapping[str, float], reasons: Sequence[str], how: SamplingChoices | None = None
+    folder: Path,
+    verdict: str,
+    metrics: Mapping[str, float],
+    reasons: Sequence[str],
+    how: SamplingChoices | None = None,
+    warnings: Sequence[str] = (),
 ) -> str:
     """The card of the model in `folder` in Markdown: what it is, its training, its quality, and its limits.
 
     `metrics`: flat metrics of the stage `fidelity`; `reasons`: why it was not promoted, empty if it was;
-    `how`: how the samples that were judged were drawn.
+    `how`: how the samples that were judged were drawn; `warnings`: what to know of the memorization test.
     """
     _, meta = checkpoint.load(folder / paths.MODEL_FILE)
     model = meta["model"]
@@ -198,7 +203,7 @@ def card_of(
         "distilled": _student_in_words(meta),
         "weights": f"{paths.MODEL_FILE}, sha256 {hashlib.sha256((folder / paths.MODEL_FILE).read_bytes()).hexdigest()}",
         "trained on": f"{meta['images']} images seen" if "images" in meta else "",
-        "memorization test": verdict,
+        "memorization test": " ".join([verdict, *(warning for warning in warnings if f" {model} model" in warning)]),
         "promoted": "yes" if not reasons else "no. " + " ".join(reasons),
     }
     for name, what in (DISTANCES if model == "poses" else PICTURE_DISTANCES).items():

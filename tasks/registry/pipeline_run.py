@@ -86,7 +86,8 @@ def _findings(root: Path) -> dict[str, str]:
     promoted = root / paths.PROMOTE / "promote.json"
     if promoted.is_file():
         decision = files.read_json(promoted)
-        tags["contrapposto.promoted"] = "yes" if decision["promote"] else "no: " + " ".join(decision["reasons"])
+        sentences = " ".join(decision.get("warnings", []) if decision["promote"] else decision["reasons"])
+        tags["contrapposto.promoted"] = ("yes" if decision["promote"] else "no") + (f": {sentences}" if sentences else "")
     return tags
 
 

@@ -27,31 +27,51 @@ REFUSED = {
     "SPLIT-UNRELIABLE": "the split of the data does not allow a verdict on the {model} model.",
     "TOO-FEW": "there are too few examples for a verdict on the {model} model.",
 }
+# A LOW-POWER verdict found no copies, so it closes the gate only if many could have been missed.
+MISSED = "the memorization test of the {model} model misses too many copies: up to {share} of its samples may be copies."
+WARNING = (
+    "The memorization test of the {model} model found no copies but misses some: up to {share} of its samples may be copies."
+)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the models may become champion, and a sentence for each reason against it."""
+    """Whether the models may become champion, a sentence for each reason against it, and what to know if they do."""
 
     promote: bool
     reasons: list[str]
+    warnings: list[str]
 
 
-def decide(verdicts: Mapping[str, str], metrics: Mapping[str, float], objections: Sequence[str]) -> Decision:
-    """The gate. It stays closed if a model's verdict is not CLEAN, if there is no Frechet pose distance, and on objections.
+def decide(
+    verdicts: Mapping[str, str],
+    bounds: Mapping[str, float],
+    largest_share: float,
+    metrics: Mapping[str, float],
+    objections: Sequence[str],
+) -> Decision:
+    """The gate. It stays closed if a model's verdict is neither CLEAN nor LOW-POWER, if there is no Frechet pose distance, and on
+    objections; at LOW-POWER also if the share of copies may be larger than `largest_share`.
 
-    `verdicts`: model -> verdict. `metrics`: flat metrics. `objections`: sentences from the comparison with the champion (see
-    `ModelComparison.objections`), empty if there is no champion.
+    `verdicts`: model -> verdict; `bounds`: model -> largest share of copies that the memorization test leaves possible.
+    `metrics`: flat metrics. `objections`: sentences from the comparison with the champion (see `ModelComparison.objections`),
+    empty if there is no champion.
     """
     reasons = [
         REFUSED[verdict].format(model=model)
         for model, verdict in verdicts.items()
         if model in MODELS and verdict in REFUSED
     ]
+    warnings = []
+    for model in MODELS:
+        if verdicts.get(model) == "LOW-POWER":
+            bound = bounds.get(model, 1.0)
+            missed = bound > largest_share
+            (reasons if missed else warnings).append((MISSED if missed else WARNING).format(model=model, share=f"{bound:.1%}"))
     if DISTANCE not in metrics:
         reasons.append("the Frechet pose distance could not be computed.")
     reasons += objections
-    return Decision(not reasons, [reason[0].upper() + reason[1:] for reason in reasons])
+    return Decision(not reasons, [reason[0].upper() + reason[1:] for reason in reasons], warnings)
 
 
 def run(params: Params, root: Path) -> None:
@@ -59,21 +79,23 @@ def run(params: Params, root: Path) -> None:
 
     The models of an experiment in a folder of its own are not registered.
     """
-    verdicts = files.read_json(root / paths.MEMORIZATION / "memorization.json")["verdicts"]
+    memorization = files.read_json(root / paths.MEMORIZATION / "memorization.json")
+    verdicts, measured = memorization["verdicts"], memorization.get("metrics", {})
+    bounds = {model: measured[key] for model in MODELS if (key := f"{model}.share_bound") in measured}
     metrics = files.read_json(root / paths.FIDELITY / "fidelity.json")["metrics"]
     store = Store(params.tracking, root)
     comparison = model_comparison.run(params, root, store)
     objections = comparison.objections(params.retrain.worse_category) if comparison else []
-    decision = decide(verdicts, metrics, objections)
+    decision = decide(verdicts, bounds, params.memorization.largest_share, metrics, objections)
     if experiment.is_apart(root):  # several at once would take turns as champion
-        decision = Decision(False, [*decision.reasons, EXPERIMENT])
+        decision = Decision(False, [*decision.reasons, EXPERIMENT], decision.warnings)
         _write(root, decision, comparison)
         return
     numbers = {}
     for model in MODELS:
         folder = paths.model_folder(root, params.sampled(model))
-        how = getattr(params.sample, model)
-        card = model_registry.card_of(folder, verdicts.get(model, "absent"), metrics, decision.reasons, how)
+        how, verdict = getattr(params.sample, model), verdicts.get(model, "absent")
+        card = model_registry.card_of(folder, verdict, metrics, decision.reasons, how, decision.warnings)
         numbers[model] = store.register(model, folder, paths.sha256(folder), card)
     if decision.promote:
         model_registry.make_champions(store, numbers)
@@ -82,7 +104,7 @@ def run(params: Params, root: Path) -> None:
 
 def _write(root: Path, decision: Decision, comparison: ModelComparison | None) -> None:
     with files.new_folder(root / paths.PROMOTE) as folder:
-        outcome: dict[str, Any] = {"promote": decision.promote, "reasons": decision.reasons}
+        outcome: dict[str, Any] = asdict(decision)
         if comparison is not None:
             outcome["model_comparison"] = asdict(comparison)
             panels = [

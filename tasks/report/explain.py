@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from tasks import paths
 from tasks.common.errors import UserError
 from tasks.common.files import read_json
 from tasks.config.params import Params
-from tasks.dataset.shards import ShardDataset
+from tasks.dataset.shards import ShardDataset, resized
 from tasks.dataset.splits import COMPARISON, SAMPLES
-from tasks.evaluate.memorization.invariances import PICTURE_BANKS, POSE_BANKS, SIDE, Bank, Invariance
+from tasks.evaluate.memorization.invariances import PICTURE_BANKS, PICTURE_SIDE, POSE_BANKS, AnyBank, Invariance
+from tasks.evaluate.memorization.scorers import laid_over
 from tasks.evaluate.memorization.stage import poses_in_pictures
 from tasks.plots import drawing
 
@@ -79,7 +79,7 @@ def _pose(root: Path, samples: ShardDataset, key: str, question: str) -> np.ndar
     return pose
 
 
-def _bank_and_view(row: dict[str, Any]) -> tuple[Bank, Invariance]:
+def _bank_and_view(row: dict[str, Any]) -> tuple[AnyBank, Invariance]:
     """The bank and the view in which the sample was nearest."""
     bank = next(bank for bank in (*PICTURE_BANKS, *POSE_BANKS) if bank.name == row["bank"])
     return bank, next(view for view in bank.invariances if view.name == row["view"])
@@ -88,18 +88,16 @@ def _bank_and_view(row: dict[str, Any]) -> tuple[Bank, Invariance]:
 def _poses(pose: np.ndarray, nearest: np.ndarray, row: dict[str, Any]) -> list[np.ndarray]:
     """Skeletons of poses `[1, 33, 3]`: the sample, the sample as it was compared, the nearest as it was compared."""
     bank, view = _bank_and_view(row)
-    return [
-        drawing.draw_pose(shown[0], TILE) for shown in (pose, bank.aligned(view.apply(pose)), bank.aligned(nearest))
-    ]
+    compared = laid_over(bank, pose[0], nearest[0], bank.invariances.index(view))
+    return [drawing.draw_pose(shown, TILE) for shown in (pose[0], *compared)]
 
 
 def _pictures(picture: np.ndarray, nearest: Callable[[int], np.ndarray], row: dict[str, Any]) -> list[np.ndarray]:
     """The sample, the sample as it was compared, and its difference to the nearest, which is `nearest(side)`."""
-    side = min(SIDE, picture.shape[0])
-    small = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BOX))
-    view = _bank_and_view(row)[1].apply(small[None].astype(np.float32) / 255)[0].clip(0, 1)
-    difference = np.abs(view - nearest(side).astype(np.float32) / 255)
-    compared = [(shown * 255).astype(np.uint8) for shown in (view, difference)]
+    side = min(PICTURE_SIDE, picture.shape[0])
+    bank, view = _bank_and_view(row)
+    seen, original = laid_over(bank, resized(side, picture), nearest(side), bank.invariances.index(view))
+    compared = [(shown.clip(0, 1) * 255).astype(np.uint8) for shown in (seen, np.abs(seen - original))]
     return [drawing.enlarge(shown, TILE) for shown in (picture, *compared)]
 
 

@@ -68,6 +68,7 @@ class Page:
     promoted: bool
     compared: bool  # with a champion
     promotion_reasons: list[str]
+    promotion_warnings: list[str]
     lineage: list[Row]
 
 
@@ -102,6 +103,7 @@ def make(params: Params, root: Path, results: Results) -> Page:
         promoted=results.promotion["promote"],
         compared="model_comparison" in results.promotion,
         promotion_reasons=results.promotion["reasons"],
+        promotion_warnings=results.promotion.get("warnings", []),
         lineage=_lineage(params, root),
     )
 
@@ -153,7 +155,7 @@ def _verdicts(models: dict[str, Any]) -> list[VerdictSection]:
             verdict=models[name]["verdict"],
             style=_style(models[name]["verdict"]),
             sentence=models[name]["sentence"],
-            evidence=_evidence(models[name]["metrics"]),
+            evidence=_evidence(models[name]["metrics"]) + _power(models[name].get("power", [])),
         )
         for name, words in QUESTIONS.items()
         if name in models
@@ -181,7 +183,12 @@ def _evidence(metrics: dict[str, float]) -> list[Row]:
             f"{number(metrics['p_split'])}, "
             f"{counted['originals_hit_in_train']} of {counted['originals_hit']} originals in train",
         ),
-        ("copies planted as a control, detected", f"{counted['planted_found']} of {counted['planted']}"),
+        (
+            "copies planted as a control, recognised",
+            f"{counted['planted_found']} of {counted['planted']} ({metrics['power']:.0%}, 95% interval "
+            f"{metrics['power_low']:.0%} to {metrics['power_high']:.0%})",
+        ),
+        ("largest share of copies among the samples, at 95% confidence", f"{metrics['share_bound']:.1%}"),
     ]
     for bank in [key.removesuffix(".smallest_copy") for key in metrics if key.endswith(".smallest_copy")]:
         size = metrics[f"{bank}.smallest_copy"]
@@ -193,6 +200,17 @@ def _evidence(metrics: dict[str, float]) -> list[Row]:
             )
         )
     return rows
+
+
+def _power(rows: list[dict[str, Any]]) -> list[Row]:
+    """How many planted copies of each disguise were recognised."""
+    return [
+        (
+            f"planted copies, {row['disguise']}",
+            f"{row['found']} of {row['planted']} recognised (95% interval {row['low']:.0%} to {row['high']:.0%})",
+        )
+        for row in rows
+    ]
 
 
 def _train_conditions(metrics: dict[str, float]) -> str:

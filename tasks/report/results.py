@@ -103,7 +103,9 @@ def summarise(results: Results) -> Summary:
     distance, references = frechet_distance(results)
     extraction, curation = results.extraction, results.curation
     rejects = {**extraction["rejects"], **curation["gated"]}
-    promoted = "yes" if results.promotion["promote"] else "no: " + one_line(" ".join(results.promotion["reasons"]))
+    promotion = results.promotion
+    sentences = one_line(" ".join(promotion.get("warnings", []) if promotion["promote"] else promotion["reasons"]))
+    promoted = ("yes" if promotion["promote"] else "no") + (f": {sentences}" if sentences else "")
     rows = [
         ("pictures in", str(extraction["files"])),
         ("persons kept", f"{curation['persons_kept']} ({counts_in_words(curation['splits'])})"),

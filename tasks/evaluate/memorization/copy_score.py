@@ -7,7 +7,8 @@ video, shots of one scene) belong to one group and count once. Otherwise d2 woul
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -68,58 +69,72 @@ def _over_invariances(neighbours: Neighbours, transformations: int, k: int) -> _
     return nearest.columns(np.argsort(nearest.distance, axis=1, kind="stable")[:, :k])
 
 
-def _score_rows(
-    bank: Bank, items: np.ndarray, own: np.ndarray | None, base: np.ndarray, groups: np.ndarray, k: int
-) -> tuple[Scores, np.ndarray]:
-    """Scores from the k nearest training items, and the rows for which k was too small."""
-    transformed = bank.transformed_features(items)
-    neighbours = search(transformed.reshape(-1, transformed.shape[-1]), base, k)
-    distance, index, invariance = _over_invariances(neighbours, len(transformed), k)
-    group = groups[index]
-    allowed = np.ones(index.shape, bool) if own is None else group != own[:, None]
-    rows = np.arange(len(items))
-    first = allowed.argmax(axis=1)
-    other = allowed & (group != group[rows, first][:, None])
-    second = other.argmax(axis=1)
-    missing = ~other[rows, second]
-    d1, d2 = distance[rows, first], distance[rows, second]
-    ratio = np.clip(np.divide(d1, d2, out=np.zeros_like(d1), where=d2 > 0), SMALLEST, 1.0)
-    scores = Scores(ratio, d1, d2, index[rows, first], index[rows, second], invariance[rows, first])
-    return scores, np.flatnonzero(missing)
+class Scorer(Protocol):
+    """Gives the copy scores of items against one training set, in one bank."""
+
+    def score(self, items: np.ndarray, own: np.ndarray | None = None) -> Scores:
+        """Copy scores of `items` `[n, ...]`. `own`: the group of each item, left out of its search."""
 
 
-def score(
-    bank: Bank, items: np.ndarray, train: np.ndarray, groups: np.ndarray, own: np.ndarray | None = None
-) -> Scores:
-    """Copy scores of `items` `[n, ...]` against `train` `[m, ...]` whose groups are `groups` `[m]`.
+class ViewScorer:
+    """Copy scores in a bank of transformations, against `train` `[m, ...]` whose groups are `groups` `[m]`."""
 
-    `own`: the group of each item, left out of its search (leave-group-out scores of the training set itself).
-    Raises TooFewItems if the training set does not hold two groups besides an item's own.
-    """
-    needed = 2 if own is None else 3
-    if len(np.unique(groups)) < needed:
-        raise TooFewItems(f"the copy test needs {needed} groups of training items, and there are fewer.")
-    base = bank.features(train)
-    blocks = []
-    for start in range(0, len(items), ITEMS):
-        block = items[start : start + ITEMS]
-        block_own = None if own is None else own[start : start + ITEMS]
-        k = min(len(base), needed)
-        scores, missing = _score_rows(bank, block, block_own, base, groups, k)
-        while len(missing):  # all k nearest are of one or two groups: widen the search for these items alone
-            k = min(len(base), 4 * k)
-            missing_own = None if block_own is None else block_own[missing]
-            wider, still_missing = _score_rows(bank, block[missing], missing_own, base, groups, k)
-            for column, replacement in zip(scores, wider, strict=True):
-                column[missing] = replacement
-            missing = missing[still_missing]
-        blocks.append(scores)
+    def __init__(self, bank: Bank, train: np.ndarray, groups: np.ndarray) -> None:
+        self._bank, self._base, self._groups = bank, bank.base_features(train), groups
+
+    def score(self, items: np.ndarray, own: np.ndarray | None = None) -> Scores:
+        """See Scorer. Raises TooFewItems if the training set does not hold two groups besides an item's own."""
+        needed = needed_groups(self._groups, own)
+        blocks = []
+        for start in range(0, len(items), ITEMS):
+            block = items[start : start + ITEMS]
+            block_own = None if own is None else own[start : start + ITEMS]
+            k = min(len(self._base), needed)
+            scores, missing = self._rows(block, block_own, k)
+            while len(missing):  # all k nearest are of one or two groups: widen the search for these items alone
+                k = min(len(self._base), 4 * k)
+                missing_own = None if block_own is None else block_own[missing]
+                wider, still_missing = self._rows(block[missing], missing_own, k)
+                for column, replacement in zip(scores, wider, strict=True):
+                    column[missing] = replacement
+                missing = missing[still_missing]
+            blocks.append(scores)
+        return joined(blocks)
+
+    def _rows(self, items: np.ndarray, own: np.ndarray | None, k: int) -> tuple[Scores, np.ndarray]:
+        """Scores from the k nearest training items, and the rows for which k was too small."""
+        transformed = self._bank.transformed_features(items)
+        neighbours = search(transformed.reshape(-1, transformed.shape[-1]), self._base, k)
+        distance, index, invariance = _over_invariances(neighbours, len(transformed), k)
+        group = self._groups[index]
+        allowed = np.ones(index.shape, bool) if own is None else group != own[:, None]
+        rows = np.arange(len(items))
+        first = allowed.argmax(axis=1)
+        other = allowed & (group != group[rows, first][:, None])
+        second = other.argmax(axis=1)
+        missing = ~other[rows, second]
+        d1, d2 = distance[rows, first], distance[rows, second]
+        scores = Scores(
+            ratio(d1, d2), d1, d2, index[rows, first], index[rows, second], invariance[rows, first]
+        )
+        return scores, np.flatnonzero(missing)
+
+
+def ratio(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """d1/d2, raised to SMALLEST."""
+    return np.clip(np.divide(first, second, out=np.zeros_like(first), where=second > 0), SMALLEST, 1.0)
+
+
+def joined(blocks: Sequence[Scores]) -> Scores:
+    """The scores of all blocks of items."""
+    if not blocks:
+        return Scores(*(np.zeros(0, kind) for kind in (float, float, float, np.int64, np.int64, np.int64)))
     return Scores(*(np.concatenate(columns) for columns in zip(*blocks, strict=True)))
 
 
-def null_scores(bank: Bank, train: np.ndarray, groups: np.ndarray, heldout: np.ndarray) -> tuple[Scores, Scores]:
-    """Scores of items that no model generated: held-out to train, and train to the rest of train (own group left out).
-
-    Together they are the null of the copy test; the held-out set alone is too small to calibrate its tail.
-    """
-    return score(bank, heldout, train, groups), score(bank, train, train, groups, own=groups)
+def needed_groups(groups: np.ndarray, own: np.ndarray | None) -> int:
+    """How many groups of training items a score needs; raises TooFewItems if there are fewer."""
+    needed = 2 if own is None else 3
+    if len(np.unique(groups)) < needed:
+        raise TooFewItems(f"the copy test needs {needed} groups of training items, and there are fewer.")
+    return needed

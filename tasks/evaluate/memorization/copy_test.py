@@ -147,12 +147,14 @@ class Leak:
         return self.consistency < LEAK and self.consistency + 2 * self.error < 1
 
 
-def leak(features: np.ndarray, base: np.ndarray, groups: np.ndarray | None = None) -> Leak | None:
+def leak(
+    features: np.ndarray, base: np.ndarray, groups: np.ndarray | None = None, own: np.ndarray | None = None
+) -> Leak | None:
     """Dimension consistency k(1, 11) / k(11, 41) of `features` `[n, d]` among the rows of `base` `[m, d]`.
 
     k(i, j) = (H_{j-1} - H_{i-1}) / mean log(d_j / d_i), H the harmonic numbers, is the maximum-likelihood dimension
-    between the i-th and the j-th neighbour. `groups` `[m]` are given if `features` is `base` itself: neighbours of an item's
-    own group are then left out. None if there are fewer than 20 items, too few rows, or only coincident neighbours.
+    between the i-th and the j-th neighbour. `groups` `[m]` are given if `features` are rows of `base`, and `own` `[n]` are their
+    groups (default: `features` is `base` itself): neighbours of an item's own group are then left out. None if there are fewer than 20 items, too few rows, or only coincident neighbours.
     """
     largest_group = 0 if groups is None else int(np.unique(groups, return_counts=True)[1].max())
     if len(base) < FAR + largest_group or len(features) < 20:
@@ -160,7 +162,8 @@ def leak(features: np.ndarray, base: np.ndarray, groups: np.ndarray | None = Non
     neighbours = search(features, base, FAR + largest_group)
     distance = neighbours.distance
     if groups is not None:
-        masked = np.where(groups[neighbours.index] == groups[:, None], np.inf, distance)
+        own = groups if own is None else own
+        masked = np.where(groups[neighbours.index] == own[:, None], np.inf, distance)
         distance = np.sort(masked, axis=1)[:, :FAR]
     logs = np.log(np.maximum(distance, 1e-12))
     near = logs[:, MIDDLE - 1] - logs[:, NEAR - 1]
@@ -183,6 +186,7 @@ class Verdict(StrEnum):
     COPIES = "COPIES"
     SPLIT_UNRELIABLE = "SPLIT-UNRELIABLE"
     TOO_FEW = "TOO-FEW"
+    LOW_POWER = "LOW-POWER"
 
 
 @dataclass(frozen=True)
@@ -205,11 +209,12 @@ class Enough:
         return missing
 
 
-def judge(p: float, level: float, *, heldout_leaks: bool, train_repeats: bool, enough: bool) -> Verdict:
+def judge(p: float, level: float, *, heldout_leaks: bool, train_repeats: bool, enough: bool, powerful: bool) -> Verdict:
     """The verdict. Copies can be shown with any number of items, their absence only if copies would be found.
 
     `heldout_leaks`: held-out items have near-duplicates in train; `train_repeats`: train has near-duplicates in
-    different groups, which hide copies; `enough`: whether there is enough of everything, and planted copies were found.
+    different groups, which hide copies; `enough`: whether there are enough items and samples; `powerful`: whether enough of the
+    planted copies were found.
     """
     if heldout_leaks:
         return Verdict.SPLIT_UNRELIABLE
@@ -217,4 +222,6 @@ def judge(p: float, level: float, *, heldout_leaks: bool, train_repeats: bool, e
         return Verdict.COPIES
     if train_repeats:
         return Verdict.SPLIT_UNRELIABLE
-    return Verdict.CLEAN if enough else Verdict.TOO_FEW
+    if not enough:
+        return Verdict.TOO_FEW
+    return Verdict.CLEAN if powerful else Verdict.LOW_POWER

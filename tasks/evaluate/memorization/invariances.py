@@ -17,9 +17,16 @@ from torch.nn import functional
 from tasks.common import skeleton
 from tasks.metrics.features import edges, joints, pixels
 
-SIDE = 32  # pixels to which pictures are reduced before they are compared
+PICTURE_SIDE = 48  # pixels to which pictures are reduced for the copy test; alignment uses all of them
+SIDE = 32  # pixels to which pictures are reduced before pixels and edges are compared
 
 Transformation = Callable[[np.ndarray], np.ndarray]  # of a batch of items [n, ...]
+BLOCK = 1024  # items prepared at once
+
+
+def identity(items: np.ndarray) -> np.ndarray:
+    """The items unchanged."""
+    return items
 
 
 @dataclass(frozen=True)
@@ -36,17 +43,35 @@ class Bank:
 
     name: str
     invariances: tuple[Invariance, ...]
-    features: Transformation  # items [n, ...] -> float32 [n, d]
+    features: Transformation  # prepared items [n, ...] -> float32 [n, d]
     aligned: Transformation  # items as a figure lays them over each other
+    prepare: Transformation = identity  # before anything else: how items are reduced for this bank
+
+    def base_features(self, items: np.ndarray) -> np.ndarray:
+        """Features of items as they are: float32 `[n, d]`."""
+        blocks = [self.features(self.prepare(items[at : at + BLOCK])) for at in range(0, len(items), BLOCK)]
+        return np.concatenate(blocks) if blocks else self.features(self.prepare(items))
 
     def transformed_features(self, items: np.ndarray) -> np.ndarray:
         """Features of every item under every transformation: float32 `[transformations, n, d]`."""
-        return np.stack([self.features(invariance.apply(items)) for invariance in self.invariances])
+        prepared = self.prepare(items)
+        return np.stack([self.features(invariance.apply(prepared)) for invariance in self.invariances])
+
+    def laid_over(self, item: np.ndarray, original: np.ndarray, invariance: int) -> tuple[np.ndarray, np.ndarray]:
+        """An item under a transformation, and its original, as a figure lays them over each other."""
+        pair = self.invariances[invariance].apply(self.prepare(item[None])), self.prepare(original[None])
+        return self.aligned(pair[0])[0], self.aligned(pair[1])[0]
 
 
-def identity(items: np.ndarray) -> np.ndarray:
-    """The items unchanged."""
-    return items
+@dataclass(frozen=True)
+class AlignedBank:
+    """Compares pictures after each was laid over the other by a similarity transform, mirrored or not (tasks/similarity)."""
+
+    name: str = "aligned"
+    invariances: tuple[Invariance, ...] = (Invariance("as is", identity), Invariance("mirror", identity))
+
+
+AnyBank = Bank | AlignedBank
 
 
 def flip(pictures: np.ndarray) -> np.ndarray:
@@ -99,9 +124,22 @@ _SHIFTS = tuple(
 )
 _ZOOMS = tuple(Invariance(f"zoom out {border} px", partial(zoom_out, border)) for border in (1, 2, 3))
 
-GEOMETRIC = Bank("pixels", _with_mirror((_AS_IS, *_SHIFTS, *_ZOOMS), flip), pixels, identity)
-EDGES = Bank("edges", _with_mirror((_AS_IS,), flip), edges, identity)
+def colours(pictures: np.ndarray, size: int | None = SIDE) -> np.ndarray:
+    """Pictures, uint8 or float in [0, 1], `[n, h, w, 3 or 4]`, as float32 `[n, h, w, 3]`; reduced to `size` if they are larger."""
+    rgb = pictures[..., :3].astype(np.float32)
+    if pictures.dtype == np.uint8:
+        rgb /= 255
+    if size is None or max(rgb.shape[1:3]) <= size:
+        return rgb
+    channels_first = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2)
+    reduced = functional.interpolate(channels_first, (size, size), mode="bilinear", antialias=True)
+    return reduced.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+GEOMETRIC = Bank("pixels", _with_mirror((_AS_IS, *_SHIFTS, *_ZOOMS), flip), pixels, identity, colours)
+EDGES = Bank("edges", _with_mirror((_AS_IS,), flip), edges, identity, colours)
+ALIGNED = AlignedBank()
 POSES = Bank("poses", _with_mirror((_AS_IS,), skeleton.mirror), joints, identity)
 TURNED_POSES = Bank("turned poses", POSES.invariances, _turned_joints, skeleton.face_forward)
-PICTURE_BANKS = (GEOMETRIC, EDGES)
-POSE_BANKS = (POSES, TURNED_POSES)
+PICTURE_BANKS: tuple[AnyBank, ...] = (GEOMETRIC, EDGES, ALIGNED)
+POSE_BANKS: tuple[AnyBank, ...] = (POSES, TURNED_POSES)

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 
 from tasks.common import skeleton
 from tasks.evaluate.memorization.certificate import Certificate
+from tasks.evaluate.memorization.scorers import laid_over, shown
 
 POSE_HEIGHT = 5.0  # torso lengths in a cell
 POSE_DOWN = 0.03  # of a cell: raised hands reach farther from the hips than feet do
@@ -56,8 +57,8 @@ def closest_pairs(certificate: Certificate, samples: np.ndarray, train: np.ndarr
         result = certificate.best_bank(int(i))
         scores = result.samples
         invariance = result.bank.invariances[scores.invariance[i]]
-        sample = result.bank.aligned(invariance.apply(samples[i : i + 1]))[0]
-        first, second = result.bank.aligned(train[[scores.first[i], scores.second[i]]])
+        sample, first = laid_over(result.bank, samples[i], train[scores.first[i]], int(scores.invariance[i]))
+        second = shown(result.bank, train[scores.second[i]])
         _draw(axes, sample, 0, row, GENERATED)
         _draw(axes, first, 1, row, HELDOUT)
         if pictures:

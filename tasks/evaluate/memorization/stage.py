@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +22,15 @@ import numpy as np
 from tasks import paths
 from tasks.common.files import new_folder, write_json
 from tasks.config.params import Params
-from tasks.dataset.shards import ShardDataset
+from tasks.dataset.shards import ShardDataset, resized
 from tasks.dataset.splits import COMPARISON, SAMPLES, group_numbers, load_splits
 from tasks.evaluate import stored_poses
-from tasks.evaluate.memorization import memorization_plots
-from tasks.evaluate.memorization.certificate import Certificate, Planter, certify, score_samples
+from tasks.evaluate.memorization import memorization_plots, positive_control
+from tasks.evaluate.memorization.certificate import Certificate, certify, score_samples
 from tasks.evaluate.memorization.copy_score import TooFewItems
 from tasks.evaluate.memorization.copy_test import Enough, Verdict
-from tasks.evaluate.memorization.invariances import PICTURE_BANKS, POSE_BANKS, SIDE
-from tasks.evaluate.memorization.positive_control import planted_pictures, planted_poses
+from tasks.evaluate.memorization.invariances import PICTURE_BANKS, PICTURE_SIDE, POSE_BANKS
+from tasks.evaluate.memorization.positive_control import Planter
 from tasks.evaluate.memorization.reference import Items, Reference, make_reference
 
 LISTED = 50  # samples in memorization.json; all are in <name>_samples.json
@@ -54,12 +54,24 @@ class SampleRow:
 
 
 @dataclass(frozen=True)
+class PowerRow:
+    """How many planted copies of one disguise were recognised, with the exact 95% interval of the share."""
+
+    disguise: str
+    planted: int
+    found: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Answer:
     """The report's entry for one question."""
 
     verdict: Verdict
     sentence: str
     metrics: dict[str, float]
+    power: list[PowerRow]
     samples: list[SampleRow]  # the most suspicious first
 
 
@@ -72,7 +84,7 @@ class Question(NamedTuple):
     samples: np.ndarray
     train: ShardDataset  # the items of the reference's training set
     reference: Callable[[], Reference]  # may raise TooFewItems
-    plant: Planter
+    plant: Callable[[], Planter]
 
 
 def _rows(certificate: Certificate, keys: list[str], train: ShardDataset) -> list[SampleRow]:
@@ -117,21 +129,29 @@ def _answer(question: Question, params: Params, folder: Path) -> Answer:
             question.what,
             score_samples(question.what, question.samples, reference),
             reference,
-            question.plant,
+            question.plant(),
             np.random.default_rng(0),
             level=settings.level,
             false_discovery=settings.false_discovery,
             planted=settings.planted,
             needed=Enough(settings.needed_groups, settings.needed_heldout_groups, settings.needed_samples),
+            needed_power=settings.needed_power,
         )
     except TooFewItems as error:
-        return Answer(Verdict.TOO_FEW, f"Nothing can be said about copied {question.what}: {error}", {}, [])
+        return Answer(Verdict.TOO_FEW, f"Nothing can be said about copied {question.what}: {error}", {}, [], [])
     closest = folder / f"{question.name}_closest.png"
     memorization_plots.closest_pairs(certificate, question.samples, reference.train.data, SHOWN, closest)
     memorization_plots.ratio_tails(certificate, folder / f"{question.name}_ratios.png")
     rows = _rows(certificate, question.keys, question.train)
     write_json(folder / f"{question.name}_samples.json", [asdict(row) for row in rows])
-    return Answer(certificate.verdict, certificate.sentence, certificate.metrics(), rows[:LISTED])
+    return Answer(certificate.verdict, certificate.sentence, certificate.metrics(), _power(certificate), rows[:LISTED])
+
+
+def _power(certificate: Certificate) -> list[PowerRow]:
+    return [
+        PowerRow(disguise, power.planted, power.found, *power.interval())
+        for disguise, power in certificate.disguises.items()
+    ]
 
 
 def run(params: Params, root: Path) -> None:
@@ -144,7 +164,7 @@ def run(params: Params, root: Path) -> None:
     poses = ShardDataset(paths.sample_folder(root, "poses"), SAMPLES)
     pictures, comparison = (ShardDataset(paths.sample_folder(root, "pictures"), name) for name in (SAMPLES, COMPARISON))
     # At the samples' own size if that is smaller: detail that a sample cannot have must not count as a difference.
-    side = min(SIDE, pictures.picture(0).shape[0]) if len(pictures) else SIDE
+    side = min(PICTURE_SIDE, pictures.picture(0).shape[0]) if len(pictures) else PICTURE_SIDE
 
     @cache
     def pose_reference() -> Reference:
@@ -156,22 +176,21 @@ def run(params: Params, root: Path) -> None:
         groups = group_numbers(train_pictures, heldout_pictures)
         return make_reference(
             PICTURE_BANKS,
-            Items(train_pictures.pictures_float(side), groups[0]),
-            Items(heldout_pictures.pictures_float(side), groups[1]),
+            Items(train_pictures.pictures_uint8(side), groups[0]),
+            Items(heldout_pictures.pictures_uint8(side), groups[1]),
         )
 
+    def plant_poses() -> Planter:
+        return positive_control.poses(train.poses())
+
+    def plant_pictures() -> Planter:
+        return positive_control.pictures(len(train_pictures), train_pictures.picture, partial(resized, side))
+
+    shown = pictures.pictures_uint8(side)
     questions = [
-        Question("poses", "poses", poses.keys, poses.poses(), train, pose_reference, planted_poses),
-        Question(
-            "pictures",
-            "pictures",
-            pictures.keys,
-            pictures.pictures_float(side),
-            train_pictures,
-            picture_reference,
-            planted_pictures,
-        ),
-        Question("pose_reuse", "poses in pictures", *poses_in_pictures(root), train, pose_reference, planted_poses),
+        Question("poses", "poses", poses.keys, poses.poses(), train, pose_reference, plant_poses),
+        Question("pictures", "pictures", pictures.keys, shown, train_pictures, picture_reference, plant_pictures),
+        Question("pose_reuse", "poses in pictures", *poses_in_pictures(root), train, pose_reference, plant_poses),
     ]
     if len(comparison):
         questions.append(
@@ -179,10 +198,10 @@ def run(params: Params, root: Path) -> None:
                 "train_conditions",
                 "pictures of training conditions",
                 comparison.keys,
-                comparison.pictures_float(side),
+                comparison.pictures_uint8(side),
                 train_pictures,
                 picture_reference,
-                planted_pictures,
+                plant_pictures,
             )
         )
     with new_folder(root / paths.MEMORIZATION) as folder:

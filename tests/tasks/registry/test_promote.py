@@ -27,14 +27,25 @@ METRICS = {promote.DISTANCE: 0.3, f"{promote.DISTANCE}_low": 0.2, f"{promote.DIS
         (CLEAN | {"pictures": "COPIES"}, METRICS, [], False, "pictures model copies"),
         (CLEAN | {"poses": "SPLIT-UNRELIABLE"}, METRICS, [], False, "split"),
         (CLEAN | {"poses": "TOO-FEW"}, METRICS, [], False, "too few"),
+        (CLEAN | {"poses": "LOW-POWER"}, METRICS, [], False, "up to 100.0%"),  # no bound at all
     ],
 )
 def test_the_gate(
     verdicts: dict[str, str], metrics: dict[str, float], objections: list[str], promoted: bool, word: str
 ) -> None:
-    decision = promote.decide(verdicts, metrics, objections)
+    decision = promote.decide(verdicts, {}, 0.05, metrics, objections)
     assert decision.promote is promoted
     assert word in " ".join(decision.reasons) and bool(decision.reasons) is not promoted
+
+
+def test_low_power_is_promoted_with_a_warning_if_few_copies_can_have_been_missed() -> None:
+    verdicts = CLEAN | {"pictures": "LOW-POWER"}
+    few = promote.decide(verdicts, {"pictures": 0.04}, 0.05, METRICS, [])
+    assert few.promote and not few.reasons
+    assert len(few.warnings) == 1 and "pictures" in few.warnings[0] and "4.0%" in few.warnings[0]
+    many = promote.decide(verdicts, {"pictures": 0.06}, 0.05, METRICS, [])
+    assert not many.promote and not many.warnings and "6.0%" in many.reasons[0]
+    assert promote.decide(CLEAN, {"pictures": 0.9}, 0.05, METRICS, []).promote  # CLEAN needs no bound
 
 
 class Registry:
@@ -74,7 +85,7 @@ def test_a_better_challenger_replaces_the_champion_and_a_rollback_restores_it(ma
     with pytest.raises(UserError, match="There is no champion of the poses model yet"):
         model_registry.fetch(made.store, made.root, "poses", "champion")
     first = made.promote()
-    assert first == {"promote": True, "reasons": []}  # nobody to beat
+    assert first == {"promote": True, "reasons": [], "warnings": []}  # nobody to beat
     assert (made.alias("champion"), made.alias("previous")) == ("1", None)
     with pytest.raises(UserError, match="no previous champion"):
         rollback.run(made.params, made.root)
@@ -94,7 +105,7 @@ def test_a_better_challenger_replaces_the_champion_and_a_rollback_restores_it(ma
     assert better["model_comparison"]["same"] == ["pictures"]
     assert (made.root / "reports/promote/model_comparison.png").is_file()
 
-    assert made.promote() == {"promote": True, "reasons": []}  # again: no rival of itself, no further version
+    assert made.promote() == {"promote": True, "reasons": [], "warnings": []}  # again: no rival of itself, no further version
     assert (made.alias("champion"), made.alias("previous")) == ("2", "1")
 
     made.model("poses", 0.3)

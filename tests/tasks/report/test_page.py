@@ -1,10 +1,12 @@
 """The words of the report about memorization, and the key figures."""
 
 import numpy as np
+import pytest
 
 from benchmarks.synthetic_law import Law, with_copies
 from tasks.evaluate.memorization.certificate import certify, score_samples
 from tasks.evaluate.memorization.invariances import Bank, Invariance, identity
+from tasks.evaluate.memorization.positive_control import Planted
 from tasks.evaluate.memorization.reference import Items, make_reference
 from tasks.report import page
 
@@ -19,7 +21,12 @@ def evidence(copied: int) -> dict[str, str]:
     apart = Items(train, np.arange(150)), Items(heldout, 150 + np.arange(50))
     compared = make_reference((VECTORS,), *apart)
     scored = score_samples("samples", generated, compared)
-    certificate = certify("samples", scored, compared, lambda x, n, rng: x[:n] + 1e-3, rng)
+
+    def plant(count: int, rng: np.random.Generator) -> Planted:
+        rows = np.arange(count) % len(train)
+        return Planted(train[rows] + np.float32(1e-3), rows, ["moved"] * count)
+
+    certificate = certify("samples", scored, compared, plant, rng)
     return dict(page._evidence(certificate.metrics()))
 
 
@@ -29,7 +36,8 @@ def test_evidence_has_the_copies_and_the_detection_limit() -> None:
     assert clean["samples on the list of copies"].startswith("0 (0.0%, 95% interval 0.0% to 3.6%)")
     assert copied["samples on the list of copies"].startswith(("7 (7.0%", "8 (8.0%", "9 (9.0%"))  # 10% may be false
     assert float(copied["p-value: some samples are nearer to training items than held-out items are"]) < 1e-4
-    assert clean["copies planted as a control, detected"] == "1 of 1"
+    assert clean["copies planted as a control, recognised"] == "180 of 180 (100%, 95% interval 98% to 100%)"
+    assert float(clean["largest share of copies among the samples, at 95% confidence"].rstrip("%")) == pytest.approx(3.7, abs=0.1)
     dimension, size = next(value for words, value in clean.items() if words.startswith("law vectors")).split("; ")
     assert 5 < float(dimension) < 20
     assert 0.05 < float(size.split()[0]) < 1

@@ -3,27 +3,44 @@ import pytest
 
 from benchmarks.synthetic_law import Law, with_copies
 from tasks.common.errors import DataError
-from tasks.evaluate.memorization.certificate import Certificate, Planter, certify, score_samples
-from tasks.evaluate.memorization.copy_test import Verdict
+from tasks.evaluate.memorization.certificate import Certificate, certify, score_samples
+from tasks.evaluate.memorization.copy_test import Enough, Verdict
 from tasks.evaluate.memorization.invariances import Bank, Invariance, identity
+from tasks.evaluate.memorization.missed_copies import Cause
+from tasks.evaluate.memorization.positive_control import Planted, Planter
 from tasks.evaluate.memorization.reference import Items, Reference, make_reference
 
 LAW = Law(latent=12, width=64)
 VECTORS = Bank("vectors", (Invariance("as is", identity),), lambda x: x, identity)
 
 
-def plant(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    return train[rng.choice(len(train), count)] + np.float32(0.001)
+def moved(train: np.ndarray, eta: float = 0.0) -> Planter:
+    """Plants copies at this distance, in parts of the median distance between nearest training items, or very near ones."""
+
+    def plant(count: int, rng: np.random.Generator) -> Planted:
+        rows = rng.choice(len(train), count)
+        if not eta:
+            return Planted(train[rows] + np.float32(0.001), rows, ["moved"] * count)
+        between = np.linalg.norm(train[:100, None] - train[None], axis=-1)
+        between[between == 0] = np.inf
+        directions = rng.normal(size=(count, train.shape[1]))
+        directions *= eta * np.median(between.min(axis=1)) / np.linalg.norm(directions, axis=1, keepdims=True)
+        return Planted((train[rows] + directions).astype(np.float32), rows, ["far"] * count)
+
+    return plant
 
 
-def judged(generated: np.ndarray, compared: Reference, plant: Planter, rng: np.random.Generator) -> Certificate:
-    return certify("samples", score_samples("samples", generated, compared), compared, plant, rng)
+def judged(
+    generated: np.ndarray, compared: Reference, rng: np.random.Generator, plant: Planter | None = None
+) -> Certificate:
+    scored = score_samples("samples", generated, compared)
+    return certify("samples", scored, compared, plant or moved(compared.train.data), rng)
 
 
 def outcome(generated: np.ndarray, train: np.ndarray, heldout: np.ndarray) -> Certificate:
     groups = np.arange(len(train) + len(heldout))
     apart = Items(train, groups[: len(train)]), Items(heldout, groups[len(train) :])
-    return judged(generated, make_reference((VECTORS,), *apart), plant, np.random.default_rng(0))
+    return judged(generated, make_reference((VECTORS,), *apart), np.random.default_rng(0))
 
 
 def draws(n: int, m: int, g: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.random.Generator]:
@@ -37,7 +54,7 @@ def test_fresh_samples_are_clean_and_the_control_is_found() -> None:
         train, heldout, generated, _ = draws(300, 80, 300, seed)
         certificate = outcome(generated, train, heldout)
         alarms += certificate.verdict is not Verdict.CLEAN
-        assert certificate.planted_found == certificate.planted == 3
+        assert certificate.power.found == certificate.power.planted == 180
     assert alarms <= 1
 
 
@@ -82,7 +99,7 @@ def test_frames_of_one_scene_hide_a_copy_unless_grouped() -> None:
 
     def by(group: np.ndarray) -> Certificate:
         train, heldout = Items(x[~outside], group[~outside]), Items(x[outside], group[outside])
-        return judged(generated, make_reference((VECTORS,), train, heldout), plant, rng)
+        return judged(generated, make_reference((VECTORS,), train, heldout), rng)
 
     grouped = by(scene)
     assert grouped.verdict is Verdict.COPIES
@@ -90,7 +107,7 @@ def test_frames_of_one_scene_hide_a_copy_unless_grouped() -> None:
     apart = by(np.arange(len(x)))
     assert not apart.copies.any()
     assert apart.verdict is Verdict.SPLIT_UNRELIABLE
-    assert "put near-duplicates into one group" in apart.sentence
+    assert "Put near-duplicates into one group" in apart.sentence
 
 
 def test_a_split_through_scenes_is_unreliable() -> None:
@@ -100,34 +117,83 @@ def test_a_split_through_scenes_is_unreliable() -> None:
     outside = rng.uniform(size=len(x)) < 0.2
     certificate = outcome(LAW.draw(300, rng), x[~outside], x[outside])
     assert certificate.verdict is Verdict.SPLIT_UNRELIABLE
-    assert "split by scene" in certificate.sentence
+    assert "Split by scene" in certificate.sentence
 
 
 def test_metrics_are_flat_finite_numbers() -> None:
     train, heldout, generated, _ = draws(120, 40, 100, 0)
     metrics = outcome(generated, train, heldout).metrics()
     assert all(np.isfinite(value) for value in metrics.values())
-    assert metrics["planted_found"] == 1
+    assert metrics["planted_found"] == metrics["planted"] == 180
+    assert metrics["power_low"] > 0.97 and 0.03 < metrics["share_bound"] < 0.04
     assert 3 < metrics["vectors.intrinsic_dimension"] < 40
     assert 0 < metrics["vectors.smallest_copy"] < 1
 
 
-def test_the_verdict_is_not_clean_if_planted_copies_are_not_found() -> None:
+def reference_of(train: np.ndarray, heldout: np.ndarray) -> Reference:
+    groups = np.arange(len(train) + len(heldout))
+    apart = Items(train, groups[: len(train)]), Items(heldout, groups[len(train) :])
+    return make_reference((VECTORS,), *apart, without_heldout=True)
+
+
+def test_the_verdict_is_low_power_if_planted_copies_are_not_recognised() -> None:
     train, heldout, generated, rng = draws(300, 80, 300, 0)
-    groups = np.arange(380)
-    compared = make_reference((VECTORS,), Items(train, groups[:300]), Items(heldout, groups[300:]))
+    compared = reference_of(train, heldout)
 
-    def plant_fresh(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        return LAW.draw(count, rng)
+    def fresh(count: int, rng: np.random.Generator) -> Planted:
+        return Planted(LAW.draw(count, rng), np.zeros(count, int), ["fresh"] * count)
 
-    certificate = judged(generated, compared, plant_fresh, rng)
-    assert certificate.planted_found == 0
-    assert certificate.verdict is Verdict.TOO_FEW
-    assert certificate.sentence.endswith("this says little: copies planted as a control were not found.")
-    few = judged(generated[:99], compared, plant, rng)
+    unseen = judged(generated, compared, rng, fresh)
+    assert unseen.power.found == 0
+    assert unseen.verdict is Verdict.LOW_POWER
+    assert unseen.share_bound == 1.0 and "cannot be bounded" in unseen.sentence
+    assert [limit.cause for limit in unseen.limits] == [Cause.DISGUISE] and unseen.limits[0].copies == 180
+    far = judged(generated, compared, rng, moved(train, 0.35))
+    assert far.verdict is Verdict.LOW_POWER and 0 < far.power.share < 0.8
+    assert far.share_bound > judged(generated, compared, rng).share_bound
+
+
+def test_too_few_samples_come_before_low_power() -> None:
+    train, heldout, generated, rng = draws(300, 80, 99, 0)
+    few = judged(generated, reference_of(train, heldout), rng)
     assert few.verdict is Verdict.TOO_FEW
-    assert few.sentence.endswith("this says little: 99 samples (100 are needed).")
-    assert "more than 1.0% near copies" in judged(generated, compared, plant, rng).sentence
+    assert few.sentence.endswith("this says little: there are only 99 samples (100 are needed).")
+
+
+def test_near_duplicates_in_other_groups_are_named_as_the_cause_of_low_power() -> None:
+    """Half of the training set twice, too far apart for the leak detector to be sure, too near for copies to be seen."""
+    train, heldout, generated, rng = draws(200, 80, 300, 1)
+    twins = np.concatenate([train, train[:60] + rng.normal(0, 0.02, (60, 64)).astype(np.float32)])
+    certificate = judged(generated, reference_of(twins, heldout), rng, moved(twins[:60], 0.2))
+    assert certificate.power.share < 0.8
+    assert certificate.limits[0].cause is Cause.DUPLICATES
+
+
+def test_without_held_out_items_training_items_alone_are_the_null() -> None:
+    train, heldout, generated, rng = draws(300, 80, 300, 0)
+    compared = reference_of(train, heldout[:0])
+    fresh = judged(generated, compared, rng)
+    assert fresh.verdict is Verdict.TOO_FEW  # held-out groups are needed unless it is said that they are not
+    none_needed = Enough(heldout=0)
+    scored = score_samples("samples", generated, compared)
+    clean = certify("samples", scored, compared, moved(train), rng, needed=none_needed)
+    assert clean.verdict is Verdict.CLEAN and clean.split.p == 1 and clean.leak_heldout is None
+    assert all(np.isfinite(value) for value in clean.metrics().values())
+    copied = with_copies(generated, train, heldout, 3, 0.1, rng)
+    caught = certify("samples", score_samples("samples", copied, compared), compared, moved(train), rng, needed=none_needed)
+    assert caught.verdict is Verdict.COPIES and "held out" not in caught.sentence
+
+
+def test_a_part_of_the_training_set_calibrates_nearly_as_well_as_all_of_it() -> None:
+    train, heldout, generated, rng = draws(600, 80, 300, 2)
+    groups = np.arange(680)
+    apart = Items(train, groups[:600]), Items(heldout, groups[600:])
+    part = make_reference((VECTORS,), *apart, calibration=200)
+    assert len(part.nulls[0].left_out.ratio) == 200
+    whole = make_reference((VECTORS,), *apart)
+    assert set(part.nulls[0].left_out.ratio) <= set(whole.nulls[0].left_out.ratio)
+    copied = with_copies(generated, train, heldout, 3, 0.1, rng)
+    assert judged(copied, part, rng).copies[:3].all()
 
 
 def test_a_reference_can_be_used_more_than_once() -> None:
@@ -135,7 +201,7 @@ def test_a_reference_can_be_used_more_than_once() -> None:
     groups = np.arange(260)
     compared = make_reference((VECTORS,), Items(train, groups[:200]), Items(heldout, groups[200:]))
     copied = with_copies(generated, train, heldout, 5, 0.05, rng)
-    verdicts = [judged(x, compared, plant, rng).verdict for x in (generated, copied, generated)]
+    verdicts = [judged(x, compared, rng).verdict for x in (generated, copied, generated)]
     assert verdicts == [Verdict.CLEAN, Verdict.COPIES, Verdict.CLEAN]
 
 
@@ -173,7 +239,7 @@ def test_a_subset_of_scores_gives_the_same_certificate_as_scoring_the_subset() -
     compared = make_reference((VECTORS,), Items(train, groups[:200]), Items(heldout, groups[200:]))
     some = np.arange(20, 140)
     scored = [scores.rows(some) for scores in score_samples("samples", generated, compared)]
-    subset = certify("samples", scored, compared, plant, np.random.default_rng(0))
-    alone = judged(generated[some], compared, plant, np.random.default_rng(0))
+    subset = certify("samples", scored, compared, moved(compared.train.data), np.random.default_rng(0))
+    alone = judged(generated[some], compared, np.random.default_rng(0))
     np.testing.assert_allclose(subset.sample_p, alone.sample_p, rtol=1e-12)
     assert (subset.p, subset.sizes, subset.sentence) == (alone.p, alone.sizes, alone.sentence)

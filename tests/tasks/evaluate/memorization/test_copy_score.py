@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from tasks.common.errors import DataError
-from tasks.evaluate.memorization.copy_score import null_scores, score
 from tasks.evaluate.memorization.invariances import POSES, Bank, Invariance, identity
+from tasks.evaluate.memorization.scorers import score
 
 PLAIN = Bank("plain", (Invariance("as is", identity),), lambda x: x.astype(np.float32), identity)
 BOTH_SIGNS = Bank(
@@ -28,7 +28,7 @@ def test_second_neighbour_is_of_another_group() -> None:
 def test_own_group_is_left_out() -> None:
     train = np.array([[0.0], [0.1], [1.0], [3.0]])
     groups = np.array([7, 7, 8, 9])
-    _, left_out = null_scores(PLAIN, train, groups, np.array([[2.0]]))
+    left_out = score(PLAIN, train, train, groups, own=groups)
     assert left_out.first.tolist() == [2, 2, 1, 2]
     assert left_out.second.tolist() == [3, 3, 3, 1]
 

@@ -84,10 +84,12 @@ def test_leak_is_found_if_scenes_are_split_and_not_if_they_are_kept_together() -
 
 
 def test_clean_needs_enough_data_and_copies_does_not() -> None:
-    sure = {"heldout_leaks": False, "train_repeats": False, "enough": True}
+    sure = {"heldout_leaks": False, "train_repeats": False, "enough": True, "powerful": True}
     assert judge(0.5, 0.01, **sure) is Verdict.CLEAN
     assert judge(0.5, 0.01, **{**sure, "enough": False}) is Verdict.TOO_FEW
-    assert judge(0.001, 0.01, **{**sure, "enough": False}) is Verdict.COPIES
+    assert judge(0.5, 0.01, **{**sure, "powerful": False}) is Verdict.LOW_POWER
+    assert judge(0.5, 0.01, **{**sure, "enough": False, "powerful": False}) is Verdict.TOO_FEW
+    assert judge(0.001, 0.01, **{**sure, "enough": False, "powerful": False}) is Verdict.COPIES
     assert judge(0.001, 0.01, **{**sure, "heldout_leaks": True}) is Verdict.SPLIT_UNRELIABLE
     assert judge(0.001, 0.01, **{**sure, "train_repeats": True}) is Verdict.COPIES
     assert judge(0.5, 0.01, **{**sure, "train_repeats": True}) is Verdict.SPLIT_UNRELIABLE

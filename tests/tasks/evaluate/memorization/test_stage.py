@@ -10,6 +10,7 @@ from tasks.common.errors import DataError, UserError
 from tasks.config.params import Params, load
 from tasks.dataset import shards
 from tasks.evaluate.memorization import stage as memorization
+from tasks.evaluate.memorization.positive_control import PICTURE_DISGUISES
 from tasks.report import explain
 from tests.support.evaluation_workspace import make, poses
 from tests.support.project import PROJECT
@@ -18,7 +19,7 @@ from tests.support.project import PROJECT
 @pytest.fixture(scope="module")
 def params() -> Params:
     defaults = load(PROJECT / "params.yaml")
-    return defaults.model_copy(update={"memorization": defaults.memorization.model_copy(update={"needed_samples": 39})})
+    return defaults.model_copy(update={"memorization": defaults.memorization.model_copy(update={"needed_samples": 39, "planted": 100})})
 
 
 def report(root: Path) -> dict[str, Any]:
@@ -33,7 +34,9 @@ def test_clean_samples_and_copies_are_told_apart(
     memorization.run(params, tmp_path)
     clean = report(tmp_path)
     assert clean["verdicts"] == {"poses": "CLEAN", "pictures": "CLEAN", "pose_reuse": "CLEAN"}
-    assert clean["metrics"]["pictures.planted_found"] >= 1
+    assert clean["metrics"]["pictures.power"] >= 0.95 and clean["metrics"]["poses.power"] >= 0.8
+    assert {row["disguise"] for row in clean["models"]["pictures"]["power"]} == set(PICTURE_DISGUISES)
+    assert clean["metrics"]["pictures.share_bound"] == pytest.approx(0.09, abs=0.01)  # of 40 samples
 
     make(tmp_path, 150, 30, 20, 100, 40, copied=3, copied_on_demand=5)
     memorization.run(params, tmp_path)
