@@ -1,8 +1,9 @@
 """`python -m benchmarks.copy_share`: is the stated bound on the share of copies honest?
 
-Feature vectors of the synthetic law, of 12 dimensions, in which copies are not all recognised. Of 500 samples each is a copy with a
-probability between 0 and 10%, different in every set, at a distance of 0.05 to 0.5 of the usual one, as the planted copies are.
-The bound must cover the share of copies among the samples in 95% of 200 sets; it holds whatever the verdict is.
+Feature vectors of the synthetic law, of 12 dimensions, in which copies are not all recognised. Of 500 samples each is a
+copy with a probability between 0 and 10%, different in every set, at a distance of 0.05 to 0.5 of the usual one, as the
+planted copies are. The bound must cover the share of copies among the samples in 95% of 200 sets; it holds whatever the
+verdict is.
 """
 
 from __future__ import annotations

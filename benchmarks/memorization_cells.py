@@ -12,10 +12,10 @@ import numpy as np
 from benchmarks.copy_peers import PEERS
 from benchmarks.synthetic_law import Law, with_copies
 from benchmarks.synthetic_pictures import compared_array, copies, figure, figures
+from tasks.evaluate.memorization import positive_control
 from tasks.evaluate.memorization.certificate import Certificate, certify, score_samples
 from tasks.evaluate.memorization.copy_test import Verdict
 from tasks.evaluate.memorization.invariances import PICTURE_BANKS, Bank, Invariance, identity
-from tasks.evaluate.memorization import positive_control
 from tasks.evaluate.memorization.positive_control import Planted, Planter
 from tasks.evaluate.memorization.reference import Items, make_reference
 

@@ -45,7 +45,9 @@ class Memorization(Section):
     level: float = Field(0.01, gt=0, lt=0.5)  # significance level of the verdict
     false_discovery: float = Field(0.1, gt=0, lt=1)  # rate in the list of copies
     planted: int = Field(180, ge=100)  # copies planted as a positive control; they are not among the samples
-    needed_power: float = Field(0.8, gt=0, le=1)  # share of them that must be recognised; with less the verdict is LOW-POWER
+    needed_power: float = Field(
+        0.8, gt=0, le=1
+    )  # share of them that must be recognised; with less the verdict is LOW-POWER
     # The largest share of copies that a LOW-POWER verdict may leave possible without closing the gate.
     largest_share: Fraction = 0.05
     # With fewer the verdict is TOO-FEW instead of CLEAN, and nothing is promoted.

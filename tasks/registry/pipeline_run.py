@@ -87,7 +87,9 @@ def _findings(root: Path) -> dict[str, str]:
     if promoted.is_file():
         decision = files.read_json(promoted)
         sentences = " ".join(decision.get("warnings", []) if decision["promote"] else decision["reasons"])
-        tags["contrapposto.promoted"] = ("yes" if decision["promote"] else "no") + (f": {sentences}" if sentences else "")
+        tags["contrapposto.promoted"] = ("yes" if decision["promote"] else "no") + (
+            f": {sentences}" if sentences else ""
+        )
     return tags
 
 

@@ -28,10 +28,10 @@ REFUSED = {
     "TOO-FEW": "there are too few examples for a verdict on the {model} model.",
 }
 # A LOW-POWER verdict found no copies, so it closes the gate only if many could have been missed.
-MISSED = "the memorization test of the {model} model misses too many copies: up to {share} of its samples may be copies."
-WARNING = (
-    "The memorization test of the {model} model found no copies but misses some: up to {share} of its samples may be copies."
+MISSED = (
+    "the memorization test of the {model} model misses too many copies: up to {share} of its samples may be copies."
 )
+WARNING = "The {model} model: the memorization test found no copies but misses some; up to {share} of the samples may be copies."
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def decide(
     metrics: Mapping[str, float],
     objections: Sequence[str],
 ) -> Decision:
-    """The gate. It stays closed if a model's verdict is neither CLEAN nor LOW-POWER, if there is no Frechet pose distance, and on
-    objections; at LOW-POWER also if the share of copies may be larger than `largest_share`.
+    """The gate. It stays closed if a model's verdict is neither CLEAN nor LOW-POWER, if there is no Frechet pose
+    distance, and on objections; at LOW-POWER also if the share of copies may be larger than `largest_share`.
 
     `verdicts`: model -> verdict; `bounds`: model -> largest share of copies that the memorization test leaves possible.
     `metrics`: flat metrics. `objections`: sentences from the comparison with the champion (see `ModelComparison.objections`),
@@ -67,7 +67,9 @@ def decide(
         if verdicts.get(model) == "LOW-POWER":
             bound = bounds.get(model, 1.0)
             missed = bound > largest_share
-            (reasons if missed else warnings).append((MISSED if missed else WARNING).format(model=model, share=f"{bound:.1%}"))
+            (reasons if missed else warnings).append(
+                (MISSED if missed else WARNING).format(model=model, share=f"{bound:.1%}")
+            )
     if DISTANCE not in metrics:
         reasons.append("the Frechet pose distance could not be computed.")
     reasons += objections

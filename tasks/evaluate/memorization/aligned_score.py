@@ -1,6 +1,7 @@
 """Copy scores of pictures that were laid over each other first (see tasks/similarity/alignment.py).
 
-The distance is 1 - correlation after alignment, so that a copy may be mirrored, rotated, cropped, enlarged, recoloured or marked.
+The distance is 1 - correlation after alignment, so that a copy may be mirrored, rotated, cropped, enlarged, recoloured
+or marked.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ MIRRORED = 1  # index of the mirrored invariance
 
 
 class AlignedScorer:
-    """Copy scores against `train`, pictures `[m, h, w, 3]` or `[m, h, w, 4]` (see `as_gallery`), whose groups are `groups` `[m]`."""
+    """Copy scores against `train`, pictures `[m, h, w, 3]` or `[m, h, w, 4]` (see `as_gallery`), whose groups are
+    `groups` `[m]`."""
 
     def __init__(self, train: np.ndarray, groups: np.ndarray) -> None:
         self._base, self._groups = as_gallery(train), torch.from_numpy(groups.astype(np.int64))
@@ -86,7 +88,8 @@ def _filter(picture: np.ndarray) -> Image.Resampling:
 
 
 def laid_over(item: np.ndarray, original: np.ndarray) -> np.ndarray:
-    """One picture as it is seen by the transform that lays it over its original, float32 in [0, 1]; grey where there is nothing."""
+    """One picture as it is seen by the transform that lays it over its original, float32 in [0, 1]; grey where there is
+    nothing."""
     found = nearest(as_gallery(item[None]), as_gallery(original[None]), 1).alignments
     picture = item.astype(np.float32) / (255 if item.dtype == np.uint8 else 1)
     if bool(found.mirrored[0, 0]):

@@ -175,4 +175,6 @@ def certify(
         enough=not lacking,
         powerful=measured.share >= needed_power,
     )
-    return Certificate(**vars(evidence), verdict=verdict, sentence=sentences.of(verdict, evidence, lacking, needed_power))
+    return Certificate(
+        **vars(evidence), verdict=verdict, sentence=sentences.of(verdict, evidence, lacking, needed_power)
+    )

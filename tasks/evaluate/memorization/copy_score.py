@@ -114,9 +114,7 @@ class ViewScorer:
         second = other.argmax(axis=1)
         missing = ~other[rows, second]
         d1, d2 = distance[rows, first], distance[rows, second]
-        scores = Scores(
-            ratio(d1, d2), d1, d2, index[rows, first], index[rows, second], invariance[rows, first]
-        )
+        scores = Scores(ratio(d1, d2), d1, d2, index[rows, first], index[rows, second], invariance[rows, first])
         return scores, np.flatnonzero(missing)
 
 

@@ -153,8 +153,9 @@ def leak(
     """Dimension consistency k(1, 11) / k(11, 41) of `features` `[n, d]` among the rows of `base` `[m, d]`.
 
     k(i, j) = (H_{j-1} - H_{i-1}) / mean log(d_j / d_i), H the harmonic numbers, is the maximum-likelihood dimension
-    between the i-th and the j-th neighbour. `groups` `[m]` are given if `features` are rows of `base`, and `own` `[n]` are their
-    groups (default: `features` is `base` itself): neighbours of an item's own group are then left out. None if there are fewer than 20 items, too few rows, or only coincident neighbours.
+    between the i-th and the j-th neighbour. `groups` `[m]` are given if `features` are rows of `base`, and `own` `[n]`
+    are their groups (default: `features` is `base` itself): neighbours of an item's own group are then left out. None if
+    there are fewer than 20 items, too few rows, or only coincident neighbours.
     """
     largest_group = 0 if groups is None else int(np.unique(groups, return_counts=True)[1].max())
     if len(base) < FAR + largest_group or len(features) < 20:

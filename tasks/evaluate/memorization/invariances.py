@@ -124,8 +124,10 @@ _SHIFTS = tuple(
 )
 _ZOOMS = tuple(Invariance(f"zoom out {border} px", partial(zoom_out, border)) for border in (1, 2, 3))
 
+
 def colours(pictures: np.ndarray, size: int | None = SIDE) -> np.ndarray:
-    """Pictures, uint8 or float in [0, 1], `[n, h, w, 3 or 4]`, as float32 `[n, h, w, 3]`; reduced to `size` if they are larger."""
+    """Pictures, uint8 or float in [0, 1], `[n, h, w, 3 or 4]`, as float32 `[n, h, w, 3]`; reduced to `size` if they are
+    larger."""
     rgb = pictures[..., :3].astype(np.float32)
     if pictures.dtype == np.uint8:
         rgb /= 255

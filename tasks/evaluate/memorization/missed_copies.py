@@ -3,8 +3,8 @@
 For each missed copy it is asked what would have to be different for it to be recognised. The first answer that holds counts:
 
     RANKS       if p-values were not mere ranks: the null ratios follow no power law, and there are too few of them
-    DUPLICATES  if no training item had a near-duplicate in another group: its second nearest item were as far away as usual, and
-                the lower tail of the null were not heavier than its middle
+    DUPLICATES  if no training item had a near-duplicate in another group: its second nearest item were as far away as
+    usual, and the lower tail of the null were not heavier than its middle
     DIMENSION   if the data had sixteen dimensions: items that vary in few ways come close to each other by chance
     DISGUISE    none of these: it differs too much from its original
 """
@@ -94,8 +94,8 @@ def _found_by_law(bank: ControlBank, p: float) -> np.ndarray:
 
 
 def _found_alone(bank: ControlBank, p: float) -> np.ndarray:
-    """Copies that would be recognised if their second nearest item were as far away as in the median, by a law with the exponent
-    that the median of the null ratios has."""
+    """Copies that would be recognised if their second nearest item were as far away as in the median, by a law with the
+    exponent that the median of the null ratios has."""
     left_out = bank.null.left_out
     second = np.maximum(bank.scores.second_distance, np.median(left_out.second_distance))
     exponent = max(bank.null.tail.dimension, np.log(2) / max(-np.log(np.median(left_out.ratio)), 1e-9))

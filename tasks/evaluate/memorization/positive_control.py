@@ -164,8 +164,8 @@ def poses(train: np.ndarray) -> Planter:
 def pictures(total: int, picture: Callable[[int], np.ndarray], reduce: Callable[[np.ndarray], np.ndarray]) -> Planter:
     """Plants copies of `total` pictures.
 
-    `picture(row)`: a training picture as it is stored, uint8 `[height, width, 3]`; `reduce`: from such a picture to an item of the
-    copy test.
+    `picture(row)`: a training picture as it is stored, uint8 `[height, width, 3]`; `reduce`: from such a picture to an
+    item of the copy test.
     """
     disguises: dict[str, Disguise] = {
         name: partial(_reduced, disguise, reduce) for name, disguise in PICTURE_DISGUISES.items()

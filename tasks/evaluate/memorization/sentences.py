@@ -99,9 +99,9 @@ def _copies(evidence: Evidence) -> str:
 def _low_power(evidence: Evidence, needed_power: float) -> str:
     low, high = evidence.power.interval()
     text = (
-        f"No copies were found among {_count(evidence)}, but the test would miss too many: it recognises {evidence.power.found} "
-        f"of {evidence.power.planted} planted copies ({evidence.power.share:.0%}, 95% interval {low:.0%} to {high:.0%}), and "
-        f"{needed_power:.0%} are needed to call a model clean. {_bound(evidence)}"
+        f"No copies were found among {_count(evidence)}, but the test would miss too many: it recognises "
+        f"{evidence.power.found} of {evidence.power.planted} planted copies ({evidence.power.share:.0%}, "
+        f"95% interval {low:.0%} to {high:.0%}), and {needed_power:.0%} are needed to call a model clean. {_bound(evidence)}"
     )
     causes = [_cause(limit, evidence.what) for limit in evidence.limits if limit.copies >= FEW * limit.missed]
     return " ".join([text, *causes])

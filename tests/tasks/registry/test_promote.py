@@ -105,7 +105,11 @@ def test_a_better_challenger_replaces_the_champion_and_a_rollback_restores_it(ma
     assert better["model_comparison"]["same"] == ["pictures"]
     assert (made.root / "reports/promote/model_comparison.png").is_file()
 
-    assert made.promote() == {"promote": True, "reasons": [], "warnings": []}  # again: no rival of itself, no further version
+    assert made.promote() == {
+        "promote": True,
+        "reasons": [],
+        "warnings": [],
+    }  # again: no rival of itself, no further version
     assert (made.alias("champion"), made.alias("previous")) == ("2", "1")
 
     made.model("poses", 0.3)

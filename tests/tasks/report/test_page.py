@@ -37,7 +37,9 @@ def test_evidence_has_the_copies_and_the_detection_limit() -> None:
     assert copied["samples on the list of copies"].startswith(("7 (7.0%", "8 (8.0%", "9 (9.0%"))  # 10% may be false
     assert float(copied["p-value: some samples are nearer to training items than held-out items are"]) < 1e-4
     assert clean["copies planted as a control, recognised"] == "180 of 180 (100%, 95% interval 98% to 100%)"
-    assert float(clean["largest share of copies among the samples, at 95% confidence"].rstrip("%")) == pytest.approx(3.7, abs=0.1)
+    assert float(clean["largest share of copies among the samples, at 95% confidence"].rstrip("%")) == pytest.approx(
+        3.7, abs=0.1
+    )
     dimension, size = next(value for words, value in clean.items() if words.startswith("law vectors")).split("; ")
     assert 5 < float(dimension) < 20
     assert 0.05 < float(size.split()[0]) < 1

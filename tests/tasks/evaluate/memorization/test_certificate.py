@@ -180,7 +180,9 @@ def test_without_held_out_items_training_items_alone_are_the_null() -> None:
     assert clean.verdict is Verdict.CLEAN and clean.split.p == 1 and clean.leak_heldout is None
     assert all(np.isfinite(value) for value in clean.metrics().values())
     copied = with_copies(generated, train, heldout, 3, 0.1, rng)
-    caught = certify("samples", score_samples("samples", copied, compared), compared, moved(train), rng, needed=none_needed)
+    caught = certify(
+        "samples", score_samples("samples", copied, compared), compared, moved(train), rng, needed=none_needed
+    )
     assert caught.verdict is Verdict.COPIES and "held out" not in caught.sentence
 
 

@@ -19,7 +19,9 @@ from tests.support.project import PROJECT
 @pytest.fixture(scope="module")
 def params() -> Params:
     defaults = load(PROJECT / "params.yaml")
-    return defaults.model_copy(update={"memorization": defaults.memorization.model_copy(update={"needed_samples": 39, "planted": 100})})
+    return defaults.model_copy(
+        update={"memorization": defaults.memorization.model_copy(update={"needed_samples": 39, "planted": 100})}
+    )
 
 
 def report(root: Path) -> dict[str, Any]:
