@@ -6,6 +6,8 @@ line, 3: data); a bug keeps its traceback. Prefect, DVC and torch are imported o
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -165,6 +167,38 @@ def clean(
     from flows import cleaning
 
     cleaning.clean(Path.cwd(), dry_run)
+
+
+@app.command(rich_help_panel=cli_tasks.PANEL)
+def certify(
+    train: Annotated[Path, typer.Option(metavar="DIR", help="The pictures that the model was trained on.")],
+    samples: Annotated[Path, typer.Option(metavar="DIR", help="The pictures that it generated.")],
+    heldout: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Pictures of the same kind that it was not trained on.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for certificate.json and certificate.html.")
+    ] = None,
+    near_duplicate: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Distance up to which training pictures are one photo; 0: only equal files."),
+    ] = 0.2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print certificate.json instead of the sentence.")] = False,
+) -> None:
+    """Are generated pictures copies of training pictures? For folders of pictures by any model.
+
+    Exit code 0: CLEAN; 10: COPIES; 11: no verdict of these two; 2 and 3: an error.
+    """
+    from tasks.certify import certify as certify_folders
+
+    result = certify_folders(train, samples, heldout, out, near_duplicate=near_duplicate)
+    if as_json:
+        print(json.dumps(result.report, indent=2, sort_keys=True, ensure_ascii=False))
+    else:
+        print(f"{result.verdict.value}: {result.sentence}")
+        if out is not None:
+            print(out / "certificate.html")
+    raise typer.Exit(result.exit_code)
 
 
 @app.command(rich_help_panel=INFORMATION)

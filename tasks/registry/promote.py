@@ -31,7 +31,7 @@ REFUSED = {
 MISSED = (
     "the memorization test of the {model} model misses too many copies: up to {share} of its samples may be copies."
 )
-WARNING = "The {model} model: the memorization test found no copies but misses some; up to {share} of the samples may be copies."
+WARNING = "The memorization test of the {model} model misses some copies: up to {share} of its samples may be copies."
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,25 @@ or marked.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import grid_sample
 
-from tasks.evaluate.memorization.copy_score import Scores, needed_groups, ratio
-from tasks.similarity.alignment import CANDIDATES, FINE, Gallery, nearest, prepare
-from tasks.similarity.thumbnail import SIDE
+from tasks.common import machine
+from tasks.common.thumbnail import SIDE
+from tasks.evaluate.memorization.copy_score import ITEMS, Scores, joined, needed_groups, ratio
+from tasks.similarity.alignment import FINE, Gallery, nearest, prepare
 
 CLOSEST = 1e-4  # smaller distances are rounding
-MIRRORED = 1  # index of the mirrored invariance
+NO_GROUP = -1
 
 
 class AlignedScorer:
-    """Copy scores against `train`, pictures `[m, h, w, 3]` or `[m, h, w, 4]` (see `as_gallery`), whose groups are
-    `groups` `[m]`."""
+    """Copy scores against `train`, pictures `[m, h, w, 3 or 4]` (see `as_gallery`), whose groups are `groups` `[m]`."""
 
     def __init__(self, train: np.ndarray, groups: np.ndarray) -> None:
         self._base, self._groups = as_gallery(train), torch.from_numpy(groups.astype(np.int64))
@@ -29,35 +32,33 @@ class AlignedScorer:
     def score(self, items: np.ndarray, own: np.ndarray | None = None) -> Scores:
         """See copy_score.Scorer. Raises TooFewItems if the training set does not hold two groups besides an item's own."""
         needed_groups(self._groups.numpy(), own)
-        own_groups = None if own is None else torch.from_numpy(own.astype(np.int64))
-        columns = [np.zeros(len(items), kind) for kind in (float, float, np.int64, np.int64, np.int64)]
-        queries = as_gallery(items)
-        missing = torch.arange(len(items))
-        k, proposed = FINE, CANDIDATES
-        while len(missing):
-            excluded = None if own_groups is None else (own_groups[missing], self._groups)
-            found = nearest(_rows(queries, missing), self._base, k, excluded, proposed)
-            there = found.index >= 0
-            group = self._groups[found.index.clamp(min=0)]
-            other = there & (group != group[:, :1])
-            second = other.int().argmax(dim=1)
-            done = other.any(dim=1)
-            at = torch.arange(len(missing))
-            for column, value in zip(
-                columns,
-                (
-                    found.distance[:, 0], found.distance[at, second], found.index[:, 0], found.index[at, second],
-                    found.alignments.mirrored[:, 0],
-                ),
-                strict=True,
-            ):  # fmt: skip
-                column[missing[done].numpy()] = value[done].numpy()
-            missing = missing[~done]
-            # All are of one group: look at more of them, for these items alone.
-            k, proposed = min(4 * k, len(self._base)), min(4 * proposed, len(self._base))
-        d1, d2 = (column.clip(CLOSEST) for column in columns[:2])
-        d2 = np.maximum(d1, d2)
-        return Scores(ratio(d1, d2), d1, d2, *columns[2:])
+        own = np.full(len(items), NO_GROUP) if own is None else own.astype(np.int64)
+        blocks = [slice(start, start + ITEMS) for start in range(0, len(items), ITEMS)]
+        before = torch.get_num_threads()
+        # The arrays are too small for torch's own threads.
+        with ThreadPoolExecutor(machine.cores(), initializer=partial(torch.set_num_threads, 1)) as pool:
+            scores = list(pool.map(self._block, [items[block] for block in blocks], [own[block] for block in blocks]))
+        torch.set_num_threads(before)
+        return joined(scores)
+
+    def _block(self, items: np.ndarray, own: np.ndarray) -> Scores:
+        queries, left_out = as_gallery(items), torch.from_numpy(own)
+        found = nearest(queries, self._base, FINE, (left_out, self._groups))
+        at = torch.arange(len(items))
+        group = self._groups[found.index.clamp(min=0)]
+        other = (found.index >= 0) & (group != group[:, :1])
+        second = other.int().argmax(dim=1)
+        d2, second_index = found.distance[at, second], found.index[at, second]
+        missing = (~other.any(dim=1)).nonzero()[:, 0]
+        if len(missing):  # the nearest are all of one group: search again without it
+            excluded = torch.stack([left_out[missing], group[missing, 0]], dim=1)
+            again = nearest(_rows(queries, missing), self._base, 1, (excluded, self._groups))
+            d2[missing], second_index[missing] = again.distance[:, 0], again.index[:, 0]
+        first = found.distance[:, 0].double().numpy().clip(CLOSEST)
+        # The candidates for the second may be others than those for the first, and one of them nearer.
+        farther = np.maximum(first, d2.double().numpy())
+        indices = (found.index[:, 0], second_index, found.alignments.mirrored[:, 0].long())
+        return Scores(ratio(first, farther), first, farther, *(index.numpy() for index in indices))
 
 
 def _rows(gallery: Gallery, rows: torch.Tensor) -> Gallery:

@@ -139,6 +139,7 @@ def colours(pictures: np.ndarray, size: int | None = SIDE) -> np.ndarray:
 
 
 GEOMETRIC = Bank("pixels", _with_mirror((_AS_IS, *_SHIFTS, *_ZOOMS), flip), pixels, identity, colours)
+COLOURS = Bank("colours", _with_mirror((_AS_IS,), flip), pixels, identity, colours)
 EDGES = Bank("edges", _with_mirror((_AS_IS,), flip), edges, identity, colours)
 ALIGNED = AlignedBank()
 POSES = Bank("poses", _with_mirror((_AS_IS,), skeleton.mirror), joints, identity)

@@ -1,0 +1,11 @@
+"""A certificate for pictures of any kind, by any model: are they copies of its training pictures?
+
+from tasks.certify import certify
+
+result = certify(train="my_training_pictures", samples="generated")
+print(result.verdict, result.sentence)
+"""
+
+from tasks.certify.certify import Result, certify
+
+__all__ = ["Result", "certify"]
