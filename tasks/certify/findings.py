@@ -22,10 +22,10 @@ REJECTED = 1000  # files named in certificate.json
 FEW = 100  # training pictures below which more of them are the first remedy
 LIBRARIES = ("contrapposto", "numpy", "torch", "faiss-cpu", "pillow", "scipy")
 NO_HELDOUT = (
-    "No held-out pictures were given, so the training pictures calibrate the test themselves: each is compared with all others. "
-    "This has two costs. There is no split test, the second, independent proof of copying, which needs no model of distances. And "
-    "if the samples are of another kind than the training pictures, nothing here notices. Give --heldout a folder of pictures of the "
-    "same kind that were not trained on, such as regularisation pictures."
+    "No held-out pictures were given, so the training pictures calibrate the test themselves: each is compared with all "
+    "others. This has two costs. There is no split test, the second, independent proof of copying, which needs no model of "
+    "distances. And if the samples are of another kind than the training pictures, nothing here notices. Give --heldout a "
+    "folder of pictures of the same kind that were not trained on, such as regularisation pictures."
 )
 
 
@@ -163,8 +163,8 @@ def remedies(findings: Findings, originals: list[dict[str, Any]], checkpoints: l
     if repeated:
         names = enumerated([entry["original"] for entry in repeated], most=3)
         advice.append(
-            f"Deduplicate: {len(repeated)} of the copied pictures are in the training set more than once ({names}). Keep one of each; "
-            "repeated pictures are copied first."
+            f"Deduplicate: {len(repeated)} of the copied pictures are in the training set more than once ({names}). "
+            "Keep one of each; repeated pictures are copied first."
         )
     total = sum(entry["copies"] for entry in originals)
     most = [entry for entry in originals if entry["copies"] >= max(2, 3 * total / max(1, len(originals)))]
@@ -172,13 +172,14 @@ def remedies(findings: Findings, originals: list[dict[str, Any]], checkpoints: l
         share = sum(entry["copies"] for entry in most) / total
         advice.append(
             f"Cap: {len(most)} {'picture accounts' if len(most) == 1 else 'pictures account'} for {share:.0%} of the copies "
-            f"({enumerated([entry['original'] for entry in most], most=3)}). Show {'it' if len(most) == 1 else 'them'} less often "
-            "(fewer repeats), or leave it out."
+            f"({enumerated([entry['original'] for entry in most], most=3)}). Show such pictures less often "
+            "(fewer repeats), or leave them out."
         )
     advice.append(_stop(checkpoints))
     if len(findings.train) < FEW:
         advice.append(
-            f"Add pictures: {len(findings.train)} are few. A model that sees each of them hundreds of times learns them by heart."
+            f"Add pictures: {len(findings.train)} are few. A model that sees each of them hundreds of times "
+            "learns them by heart."
         )
     advice.append(
         "Augment: mirror, crop and recolour training pictures at random, so that no two passes show the same picture."
@@ -194,8 +195,8 @@ def _stop(checkpoints: list[dict[str, Any]]) -> str:
         clean.append(entry["folder"])
     if not checkpoints:
         return (
-            "Stop earlier: draw samples from several checkpoints into one folder each (step-500, step-1000, ...) and certify the "
-            "folder that holds them; this page then says where the copies begin."
+            "Stop earlier: draw samples from several checkpoints into one folder each (step-500, step-1000, ...) and certify "
+            "the folder that holds them; this page then says where the copies begin."
         )
     if not clean:
         return f"Stop earlier: there are copies already in {checkpoints[0]['folder']}."

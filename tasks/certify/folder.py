@@ -117,7 +117,7 @@ def _lost(death: WorkerDied) -> _Answer:
 
 
 def names_in(folder: Path) -> tuple[list[str], int]:
-    """The files of a folder that may be pictures, in order, and how many others there are. Raises UserError if there is none."""
+    """The files of a folder that may be pictures, in order, and how many others there are. Raises UserError without any."""
     if not folder.is_dir():
         raise UserError(f"The folder {folder} does not exist.")
     paths = sorted(entry.path for entry in walk(folder))

@@ -129,8 +129,9 @@ def _pair(findings: Findings, pair: dict[str, Any]) -> Pair:
         _tile(_large(findings.train, second), "next training picture", pair["second"]),
     ]
     note = (
-        f"{p_text(pair['p'])}; distance {pair['distance']:.3g} to the nearest training picture and {pair['second_distance']:.3g} "
-        f"to the next one, by {pair['bank']}{', mirrored' if pair['view'].startswith('mirror') else ''}"
+        f"{p_text(pair['p'])}; distance {pair['distance']:.3g} to the nearest training picture and "
+        f"{pair['second_distance']:.3g} to the next one, by {pair['bank']}"
+        f"{', mirrored' if pair['view'].startswith('mirror') else ''}"
     )
     return Pair(tiles, note)
 
