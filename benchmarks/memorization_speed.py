@@ -1,6 +1,6 @@
 """`python -m benchmarks.memorization_speed`: how long a certificate of pictures takes (S4), on all cores of the machine.
 
-1000 training, 250 held-out and 1000 generated pictures of 48 pixels: all banks (26 views of every picture, and
+1000 training, 250 held-out and 1000 generated pictures of 64 pixels: all banks (26 views of every picture, and
 alignment), and pixels alone.
 """
 

@@ -100,7 +100,7 @@ DISGUISES: dict[str, Callable[[Image.Image, int], Image.Image]] = {
 
 
 def compared(picture: Image.Image) -> np.ndarray:
-    """The picture as the test compares it: uint8 `[48, 48, 3]`, area average."""
+    """The picture as the test compares it: uint8 `[64, 64, 3]`."""
     return np.asarray(picture.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BOX))
 
 
@@ -110,7 +110,7 @@ def compared_array(picture: np.ndarray) -> np.ndarray:
 
 
 def figures(seeds: range) -> np.ndarray:
-    """Fresh pictures as the test compares them: uint8 `[n, 48, 48, 3]`."""
+    """Fresh pictures as the test compares them: uint8 `[n, 64, 64, 3]`."""
     return np.stack([compared(figure(seed)) for seed in seeds])
 
 

@@ -189,6 +189,8 @@ def certify(
 
     Exit code 0: CLEAN; 10: COPIES; 11: no verdict of these two; 2 and 3: an error.
     """
+    # Before torch is imported: its threads would spin while they wait, and slow each other down on a busy machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     from tasks.certify import certify as certify_folders
 
     result = certify_folders(train, samples, heldout, out, near_duplicate=near_duplicate)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -92,7 +91,7 @@ def certify(
         step("group near-duplicates")
         softness = min(SIDE, generated.shortest)
         items = [_softened(some.items, softness) for some in pictures]
-        groups = _groups([known] + ([unseen] if unseen else []), [items[0], *items[2:]], near_duplicate)
+        groups = grouped([known, *([unseen] if unseen else [])], [items[0], *items[2:]], near_duplicate)
         train_groups, heldout_groups = groups[: len(known)], groups[len(known) :]
         apart = ~np.isin(heldout_groups, train_groups)
         findings = Findings(known, generated, unseen, int((~apart).sum()), train_groups, near_duplicate)
@@ -113,7 +112,7 @@ def certify(
                 "pictures",
                 scored,
                 reference,
-                positive_control.pictures(len(known), partial(_moderate, known), partial(_item, softness)),
+                positive_control.pictures(len(known), partial(moderate, known), partial(item_of, softness)),
                 np.random.default_rng(0),
                 level=level,
                 false_discovery=false_discovery,
@@ -159,18 +158,16 @@ def _steps(total: int) -> Iterator[Any]:
         bar.update()
 
 
-def _groups(some: list[Pictures], items: list[np.ndarray], cut: float) -> np.ndarray:
+def grouped(some: list[Pictures], items: list[np.ndarray], near_duplicate: float) -> np.ndarray:
     """The group of every picture: the same file, or the same photo after alignment."""
     keys = [key for pictures in some for key in pictures.keys]
     groups = np.unique(keys, return_inverse=True)[1].astype(np.int64)
-    if not cut:
+    if not near_duplicate:
         return groups
     gallery = as_gallery(np.concatenate(items))
-    before = torch.get_num_threads()
-    pairs = near_pairs(gallery, gallery, cut)
-    torch.set_num_threads(before)
+    pairs = near_pairs(gallery, gallery, near_duplicate)
     near = Near(pairs.query.numpy(), pairs.reference.numpy(), pairs.distance.numpy())
-    return join_near(groups, near, cut, np.unique(keys, return_inverse=True)[1])
+    return join_near(groups, near, near_duplicate, np.unique(keys, return_inverse=True)[1])
 
 
 def _softened(items: np.ndarray, side: int) -> np.ndarray:
@@ -185,12 +182,13 @@ def _soft(side: int, item: np.ndarray) -> np.ndarray:
     return np.dstack([np.asarray(colours.resize((SIDE, SIDE), Image.Resampling.BICUBIC)), item[..., 3]])
 
 
-def _item(softness: int, picture: np.ndarray) -> np.ndarray:
+def item_of(softness: int, picture: np.ndarray) -> np.ndarray:
+    """The item of a picture, with the detail of pictures of `softness` pixels."""
     item = letterboxed(SIDE, picture)
     return item if softness >= SIDE else _soft(softness, item)
 
 
-def _moderate(pictures: Pictures, row: int) -> np.ndarray:
+def moderate(pictures: Pictures, row: int) -> np.ndarray:
     """A training picture, reduced if it is large. Raises DataError if its file has changed."""
     try:
         image = Image.fromarray(pictures.picture(row))

@@ -17,7 +17,7 @@ from torch.nn import functional
 from tasks.common import skeleton
 from tasks.metrics.features import edges, joints, pixels
 
-PICTURE_SIDE = 48  # pixels to which pictures are reduced for the copy test; alignment uses all of them
+PICTURE_SIDE = 64  # pixels to which pictures are reduced for the copy test
 SIDE = 32  # pixels to which pictures are reduced before pixels and edges are compared
 
 Transformation = Callable[[np.ndarray], np.ndarray]  # of a batch of items [n, ...]
@@ -134,7 +134,7 @@ def colours(pictures: np.ndarray, size: int | None = SIDE) -> np.ndarray:
     if size is None or max(rgb.shape[1:3]) <= size:
         return rgb
     channels_first = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2)
-    reduced = functional.interpolate(channels_first, (size, size), mode="bilinear", antialias=True)
+    reduced = functional.interpolate(channels_first, (size, size), mode="area")
     return reduced.permute(0, 2, 3, 1).contiguous().numpy()
 
 
