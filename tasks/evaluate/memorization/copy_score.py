@@ -120,7 +120,8 @@ class ViewScorer:
 
 def ratio(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """d1/d2, raised to SMALLEST."""
-    return np.clip(np.divide(first, second, out=np.zeros_like(first), where=second > 0), SMALLEST, 1.0)
+    divided: np.ndarray = np.clip(np.divide(first, second, out=np.zeros_like(first), where=second > 0), SMALLEST, 1.0)
+    return divided
 
 
 def joined(blocks: Sequence[Scores]) -> Scores:

