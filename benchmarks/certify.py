@@ -1,8 +1,8 @@
 """`python -m benchmarks.certify`: time and memory of `contrapposto certify`, and cases that it has to catch.
 
-    speed        10,000 training pictures and 2,000 samples of 256 px, in a process of its own; beside it a plain comparison of
-                 DCT hashes (imagehash, all pairs): decoding included on both sides
-    backgrounds  samples that are training pictures before another background, as a LoRA makes them
+speed        10,000 training pictures and 2,000 samples of 256 px, in a process of its own; beside it a plain comparison of
+             DCT hashes (imagehash, all pairs): decoding included on both sides
+backgrounds  samples that are training pictures before another background, as a LoRA makes them
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ from diffusion_core.sampling.loop import generate
 from diffusion_core.training.trainer import TrainConfig, Trainer
 from tasks.common import files, machine
 from tasks.common.skeleton import normalise
+from tasks.evaluate.memorization import positive_control
 from tasks.evaluate.memorization.certificate import certify, score_samples
 from tasks.evaluate.memorization.copy_test import Verdict
 from tasks.evaluate.memorization.invariances import POSE_BANKS
-from tasks.evaluate.memorization.positive_control import planted_poses
 from tasks.evaluate.memorization.reference import Items, Reference, make_reference
 from tasks.metrics.features import joints
 from tasks.metrics.frechet import frechet_of
@@ -67,7 +67,7 @@ def _check(trainer: Trainer, codec: Affine, compared: Reference, distant: np.nda
     z = generate(denoiser, recipe.timesteps(18), recipe.step, (99,), 0, torch.arange(SAMPLES), {}, batch=SAMPLES)
     poses = codec.decode(z).numpy().reshape(-1, 33, 3)
     scored = score_samples("poses", poses, compared)
-    certificate = certify("poses", scored, compared, planted_poses, np.random.default_rng(0))
+    certificate = certify("poses", scored, compared, positive_control.poses(train), np.random.default_rng(0))
     return {
         "step": trainer.nimg // BATCH,
         "heldout_loss": float(np.mean([row.heldout * row.sigma**2 for row in rows])),

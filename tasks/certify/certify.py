@@ -26,8 +26,8 @@ from tasks.common.thumbnail import SIDE
 from tasks.dataset.groups import Near, join_near
 from tasks.evaluate.memorization import positive_control
 from tasks.evaluate.memorization.aligned_score import as_gallery
+from tasks.evaluate.memorization.certificate import Certificate, score_samples
 from tasks.evaluate.memorization.certificate import certify as certificate_of
-from tasks.evaluate.memorization.certificate import score_samples
 from tasks.evaluate.memorization.copy_score import TooFewItems
 from tasks.evaluate.memorization.copy_test import Enough, Verdict
 from tasks.evaluate.memorization.invariances import ALIGNED, COLOURS, EDGES, AnyBank
@@ -96,6 +96,7 @@ def certify(
         apart = ~np.isin(heldout_groups, train_groups)
         findings = Findings(known, generated, unseen, int((~apart).sum()), train_groups, near_duplicate)
         heldout_items = items[2][apart] if unseen else np.zeros((0, *items[0].shape[1:]), np.uint8)
+        certificate: Certificate | None = None
         try:
             step("calibrate")
             reference = make_reference(
@@ -108,7 +109,7 @@ def certify(
             step("compare the samples")
             scored = score_samples("pictures", items[1], reference)
             step("find planted copies")
-            certificate = certificate_of(
+            judged = certificate_of(
                 "pictures",
                 scored,
                 reference,
@@ -120,10 +121,9 @@ def certify(
                 needed=Enough(NEEDED_GROUPS, NEEDED_HELDOUT if unseen else 0, NEEDED_SAMPLES),
             )
         except TooFewItems as error:
-            certificate = None
             verdict, sentence = Verdict.TOO_FEW, f"Nothing can be said about copied pictures: {error}"
         else:
-            verdict, sentence = certificate.verdict, certificate.sentence
+            certificate, verdict, sentence = judged, judged.verdict, judged.sentence
         report = report_of(findings, certificate, verdict, sentence)
         if out is not None:
             step("write the page")

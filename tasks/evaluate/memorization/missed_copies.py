@@ -75,7 +75,7 @@ def limits(banks: Sequence[ControlBank], disguises: Sequence[str], missed: np.nd
         rows = np.flatnonzero(hidden & open_)
         open_ &= ~hidden
         if len(rows):
-            names = Counter(disguises[row] for row in rows)
+            names = Counter(disguises[row] for row in rows.tolist())
             ordered = tuple(name for name, _ in names.most_common())
             found.append(Limit(cause, len(rows), int(missed.sum()), ordered, dimension))
     return tuple(sorted(found, key=lambda limit: -limit.copies))

@@ -31,8 +31,7 @@ def laid_over(bank: AnyBank, item: np.ndarray, original: np.ndarray, invariance:
 
 def shown(bank: AnyBank, item: np.ndarray) -> np.ndarray:
     """An item as a figure beside those of `laid_over` shows it."""
-    return (
-        colours(item[None], size=None)[0]
-        if isinstance(bank, AlignedBank)
-        else bank.aligned(bank.prepare(item[None]))[0]
-    )
+    whole: np.ndarray = (
+        colours(item[None], size=None) if isinstance(bank, AlignedBank) else bank.aligned(bank.prepare(item[None]))
+    )[0]
+    return whole

@@ -75,4 +75,4 @@ def test_the_default_models_are_clean(tmp_path: Path) -> None:
     found = read_json(tmp_path / "reports/memorization/memorization.json")
     for model in ("poses", "pictures"):
         assert found["verdicts"][model] == "CLEAN", found["models"][model]["sentence"]
-        assert found["metrics"][f"{model}.planted_found"] == found["metrics"][f"{model}.planted"]
+        assert found["metrics"][f"{model}.power"] >= 0.9

@@ -20,7 +20,7 @@ from tests.support.project import PROJECT
 def params() -> Params:
     defaults = load(PROJECT / "params.yaml")
     return defaults.model_copy(
-        update={"memorization": defaults.memorization.model_copy(update={"needed_samples": 39, "planted": 100})}
+        update={"memorization": defaults.memorization.model_copy(update={"needed_samples": 39, "planted": 36})}
     )
 
 
