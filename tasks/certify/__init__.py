@@ -2,8 +2,9 @@
 
 from tasks.certify import certify
 
-result = certify(train="my_training_pictures", samples="generated")
-print(result.verdict, result.sentence)
+if __name__ == "__main__":  # pictures are read in processes of their own, which import this file
+    result = certify(train="my_training_pictures", samples="generated")
+    print(result.verdict, result.sentence)
 """
 
 from tasks.certify.certify import Result, certify

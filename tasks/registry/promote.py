@@ -62,7 +62,7 @@ def decide(
         for model, verdict in verdicts.items()
         if model in MODELS and verdict in REFUSED
     ]
-    warnings = []
+    warnings: list[str] = []
     for model in MODELS:
         if verdicts.get(model) == "LOW-POWER":
             bound = bounds.get(model, 1.0)
