@@ -26,7 +26,7 @@ from scipy.stats import beta
 from tqdm import tqdm
 
 from benchmarks.report import finish, table
-from tasks.certify.certify import BANKS, CALIBRATION, grouped, item_of, moderate
+from tasks.certify.certify import BANKS, CALIBRATION, NEAR_DUPLICATE, grouped, item_of, moderate
 from tasks.certify.folder import Pictures, read
 from tasks.common import files
 from tasks.common.thumbnail import SIDE
@@ -99,7 +99,7 @@ def main() -> int:
     options = parser.parse_args()
     photos = read(options.photos)
     items = np.concatenate([folder.items for folder in photos])
-    groups = grouped(photos, [folder.items for folder in photos], near_duplicate=0.2)
+    groups = grouped(photos, [folder.items for folder in photos], near_duplicate=NEAR_DUPLICATE)
     if options.most and options.most < len(items):
         left_out = np.random.default_rng(0).permutation(len(items))[options.most :]
         groups[left_out] = -1  # in no set

@@ -182,7 +182,7 @@ def certify(
     near_duplicate: Annotated[
         float,
         typer.Option(min=0, max=1, help="Distance up to which training pictures are one photo; 0: only equal files."),
-    ] = 0.2,
+    ] = 0.17,
     as_json: Annotated[bool, typer.Option("--json", help="Print certificate.json instead of the sentence.")] = False,
 ) -> None:
     """Are generated pictures copies of training pictures? For folders of pictures by any model.

@@ -36,7 +36,7 @@ from tasks.extract.source_files import Refusal
 from tasks.similarity.near_pairs import near_pairs
 
 BANKS: tuple[AnyBank, ...] = (COLOURS, EDGES, ALIGNED)
-NEAR_DUPLICATE = 0.2  # distance after alignment up to which two training pictures are one group
+NEAR_DUPLICATE = 0.17  # distance after alignment up to which two training pictures are one group
 CALIBRATION = 3000  # the most training pictures that calibrate the test
 PLANTED = 180
 NEEDED_GROUPS, NEEDED_HELDOUT, NEEDED_SAMPLES = 100, 10, 50

@@ -57,7 +57,8 @@ def test_copies_are_named_ranked_and_shown(folders: Path, tmp_path: Path) -> Non
     assert found["step-100/cut.png"] == "t0010.png"
     same = {"t0003.png", "again/r0.png", "again/r1.png"}
     assert {found["step-100/mirrored.png"], found["step-100/again.png"]} <= same
-    assert len(found) <= 4 and report["largest_group"] == 3 and report["heldout_dropped"] == 1
+    assert len(found) <= 5  # three copies, and what a rate of 10% adds
+    assert report["largest_group"] == 3 and report["heldout_dropped"] == 1
     assert report["train_groups"] == 100
     assert set(report["originals"][0]["duplicates"]) | {report["originals"][0]["original"]} == same
     assert [entry["folder"] for entry in report["checkpoints"]] == ["step-20", "step-100"]
