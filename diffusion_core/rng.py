@@ -32,6 +32,7 @@ class Stream(IntEnum):
     TRANSFORM = 7  # augmentation and changes of conditions, see `TransformStream`
     WATCH = 9  # losses and samples looked at while training
     JITTER = 10  # size and place of the copies of a picture
+    CROP = 12  # place of a crop in its picture
     DISCRIMINATOR = 20  # first weights of a codec's discriminator
 
 

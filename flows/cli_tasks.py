@@ -84,6 +84,14 @@ def train(
     _call_stage("train", model, checkpoint)
 
 
+@stages.command(name="train_upscaler")
+def train_upscaler(
+    checkpoint: Annotated[Path | None, typer.Argument(help="Resume from this checkpoint.", show_default=False)] = None,
+) -> None:
+    """Train the model that enlarges pictures, if upscaler.size is set; an interrupted training resumes."""
+    _call_stage("train_upscaler", checkpoint)
+
+
 @stages.command()
 def distill(model: Model) -> None:
     """Train a student of a trained model, which samples in fewer steps."""

@@ -24,7 +24,7 @@ from tasks import paths
 from tasks.common import log as logs
 from tasks.common.errors import UserError
 from tasks.config.params import Params, load, set_values
-from tasks.paths import MODELS
+from tasks.paths import MODELS, UPSCALER
 
 log = logging.getLogger(__name__)
 logs.to_stdout()  # a worker imports the flows without any command of ours
@@ -133,7 +133,8 @@ def _set_start(params: Params, root: Path, plan: Sequence[dvc_graph.Stage], chan
     DVC sees it there, so that the models stay a function of the parameters. Nothing is written if no stage that leads to a
     training has changed: other initial weights alone are no reason to train.
     """
-    trained = [model for model in MODELS if f"train_{model}" in {step.name for step in plan}]
+    models = MODELS if params.upscaler.size is None else (*MODELS, UPSCALER)
+    trained = [model for model in models if f"train_{model}" in {step.name for step in plan}]
     upstream = {step.name for step in dvc_graph.order(root, [f"train_{model}" for model in trained])}
     if not upstream.intersection(changed):
         return params

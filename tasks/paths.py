@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 MODELS = ("poses", "pictures")
+UPSCALER = "upscaler"  # a third model, if pictures are enlarged
 
 PARAMS = Path("params.yaml")
 
@@ -63,6 +64,11 @@ GRID = "grid.png"  # a picture of the samples
 def model_folder(root: Path, model: str) -> Path:
     """The folder of a trained model."""
     return root / ARTIFACTS / model
+
+
+def trained_models(root: Path) -> tuple[str, ...]:
+    """The models in `artifacts/`: MODELS, and the upscaler if there is one."""
+    return (*MODELS, UPSCALER) if (model_folder(root, UPSCALER) / MODEL_FILE).is_file() else MODELS
 
 
 def model_sha256(root: Path, model: str) -> str:

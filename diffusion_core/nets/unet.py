@@ -22,8 +22,8 @@ class UNet(nn.Module):
 
     The blocks of Dhariwal & Nichol 2021 (arXiv 2105.05233) in the shape of DDPM++ (Song et al. 2021, arXiv 2011.13456): at each
     resolution `depth` residual blocks on the way down and depth + 1 on the way up, width x (1, 2, 3, 4, 4, ...) channels. A
-    strided convolution halves the side, down to MAX_BOTTOM_RESOLUTION pixels or fewer. Blocks of ATTENTION_RESOLUTION pixels
-    or fewer have attention. `vec:*` scales and shifts every block's normalisation, `map:*` is concatenated to the channels of
+    strided convolution halves the side, down to MAX_BOTTOM_RESOLUTION pixels or fewer. Blocks of `attention` pixels or fewer
+    have attention. `vec:*` scales and shifts every block's normalisation, `map:*` is concatenated to the channels of
     x, `tok:*` is attended to in every block that has attention. `heads` is that of `width` channels; levels with more channels
     have more heads.
 
@@ -43,6 +43,7 @@ class UNet(nn.Module):
         conds: Mapping[str, int] | None = None,
         dropout: float = 0.0,
         out: int | None = None,
+        attention: int = ATTENTION_RESOLUTION,
     ) -> None:
         super().__init__()
         kinds = group_by_kind(conds, "U-Net", ("vec", "map", "tok"))
@@ -54,8 +55,8 @@ class UNet(nn.Module):
         sides = resolutions(size)
         widths = [width * min(level + 1, 4) for level in range(len(sides))]
 
-        def res_block(inp: int, level: int, attention: bool = True) -> ResBlock:
-            attends = attention and sides[level] <= ATTENTION_RESOLUTION
+        def res_block(inp: int, level: int, may_attend: bool = True) -> ResBlock:
+            attends = may_attend and sides[level] <= attention
             block_heads = heads * widths[level] // width if attends else 0
             return ResBlock(inp, widths[level], emb, dropout, block_heads, context_width)
 
@@ -70,7 +71,7 @@ class UNet(nn.Module):
                 self.down.append(res_block(skip_channels[-1], level))
                 skip_channels.append(widths[level])
         bottom = len(sides) - 1
-        self.middle = nn.ModuleList([res_block(widths[-1], bottom), res_block(widths[-1], bottom, attention=False)])
+        self.middle = nn.ModuleList([res_block(widths[-1], bottom), res_block(widths[-1], bottom, may_attend=False)])
         self.up = nn.ModuleList()
         self.takes_skip: list[bool] = []  # whether a block on the way up gets a skip connection
         channels_in = widths[-1]

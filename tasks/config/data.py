@@ -88,7 +88,7 @@ class Curate(Section):
 class Shard(Section):
     """How the shards are written."""
 
-    size: int = Field(64, ge=16, le=512)  # pixels of the stored square crop
+    size: int = Field(128, ge=16, le=1024)  # pixels of the stored square crop; models read any smaller size
     samples_per_shard: Positive = 1000
 
 

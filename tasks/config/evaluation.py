@@ -7,9 +7,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from diffusion_core import choices
 from tasks import paths
 from tasks.config.sampling import SamplingChoices
-from tasks.config.section import Fraction, Positive, Section, Seed
+from tasks.config.section import Fraction, Positive, SamplerName, Section, Seed
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # of MLflow tracking URIs
 
@@ -24,11 +25,35 @@ class Sample(SamplingChoices):
     seed: Seed = 0
 
 
+class Upscaling(Section):
+    """Sampling of the upscaler."""
+
+    sampler: SamplerName = "unipc"
+    steps: int = Field(default=8, ge=1, le=1000)
+    # Sigma of the noise on the smaller picture, which hides what the picture model draws badly (Ho et al. 2021, section 4.2).
+    low_noise: float = Field(default=0.1, ge=0, le=10)
+    tile: int = Field(default=128, ge=16, le=1024)  # pixels along the side of what is enlarged at once
+    overlap: int = Field(default=32, ge=0, le=512)  # pixels that neighbouring tiles share
+    batch: Positive = 16  # pictures at once; changes the speed, never a sample
+
+    @property
+    def sampling(self) -> choices.Sampling:
+        """The sampler and its steps."""
+        return choices.Sampling(self.sampler, self.steps)
+
+    @model_validator(mode="after")
+    def _tiles_overlap(self) -> Upscaling:
+        if self.overlap > self.tile // 2:
+            raise ValueError(f"overlap must be at most half a tile ({self.tile // 2}), got {self.overlap}")
+        return self
+
+
 class Sampling(Section):
-    """Sampling of the two models."""
+    """Sampling of the models."""
 
     poses: Sample
     pictures: Sample
+    upscaler: Upscaling = Upscaling()
     train_conditions: int = Field(100, ge=0)  # pictures drawn with conditions of the training set, for comparison
 
     @model_validator(mode="after")

@@ -50,7 +50,7 @@ class Generate(SamplingChoices):
     pose: dict[str, list[float]] | None = None
     guidance: GuidanceOrScale = 2.0  # of the pictures; 1: none
     seed: Seed = 0
-    near: float = Field(default=0.3, gt=0)  # torso lengths in the image plane: a joint this near is correct
+    near: float = Field(default=0.25, gt=0)  # torso lengths in the image plane: a joint this near is correct
     pck: float = Field(default=0.75, gt=0, le=1)  # share of the 12 limb joints that must be correct
     min_acceptance: float = Field(default=0.1, gt=0, le=1)  # share of kept samples below which the run stops
 

@@ -21,16 +21,18 @@ from tasks.common.errors import UserError
 from tasks.config.codec import Codec
 from tasks.config.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.config.distill import Distill
-from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Weights
+from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Upscaling, Weights
+from tasks.config.nets import PATCHLESS
 from tasks.config.operations import Generate, Limits, Notify, Retrain, Services
 from tasks.config.sampling import SamplingChoices
 from tasks.config.section import Section
 from tasks.config.training import Pictures, Poses, Train
+from tasks.config.upscaler import Upscaler
 
 __all__ = [
     "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Params",
-    "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Weights", "edit", "load",
-    "parse", "read_text", "set_value", "set_values",
+    "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Upscaler", "Upscaling",
+    "Weights", "edit", "load", "parse", "read_text", "set_value", "set_values",
 ]  # fmt: skip
 
 
@@ -47,6 +49,7 @@ class Params(Section):
     codec: Codec = Codec.model_validate({})
     pictures: Pictures
     distill: dict[str, Distill] = Field({})  # by the model's name
+    upscaler: Upscaler = Upscaler.model_validate({})
     sample: Sampling
     memorization: Memorization
     fidelity: Fidelity
@@ -65,7 +68,7 @@ class Params(Section):
         if self.codec.kind == "none":
             return self
         side, factor = self.pictures.size // self.codec.factor, self.codec.factor
-        if self.pictures.size % factor or (self.pictures.net not in ("unet", "edm2") and side % self.pictures.patch):
+        if self.pictures.size % factor or (self.pictures.net not in PATCHLESS and side % self.pictures.patch):
             raise ValueError(
                 f"pictures.size must be a multiple of codec.factor times pictures.patch "
                 f"({factor} x {self.pictures.patch}), got {self.pictures.size}"
@@ -76,8 +79,32 @@ class Params(Section):
 
     def sampled(self, model: str) -> str:
         """The name of the folder of the model that is sampled and judged: that of the model, or of its student."""
-        folder: str = getattr(self.sample, model).model
+        folder: str = model if model == paths.UPSCALER else getattr(self.sample, model).model
         return folder
+
+    @model_validator(mode="after")
+    def _upscaler_begins_with_the_pictures(self) -> Params:
+        size, smallest = self.upscaler.size, self.pictures.size
+        if size is None:
+            return self
+        if size not in (2 * smallest, 4 * smallest, 8 * smallest):
+            raise ValueError(f"upscaler.size must be 2, 4 or 8 times pictures.size ({smallest}), got {size}")
+        if size > self.shard.size:
+            raise ValueError(f"upscaler.size must be at most shard.size ({self.shard.size}), got {size}")
+        if self.upscaler.crop > 2 * smallest:
+            raise ValueError(
+                f"upscaler.crop must be at most twice pictures.size ({smallest}), got {self.upscaler.crop}"
+            )
+        if self.sample.upscaler.low_noise > self.upscaler.low_noise:
+            raise ValueError(
+                f"sample.upscaler.low_noise must be at most upscaler.low_noise ({self.upscaler.low_noise:g}), got "
+                f"{self.sample.upscaler.low_noise:g}"
+            )
+        try:
+            self.sample.upscaler.sampling.check_recipe(self.upscaler.training)
+        except ValueError as error:
+            raise ValueError(f"sample.upscaler.{error}") from error
+        return self
 
     @model_validator(mode="after")
     def _models_can_be_distilled(self) -> Params:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from diffusion_core.choice_table import Value
 from diffusion_core.training_choices import RECIPES, Training
-from tasks.config.nets import SHAPES, Net, Preset, Shape
+from tasks.config.nets import PATCHLESS, SHAPES, Net, Preset, Shape
 from tasks.config.optimisation import Optimisation
 from tasks.config.section import Fraction, LevelsName, LossName, NoiseName, Positive, RecipeName, TargetName, WeightName
 
@@ -119,7 +119,7 @@ class Pictures(Train):
 
     @model_validator(mode="after")
     def _size_fits_patches(self) -> Pictures:
-        if self.net not in ("unet", "edm2") and self.size % self.patch:
+        if self.net not in PATCHLESS and self.size % self.patch:
             raise ValueError(f"size must be a multiple of patch ({self.patch}), got {self.size}")
         if self.condition_noise and not any(name.startswith("pose") for name in self.conditions):
             raise ValueError("condition_noise needs a condition on the pose")

@@ -132,6 +132,7 @@ def _samples(
         members = {}
         if pictured[i]:
             members["png"], real = next(cut)
+            about["side"] = int(persons.crop[i, 2])  # pixels of the square before it was resized
             if real is not None:
                 about["real"] = real
         members |= {"pose.npy": shards.encode_pose(persons.pose[i]), "json": shards.encode_json(about)}

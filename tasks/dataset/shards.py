@@ -26,6 +26,7 @@ from PIL import Image
 
 from tasks.common import files
 from tasks.common.errors import DataError
+from tasks.common.images import area_average
 
 FORMAT = 1
 T = TypeVar("T")
@@ -101,6 +102,8 @@ def resized(size: int, picture: np.ndarray) -> np.ndarray:
     """A picture, uint8 `[height, width, 3]`, averaged over areas to uint8 `[size, size, 3]`."""
     if picture.shape[:2] == (size, size):
         return picture
+    if picture.shape[0] == picture.shape[1] > size:
+        return area_average(picture, size)
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BOX))
 
 
@@ -202,10 +205,14 @@ class ShardDataset:
         return poses
 
     def picture(self, i: int, size: int | None = None) -> np.ndarray:
-        """Picture `i`, uint8 `[size, size, 3]`; reduced by area averaging where `size` is smaller than stored."""
+        """Picture `i`, uint8 `[size, size, 3]`; by area averaging where `size` is smaller than stored."""
         with Image.open(io.BytesIO(self.read(i, "png"))) as image:
             rgb = np.asarray(image.convert("RGB"))
             return rgb if size is None else resized(size, rgb)
+
+    def sides(self) -> list[int]:
+        """The pixels along the side of each picture's square in the photograph; where they are fewer, it was enlarged."""
+        return [int(meta["side"]) for meta in self.metas()]
 
     def picture_blocks(self, size: int, count: int | None = None, rows: int = 1024) -> Iterator[np.ndarray]:
         """The first `count` pictures (default: all), at most `rows` at a time: uint8 `[r, size, size, 3]`."""

@@ -132,7 +132,8 @@ def run(params: Params, root: Path) -> None:
         bones = _add_anatomy(findings, poses.poses(), train.poses())
     heldout_pictures, train_pictures = heldout.pictured(), train.pictured()
     if len(pictures) and len(heldout_pictures) and len(train_pictures):
-        sets = PictureSets(pictures, comparison, heldout_pictures, train_pictures, params.pictures.size)
+        size = pictures.picture(0).shape[0]  # of the enlarged ones if there is an upscaler
+        sets = PictureSets(pictures, comparison, heldout_pictures, train_pictures, size)
         compare_pictures(findings, params.fidelity, root, sets)
     else:
         findings.absent["pictures"] = "there are no generated, held-out or training pictures."

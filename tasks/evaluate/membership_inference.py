@@ -14,33 +14,56 @@ import torch
 from matplotlib.figure import Figure
 
 from tasks import paths
+from tasks.common.errors import DataError
 from tasks.common.files import new_folder, write_json
-from tasks.config.params import Params
+from tasks.common.subset import evenly_spaced
+from tasks.config.params import Params, Upscaler
+from tasks.dataset.shards import ShardDataset
 from tasks.metrics.membership_inference import ALARM, SIGMAS, LevelGap, gaps, losses, sentence
-from tasks.models import modality
+from tasks.models import modality, upscaler
+from tasks.models.modality import Examples, Model
 
 MOST = 256  # examples of each set
 
 
-def loss_gaps(root: Path, name: str) -> list[LevelGap]:
+def loss_gaps(root: Path, name: str, smallest: int) -> list[LevelGap]:
     """The loss gaps of a trained model between the training and held-out examples of data/shards, at most MOST of each.
 
-    Empty if a set has fewer than two examples. Raises DataError if the model or the shards are missing.
+    `smallest`: pixels of a picture before the upscaler. Empty if a set has fewer than two examples. Raises DataError if the
+    model or the shards are missing.
     """
     model = modality.load(paths.model_folder(root, name), modality.device())
     table = []
     for splits in (("train",), ("val", "test")):
-        datasets = [modality.usable(root, split, model.config) for split in splits]
-        examples = [model.examples(dataset) for dataset in datasets if len(dataset)]
-        if sum(map(len, examples)) < 2:
+        chosen = _crops(root, splits, model, smallest) if name == paths.UPSCALER else _examples(root, splits, model)
+        if len(chosen) < 2:
             return []
-        cond = {key: torch.cat([part.cond[key] for part in examples]) for key in examples[0].cond}
-        chosen = modality.Examples(model.codec.encode(torch.cat([part.x0 for part in examples])), cond).some(MOST)
         x0 = chosen.x0.to(modality.device())
         cond = {key: value.to(x0.device) for key, value in chosen.cond.items()}
         with model.autocast():
             table.append(losses(model.as_sampled(model.denoiser), x0, cond, SIGMAS, recipe=model.recipe))
     return gaps(SIGMAS, *table)
+
+
+def _examples(root: Path, splits: tuple[str, ...], model: Model) -> Examples:
+    """At most MOST examples of the splits in the network's units."""
+    assert not isinstance(model.config, Upscaler)
+    datasets = [modality.usable(root, split, model.config) for split in splits]
+    examples = [model.examples(dataset) for dataset in datasets if len(dataset)]
+    if not examples:
+        return Examples(torch.zeros(0), {})
+    cond = {key: torch.cat([part.cond[key] for part in examples]) for key in examples[0].cond}
+    return Examples(model.codec.encode(torch.cat([part.x0 for part in examples])), cond).some(MOST)
+
+
+def _crops(root: Path, splits: tuple[str, ...], model: Model, smallest: int) -> Examples:
+    """At most MOST of the upscaler's crops of the splits; none if nobody has the pixels."""
+    assert isinstance(model.config, Upscaler)
+    try:
+        crops = upscaler.CropDataset(ShardDataset(root / paths.SHARDS, *splits).pictured(), model.config, smallest)
+    except DataError:
+        return Examples(torch.zeros(0), {})
+    return upscaler.examples(model, crops, torch.tensor(evenly_spaced(crops.uncopied, MOST)))
 
 
 def draw(gaps_of: dict[str, list[LevelGap]], path: Path) -> None:
@@ -68,11 +91,11 @@ def draw(gaps_of: dict[str, list[LevelGap]], path: Path) -> None:
 
 
 def run(params: Params, root: Path) -> None:
-    """Compute the loss gaps of both models and write membership_inference.json and a figure.
+    """Compute the loss gaps of the models and write membership_inference.json and a figure.
 
-    The JSON holds, per model, `alarm`, `sentence` and `levels`, and the flat `metrics` of both.
+    The JSON holds, per model, `alarm`, `sentence` and `levels`, and the flat `metrics` of all.
     """
-    gaps_of = {name: loss_gaps(root, params.sampled(name)) for name in paths.MODELS}
+    gaps_of = {name: loss_gaps(root, params.sampled(name), params.pictures.size) for name in paths.trained_models(root)}
     entries: dict[str, Any] = {
         name: {
             "alarm": any(row.alarming for row in rows),

@@ -10,6 +10,7 @@ from torch import nn
 
 from diffusion_core.nets.dit import DiT
 from diffusion_core.nets.edm2_unet import EDM2UNet
+from diffusion_core.nets.efficient_unet import EfficientUNet
 from diffusion_core.nets.hourglass import Hourglass
 from diffusion_core.nets.mmdit import MMDiT
 from diffusion_core.nets.patch_transformer import PatchTransformer
@@ -20,6 +21,7 @@ from diffusion_core.nets.uvit import UViT
 from tasks.common.errors import UserError
 from tasks.common.skeleton import BONES
 from tasks.config.training import Pictures, Poses
+from tasks.config.upscaler import Upscaler
 
 # Name in params.yaml -> constructor (size, patch, keywords that all networks have) -> network.
 PICTURE_NETS: Mapping[str, Callable[..., nn.Module]] = {
@@ -31,11 +33,12 @@ PICTURE_NETS: Mapping[str, Callable[..., nn.Module]] = {
     "hourglass": Hourglass,
     "unet": lambda size, patch, **keywords: UNet(size, **keywords),
     "edm2": lambda size, patch, **keywords: EDM2UNet(size, **keywords),
+    "efficient_unet": lambda size, patch, **keywords: EfficientUNet(size, **keywords),
 }
 
 
 def network(
-    config: Poses | Pictures, conds: Mapping[str, int], shape: Sequence[int] | None = None, outputs: int = 1
+    config: Poses | Pictures | Upscaler, conds: Mapping[str, int], shape: Sequence[int] | None = None, outputs: int = 1
 ) -> nn.Module:
     """The untrained network of a model, initialised from its seed. `conds`: condition -> width.
 
@@ -49,6 +52,8 @@ def network(
     channels, side = 3, 0  # coordinates of a joint
     if isinstance(config, Pictures):
         channels, side, _ = shape or (3, config.size, config.size)
+    elif isinstance(config, Upscaler):
+        side = config.crop
     keywords: dict[str, Any] = {
         "width": width, "depth": depth, "heads": heads, "conds": conds, "dropout": config.dropout,
         "channels": channels, "out": outputs * channels,
@@ -58,7 +63,10 @@ def network(
             if config.net == "rin":
                 keywords["latent_self_conditioning"] = config.latent_self_conditioning
             return PICTURE_NETS[config.net](side, config.patch, **keywords)
+        if isinstance(config, Upscaler):
+            return EfficientUNet(side, **keywords)
         return PoseTransformer(33, BONES, **keywords)
     except ValueError as error:
-        name = f"pictures ({config.net})" if isinstance(config, Pictures) else "poses"
+        names = {Poses: "poses", Pictures: f"pictures ({config.net_name})", Upscaler: "upscaler"}
+        name = names[type(config)]
         raise UserError(f"params.yaml: {name}: {error}.") from error

@@ -8,6 +8,9 @@
 `vec:augment` describes how an example was augmented, `vec:pose_level` how much noise was added to its pose; both are zero in
 sampling. `map:self` is the network's own first estimate (self-conditioning). `map:padding` says where a picture is padding;
 models have it whose training pictures have padding anywhere, and in sampling it is withheld, which means that there is none.
+
+The upscaler is given the smaller picture, `map:low`, the level of the noise on it, `vec:low_level`, and to which size it
+enlarges, `vec:size`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pixel_unshuffle
+from torch.nn.functional import avg_pool2d, interpolate, pixel_unshuffle
 
 from diffusion_core import rng
 from diffusion_core.codecs import Affine, Latent
@@ -28,6 +31,7 @@ from diffusion_core.training import augmentation
 from diffusion_core.training.trainer import Transform
 from tasks.common.skeleton import MIRROR, mirror
 from tasks.config.training import Pictures, Poses
+from tasks.config.upscaler import Upscaler
 from tasks.dataset.pose_map import CHANNELS, MIRRORED, pose_map
 
 # Name in params.yaml -> key.
@@ -36,17 +40,20 @@ KEYS = {"category": "vec:category", "pose_vector": "vec:pose", "pose_map": "map:
 JOINTS = 33
 SELF = "map:self"
 POSE_LEVEL = "vec:pose_level"
+LOW, LOW_LEVEL, SIZE = "map:low", "vec:low_level", "vec:size"  # of the upscaler
 REAL_SHARE = 0.99  # of a moved pixel that must come from real ones
 JITTER_SCALE, JITTER_SHIFT = 0.07, 0.035  # standard deviations: of the log size, and of the place in picture sides
 
 
 def widths(
-    config: Poses | Pictures, categories: int, factor: int = 1, channels: int = 3, padded: bool = False
+    config: Poses | Pictures | Upscaler, categories: int, factor: int = 1, channels: int = 3, padded: bool = False
 ) -> dict[str, int]:
     """The width of each condition of a model's network, whose codec has this factor and so many channels.
 
     padded: whether training pictures have padding. Its map is the last condition, so that a warm start can add or remove it.
     """
+    if isinstance(config, Upscaler):
+        return {LOW: channels, LOW_LEVEL: 1, SIZE: 1}
     width = {
         "category": categories,
         "pose_vector": 3 * JOINTS,
@@ -102,6 +109,17 @@ def conditions(
     if config.condition_noise:
         cond[POSE_LEVEL] = torch.zeros(len(names), 1)
     return at_latents(cond, factor)
+
+
+def smaller_picture(low: Tensor, size: Tensor, sigma: Tensor, seed: rng.Seed, ids: Tensor) -> Cond:
+    """The upscaler's conditions: pictures `[B, 3, s, s]` in the network's units with noise of sigma `[B]`, doubled.
+
+    `size` `[B]`: pixels of the whole picture after doubling. Noise-conditioning augmentation, Ho et al. 2021 (arXiv
+    2106.15282), section 4.2. The noise is a function of (seed, ids).
+    """
+    cond = augmentation.add_condition_noise({LOW: low}, LOW, sigma_level(sigma), seed, ids)
+    cond[LOW] = interpolate(cond[LOW], scale_factor=2.0, mode="nearest")
+    return {**cond, SIZE: (size.double() / 64).log2().to(low)[:, None]}
 
 
 def at_latents(cond: Cond, factor: int) -> Cond:

@@ -1,9 +1,10 @@
-"""The two models of a run, `poses` and `pictures`: their examples, their networks, and the file a trained one lives in.
+"""The models of a run, `poses` and `pictures`: their examples, their networks, and the file a trained one lives in.
 
     poses      x0 = one pose, 33 joint tokens of 3 numbers, given its category
     pictures   x0 = one picture, 3 channels, given its category and its pose (`conditions` says in which forms)
 
-With a codec, the network of `pictures` works on latents, and everything outside of it on pixels.
+With a codec, the network of `pictures` works on latents, and everything outside of it on pixels. A third model, the upscaler,
+is built and stored here too; `tasks/models/upscaler.py` has the rest of it.
 
 `artifacts/<model>/model.safetensors` holds the averaged weights, the codec, and as JSON everything to build it again.
 """
@@ -39,7 +40,7 @@ from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
 from tasks.common.skeleton import mirror
 from tasks.common.subset import evenly_spaced
-from tasks.config.params import Params, Pictures, Poses
+from tasks.config.params import Params, Pictures, Poses, Upscaler
 from tasks.config.sampling import Guidance, SamplingChoices
 from tasks.dataset.padding import padding_maps
 from tasks.dataset.shards import ShardDataset
@@ -48,6 +49,7 @@ from tasks.models.build import network
 from tasks.models.conditioning import KEYS, SELF, at_latents, conditions, weights, widths
 
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
+Config = Poses | Pictures | Upscaler
 SCHEDULE = "schedule."  # prefix of the weights of a learned noise schedule
 ERRORS = "errors"  # key of the measured errors in a model's file
 STUDENT = "student"  # key of what a distilled model learned in its file
@@ -131,7 +133,7 @@ class Model:
     """A model: what is needed to train it, to denoise and to sample."""
 
     name: str
-    config: Poses | Pictures
+    config: Config
     categories: list[str]
     denoiser: Preconditioned
     recipe: Recipe
@@ -147,7 +149,11 @@ class Model:
         return shape_of(self.config, self.codec)
 
     def examples(self, dataset: ShardDataset) -> Examples:
-        """The examples of a split in data units, with conditions as the network gets them; padding has no weight."""
+        """The examples of a split in data units, with conditions as the network gets them; padding has no weight.
+
+        Not for the upscaler.
+        """
+        assert not isinstance(self.config, Upscaler)
         out = examples(
             dataset, self.config, self.categories, mirrored=False, factor=self.codec.factor, padded=self.padded
         )
@@ -156,8 +162,9 @@ class Model:
     def conditions(self, categories: Sequence[str | None], poses: np.ndarray | None = None) -> Cond:
         """The conditions for one category per sample and, for pictures, the poses `[n, 33, 3]` that they shall show.
 
-        A category that is None or unknown to the model is withheld, as in condition dropout.
+        A category that is None or unknown to the model is withheld, as in condition dropout. Not for the upscaler.
         """
+        assert not isinstance(self.config, Upscaler)
         return conditions(self.config, self.categories, self.margin, categories, poses, self.codec.factor)
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -293,8 +300,10 @@ class Model:
         return self_condition(denoiser, SELF) if self.config.self_condition else denoiser
 
 
-def shape_of(config: Poses | Pictures, codec: Affine | Latent) -> tuple[int, ...]:
+def shape_of(config: Config, codec: Affine | Latent) -> tuple[int, ...]:
     """The shape of one example in the network's units."""
+    if isinstance(config, Upscaler):
+        return (3, config.crop, config.crop)
     if not isinstance(config, Pictures):
         return (33, 3)
     side = config.size // codec.factor
@@ -303,7 +312,7 @@ def shape_of(config: Poses | Pictures, codec: Affine | Latent) -> tuple[int, ...
 
 def build(
     name: str,
-    config: Poses | Pictures,
+    config: Config,
     categories: list[str],
     codec: Affine | Latent,
     margin: float,
@@ -311,14 +320,14 @@ def build(
 ) -> Model:
     """An untrained model. padded: whether training pictures have padding."""
     shape = shape_of(config, codec)
-    size = shape[-1] if isinstance(config, Pictures) else 64  # simple diffusion shifts its noise by 64 / size
+    size = shape[-1] if len(shape) == 3 else 64  # simple diffusion shifts its noise by 64 / size
     recipe = config.training.make(DATA_SD, size)
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
-    channels = shape[0] if isinstance(config, Pictures) else shape[-1]
+    channels = shape[0] if len(shape) == 3 else shape[-1]
     conds = widths(config, len(categories), codec.factor, channels, padded)
     outputs = 2 if recipe.form is LearnedVariance else 1
-    denoiser = recipe.denoiser(network(config, conds, shape if isinstance(config, Pictures) else None, outputs))
+    denoiser = recipe.denoiser(network(config, conds, shape if len(shape) == 3 else None, outputs))
     return Model(name, config, categories, denoiser, recipe, codec, margin, padded, {})
 
 
@@ -356,7 +365,7 @@ def load(folder: Path, device: torch.device) -> Model:
     Raises DataError if the file is missing, damaged, or written by another version.
     """
     tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
-    kinds: dict[str, Callable[..., Poses | Pictures]] = {"poses": Poses, "pictures": Pictures}
+    kinds: dict[str, Callable[..., Config]] = {"poses": Poses, "pictures": Pictures, paths.UPSCALER: Upscaler}
     try:
         config = kinds[meta["model"]](**meta["config"])
     except ValidationError as error:
@@ -388,7 +397,7 @@ def with_weights(model: Model, weights: dict[str, Tensor], device: torch.device)
 
 
 def config_of(params: Params, name: str) -> Poses | Pictures:
-    """A model's section of the parameters."""
+    """The section of the parameters of one of paths.MODELS."""
     return params.pictures if name == "pictures" else params.poses
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from diffusion_core.training_choices import default_sampler
 from tasks import paths
+from tasks.common.images import area_average
 from tasks.config.params import Params, Sample
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset.shards import ShardDataset
@@ -24,8 +24,8 @@ from tasks.metrics.estimate import TooFewSamples
 from tasks.metrics.features import joints, pixels
 from tasks.metrics.kid import kid
 from tasks.metrics.relative_kid import relative_kernel_distance
-from tasks.models import modality
-from tasks.paths import MODELS
+from tasks.models import modality, upscaler
+from tasks.paths import MODELS, UPSCALER
 from tasks.plots.interval_plot import Row
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
@@ -106,23 +106,28 @@ def run(params: Params, root: Path, store: Store) -> ModelComparison | None:
         return None
     result = ModelComparison([], {}, [])
     held_out = load_splits(root)[1]
+    champions = model_registry.fetch_all(store, root, model_registry.CHAMPION)
+    enlarger = champions[UPSCALER].name if UPSCALER in champions else None
+    own_enlarger = paths.model_sha256(root, UPSCALER) if UPSCALER in paths.trained_models(root) else None
     for model in MODELS:
-        folder = model_registry.fetch(store, root, model, model_registry.CHAMPION)
-        if folder.name == paths.model_sha256(root, params.sampled(model)):
+        folder = champions[model]
+        same_file = folder.name == paths.model_sha256(root, params.sampled(model))
+        if same_file and (model == "poses" or enlarger == own_enlarger):
             result.same.append(model)
             continue
         samples = ShardDataset(paths.sample_folder(root, model), SAMPLES)
         categories = [str(meta["category"]) for meta in samples.metas()]
-        ours, theirs, real, real_categories = _features(params, root, model, folder, samples, held_out)
+        ours, theirs, real, real_categories = _features(params, root, model, champions, samples, held_out)
         _compare(result, model, (ours, theirs), categories, real, real_categories)
     return None if len(result.same) == len(MODELS) else result
 
 
 def _features(
-    params: Params, root: Path, name: str, folder: Path, samples: ShardDataset, held_out: ShardDataset
+    params: Params, root: Path, name: str, champions: dict[str, Path], samples: ShardDataset, held_out: ShardDataset
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Features of the challenger's samples, the champion's samples and held-out data, and the categories of the latter."""
     choice: Sample = getattr(params.sample, name)
+    folder = champions[name]
     champion = modality.load(folder, modality.device())
     how: SamplingChoices = champion.fitting(choice)
     if champion.student is None and choice.model == paths.student(name):  # the student's few steps would be unfair
@@ -136,21 +141,23 @@ def _features(
     if name == "poses":
         return joints(samples.poses()), joints(sampled.numpy()), joints(held_out.poses()), _categories(held_out)
     pictured = held_out.pictured()
-    size = min(samples.picture(0).shape[0], sampled.shape[-1])  # the smaller of the two sizes: pictures can be reduced
-    theirs = np.stack([_shrunk(picture, size) for picture in modality.as_pictures(sampled)])
+    pictures = modality.as_pictures(sampled)
+    if UPSCALER in champions:
+        del champion, sampler  # one model in memory at a time
+        enlarger = modality.load(champions[UPSCALER], modality.device())
+        label = "upscale the champion's pictures"
+        pictures = upscaler.upscale(enlarger, pictures, params.sample.upscaler, choice.seed, ids, label)
+    size = min(samples.picture(0).shape[0], pictures.shape[1])  # the smaller of the two sizes: pictures can be reduced
+    theirs = np.stack([area_average(picture, size) for picture in pictures])
     sets = [
-        pixels(pictures)
-        for pictures in (samples.pictures_float(size), theirs.astype(np.float32) / 255, pictured.pictures_float(size))
+        pixels(each)
+        for each in (samples.pictures_float(size), theirs.astype(np.float32) / 255, pictured.pictures_float(size))
     ]
     return sets[0], sets[1], sets[2], _categories(pictured)
 
 
 def _categories(split: ShardDataset) -> list[str]:
     return [str(meta["category"]) for meta in split.metas()]
-
-
-def _shrunk(picture: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BOX))
 
 
 def _compare(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from diffusion_core.distill_choices import Student
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
-from tasks.config.params import Params, Pictures, Poses
+from tasks.config.params import Params, Pictures, Poses, Upscaler
 from tasks.config.sampling import SNAPSHOT, SamplingChoices
 from tasks.models import modality
 from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
-from tasks.paths import MODELS
+from tasks.paths import MODELS, UPSCALER
 from tasks.registry.tracking import Store
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
@@ -31,6 +31,7 @@ CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 WHAT = {
     "poses": "draws human poses: 33 joints in space, hips at the origin, the torso one unit long, given a category",
     "pictures": "draws small pictures of people, given a category and a pose",
+    UPSCALER: "doubles the size of pictures of people, given the smaller picture",
 }
 DISTANCES = {
     "poses.frechet_pose_distance_corrected": "Frechet pose distance to held-out people, bias-corrected",
@@ -104,6 +105,14 @@ def _fetched(store: Store, root: Path, model: str, registered: Any, what: str) -
     return folder
 
 
+def fetch_all(store: Store, root: Path, alias: str) -> dict[str, Path]:
+    """The folders of all models with this alias, the upscaler among them if it has the alias. Raises as `fetch` does."""
+    named = {model: fetch(store, root, model, alias) for model in MODELS}
+    if version(store, UPSCALER, alias) is not None:
+        named[UPSCALER] = fetch(store, root, UPSCALER, alias)
+    return named
+
+
 def find(params: Params, root: Path, model: str, sha256: str) -> Path:
     """The folder of the model with this digest: in `artifacts/`, in the cache of registered models, or fetched from MLflow.
 
@@ -144,17 +153,29 @@ def sampler(params: Params, root: Path, folder: Path, how: SamplingChoices, mode
 def make_champions(store: Store, numbers: Mapping[str, str]) -> None:
     """Give these versions (model -> number) the alias `champion`, and the champions so far the alias `previous`.
 
-    The models of a pipeline are promoted together, so a version that stays champion becomes `previous` as well. If all
-    versions are champions already, nothing changes.
+    The models of a pipeline are promoted together, so a version that stays champion becomes `previous` as well. An upscaler
+    that is not among them loses the alias: it belongs to other pictures. If all versions are champions already, nothing
+    changes.
     """
-    champions = {model: version(store, model, CHAMPION) for model in numbers}
-    if all(now is not None and str(now.version) == numbers[model] for model, now in champions.items()):
+    champions = {model: version(store, model, CHAMPION) for model in (*MODELS, UPSCALER)}
+    if {model: str(now.version) for model, now in champions.items() if now is not None} == dict(numbers):
         return
-    for model, number in numbers.items():
-        champion = champions[model]
-        if champion is not None:
-            store.client.set_registered_model_alias(name(model), PREVIOUS, champion.version)
-        store.client.set_registered_model_alias(name(model), CHAMPION, number)
+    for model, champion in champions.items():
+        _set_alias(store, model, PREVIOUS, None if champion is None else str(champion.version))
+        _set_alias(store, model, CHAMPION, numbers.get(model))
+
+
+def without_challenger(store: Store, model: str) -> None:
+    """Take the alias `challenger` from a model that the last training did not make."""
+    _set_alias(store, model, CHALLENGER, None)
+
+
+def _set_alias(store: Store, model: str, alias: str, number: str | None) -> None:
+    """Give a version the alias; with None, take it from the version that has it."""
+    if number is not None:
+        store.client.set_registered_model_alias(name(model), alias, number)
+    elif version(store, model, alias) is not None:
+        store.client.delete_registered_model_alias(name(model), alias)
 
 
 def rollback(store: Store) -> dict[str, tuple[str, str]]:
@@ -163,12 +184,16 @@ def rollback(store: Store) -> dict[str, tuple[str, str]]:
     Raises UserError and changes nothing if there are no previous champions.
     """
     exchanged = {}
-    for model in MODELS:
+    for model in (*MODELS, UPSCALER):
         before, now = version(store, model, PREVIOUS), version(store, model, CHAMPION)
-        if before is None or now is None:
+        if model in MODELS and (before is None or now is None):
             raise UserError(f"The {model} model has no previous champion to go back to.")
-        exchanged[model] = (str(before.version), str(now.version))
-    make_champions(store, {model: number for model, (number, _) in exchanged.items()})
+        if before is not None or now is not None:
+            exchanged[model] = (
+                "none" if before is None else str(before.version),
+                "none" if now is None else str(now.version),
+            )
+    make_champions(store, {model: number for model, (number, _) in exchanged.items() if number != "none"})
     return exchanged
 
 
@@ -196,7 +221,10 @@ def card_of(
     """
     _, meta = checkpoint.load(folder / paths.MODEL_FILE)
     model = meta["model"]
-    config = Poses(**meta["config"]) if model == "poses" else Pictures(**meta["config"])
+    kinds: dict[str, Callable[..., Poses | Pictures | Upscaler]] = {
+        "poses": Poses, "pictures": Pictures, UPSCALER: Upscaler
+    }  # fmt: skip
+    config = kinds[model](**meta["config"])
     facts = {
         **method_tables.of_training(config.training),
         **({} if how is None else how.words),
@@ -213,4 +241,4 @@ def card_of(
             facts[what] = f"{metrics[name]:.4g}{interval}"
     facts |= {f"`{key}`": str(value) for key, value in sorted(meta["config"].items())}
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value)
-    return CARD.format(model=model, what=WHAT[model], categories=", ".join(meta["categories"]), rows=rows)
+    return CARD.format(model=model, what=WHAT[model], categories=", ".join(meta["categories"]) or "none", rows=rows)

@@ -1,4 +1,4 @@
-"""Stage `promote`: register both models in MLflow, as `challenger`, and as `champion` if the gate opens.
+"""Stage `promote`: register the models in MLflow, as `challenger`, and as `champion` if the gate opens.
 
 Writes `reports/promote/`: promote.json (the decision and its reasons) and, if there was a champion to beat, the comparison
 with it as numbers and as a figure.
@@ -14,7 +14,7 @@ from typing import Any
 from tasks import paths
 from tasks.common import experiment, files
 from tasks.config.params import Params
-from tasks.paths import MODELS
+from tasks.paths import MODELS, UPSCALER
 from tasks.plots import interval_plot
 from tasks.registry import model_comparison, model_registry
 from tasks.registry.model_comparison import ModelComparison
@@ -77,7 +77,7 @@ def decide(
 
 
 def run(params: Params, root: Path) -> None:
-    """Compare with the champion, decide, and register both models. A challenger is not compared with itself.
+    """Compare with the champion, decide, and register the models. A challenger is not compared with itself.
 
     The models of an experiment in a folder of its own are not registered.
     """
@@ -94,11 +94,16 @@ def run(params: Params, root: Path) -> None:
         _write(root, decision, comparison)
         return
     numbers = {}
-    for model in MODELS:
+    trained = paths.trained_models(root)
+    for model in trained:
         folder = paths.model_folder(root, params.sampled(model))
-        how, verdict = getattr(params.sample, model), verdicts.get(model, "absent")
+        # The verdict on the pictures is about the enlarged ones.
+        verdict = verdicts.get("pictures" if model == UPSCALER else model, "absent")
+        how = None if model == UPSCALER else getattr(params.sample, model)
         card = model_registry.card_of(folder, verdict, metrics, decision.reasons, how, decision.warnings)
         numbers[model] = store.register(model, folder, paths.sha256(folder), card)
+    if UPSCALER not in trained:
+        model_registry.without_challenger(store, UPSCALER)
     if decision.promote:
         model_registry.make_champions(store, numbers)
     _write(root, decision, comparison)

@@ -27,6 +27,8 @@ from tasks.report.dataset_card_plots import Tiles
 from tasks.report.dataset_history import Drift, Shift
 from tasks.report.html import Card, Figure
 
+SIDES = (64, 128, 256)  # pixels of pictures
+
 
 @dataclass(frozen=True)
 class DriftTable:
@@ -120,6 +122,11 @@ def _cards(table: poses_table.Poses, persons: Persons, summary: dict[str, Any]) 
             "with a picture",
             str(len(persons) - poses_only),
             f"{poses_only} poses without one" if poses_only else "all of them",
+        ),
+        Card(
+            f"persons of at least {' / '.join(map(str, SIDES))} pixels",
+            " / ".join(str(int((persons.crop[:, 2] >= side).sum())) for side in SIDES),
+            "side of the square around the person; a larger picture of a smaller person is enlarged",
         ),
         Card("categories", str(len(summary["categories"])), "as labelled, or pose clusters without a label"),
         Card("groups", str(len(set(persons.group))), "persons that share a picture, a video or a name count as one"),

@@ -18,7 +18,7 @@ from tasks.evaluate import pose_accuracy, stored_poses
 from tasks.plots import drawing
 from tasks.report.html import Figure
 
-LARGE = 252  # pixels of a picture at the top of the report
+LARGE = 252  # pixels of a picture at the top of the report, at least
 SMALL = 96
 COUNT = 8  # pictures at the top of the report
 PER_CATEGORY = 5  # real and generated pictures of a category
@@ -48,9 +48,10 @@ def opening(params: Params, root: Path, folder: Path) -> Figure | None:
         for n, (i, asked) in enumerate(zip(chosen, subset.poses(), strict=True))
     ]
     tiles, captions = [], []
+    side = max(LARGE, len(examples[0].picture))  # enlarged pictures are shown as they are
     for example in examples:
         points = places(example.asked[None], params.curate.margin)[0]
-        tiles += [drawing.draw_joints(points, example.asked[:, 2], LARGE), drawing.smooth(example.picture, LARGE)]
+        tiles += [drawing.draw_joints(points, example.asked[:, 2], side), drawing.smooth(example.picture, side)]
         captions += [f"asked for: {example.category}", _outcome(example)]
     path = folder / "generated.png"
     drawing.save_png(path, drawing.sheet(tiles, 4, captions, caption_size=15))

@@ -244,8 +244,9 @@ def _largest(categories: dict[str, int]) -> str:
 def _lineage(params: Params, root: Path) -> list[Row]:
     """The sha256 of shards, models and samples."""
     rows = [(f"shard {shard['name']}", f"sha256 {shard['sha256']}") for shard in _shards(root / paths.SHARDS)]
-    for model in MODELS:
+    for model in paths.trained_models(root):
         rows.append((f"model {model}", f"sha256 {paths.model_sha256(root, params.sampled(model))}"))
+    for model in MODELS:
         for shard in _shards(paths.sample_folder(root, model)):
             rows.append((f"samples of {model}, {shard['name']}", f"sha256 {shard['sha256']}"))
     return rows

@@ -58,7 +58,8 @@ class Summary:
 def read(params: Params, root: Path) -> Results:
     """The results that the stages wrote."""
     losses = {
-        m: files.read_json(paths.model_folder(root, params.sampled(m)) / "training.json")["loss"][-1][1] for m in MODELS
+        m: files.read_json(paths.model_folder(root, params.sampled(m)) / "training.json")["loss"][-1][1]
+        for m in paths.trained_models(root)
     }
     return Results(
         extraction=parts.summary(root, params.raw),

@@ -24,7 +24,6 @@ from tasks.dataset.shards import ShardDataset
 from tasks.dataset.source_pictures import pictures
 from tasks.evaluate.memorization.memorization_plots import memorization_curves
 from tasks.extract import parts
-from tasks.paths import MODELS
 from tasks.plots import drawing
 from tasks.registry import pipeline_run
 from tasks.report import generated, html, page, results
@@ -45,7 +44,9 @@ def run(params: Params, root: Path) -> None:
             "opening": [] if opening is None else [opening],
             "kept": _kept(params, root, folder),
             "rejected": _rejected(params, root, folder),
-            "curves": [figure for model in MODELS for figure in _curves(params, root, folder, model)],
+            "curves": [
+                figure for model in paths.trained_models(root) for figure in _curves(params, root, folder, model)
+            ],
             "samples": [
                 *generated.by_category(root, folder),
                 Figure.read(paths.sample_folder(root, "poses") / paths.GRID, "New poses, with the category asked for."),
@@ -108,10 +109,10 @@ def _kept(params: Params, root: Path, folder: Path) -> list[Figure]:
         captions.append(persons.category[i])
     sheet = drawing.sheet(tiles, 8, captions)
     kept = [_drawn(folder / "kept.png", sheet, "Some of the kept persons, with the landmarks that were read.")]
-    crops = [train.picture(i) for i in evenly_spaced(len(train), SHOWN)]
+    crops = [drawing.fit(train.picture(i), TILE) for i in evenly_spaced(len(train), SHOWN)]
     if crops:
         caption = "Some of the square crops in the training shards."
-        kept.append(_drawn(folder / "crops.png", drawing.sheet(crops, 12), caption))
+        kept.append(_drawn(folder / "crops.png", drawing.sheet(crops, 8), caption))
     return kept
 
 

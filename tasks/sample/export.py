@@ -16,7 +16,6 @@ from pathlib import Path
 from tasks import paths
 from tasks.common import checkpoint, files
 from tasks.config.params import Params
-from tasks.paths import MODELS
 from tasks.registry import model_registry, served_model
 from tasks.registry.tracking import Store
 
@@ -55,7 +54,7 @@ samples = sampler.draw(model, conditions, SamplingChoices(steps=18), seed=0, ids
 def run(params: Params, root: Path, alias: str = model_registry.CHAMPION) -> None:
     """Export the models with this alias. Raises UserError if there are none, DataError if a file is damaged."""
     store = Store(params.tracking, root)
-    sources = {model: model_registry.fetch(store, root, model, alias) for model in MODELS}
+    sources = model_registry.fetch_all(store, root, alias)
     with files.new_folder(root / paths.EXPORTS / alias) as folder:
         for model, source in sources.items():
             version = model_registry.version(store, model, alias)

@@ -96,7 +96,7 @@ def sample(artist: Artist, settings: Generate, read: Reader) -> Accepted:
     """
     kept: list[Kept] = []
     drawn = by_chance = 0
-    categories = [settings.category] if settings.category else artist.poses.categories
+    categories = [settings.category] if settings.category else artist.categories
     most = math.ceil(settings.count / settings.min_acceptance)
     while len(kept) < settings.count:
         if (drawn >= 3 / settings.min_acceptance and len(kept) < settings.min_acceptance * drawn) or drawn >= most:
@@ -125,8 +125,7 @@ def sample(artist: Artist, settings: Generate, read: Reader) -> Accepted:
 def _round(artist: Artist, settings: Generate, asked: Sequence[str], numbers: range) -> Samples:
     """The samples of one round in the order of their numbers; those of one category are drawn together."""
     poses = np.empty((len(asked), 33, 3), np.float32)
-    size = artist.pictures.shape[-1] * artist.pictures.codec.factor
-    pictures = np.empty((len(asked), size, size, 3), np.uint8)
+    pictures = np.empty((len(asked), artist.size, artist.size, 3), np.uint8)
     for category in dict.fromkeys(asked):
         rows = [i for i, name in enumerate(asked) if name == category]
         request = Request(
@@ -149,14 +148,15 @@ def run(params: Params, root: Path) -> None:
     except ValidationError as error:
         raise UserError(f"params.yaml: generate: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from error
     store = Store(params.tracking, root)
-    folders = {model: model_registry.fetch(store, root, model, settings.alias) for model in paths.MODELS}
+    folders = model_registry.fetch_all(store, root, settings.alias)
 
     def prepare(model: Model, how: SamplingChoices) -> Sampler:
         return model_registry.sampler(params, root, folders[model.name], how, model)
 
-    artist = Artist(folders["poses"], folders["pictures"], prepare)
-    if settings.category is not None and settings.category not in artist.poses.categories:
-        known = ", ".join(artist.poses.categories)
+    enlarger = folders.get(paths.UPSCALER)
+    artist = Artist(folders["poses"], folders["pictures"], prepare, enlarger, params.sample.upscaler)
+    if settings.category is not None and settings.category not in artist.categories:
+        known = ", ".join(artist.categories)
         raise UserError(f"params.yaml: generate.category: the models know {known}, not {settings.category!r}.")
     workers = params.extract.workers or machine.cores()
     confidence = params.extract.min_confidence
@@ -164,8 +164,8 @@ def run(params: Params, root: Path) -> None:
         pose_accuracy.read_poses, model=root / params.extract.model, min_confidence=confidence, workers=workers
     )
     accepted = sample(artist, settings, read)
-    about = {"categories": artist.poses.categories, "models": [folder.name for folder in folders.values()]}
-    write(root / paths.GENERATED, accepted, settings, artist.pictures.margin, about)
+    about = {"categories": artist.categories, "models": [folder.name for folder in folders.values()]}
+    write(root / paths.GENERATED, accepted, settings, artist.margin, about)
     rate = f"acceptance {accepted.acceptance:.1%}, by chance {accepted.by_chance:.1%}"
     log.info(f"{len(accepted.kept)} samples in {root / paths.GENERATED}, of {accepted.drawn} drawn: {rate}")
 

@@ -13,8 +13,9 @@ class Contrapposto(PythonModel):
     """Answers each of a list of requests with a list of samples."""
 
     def load_context(self, context: Any) -> None:
-        """Load both models from the exported folders."""
-        self.artist = Artist(Path(context.artifacts["poses"]), Path(context.artifacts["pictures"]))
+        """The models in the exported folders, among them the upscaler if there is one."""
+        folders = {name: Path(folder) for name, folder in context.artifacts.items()}
+        self.artist = Artist(folders["poses"], folders["pictures"], upscaler=folders.get("upscaler"))
 
     def predict(self, model_input: list[Body]) -> list[list[dict[str, Any]]]:  # type: ignore[override]
         """The requested samples. An invalid request raises an error that says why."""

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tasks import paths
+from tasks.common import checkpoint
 from tasks.common.images import encode_png
 from tasks.common.skeleton import INDEX
-from tasks.config.params import check_sampling, validation_sentence
+from tasks.config.params import Upscaler, Upscaling, check_sampling, validation_sentence
 from tasks.config.sampling import GuidanceOrScale, SamplingChoices
-from tasks.models import modality
+from tasks.models import modality, upscaler
 from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
 
@@ -98,15 +100,49 @@ class Samples:
 
 
 class Artist:
-    """The pose model and the picture model: samples poses, then a picture of each."""
+    """The trained models in their folders: samples poses, then a picture of each, and enlarges it if there is an upscaler.
+
+    With an upscaler one model is in memory at a time; without, both stay there. `enlarging`: how pictures are enlarged.
+    """
 
     def __init__(
-        self, poses: Path, pictures: Path, prepare: Callable[[Model, SamplingChoices], Sampler] = Sampler
+        self,
+        poses: Path,
+        pictures: Path,
+        prepare: Callable[[Model, SamplingChoices], Sampler] = Sampler,
+        upscaler: Path | None = None,
+        enlarging: Upscaling | None = None,
     ) -> None:
-        self.poses: Model = modality.load(poses, modality.device())
-        self.pictures: Model = modality.load(pictures, modality.device())
+        self._folders = {"poses": poses, "pictures": pictures} | ({paths.UPSCALER: upscaler} if upscaler else {})
+        self._about = {name: checkpoint.about(path / paths.MODEL_FILE) for name, path in self._folders.items()}
+        self._loaded: dict[str, Model] = {}
         self.prepare = prepare
+        self.enlarging = enlarging or Upscaling()
         self.samplers: dict[str, Sampler] = {}  # timesteps may have been learned for them
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories that can be asked for."""
+        known: list[str] = self._about["poses"]["categories"]
+        return known
+
+    @property
+    def margin(self) -> float:
+        """The margin around a person in the pictures."""
+        return float(self._about["pictures"]["margin"])
+
+    @property
+    def size(self) -> int:
+        """Pixels along the side of the pictures."""
+        return int(self._about[paths.UPSCALER if paths.UPSCALER in self._folders else "pictures"]["config"]["size"])
+
+    def _model(self, name: str) -> Model:
+        if name not in self._loaded:
+            if paths.UPSCALER in self._folders:
+                self._loaded.clear()
+                self.samplers.clear()
+            self._loaded[name] = modality.load(self._folders[name], modality.device())
+        return self._loaded[name]
 
     def samples(self, request: Request, ids: torch.Tensor) -> Samples:
         """The samples with these numbers. Each is a function of the request and its number alone.
@@ -114,24 +150,29 @@ class Artist:
         Raises ValueError if the models do not know the category or cannot be sampled in this way, DataError if a sample is not
         finite or something was not measured in training.
         """
-        if request.category is not None and request.category not in self.poses.categories:
-            known = ", ".join(self.poses.categories)
+        if request.category is not None and request.category not in self.categories:
+            known = ", ".join(self.categories)
             raise ValueError(f"there is no category {request.category!r}; there are {known}")
         for_poses = request.for_poses()
-        samplers = [self._sampler(self.poses, for_poses), self._sampler(self.pictures, request)]
+        if paths.UPSCALER not in self._folders:  # say what is wrong before anything is drawn
+            self._sampler("poses", for_poses), self._sampler("pictures", request)
         categories = [request.category] * len(ids)
         joints = request.joints()
         if joints is not None and joints.isfinite().all():
             poses = joints.float().expand(len(ids), -1, -1).numpy()
         else:
-            cond = self.poses.conditions(categories)
-            drawn = samplers[0].draw(cond, request.seed, ids, joints=joints)
-            poses = drawn.numpy()
-        cond = self.pictures.conditions(categories, poses)
-        drawn = samplers[1].draw(cond, request.seed, ids)
-        return Samples(poses, modality.as_pictures(drawn))
+            sampler = self._sampler("poses", for_poses)
+            poses = sampler.draw(sampler.model.conditions(categories), request.seed, ids, joints=joints).numpy()
+        sampler = self._sampler("pictures", request)
+        pictures = modality.as_pictures(sampler.draw(sampler.model.conditions(categories, poses), request.seed, ids))
+        if paths.UPSCALER in self._folders:
+            del sampler
+            pictures = upscaler.upscale(self._model(paths.UPSCALER), pictures, self.enlarging, request.seed, ids)
+        return Samples(poses, pictures)
 
-    def _sampler(self, model: Model, how: SamplingChoices) -> Sampler:
+    def _sampler(self, name: str, how: SamplingChoices) -> Sampler:
+        model = self._model(name)
+        assert not isinstance(model.config, Upscaler)
         how = model.fitting(how)
         check_sampling(model.name, model.config, how)
         key = f"{model.name} {json.dumps(how.sampling_json)}"

@@ -8,7 +8,8 @@ person (or sample) whose pose it was asked to show. The splits:
                        readily for the conditions that it was trained on
     new_poses          pictures only: some generated poses, each with several noises; `grid.png` shows them
 
-A sample is a function of (model, seed, number, condition): neither the batch size nor the count changes it.
+A sample is a function of (model, seed, number, condition): neither the batch size nor the count changes it. If there is an
+upscaler, the pictures are enlarged by it; the picture model is out of memory by then.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from tasks.config.params import Params, Sample
 from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, load_splits
-from tasks.models import modality
+from tasks.models import modality, upscaler
 from tasks.models.sampler import Sampler
 from tasks.plots import drawing
 from tasks.registry import model_registry
 
 GRID = 8  # rows and columns of the grid
+TILE = 96  # pixels of a picture in the grid, at least
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ def run(params: Params, root: Path, model: str) -> None:
         train, heldout = train.pictured(), heldout.pictured()
     held_out = heldout if len(heldout) else train  # a very small dataset has no held-out persons
     rows = _resampled(len(held_out), choice.count, choice.seed)
+    about: dict[str, Any] = {
+        "model": model, "model_digest": trained.model.meta["digest"], "categories": trained.model.categories,
+        "sampling": choice.sampling_json,
+    }  # fmt: skip
     if model == "pictures":
         new = ShardDataset(paths.sample_folder(root, "poses"), SAMPLES)
         fixed = [i for i in evenly_spaced(len(new), GRID) for _ in range(GRID)]
@@ -70,8 +76,12 @@ def run(params: Params, root: Path, model: str) -> None:
             NEW_POSES: Conditions.of(new, fixed),
         }
         drawn = {split: _pictures(trained, choice, conditions, split) for split, conditions in asked.items()}
-        tiles = [drawing.enlarge(picture, 96) for picture in drawn[NEW_POSES]]
-        beside = [drawing.draw_pose(pose) for pose in asked[NEW_POSES].pose[::GRID]]
+        if paths.UPSCALER in paths.trained_models(root):
+            del trained  # one model in memory at a time
+            about["upscaler_digest"] = _enlarge(params, root, drawn)
+        side = max(TILE, drawn[NEW_POSES].shape[1])
+        tiles = [drawing.smooth(picture, side) for picture in drawn[NEW_POSES]]
+        beside = [drawing.draw_pose(pose, side) for pose in asked[NEW_POSES].pose[::GRID]]
         for row, pose in reversed(list(enumerate(beside))):
             tiles.insert(row * GRID, pose)
         columns, captions = GRID + 1, None
@@ -85,10 +95,6 @@ def run(params: Params, root: Path, model: str) -> None:
         tiles, columns = [drawing.draw_pose(pose) for pose in poses[: GRID * GRID]], GRID
         captions = categories[: GRID * GRID]
     folder = paths.sample_folder(root, model)
-    about = {
-        "model": model, "model_digest": trained.model.meta["digest"], "categories": trained.model.categories,
-        "sampling": choice.sampling_json,
-    }  # fmt: skip
     shards.write(folder, samples, choice.count, about)
     drawing.save_png(folder / paths.GRID, drawing.sheet(tiles, columns, captions))
 
@@ -140,6 +146,17 @@ def _pictures(model: Sampler, choice: Sample, asked: Conditions, split: str) -> 
         side = model.model.shape[-1] * model.model.codec.factor
         return np.zeros((0, side, side, 3), np.uint8)
     return modality.as_pictures(_draw(model, choice, asked.category, asked.pose, split))
+
+
+def _enlarge(params: Params, root: Path, drawn: dict[str, np.ndarray]) -> str:
+    """Enlarge the pictures of all splits in place; returns the digest of the upscaler's training."""
+    model = modality.load(paths.model_folder(root, paths.UPSCALER), modality.device())
+    for split, pictures in drawn.items():
+        ids = torch.arange(len(pictures))
+        seed = params.sample.pictures.seed
+        drawn[split] = upscaler.upscale(model, pictures, params.sample.upscaler, seed, ids, f"upscale, {split}")
+    digest: str = model.meta["digest"]
+    return digest
 
 
 def _draw(model: Sampler, choice: Sample, categories: list[str], poses: np.ndarray | None, split: str) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -105,6 +106,22 @@ class ExampleDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
         return len(self) * sum(t.numel() * t.element_size() for t in (one.x0, *one.cond.values()))
 
 
+class Readable(Protocol):
+    """Examples by index: ExampleDataset, or the upscaler's crops."""
+
+    dataset: ShardDataset
+    config: Any
+
+    @property
+    def keys(self) -> list[str]:
+        """The sample key of each example."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Tensor) -> Examples:
+        """The examples of indices `[B]`, in data units."""
+
+
 @dataclass
 class Source:
     """The training examples in the network's units.
@@ -164,17 +181,23 @@ def in_memory(
 
 
 def from_shards(
-    dataset: ExampleDataset, per_coordinate: bool, encoder: Encoder | None = None, affine: Affine | None = None
+    dataset: Readable,
+    per_coordinate: bool,
+    encoder: Encoder | None = None,
+    affine: Affine | None = None,
+    fitted: int = FITTED,
 ) -> Source:
-    """Examples that are read when they are needed; without an encoder or an affine codec, an affine one is fitted to FITTED of
-    them.
+    """Examples that are read when they are needed; without an encoder or an affine codec, an affine one is fitted to `fitted`
+    of them.
 
-    The identity is that of the shards and, since the same shards may be turned into other examples, of those FITTED examples.
-    Raises DataError if one of these is not finite.
+
+    The identity is that of the shards and, since the same shards may be turned into other examples, of those `fitted`
+    examples. Raises DataError if one of these is not finite.
     """
-    indices = evenly_spaced(len(dataset), FITTED)
+    indices = evenly_spaced(len(dataset), fitted)
     raw = dataset.read(torch.tensor(indices, dtype=torch.int64))
-    check_finite(raw, [dataset.keys[i] for i in indices])
+    keys = dataset.keys
+    check_finite(raw, [keys[i] for i in indices])
     codec: Affine | Latent
     codec = (affine or modality.fit_codec(raw.x0, per_coordinate)) if encoder is None else encoder.codec
     shards = dataset.dataset
@@ -202,7 +225,9 @@ def from_shards(
     return Source(len(dataset), hashlib.sha256(identity.encode()).hexdigest(), codec, subset, data, encoded)
 
 
-def read_ahead(dataset: ExampleDataset, source: Source, upcoming: Iterator[Tensor], workers: int, pin: bool) -> Data:
+def read_ahead(
+    dataset: Dataset[tuple[Tensor, Tensor, Cond]], source: Source, upcoming: Iterator[Tensor], workers: int, pin: bool
+) -> Data:
     """The data of `source`, with the upcoming micro-batches decoded ahead by processes, into pinned memory for a GPU."""
     loader = iter(
         DataLoader(

@@ -26,6 +26,7 @@ CODE = (
     "tasks/train/*.py",
     "tasks/models/*.py",
     "tasks/config/nets.py",
+    "tasks/common/images.py",
     "tasks/common/skeleton.py",
     "tasks/common/subset.py",
     "tasks/dataset/crop.py",

@@ -20,13 +20,14 @@ import torch
 from diffusion_core.training import data_scale
 from diffusion_core.training.trainer import Trainer
 from diffusion_core.training_choices import fill_in
+from tasks import paths
 from tasks.common.errors import DataError
 from tasks.config.codec import Codec
-from tasks.config.params import Params, Pictures, Poses
+from tasks.config.params import Params, Pictures, Poses, Upscaler
 from tasks.models import codec, modality
 from tasks.models.modality import Examples, Model
 from tasks.train import codec as codec_training
-from tasks.train import launch, preparation, warm_start
+from tasks.train import launch, preparation, upscaler, warm_start
 
 MEASURED = 512  # examples from which the scale of the data is estimated
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -> None:
     """Train `model`, with torchrun if there is more than one rank. Killed and run again, it ends with the same bits."""
-    config = codec_training.config_of(params) if model == codec.NAME else modality.config_of(params, model)
+    config = _config_of(params, model)
     if not launch.under_torchrun():
         ranks = launch.ranks(config)
         if ranks > 1:
@@ -45,8 +46,16 @@ def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -
         path = Path(checkpoint) if checkpoint else None
         if isinstance(config, Codec):
             codec_training.train(params, root, device, path)
+        elif isinstance(config, Upscaler):
+            upscaler.train(params, root, device, path)
         else:
             _train(params, root, model, config, device, path)
+
+
+def _config_of(params: Params, model: str) -> Poses | Pictures | Codec | Upscaler:
+    if model == paths.UPSCALER:
+        return upscaler.config_of(params)
+    return codec_training.config_of(params) if model == codec.NAME else modality.config_of(params, model)
 
 
 def _train(
@@ -55,6 +64,8 @@ def _train(
     latents = codec_training.trained(params, root) if name == "pictures" else None
     data = preparation.load_data(root, name, config, device, latents)
     source = data.source
+    if isinstance(config, Pictures):
+        _announce_enlarged(data.train.sides(), config.size)
     with_numbers = _measured(config, source.subset)
     model = modality.build(
         name, with_numbers, data.categories, source.codec, data.train.about["margin"], data.dataset.padded
@@ -86,6 +97,13 @@ def _measured(config: Poses | Pictures, examples: Examples) -> Poses | Pictures:
     shown = ", ".join(f"{name} {values[name]:.2f}" for name in training.measured)
     log.info(f"Measured of the data: {shown}.")
     return config.with_parameters(fill_in(training.parameters, values))
+
+
+def _announce_enlarged(sides: list[int], size: int) -> None:
+    """Say how many persons have fewer pixels than the pictures that the model is to draw."""
+    smaller = sum(side < size for side in sides)
+    if smaller:
+        log.info(f"pictures: {smaller} of {len(sides)} persons are smaller than {size} pixels and were enlarged.")
 
 
 def _announce(trainer: Trainer, model: Model, examples: Examples, persons: int) -> None:

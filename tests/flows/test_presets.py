@@ -91,7 +91,7 @@ def test_models_have_the_sizes_that_the_preset_states(name: str, root: Path) -> 
 def test_what_does_not_fit_is_refused_and_nothing_written(root: Path, tmp_path: Path) -> None:
     (root / "presets").unlink()
     (root / "presets").mkdir()
-    (root / "presets/large.yaml").write_text("pictures: {size: 128}\n")
+    (root / "presets/large.yaml").write_text("pictures: {size: 256}\n")
     (root / "presets/odd.yaml").write_text("pictures: {sides: 128}\n")
     for name, key in (("large", "pictures.size"), ("odd", "pictures.sides"), ("none", "choose one of large, odd")):
         with pytest.raises(UserError, match=key):

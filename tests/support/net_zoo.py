@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diffusion_core import rng
 from diffusion_core.nets.dit import DiT
 from diffusion_core.nets.edm2_unet import EDM2UNet
+from diffusion_core.nets.efficient_unet import EfficientUNet
 from diffusion_core.nets.hourglass import Hourglass
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.nets.mmdit import MMDiT
@@ -48,6 +49,11 @@ KINDS = {
     "hourglass": _picture(lambda: Hourglass(SIZE, 2, width=16, depth=1, heads=2, conds=ALL)),
     "unet": _picture(lambda: UNet(SIZE, width=16, depth=1, heads=2, conds=ALL)),
     "edm2": _picture(lambda: EDM2UNet(SIZE, width=16, depth=1, heads=2, conds=ALL)),
+    "efficient_unet": Kind(
+        lambda: EfficientUNet(SIZE, width=16, depth=1, conds={**VECTORS, "map:low": 3}),
+        (3, SIZE, SIZE),
+        {**VECTORS, "map:low": 3},
+    ),
 }
 
 

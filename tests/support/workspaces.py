@@ -20,6 +20,13 @@ TINY_MODEL = {
     "ema_halflife_images": 256, "checkpoint_images": 256, "cooldown_images": 0, "optimiser": "adamw",
 }  # fmt: skip
 
+# From 16 to 32 pixels.
+TINY_UPSCALER = {
+    "size": 32, "crop": 16, "crops": 8, "preset": None, "width": 16, "depth": 1, "heads": 1, "images": 1024, "batch": 32,
+    "warmup_images": 64, "cooldown_images": 512, "ema_halflife_images": 64, "checkpoint_images": 512,
+    "learning_rate": 3e-3,
+}  # fmt: skip
+
 TINY_CODEC = {
     "kind": "kl",
     "factor": 4,
@@ -92,8 +99,10 @@ def picture(pose: np.ndarray, size: int) -> np.ndarray:
 BAND = 0.25  # of the side
 
 
-def write_shards(root: Path, train: int = 60, val: int = 20, test: int = 10, bands: bool = False) -> None:
-    """`data/shards` of figures in two categories.
+def write_shards(
+    root: Path, train: int = 60, val: int = 20, test: int = 10, bands: bool = False, size: int = 16
+) -> None:
+    """`data/shards` of figures in two categories, in pictures of `size` pixels.
 
     With `bands`, the top of every second picture is a white band of padding.
     """
@@ -108,11 +117,12 @@ def write_shards(root: Path, train: int = 60, val: int = 20, test: int = 10, ban
                 "group": key,
                 "source": f"{key}.png",
                 "split": split,
+                "side": size,
             }
-            pixels = picture(pose, 16)
+            pixels = picture(pose, size)
             if bands and i % 4 < 2:
                 meta["real"] = [0.0, BAND, 1.0, 1.0]
-                pixels[: round(16 * BAND)] = 255
+                pixels[: round(size * BAND)] = 255
             yield (
                 key,
                 {
@@ -124,7 +134,7 @@ def write_shards(root: Path, train: int = 60, val: int = 20, test: int = 10, ban
 
     counts = {"train": train, "val": val, "test": test}
     splits = {split: rows(split, count, seed) for seed, (split, count) in enumerate(counts.items())}
-    about = {"categories": ["calm", "wild"], "parts": ["figures"], "size": 16, "margin": 0.08}
+    about = {"categories": ["calm", "wild"], "parts": ["figures"], "size": size, "margin": 0.08}
     shards.write(root / "data/shards", splits, 50, about)
 
 
@@ -142,6 +152,20 @@ def write_untrained(root: Path, params: Params, name: str, shift: float = 0.0, i
     model = modality.build(name, config, categories, codec, 0.08)
     weights = dict(model.denoiser.state_dict())
     modality.save(paths.model_folder(root, name), model, weights, {"digest": "0", "images": images})
+
+
+def write_upscaler(root: Path, params: Params) -> None:
+    """`artifacts/upscaler`: a model that is not trained."""
+    import torch
+
+    from diffusion_core.codecs import Affine
+    from tasks import paths
+    from tasks.models import modality
+
+    model = modality.build(paths.UPSCALER, params.upscaler, [], Affine(torch.zeros(()), torch.ones(())), 0.08)
+    folder = paths.model_folder(root, paths.UPSCALER)
+    folder.mkdir(parents=True, exist_ok=True)
+    modality.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "upscaler", "images": 0})
 
 
 def write_awake(root: Path, name: str) -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffusion_core import rng
 from diffusion_core.nets.attention import CrossAttention, WindowAttention, apply_rotary, rotary_embedding
 from diffusion_core.nets.edm2_unet import EDM2UNet, MPAttention, MPBlock
+from diffusion_core.nets.efficient_unet import EfficientUNet
 from diffusion_core.nets.layers import FeedForward
 from diffusion_core.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise
 from diffusion_core.nets.pose_transformer import PoseTransformer, graph_distances
@@ -266,3 +268,18 @@ def test_u_net_has_attention_at_low_resolutions_only() -> None:
     assert [a.attention.heads for a in attended if a.attention.out.in_features == 64] == [8] * 4
     with pytest.raises(ValueError, match="27 pixels does not divide"):
         UNet(27, width=16)
+
+
+def test_an_efficient_u_net_works_at_larger_sizes_and_moves_with_the_picture() -> None:
+    net = zoo.randomised(EfficientUNet(32, width=8, depth=1, conds={"map:low": 3, "vec:size": 1}))
+    assert isinstance(net, EfficientUNet) and net.stride == 4
+    x, low = (rng.normal((3, 80, 80), seed, torch.arange(1)).double() for seed in (0, 1))
+    size, level = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+
+    def middle(move: int) -> torch.Tensor:
+        moved = [value.roll((move, move), (2, 3)) for value in (x, low)]
+        y = net(moved[0], level, {"map:low": moved[1], "vec:size": size})
+        return y.roll((-move, -move), (2, 3))[..., 39:41, 39:41]
+
+    torch.testing.assert_close(middle(4), middle(0), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(middle(1), middle(0), rtol=1e-3, atol=1e-3)

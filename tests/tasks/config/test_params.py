@@ -25,7 +25,12 @@ TEXT = FILE.read_text()
         ("  patch: 1 #", "  patch: 3 #", "pictures", "multiple of patch (3)"),
         ("  heads: 4", "  heads: 5", "poses", "multiple of 2 * heads (10)"),
         ("  ranks: auto # processes", "  ranks: 3 # processes", "poses", "multiple of ranks"),
-        ("  size: 64 #", "  size: 16 #", "params.yaml: pictures.size", "pictures.size must be at most shard.size (16)"),
+        (
+            "  size: 128 #",
+            "  size: 16 #",
+            "params.yaml: pictures.size",
+            "pictures.size must be at most shard.size (16)",
+        ),
         ("inception: null", "inception: {source: w.pth}", "fidelity.inception.sha256", "missing"),
         ("clip: null", "clip: {source: w.pth, sha256: abc}", "fidelity.clip.sha256", "match"),
         ("shard:\n", "shards:\n", "shard", "missing"),

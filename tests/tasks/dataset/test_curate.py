@@ -178,6 +178,8 @@ def test_motion_capture_reaches_the_shards_as_poses_without_pictures(tmp_path):
         assert part.poses().shape == (len(part), 33, 3)
         seen = part.pictured()
         assert seen.pictures_uint8(16).shape == (len(seen), 16, 16, 3)
+        side = dict(zip(persons.key, persons.crop[:, 2].tolist(), strict=True))
+        assert seen.sides() == [side[key] for key in seen.keys]  # an enlarged picture can be told by it
         assert all(seen.meta(i)["category"] != "walk" for i in range(len(seen)))
 
 

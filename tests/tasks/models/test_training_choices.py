@@ -154,7 +154,7 @@ def test_cold_poses_through_the_stages(shards: Path, tmp_path: Path) -> None:
     sample.run(load(root / "params.yaml"), root, "poses")
     poses = ShardDataset(root / "samples/poses", "samples").poses()
     assert np.isfinite(poses).all() and len(np.unique(poses[:, 0, 0])) == 4
-    assert loss_gaps(root, "poses")
+    assert loss_gaps(root, "poses", 16)
     with pytest.raises(UserError, match="fill in joints"):
         sampler.draw(
             model, model.conditions([None]), SamplingChoices(sampler="cold", steps=2), 0, torch.arange(1),

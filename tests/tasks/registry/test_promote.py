@@ -1,5 +1,6 @@
 """Promotion: the gate, the comparison with the champion, the aliases in the registry, and the rollback."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from tasks import paths
 from tasks.common import files
 from tasks.common.errors import DataError, UserError
 from tasks.config.params import load
-from tasks.registry import model_registry, promote, rollback
+from tasks.dataset.shards import ShardDataset
+from tasks.registry import model_comparison, model_registry, promote, rollback
 from tasks.registry.tracking import Store
 from tasks.sample import stage as sample
-from tests.support.workspaces import write_params, write_shards, write_untrained
+from tests.support.workspaces import TINY_UPSCALER, write_params, write_shards, write_untrained, write_upscaler
 
 CLEAN = {"poses": "CLEAN", "pictures": "CLEAN", "pose_reuse": "COPIES"}
 METRICS = {promote.DISTANCE: 0.3, f"{promote.DISTANCE}_low": 0.2, f"{promote.DISTANCE}_high": 0.4}
@@ -127,6 +129,37 @@ def test_a_better_challenger_replaces_the_champion_and_a_rollback_restores_it(ma
     assert len(versions) == 4
     champion = made.store.client.get_model_version("contrapposto-poses", "2")
     assert "# Contrapposto, poses" in champion.description and "CLEAN" in champion.description
+
+
+def test_an_upscaler_is_promoted_with_the_pictures_and_leaves_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Registry(tmp_path)
+    assert made.promote()["promote"] and made.alias("champion", "upscaler") is None
+    write_params(tmp_path, shard__size=32, upscaler=TINY_UPSCALER)
+    write_shards(tmp_path, size=32)
+    made.params = load(tmp_path / paths.PARAMS)
+    write_upscaler(tmp_path, made.params)
+    made.model("pictures", 0.0, images=1)
+    assert ShardDataset(paths.sample_folder(tmp_path, "pictures"), "samples").picture(0).shape == (32, 32, 3)
+    compared = made.promote()["model_comparison"]
+    assert compared["same"] == ["poses"] and "pictures" in {entry["model"] for entry in compared["comparisons"]}
+    monkeypatch.setattr(model_comparison, "run", lambda *_: None)  # an untrained upscaler does not beat anybody
+    assert made.promote()["promote"]
+    assert (made.alias("champion", "upscaler"), made.alias("previous", "upscaler")) == ("1", None)
+    assert set(model_registry.fetch_all(made.store, tmp_path, "champion")) == {"poses", "pictures", "upscaler"}
+
+    rollback.run(made.params, tmp_path)  # to the champions without an upscaler
+    assert (made.alias("champion", "upscaler"), made.alias("previous", "upscaler")) == (None, "1")
+    assert set(model_registry.fetch_all(made.store, tmp_path, "champion")) == set(paths.MODELS)
+    rollback.run(made.params, tmp_path)
+    assert (made.alias("champion", "upscaler"), made.alias("challenger", "upscaler")) == ("1", "1")
+
+    shutil.rmtree(
+        paths.model_folder(tmp_path, "upscaler")
+    )  # switched off again: it is no longer part of the challenger
+    made.promote()
+    assert made.alias("challenger", "upscaler") is None
 
 
 def test_a_category_that_has_become_worse_is_named() -> None:

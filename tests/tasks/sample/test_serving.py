@@ -23,14 +23,14 @@ from safetensors import safe_open
 from flows import private_server
 from tasks import paths
 from tasks.common.errors import UserError
-from tasks.config.params import load
+from tasks.config.params import Upscaling, load
 from tasks.config.sampling import Guidance
 from tasks.models import modality
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.sample import export
 from tasks.sample.requests import Artist, Body, Request
-from tests.support.workspaces import write_params, write_shards, write_untrained
+from tests.support.workspaces import TINY_UPSCALER, write_params, write_shards, write_untrained, write_upscaler
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,30 @@ def test_given_joints_are_exact_and_a_complete_pose_is_used_unchanged(artist: Ar
     whole = {name: [i / 10, 1.0, 0.0] for i, name in enumerate(LANDMARKS)}
     samples = artist.samples(Request(pose=whole, steps=4), torch.arange(2))
     np.testing.assert_allclose(samples.poses[1, :, 0], np.arange(33) / 10, rtol=1e-6)
+
+
+def test_pictures_are_enlarged_with_one_model_in_memory_at_a_time(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load(write_params(tmp_path, shard__size=32, upscaler=TINY_UPSCALER))
+    write_upscaler(tmp_path, params)
+    folders = [
+        *(paths.model_folder(exported, model) for model in paths.MODELS),
+        paths.model_folder(tmp_path, "upscaler"),
+    ]
+    artist = Artist(*folders[:2], upscaler=folders[2], enlarging=Upscaling(steps=2))
+    assert (artist.size, artist.categories) == (32, ["calm", "wild"])
+    loaded: list[int] = []
+    load_model = modality.load
+
+    def counting(folder: Path, device: torch.device) -> modality.Model:
+        loaded.append(len(artist._loaded))
+        return load_model(folder, device)
+
+    monkeypatch.setattr(modality, "load", counting)
+    samples = artist.samples(Request(category="calm", steps=2, seed=5), torch.arange(2))
+    assert samples.pictures.shape == (2, 32, 32, 3)
+    assert loaded == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
