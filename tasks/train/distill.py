@@ -20,7 +20,7 @@ from diffusion_core.recipe import Recipe
 from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.distill import Distill
-from tasks.config.params import Params, Pictures, Poses
+from tasks.config.params import Params, Pictures, Poses, Upscaler
 from tasks.config.sampling import Guidance
 from tasks.models import modality
 from tasks.models.modality import Model
@@ -47,6 +47,7 @@ def run(params: Params, root: Path, model: str) -> None:
 def _distill(params: Params, root: Path, name: str, section: Distill, device: torch.device) -> None:
     folder = paths.model_folder(root, name)
     first = modality.load(folder, device)
+    assert not isinstance(first.config, Upscaler)  # `distill` names poses or pictures
     config = _config(first.config, section)
     data = preparation.load_data(root, name, config, device, first.codec, first.categories)
     students = section.distillation.students
