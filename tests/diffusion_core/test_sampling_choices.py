@@ -152,7 +152,8 @@ def test_measured_errors_are_those_of_the_denoiser() -> None:
 
 
 @pytest.mark.parametrize("recipe", WITH_NOISE)
-def test_timesteps_decrease_between_the_right_ends(recipe: str) -> None:
+def test_timesteps_decrease_between_the_right_ends(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "FINE", 100)  # fewer levels are made sooner
     training = Training(recipe)
     grid = Grid(recipe, training.make(SD), 7)
     smallest, largest = grid.sigmas()
@@ -205,9 +206,10 @@ def test_searched_timesteps_cost_less_than_the_recipes_own() -> None:
     assert cost(searched) < 0.8 * cost(ends_alike)
 
 
+@pytest.mark.slow
 def test_learned_timesteps_are_nearer_to_the_fine_solution() -> None:
     denoiser = closed_form.mixture(*toy())
-    noise = torch.randn(32, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def match(step: Any, timesteps: Timesteps, fine: Timesteps, iterations: int, rate: float) -> Timesteps:
         return match_solution(denoiser, step, timesteps, fine, noise, None, iterations, rate)
@@ -221,7 +223,8 @@ def test_learned_timesteps_are_nearer_to_the_fine_solution() -> None:
 
     plain = made(Sampling("dpmpp_2m", 6, "karras"))
     learned = made(
-        Sampling("dpmpp_2m", 6, "learned", options={"learned": {"iterations": 20}}), known=Known(match=match)
+        Sampling("dpmpp_2m", 6, "learned", options={"learned": {"iterations": 12, "fine": 32}}),
+        known=Known(match=match),
     )
     assert error(learned.visited, learned.step) < 0.7 * error(plain.visited, plain.step)
 
