@@ -155,12 +155,12 @@ SAMPLERS: Mapping[str, SamplerChoice] = {
         parameters={"eta": ETA}, noisy=_always, variance="measured",
     ),
     "euler": SamplerChoice(
-        title="Euler (EDM)", code="sampling.timesteps.churn", paper="arXiv 2206.00364",
+        title="Euler, with churn (EDM)", code="sampling.timesteps.churn", paper="arXiv 2206.00364",
         step=lambda recipe, v: core("sampling.solvers").ddim(), parameters=CHURN, visited=_churned,
         noisy=_churns, follows_ode=True,
     ),
     "heun": SamplerChoice(
-        title="Heun (EDM)", code="sampling.solvers.heun()", paper="arXiv 2206.00364",
+        title="Heun, with churn (EDM)", code="sampling.solvers.heun()", paper="arXiv 2206.00364",
         step=_heun, parameters=CHURN, visited=_churned, evaluations=2, noisy=_churns, follows_ode=True,
     ),
     "restart": SamplerChoice(
