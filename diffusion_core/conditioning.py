@@ -6,9 +6,10 @@ withheld from the whole batch. To withhold it from some rows only, a boolean mas
 network replaces a withheld condition by a learned embedding.
 
 Some entries describe the example or a condition and are never withheld: `vec:augment`, how the example was augmented (zeros
-when sampling), `vec:<name>_level`, how much noise the condition <name> has, `mask:x` `[B, N]`, which tokens of x exist, and
-`map:padding`, which parts of x are padding (zeros when sampling), and `weight:x`, which broadcasts against x: what an error
-costs at each of its coordinates. The loss uses the last one, networks do not.
+when sampling), `vec:<name>_level`, how much noise the condition <name> has, `mask:x` `[B, N]`, which tokens of x exist,
+`segment:x` `[B, F]`, which frames of x belong to the same clip, `map:padding`, which parts of x are padding (zeros when
+sampling), and `weight:x`, which broadcasts against x: what an error costs at each of its coordinates. The loss uses the last
+one, networks do not.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Cond = dict[str, Tensor]
 
 KEEP = "keep:"
 MASK = "mask:x"
+SEGMENT = "segment:x"
 AUGMENT = "vec:augment"
 PADDING = "map:padding"
 WEIGHT = "weight:x"
@@ -43,7 +45,9 @@ def kept(key: str, cond: Cond) -> Tensor | None:
 def keys(cond: Cond) -> list[str]:
     """The keys of the conditions that can be withheld."""
     return [
-        key for key in cond if not (key.startswith(KEEP) or key in (MASK, AUGMENT, PADDING, WEIGHT) or is_level(key))
+        key
+        for key in cond
+        if not (key.startswith(KEEP) or key in (MASK, SEGMENT, AUGMENT, PADDING, WEIGHT) or is_level(key))
     ]
 
 

@@ -43,6 +43,7 @@ class TransformStream(IntEnum):
     CONDITION_LEVEL = 1  # how noisy a condition is made
     CONDITION_NOISE = 2
     SINGLE_CONDITION_DROPOUT = 3
+    STILLS = 4  # which single poses or pictures ride along with a clip
 
 
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number

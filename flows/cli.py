@@ -53,6 +53,12 @@ def train_poses(raw: Raw = None, changed: Changed = None) -> None:
 
 
 @app.command(rich_help_panel=FLOWS)
+def train_motion(raw: Raw = None, changed: Changed = None) -> None:
+    """Train the model of motion on videos, motion captures and the built-in animation; from files to the page about it."""
+    _run("train-motion", changed, raw=raw)
+
+
+@app.command(rich_help_panel=FLOWS)
 def retrain(changed: Changed = None) -> None:
     """Run the whole pipeline on the pictures that are there now, starting from the champion's weights."""
     _run("retrain", changed)

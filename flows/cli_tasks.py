@@ -16,7 +16,7 @@ from tasks.__main__ import call
 PANEL = "Tools"
 
 Model = Annotated[Literal["poses", "pictures"], typer.Argument(help="Which model.")]
-Trainable = Annotated[Literal["poses", "pictures", "codec"], typer.Argument(help="Which model.")]
+Trainable = Annotated[Literal["poses", "pictures", "codec", "motion"], typer.Argument(help="Which model.")]
 Alias = Annotated[
     Literal["champion", "challenger", "previous"], typer.Argument(help="Alias of the models in MLflow's registry.")
 ]
@@ -146,6 +146,42 @@ def report() -> None:
     _call_stage("report")
 
 
+@stages.command()
+def animate() -> None:
+    """Animate the built-in motion."""
+    _call_stage("animate")
+
+
+@stages.command()
+def clips() -> None:
+    """Cut motion into clips of one length, and write them as WebDataset tars."""
+    _call_stage("clips")
+
+
+@stages.command(name="sample_motion")
+def sample_motion() -> None:
+    """Draw new motion, and motion that continues or follows what is given."""
+    _call_stage("sample_motion")
+
+
+@stages.command(name="motion_quality")
+def motion_quality() -> None:
+    """Measure how good the new motion is, and whether it is copied."""
+    _call_stage("motion_quality")
+
+
+@stages.command(name="promote_motion")
+def promote_motion() -> None:
+    """Register the motion model, and make it the champion if it passes the gate."""
+    _call_stage("promote_motion")
+
+
+@stages.command(name="motion_page")
+def motion_page() -> None:
+    """Write the page about motion."""
+    _call_stage("motion_page")
+
+
 @commands.command(rich_help_panel=PANEL)
 def compare(runs: Annotated[list[str], typer.Argument(help="Two or more: run ids, names or aliases.")]) -> None:
     """Compare runs side by side: a table, compare.md and compare.png."""
@@ -162,6 +198,15 @@ def explain(key: Annotated[str, typer.Argument(help="Key of a sample, as in the 
 def export(alias: Alias = "champion") -> None:
     """Export registered models for serving, in MLflow's and Hugging Face's layouts."""
     _call("export", alias)
+
+
+@commands.command(name="export-motion", rich_help_panel=PANEL)
+def export_motion(
+    split: Annotated[str, typer.Argument(help="Which samples: samples, followed, continued, ...")] = "samples",
+    count: Annotated[int, typer.Argument(min=1, help="How many.")] = 15,
+) -> None:
+    """Export motion as BVH, joint angles (CSV), looping pictures and videos."""
+    _call("export_motion", split, count)
 
 
 @commands.command(name="extract-slice", rich_help_panel=PANEL)

@@ -20,7 +20,7 @@ from flows import private_server, services, workspace
 from tasks import paths
 from tasks.common.errors import UserError
 
-FLOWS = ("train-poses", "retrain", "curate", "generate", "evaluate")
+FLOWS = ("train-poses", "train-motion", "retrain", "curate", "generate", "evaluate")
 WITH_REPORT = ("train-poses", "retrain")  # flows that end with the report
 
 

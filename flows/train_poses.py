@@ -16,6 +16,7 @@ from pydantic import Field
 from flows.param_changes import Changes
 from flows.runner import run_task, train, walk
 from flows.workspace import Held
+from tasks.paths import MOTION
 
 PROMOTED = ("promote", "report")
 Raw = Annotated[str, Field(min_length=1)]
@@ -29,6 +30,23 @@ def train_poses(raw: Raw | None = None, changes: Changes | None = None) -> State
     `changes`: keys of params.yaml and their new values, such as {"poses": {"images": 200000}}; they are written into it.
     """
     return train(PROMOTED, raw, changes)
+
+
+@flow(name="train-motion")
+def train_motion(raw: Raw | None = None, changes: Changes | None = None) -> State[Any]:
+    """From pictures, videos and motion captures to a model of motion and the page about it; switches its stages on.
+
+    `raw` and `changes` as in `train_poses`.
+    """
+    targets = tuple(f"{stage}@{MOTION}" for stage in ("promote_motion", "motion_page"))
+    return walk(targets, raw, Changes.model_validate(_given(changes)))
+
+
+def _given(changes: Changes | None) -> dict[str, Any]:
+    """The changes as nested values, with the motion stages switched on."""
+    given: dict[str, Any] = changes.model_dump(exclude_unset=True) if changes is not None else {}
+    given["motion"] = {**given.get("motion", {}), "run": [MOTION]}
+    return given
 
 
 @flow(name="retrain")

@@ -39,6 +39,12 @@ STAGES = {
     "fidelity": "tasks.evaluate.fidelity",
     "promote": "tasks.registry.promote",
     "report": "tasks.report.stage",
+    "animate": "tasks.synthetic.animate",
+    "clips": "tasks.dataset.clips",
+    "sample_motion": "tasks.sample.motion",
+    "motion_quality": "tasks.evaluate.motion_quality",
+    "promote_motion": "tasks.registry.promote_motion",
+    "motion_page": "tasks.report.motion_page",
 }
 
 # People run these.
@@ -46,6 +52,7 @@ COMMANDS = {
     "compare": "tasks.registry.compare",
     "explain": "tasks.report.explain",
     "export": "tasks.sample.export",
+    "export_motion": "tasks.sample.export_motion",
     "extract_slice": "tasks.extract.slices",
     "forget": "tasks.registry.forget",
     "generate": "tasks.sample.generate",

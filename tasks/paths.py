@@ -7,6 +7,7 @@ from pathlib import Path
 
 MODELS = ("poses", "pictures")
 UPSCALER = "upscaler"  # a third model, if pictures are enlarged
+MOTION = "motion"  # the model of clips, which is trained only if motion.run says so
 
 PARAMS = Path("params.yaml")
 
@@ -18,6 +19,8 @@ LISTED = LISTINGS / "listed.txt"
 POSES = Path("data/poses")  # one folder per part
 DATASET = Path("data/dataset")
 SHARDS = Path("data/shards")
+ANIMATION = Path("data/animation")  # the built-in motion
+CLIPS = Path("data/clips")  # windows of motion, as shards
 ARTIFACTS = Path("artifacts")  # one folder per model
 SAMPLES = Path("samples")  # one folder per model
 REPORTS = Path("reports")
@@ -28,6 +31,9 @@ POSE_ACCURACY = REPORTS / "pose_accuracy"
 CODEC_QUALITY = REPORTS / "codec_quality"
 FIDELITY = REPORTS / "fidelity"
 PROMOTE = REPORTS / "promote"
+MOTION_QUALITY = REPORTS / "motion_quality"
+PROMOTE_MOTION = REPORTS / "promote_motion"
+MOTION_PAGE = REPORTS / "motion.html"
 SUMMARY = REPORTS / "summary"
 REPORT = REPORTS / "report.html"
 

@@ -20,6 +20,7 @@ class Shape(NamedTuple):
 # XS is for two CPU cores; S, B and L are the papers' sizes of these names where they have them.
 SHAPES: dict[str, dict[str, Shape]] = {
     "pose": {"XS": Shape(96, 4, 4), "S": Shape(128, 6, 4), "B": Shape(256, 8, 8), "L": Shape(512, 12, 8)},
+    "motion": {"XS": Shape(96, 4, 4), "S": Shape(192, 6, 4), "B": Shape(384, 8, 8), "L": Shape(768, 12, 12)},
     "patch": {"XS": Shape(128, 6, 4), "S": Shape(384, 12, 6), "B": Shape(768, 12, 12), "L": Shape(1024, 24, 16)},
     "dit": {"XS": Shape(128, 6, 4), "S": Shape(384, 12, 6), "B": Shape(768, 12, 12), "L": Shape(1024, 24, 16)},
     "mmdit": {"XS": Shape(128, 4, 4), "S": Shape(384, 8, 6), "B": Shape(768, 12, 12), "L": Shape(1024, 20, 16)},

@@ -22,6 +22,7 @@ from tasks.config.codec import Codec
 from tasks.config.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.config.distill import Distill
 from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Upscaling, Weights
+from tasks.config.motion import Motion, MotionModel
 from tasks.config.nets import PATCHLESS
 from tasks.config.operations import Generate, Limits, Notify, Retrain, Services
 from tasks.config.sampling import SamplingChoices
@@ -30,9 +31,9 @@ from tasks.config.training import Pictures, Poses, Train
 from tasks.config.upscaler import Upscaler
 
 __all__ = [
-    "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Params",
-    "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Upscaler", "Upscaling",
-    "Weights", "edit", "load", "parse", "read_text", "set_value", "set_values",
+    "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Motion",
+    "Params", "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Upscaler",
+    "Upscaling", "Weights", "edit", "load", "parse", "read_text", "set_value", "set_values",
 ]  # fmt: skip
 
 
@@ -50,6 +51,7 @@ class Params(Section):
     pictures: Pictures
     distill: dict[str, Distill] = Field({})  # by the model's name
     upscaler: Upscaler = Upscaler.model_validate({})
+    motion: Motion = Motion()
     sample: Sampling
     memorization: Memorization
     fidelity: Fidelity
@@ -142,6 +144,10 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _models_can_be_sampled_so(self) -> Params:
+        try:
+            check_sampling("motion.model", self.motion.model, self.motion.sample)
+        except ValueError as error:
+            raise ValueError(f"motion.sample.{error}") from error
         for name, model, sample in (
             ("poses", self.poses, self.sample.poses),
             ("pictures", self.pictures, self.sample.pictures),
@@ -159,7 +165,7 @@ class Params(Section):
         return self
 
 
-def check_sampling(name: str, model: Poses | Pictures, sample: SamplingChoices) -> None:
+def check_sampling(name: str, model: Poses | Pictures | MotionModel, sample: SamplingChoices) -> None:
     """Raise ValueError, with a clause that says why, if a model that is trained in one way cannot be sampled in the other.
 
     `name`: of the model's section.

@@ -1,6 +1,7 @@
 """Shards: WebDataset tars with reproducible bytes, and an index to read any sample of them.
 
-    folder/{split}-000000.tar   members `key.png` (not for motion captures), `key.pose.npy` (float32 [33, 3]), `key.json`
+    folder/{split}-000000.tar   members `key.png` (not for motion captures), `key.pose.npy` (float32 [33, 3]), `key.json`;
+                                of motion `key.clip.npy` (float32 [frames, 33, 3], see tasks.common.motion) and `key.json`
     folder/index.json           size and sha256 of each shard; for each sample its shard, and offset and size of its members
 
 WebDataset can stream the tars from anywhere. With the index they are a random-access dataset, so that the order of
@@ -38,7 +39,7 @@ def encode_json(value: Any) -> bytes:
 
 
 def encode_pose(pose: np.ndarray) -> bytes:
-    """One pose `[33, 3]` as npy bytes, float32."""
+    """One pose `[33, 3]` or clip `[frames, 33, 3]` as npy bytes, float32."""
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(pose, dtype=np.float32), allow_pickle=False)
     return stream.getvalue()
@@ -110,7 +111,8 @@ def resized(size: int, picture: np.ndarray) -> np.ndarray:
 class ShardDataset:
     """Random access to the samples of one or several splits of a shard folder, the only reader of shards.
 
-    `keys`: the sample keys in stored order, split after split. Raises DataError if the folder has no such split, a key
+    `keys`: the sample keys in stored order, split after split; `splits`: the names of all splits of the folder.
+    Raises DataError if the folder has no such split, a key
     occurs twice, or a tar has another length than its index says. `verify()` reads all bytes and compares their sha256.
     """
 
@@ -124,6 +126,7 @@ class ShardDataset:
             if split not in index["samples"]:
                 raise DataError(f"{folder} has no split {split!r}; it has {', '.join(index['samples'])}.")
         self.about: dict[str, Any] = index["about"]
+        self.splits: list[str] = list(index["samples"])
         self.shards: list[dict[str, Any]] = index["shards"]
         self._rows: list[tuple[str, int, dict[str, tuple[int, int]]]] = [
             row for split in splits for row in index["samples"][split]
@@ -203,6 +206,15 @@ class ShardDataset:
                 raise DataError(f"{self.folder}: the pose of {key!r} has the shape {pose.shape} and not (33, 3).")
             poses[i] = pose
         return poses
+
+    def clips(self) -> np.ndarray:
+        """All clips, float32 `[n, frames, 33, 3]`. Raises DataError if they are not of one shape."""
+        clips = [np.load(io.BytesIO(self.read(i, "clip.npy")), allow_pickle=False) for i in range(len(self))]
+        shape = clips[0].shape if clips else (int(self.about["frames"]), 33, 3)
+        for key, clip in zip(self.keys, clips, strict=True):
+            if clip.shape != shape or shape[1:] != (33, 3):
+                raise DataError(f"{self.folder}: the clip {key!r} has the shape {clip.shape} and not {shape}.")
+        return np.array(clips, np.float32).reshape(-1, *shape)
 
     def picture(self, i: int, size: int | None = None) -> np.ndarray:
         """Picture `i`, uint8 `[size, size, 3]`; by area averaging where `size` is smaller than stored."""

@@ -50,7 +50,17 @@ _HAND = 0.09  # metres from the wrist to the knuckles
 
 def landmarks(motion: Motion, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """World landmarks of these frames, float32 `[n, 33, 3]` (metres, axes of `tasks.common.skeleton`), and which of the 33 are
-    known, bool `[33]`; the others are guesses.
+    known, bool `[33]`; the others are guesses. The middle of the hips is at 0.
+
+    Raises Refusal if the skeleton is not that of a person.
+    """
+    pose, known = trajectory(motion, frames)
+    pose -= pose[:, [INDEX["left_hip"], INDEX["right_hip"]]].mean(axis=1, keepdims=True)
+    return pose.astype(np.float32), known
+
+
+def trajectory(motion: Motion, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same landmarks where the person is in the room of the recording, float64 `[n, 33, 3]`.
 
     Raises Refusal if the skeleton is not that of a person.
     """
@@ -72,11 +82,9 @@ def landmarks(motion: Motion, frames: np.ndarray) -> tuple[np.ndarray, np.ndarra
     for side in ("left", "right"):
         _derive_foot(pose, known, side)
         _derive_hand(pose, known, side)
-    hips = pose[:, [INDEX["left_hip"], INDEX["right_hip"]]].mean(axis=1, keepdims=True)
-    pose -= hips
     if not (np.isfinite(pose).all() and (torso_length(pose) > 1e-6).all()):
         raise Refusal(Reason.NO_PERSON, "in some frame its torso has no length")
-    return pose.astype(np.float32), known
+    return pose, known
 
 
 def _named(motion: Motion) -> dict[str, int]:

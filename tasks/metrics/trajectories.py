@@ -13,12 +13,13 @@ but whose motion is wrong is far from the truth in this space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.fft import dct
 
+from tasks.common import motion
 from tasks.common.skeleton import LIMBS, torso_length
 
 FRAMES = 16
@@ -35,21 +36,6 @@ class Clips(NamedTuple):
     source: list[str]
 
 
-def _runs(times: np.ndarray) -> Iterator[np.ndarray]:
-    """Runs of ascending times without a gap, as index arrays into `times`."""
-    order = np.argsort(times, kind="stable")
-    order = order[np.append(True, np.diff(times[order]) > 0)]  # one row per time
-    yield from np.split(order, np.flatnonzero(np.diff(times[order]) > GAP) + 1)
-
-
-def _resampled(poses: np.ndarray, times: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Poses `[n, 33, 3]` at `times` `[n]`, linearly interpolated to the times `at`: `[len(at), 33, 3]`."""
-    after = np.clip(np.searchsorted(times, at), 1, len(times) - 1)
-    share = (at - times[after - 1]) / (times[after] - times[after - 1])
-    interpolated: np.ndarray = poses[after - 1] + share[:, None, None] * (poses[after] - poses[after - 1])
-    return interpolated
-
-
 def clips(world: np.ndarray, source: Sequence[str], track: Sequence[int], seconds: np.ndarray) -> Clips:
     """All clips, one after another without overlap, in rows of world landmarks `[n, 33, 3]` (metres).
 
@@ -61,18 +47,27 @@ def clips(world: np.ndarray, source: Sequence[str], track: Sequence[int], second
         rows_of.setdefault((name, int(number)), []).append(i)
     clip_poses, clip_sources = [], []
     for (name, _), rows in rows_of.items():
-        for run in _runs(seconds[rows]):
+        for run in motion.runs(seconds[rows], GAP):
             run_rows = np.array(rows)[run]
             times = seconds[run_rows]
             for start in np.arange(times[0], times[-1] - SECONDS + 1e-9, SECONDS):
                 at = start + np.linspace(0, SECONDS, FRAMES)
-                clip = _resampled(world[run_rows].astype(np.float64), times, at)
+                clip = motion.resampled(world[run_rows].astype(np.float64), times, at)
                 scale = np.median(torso_length(clip))
                 if scale > 1e-6:
                     hips = clip[:, 23:25].mean(axis=1, keepdims=True)
                     clip_poses.append((clip - hips) / scale)
                     clip_sources.append(name)
     return Clips(np.array(clip_poses, np.float32).reshape(-1, FRAMES, 33, 3), clip_sources)
+
+
+def fitted(clips: np.ndarray) -> np.ndarray:
+    """Clips `[c, frames, 33, 3]` of any number of frames with the hips at 0 and FRAMES frames over the same time."""
+    frames = np.arange(clips.shape[1], dtype=np.float64)
+    at = np.linspace(0, clips.shape[1] - 1, FRAMES)
+    in_time = np.moveaxis(motion.in_place(clips.astype(np.float64)), 1, 0)
+    result: np.ndarray = np.moveaxis(motion.resampled(in_time, frames, at), 0, 1).astype(np.float32)
+    return result
 
 
 def features(poses: np.ndarray) -> np.ndarray:

@@ -13,13 +13,16 @@ from diffusion_core.nets.edm2_unet import EDM2UNet
 from diffusion_core.nets.efficient_unet import EfficientUNet
 from diffusion_core.nets.hourglass import Hourglass
 from diffusion_core.nets.mmdit import MMDiT
+from diffusion_core.nets.motion_transformer import MotionTransformer
 from diffusion_core.nets.patch_transformer import PatchTransformer
 from diffusion_core.nets.pose_transformer import PoseTransformer
 from diffusion_core.nets.rin import RIN
 from diffusion_core.nets.unet import UNet
 from diffusion_core.nets.uvit import UViT
 from tasks.common.errors import UserError
+from tasks.common.motion import PARTS
 from tasks.common.skeleton import BONES
+from tasks.config.motion import MotionModel
 from tasks.config.training import Pictures, Poses
 from tasks.config.upscaler import Upscaler
 
@@ -38,7 +41,10 @@ PICTURE_NETS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def network(
-    config: Poses | Pictures | Upscaler, conds: Mapping[str, int], shape: Sequence[int] | None = None, outputs: int = 1
+    config: Poses | Pictures | Upscaler | MotionModel,
+    conds: Mapping[str, int],
+    shape: Sequence[int] | None = None,
+    outputs: int = 1,
 ) -> nn.Module:
     """The untrained network of a model, initialised from its seed. `conds`: condition -> width.
 
@@ -65,8 +71,15 @@ def network(
             return PICTURE_NETS[config.net](side, config.patch, **keywords)
         if isinstance(config, Upscaler):
             return EfficientUNet(side, **keywords)
+        if isinstance(config, MotionModel):
+            return MotionTransformer(33, BONES, PARTS, **keywords)
         return PoseTransformer(33, BONES, **keywords)
     except ValueError as error:
-        names = {Poses: "poses", Pictures: f"pictures ({config.net_name})", Upscaler: "upscaler"}
+        names = {
+            Poses: "poses",
+            Pictures: f"pictures ({config.net_name})",
+            Upscaler: "upscaler",
+            MotionModel: "motion.model",
+        }
         name = names[type(config)]
         raise UserError(f"params.yaml: {name}: {error}.") from error

@@ -4,6 +4,8 @@
     pose_vector   vec:pose       99 numbers, the normalised landmarks
     pose_map      map:pose       image channels with soft bones where the picture is to show them
     pose_tokens   tok:pose       one token per joint, its position and its name (one-hot), for cross-attention
+    first_pose    map:first      motion: the first pose, beside every frame
+    path          map:path       motion: the path of the hips and a 1, beside every joint
 
 `vec:augment` describes how an example was augmented, `vec:pose_level` how much noise was added to its pose; both are zero in
 sampling. `map:self` is the network's own first estimate (self-conditioning). `map:padding` says where a picture is padding;
@@ -30,12 +32,18 @@ from diffusion_core.schedules import sigma_level
 from diffusion_core.training import augmentation
 from diffusion_core.training.trainer import Transform
 from tasks.common.skeleton import MIRROR, mirror
+from tasks.config.motion import MotionModel
 from tasks.config.training import Pictures, Poses
 from tasks.config.upscaler import Upscaler
 from tasks.dataset.pose_map import CHANNELS, MIRRORED, pose_map
 
 # Name in params.yaml -> key.
-KEYS = {"category": "vec:category", "pose_vector": "vec:pose", "pose_map": "map:pose", "pose_tokens": "tok:pose"}
+KEYS = {
+    "category": "vec:category", "pose_vector": "vec:pose", "pose_map": "map:pose", "pose_tokens": "tok:pose",
+    "first_pose": "map:first", "path": "map:path",
+}  # fmt: skip
+
+AnyModel = Poses | Pictures | MotionModel
 
 JOINTS = 33
 SELF = "map:self"
@@ -46,7 +54,7 @@ JITTER_SCALE, JITTER_SHIFT = 0.07, 0.035  # standard deviations: of the log size
 
 
 def widths(
-    config: Poses | Pictures | Upscaler, categories: int, factor: int = 1, channels: int = 3, padded: bool = False
+    config: AnyModel | Upscaler, categories: int, factor: int = 1, channels: int = 3, padded: bool = False
 ) -> dict[str, int]:
     """The width of each condition of a model's network, whose codec has this factor and so many channels.
 
@@ -59,6 +67,8 @@ def widths(
         "pose_vector": 3 * JOINTS,
         "pose_map": CHANNELS * factor**2,
         "pose_tokens": 3 + JOINTS,
+        "first_pose": 3,
+        "path": 4,
     }
     out = {KEYS[name]: width[name] for name in config.conditions}
     if config.augment:
@@ -73,7 +83,7 @@ def widths(
 
 
 def conditions(
-    config: Poses | Pictures,
+    config: AnyModel,
     categories: list[str],
     margin: float,
     names: Sequence[str | None],
@@ -163,7 +173,7 @@ def jittered(x0: Tensor, cond: Cond, seed: int, ids: Tensor) -> tuple[Tensor, Co
     return x0, moved if AUGMENT in cond else {key: value for key, value in moved.items() if key != AUGMENT}
 
 
-def transform(config: Poses | Pictures, codec: Affine | Latent) -> Transform | None:
+def transform(config: AnyModel, codec: Affine | Latent) -> Transform | None:
     """The transform of training batches: augment the examples, add noise to the pose, withhold single conditions. None: none.
 
     x0 is in the network's units, before and after.

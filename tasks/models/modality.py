@@ -1,7 +1,9 @@
-"""The models of a run, `poses` and `pictures`: their examples, their networks, and the file a trained one lives in.
+"""The models of a run: their examples, their networks, and the file a trained one lives in.
 
     poses      x0 = one pose, 33 joint tokens of 3 numbers, given its category
     pictures   x0 = one picture, 3 channels, given its category and its pose (`conditions` says in which forms)
+    motion     x0 = one clip, frames of 33 joints of 3 numbers, given its category, first pose and path (`tasks.models.motion`);
+               only if motion.run says so
 
 With a codec, the network of `pictures` works on latents, and everything outside of it on pixels. A third model, the upscaler,
 is built and stored here too; `tasks/models/upscaler.py` has the rest of it.
@@ -15,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,16 +42,18 @@ from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
 from tasks.common.skeleton import mirror
 from tasks.common.subset import evenly_spaced
+from tasks.config.motion import MotionModel
 from tasks.config.params import Params, Pictures, Poses, Upscaler
 from tasks.config.sampling import Guidance, SamplingChoices
 from tasks.dataset.padding import padding_maps
 from tasks.dataset.shards import ShardDataset
 from tasks.models import codec as stored_codec
+from tasks.models import motion
 from tasks.models.build import network
-from tasks.models.conditioning import KEYS, SELF, at_latents, conditions, weights, widths
+from tasks.models.conditioning import KEYS, SELF, AnyModel, at_latents, conditions, weights, widths
 
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
-Config = Poses | Pictures | Upscaler
+Config = AnyModel | Upscaler
 SCHEDULE = "schedule."  # prefix of the weights of a learned noise schedule
 ERRORS = "errors"  # key of the measured errors in a model's file
 STUDENT = "student"  # key of what a distilled model learned in its file
@@ -80,8 +84,10 @@ def fit_codec(x0: Tensor, per_coordinate: bool) -> Affine:
         raise DataError("All training examples are the same: there is nothing to learn.") from error
 
 
-def usable(root: Path, split: str, config: Poses | Pictures) -> ShardDataset:
-    """The samples of a split that a model can use: for `pictures`, those that have a picture."""
+def usable(root: Path, split: str, config: AnyModel) -> ShardDataset:
+    """The samples of a split that a model can use: for `pictures`, those that have a picture; for `motion`, clips."""
+    if isinstance(config, MotionModel):
+        return ShardDataset(root / paths.CLIPS, split)
     dataset = ShardDataset(root / paths.SHARDS, split)
     return dataset.pictured() if isinstance(config, Pictures) else dataset
 
@@ -97,7 +103,7 @@ def _pictures(dataset: ShardDataset, size: int) -> Tensor:
 
 def examples(
     dataset: ShardDataset,
-    config: Poses | Pictures,
+    config: AnyModel,
     categories: list[str],
     mirrored: bool,
     factor: int = 1,
@@ -110,6 +116,8 @@ def examples(
 
     A mirror image exchanges left and right: x of the landmarks changes sign, landmarks change names, the picture is flipped.
     """
+    if isinstance(config, MotionModel):
+        return _clips(dataset, config, categories, mirrored)
     metas = dataset.metas()
     poses, names = dataset.poses(), [meta["category"] for meta in metas]
     margin = dataset.about["margin"]
@@ -128,6 +136,25 @@ def examples(
     return Examples(torch.cat([x0, flipped]), {key: torch.cat([cond[key], flipped_cond[key]]) for key in cond})
 
 
+def _clips(dataset: ShardDataset, config: MotionModel, categories: list[str], mirrored: bool) -> Examples:
+    x0, known, names = motion.clip_examples(dataset, mirrored)
+    cond = conditions(config, categories, 0.0, names)
+    return Examples(x0, {**cond, **motion.maps(config, x0, known), **motion.path_weight(x0, known)})
+
+
+class ClipShape(NamedTuple):
+    """Frames of a clip, and how many there are in a second."""
+
+    frames: int
+    rate: float
+
+    @classmethod
+    def of(cls, dataset: ShardDataset) -> ClipShape | None:
+        """Of the clips of a dataset; None if it holds something else."""
+        about = dataset.about
+        return cls(int(about["frames"]), float(about["rate"])) if "frames" in about else None
+
+
 @dataclass(frozen=True)
 class Model:
     """A model: what is needed to train it, to denoise and to sample."""
@@ -142,11 +169,12 @@ class Model:
     padded: bool  # whether training pictures have padding: the network is told where
     meta: dict[str, Any]
     initial: GaussianStart | None = None  # from which sampling starts if the recipe adds no noise
+    clip: ClipShape | None = None  # of the motion model
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one example in the network's units."""
-        return shape_of(self.config, self.codec)
+        return shape_of(self.config, self.codec, self.clip)
 
     def examples(self, dataset: ShardDataset) -> Examples:
         """The examples of a split in data units, with conditions as the network gets them; padding has no weight.
@@ -162,7 +190,8 @@ class Model:
     def conditions(self, categories: Sequence[str | None], poses: np.ndarray | None = None) -> Cond:
         """The conditions for one category per sample and, for pictures, the poses `[n, 33, 3]` that they shall show.
 
-        A category that is None or unknown to the model is withheld, as in condition dropout. Not for the upscaler.
+        A category that is None or unknown to the model is withheld, as in condition dropout. So are first pose and path of
+        the motion model, see `motion.first_pose_map` and `motion.path_map`. Not for the upscaler.
         """
         assert not isinstance(self.config, Upscaler)
         return conditions(self.config, self.categories, self.margin, categories, poses, self.codec.factor)
@@ -300,10 +329,13 @@ class Model:
         return self_condition(denoiser, SELF) if self.config.self_condition else denoiser
 
 
-def shape_of(config: Config, codec: Affine | Latent) -> tuple[int, ...]:
+def shape_of(config: Config, codec: Affine | Latent, clip: ClipShape | None = None) -> tuple[int, ...]:
     """The shape of one example in the network's units."""
     if isinstance(config, Upscaler):
         return (3, config.crop, config.crop)
+    if isinstance(config, MotionModel):
+        assert clip is not None  # `build` is given it for this model
+        return (clip.frames, 33, 3)
     if not isinstance(config, Pictures):
         return (33, 3)
     side = config.size // codec.factor
@@ -317,18 +349,20 @@ def build(
     codec: Affine | Latent,
     margin: float,
     padded: bool = False,
+    clip: ClipShape | None = None,
 ) -> Model:
-    """An untrained model. padded: whether training pictures have padding."""
-    shape = shape_of(config, codec)
-    size = shape[-1] if len(shape) == 3 else 64  # simple diffusion shifts its noise by 64 / size
+    """An untrained model. padded: whether training pictures have padding; clip: for the motion model."""
+    shape = shape_of(config, codec, clip)
+    pictured = not isinstance(config, Poses | MotionModel)
+    size = shape[-1] if pictured else 64  # simple diffusion shifts its noise by 64 / size
     recipe = config.training.make(DATA_SD, size)
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
-    channels = shape[0] if len(shape) == 3 else shape[-1]
+    channels = shape[0] if pictured else shape[-1]
     conds = widths(config, len(categories), codec.factor, channels, padded)
     outputs = 2 if recipe.form is LearnedVariance else 1
-    denoiser = recipe.denoiser(network(config, conds, shape if len(shape) == 3 else None, outputs))
-    return Model(name, config, categories, denoiser, recipe, codec, margin, padded, {})
+    denoiser = recipe.denoiser(network(config, conds, shape if pictured else None, outputs))
+    return Model(name, config, categories, denoiser, recipe, codec, margin, padded, {}, clip=clip)
 
 
 def learned_schedule(recipe: Recipe) -> dict[str, Tensor]:
@@ -351,6 +385,7 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
         "padded": model.padded,
         "codec": stored_codec.description(model.codec),
         **({STUDENT: model.meta[STUDENT]} if STUDENT in model.meta else {}),
+        **({"clip": list(model.clip)} if model.clip else {}),
         **meta,
     }
     tensors = {f"weights.{name}": value for name, value in weights.items()}
@@ -365,7 +400,12 @@ def load(folder: Path, device: torch.device) -> Model:
     Raises DataError if the file is missing, damaged, or written by another version.
     """
     tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
-    kinds: dict[str, Callable[..., Config]] = {"poses": Poses, "pictures": Pictures, paths.UPSCALER: Upscaler}
+    kinds: dict[str, Callable[..., Config]] = {
+        "poses": Poses,
+        "pictures": Pictures,
+        paths.UPSCALER: Upscaler,
+        paths.MOTION: MotionModel,
+    }
     try:
         config = kinds[meta["model"]](**meta["config"])
     except ValidationError as error:
@@ -373,7 +413,8 @@ def load(folder: Path, device: torch.device) -> Model:
             f"{folder / paths.MODEL_FILE} was written by another version: its parameters are not known."
         ) from error
     codec = stored_codec.from_tensors(tensors, meta.get("codec"))
-    model = build(meta["model"], config, meta["categories"], codec, meta["margin"], meta.get("padded", False))
+    clip = ClipShape(*meta["clip"]) if "clip" in meta else None
+    model = build(meta["model"], config, meta["categories"], codec, meta["margin"], meta.get("padded", False), clip)
     weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
     schedule = {key.removeprefix(SCHEDULE): weights.pop(key) for key in list(weights) if key.startswith(SCHEDULE)}
     if isinstance(model.recipe.density, nn.Module):
@@ -390,14 +431,16 @@ def load(folder: Path, device: torch.device) -> Model:
 
 def with_weights(model: Model, weights: dict[str, Tensor], device: torch.device) -> Model:
     """The model with other weights of its denoiser, such as a snapshot of its training, in evaluation mode on a device."""
-    other = build(model.name, model.config, model.categories, model.codec, model.margin, model.padded)
+    other = build(model.name, model.config, model.categories, model.codec, model.margin, model.padded, model.clip)
     other.denoiser.load_state_dict(weights, strict=False)  # some files have no buffers
     other.denoiser.to(device).eval().requires_grad_(False)
     return replace(other, meta=model.meta, initial=model.initial)
 
 
-def config_of(params: Params, name: str) -> Poses | Pictures:
-    """The section of the parameters of one of paths.MODELS."""
+def config_of(params: Params, name: str) -> AnyModel:
+    """The section of the parameters of one of paths.MODELS, or of the motion model."""
+    if name == paths.MOTION:
+        return params.motion.model
     return params.pictures if name == "pictures" else params.poses
 
 

@@ -15,7 +15,7 @@ from tasks.plots import text
 
 # Left is warm, right is cool, the middle is grey, in every picture; colour-blind readers can tell them apart.
 LEFT, RIGHT, MIDDLE = (213, 94, 0), (0, 114, 178), (90, 90, 90)
-PAPER, INK = (255, 255, 255), (40, 40, 40)
+PAPER, INK, DOT = (255, 255, 255), (40, 40, 40), (196, 196, 196)
 SUPERSAMPLE = 4
 
 
@@ -61,11 +61,17 @@ def draw_landmarks(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))
 
 
-def draw_joints(points: np.ndarray, depth: np.ndarray, size: int) -> np.ndarray:
-    """A skeleton with its joints at `points` `[33, 2]`, as fractions of the picture, uint8 `[size, size, 3]`."""
+def draw_joints(points: np.ndarray, depth: np.ndarray, size: int, dots: np.ndarray | None = None) -> np.ndarray:
+    """A skeleton with its joints at `points` `[33, 2]`, as fractions of the picture, uint8 `[size, size, 3]`.
+
+    `dots` `[n, 2]` are drawn behind it, such as marks on the floor.
+    """
     side = size * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side), PAPER)
-    _draw_bones(ImageDraw.Draw(canvas), points * side, depth, width=side / 48)
+    draw = ImageDraw.Draw(canvas)
+    for point in [] if dots is None else dots * side:
+        draw.ellipse([*(point - side / 160), *(point + side / 160)], fill=DOT)
+    _draw_bones(draw, points * side, depth, width=side / 48)
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX))
 
 

@@ -32,6 +32,7 @@ WHAT = {
     "poses": "draws human poses: 33 joints in space, hips at the origin, the torso one unit long, given a category",
     "pictures": "draws small pictures of people, given a category and a pose",
     UPSCALER: "doubles the size of pictures of people, given the smaller picture",
+    "motion": "draws motion of people, 33 joints in space over time, given a category, a first pose or a path of the hips",
 }
 DISTANCES = {
     "poses.frechet_pose_distance_corrected": "Frechet pose distance to held-out people, bias-corrected",
@@ -45,6 +46,13 @@ PICTURE_DISTANCES = {
     "pictures.kid": "KID to held-out pictures",
     "pictures.pixel_kernel_distance": "kernel distance of the pixels to held-out pictures",
 }
+MOTION_DISTANCES = {
+    "frechet_motion_distance": "Frechet distance of trajectories to held-out clips, bias-corrected",
+    "frechet_motion_distance_floor": "the same of training clips",
+    "foot_skating": "foot skating, torso lengths per second (median)",
+    "foot_skating_heldout": "the same of held-out clips",
+}
+DISTANCES_OF = {"poses": DISTANCES, "pictures": PICTURE_DISTANCES, "motion": MOTION_DISTANCES}
 CARD = """# Contrapposto, {model}
 
 A diffusion model that {what}.
@@ -234,7 +242,7 @@ def card_of(
         "memorization test": " ".join([verdict, *(warning for warning in warnings if f" {model} model" in warning)]),
         "promoted": "yes" if not reasons else "no. " + " ".join(reasons),
     }
-    for name, what in (DISTANCES if model == "poses" else PICTURE_DISTANCES).items():
+    for name, what in DISTANCES_OF[model].items():
         if name in metrics:
             low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
             interval = f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else ""

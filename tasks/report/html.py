@@ -14,10 +14,11 @@ from tasks.common.images import encode_png
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of a page: a PNG in base64, and its caption."""
+    """A picture of a page in base64, its caption, and its format: png or webp."""
 
     data: str
     caption: str
+    kind: str = "png"
 
     @classmethod
     def of(cls, picture: np.ndarray, caption: str) -> Figure:
@@ -26,8 +27,8 @@ class Figure:
 
     @classmethod
     def read(cls, path: Path, caption: str) -> Figure:
-        """The picture in a PNG file."""
-        return cls(base64.b64encode(path.read_bytes()).decode(), caption)
+        """The picture in a PNG or WebP file."""
+        return cls(base64.b64encode(path.read_bytes()).decode(), caption, path.suffix.removeprefix("."))
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def run(params: Params, root: Path, model: str) -> None:
     if model == "pictures":  # persons from motion captures have no picture
         train, heldout = train.pictured(), heldout.pictured()
     held_out = heldout if len(heldout) else train  # a very small dataset has no held-out persons
-    rows = _resampled(len(held_out), choice.count, choice.seed)
+    rows = resampled(len(held_out), choice.count, choice.seed)
     about: dict[str, Any] = {
         "model": model, "model_digest": trained.model.meta["digest"], "categories": trained.model.categories,
         "sampling": choice.sampling_json,
@@ -72,7 +72,7 @@ def run(params: Params, root: Path, model: str) -> None:
         fixed = [i for i in evenly_spaced(len(new), GRID) for _ in range(GRID)]
         asked = {
             SAMPLES: Conditions.of(held_out, rows),
-            COMPARISON: Conditions.of(train, _resampled(len(train), params.sample.train_conditions, choice.seed)),
+            COMPARISON: Conditions.of(train, resampled(len(train), params.sample.train_conditions, choice.seed)),
             NEW_POSES: Conditions.of(new, fixed),
         }
         drawn = {split: _pictures(trained, choice, conditions, split) for split, conditions in asked.items()}
@@ -99,7 +99,7 @@ def run(params: Params, root: Path, model: str) -> None:
     drawing.save_png(folder / paths.GRID, drawing.sheet(tiles, columns, captions))
 
 
-def _resampled(n: int, count: int, seed: int) -> list[int]:
+def resampled(n: int, count: int, seed: int) -> list[int]:
     """`count` of n rows, drawn with replacement."""
     u = rng.uniform((), rng.fold(seed, 1), torch.arange(count))
     return [int(i) for i in (u * n).long()]

@@ -154,6 +154,17 @@ def place(body: Body, pose: Pose) -> Skeleton:
     Planted feet keep the ground positions given by the leg angles. The pelvis gets the mean of the heights that they ask for,
     and each planted leg is bent to reach its foot by two-bone inverse kinematics in closed form; the knee keeps its direction.
     """
+    legs = dict(zip(SIDES, (pose.left_leg, pose.right_leg), strict=True))
+    parts = assemble(body, pose)
+    lift = _plant(body, legs, parts, dict(zip(SIDES, pose.planted, strict=True)))
+    if lift is None:
+        lift = -pose.jump - max(lowest(body, parts[f"{name}_foot"]) for name in SIDES)
+    shift = np.array([0.0, lift, 0.0])
+    return {name: Frame(part.origin + shift, part.axes) for name, part in parts.items()}
+
+
+def assemble(body: Body, pose: Pose) -> Skeleton:
+    """The frames of all rigid parts as the joint angles alone place them; the middle of the hips is the origin."""
     t = pose.trunk
     pelvis = rotation(1, -t.turn) @ rotation(2, t.sway) @ rotation(0, t.lean)
     spine = rotation(1, -t.twist / 2) @ rotation(2, t.side / 2) @ rotation(0, t.bend / 2)
@@ -167,11 +178,7 @@ def place(body: Body, pose: Pose) -> Skeleton:
     for (name, side), arm in zip(SIDES.items(), (pose.left_arm, pose.right_arm), strict=True):
         parts |= _arm(body, arm, parts["chest"], name, side)
         parts |= _leg(body, legs[name], parts["pelvis"], name, side)
-    lift = _plant(body, legs, parts, dict(zip(SIDES, pose.planted, strict=True)))
-    if lift is None:
-        lift = -pose.jump - max(lowest(body, parts[f"{name}_foot"]) for name in SIDES)
-    shift = np.array([0.0, lift, 0.0])
-    return {name: Frame(part.origin + shift, part.axes) for name, part in parts.items()}
+    return parts
 
 
 def _arm(body: Body, arm: Arm, chest: Frame, name: str, side: float) -> Skeleton:
@@ -234,11 +241,11 @@ def _plant(body: Body, legs: dict[str, Leg], parts: Skeleton, planted: dict[str,
         reach = 0.995 * (body.thigh + body.shin)
         lift = max(lift, float(ankle[1] - hip[1] - np.sqrt(max(reach**2 - across @ across, 0.0))))
     for name, ankle in grounded.items():
-        parts |= _reach(body, parts[f"{name}_thigh"], ankle - np.array([0.0, lift, 0.0]), feet[name], name)
+        parts |= bend_leg(body, parts[f"{name}_thigh"], ankle - np.array([0.0, lift, 0.0]), feet[name], name)
     return lift
 
 
-def _reach(body: Body, thigh: Frame, ankle: np.ndarray, foot: Frame, name: str) -> Skeleton:
+def bend_leg(body: Body, thigh: Frame, ankle: np.ndarray, foot: Frame, name: str) -> Skeleton:
     """The leg from the hip to an ankle, with the knee pointing as before, by the law of cosines in the plane of the leg."""
     a, b = body.thigh, body.shin
     line = ankle - thigh.origin

@@ -24,10 +24,12 @@ from diffusion_core.rng import Stream
 from diffusion_core.training.trainer import Data
 from tasks.common.errors import DataError
 from tasks.common.subset import evenly_spaced
-from tasks.config.params import Pictures, Poses
+from tasks.config.motion import MotionModel
+from tasks.config.params import Pictures
 from tasks.dataset.padding import any_padding
 from tasks.dataset.shards import ShardDataset
 from tasks.models import conditioning, modality
+from tasks.models.conditioning import AnyModel
 from tasks.models.modality import Examples
 from tasks.train import latent_cache
 
@@ -42,7 +44,7 @@ class ExampleDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
     whether a picture has padding; if so, the conditions of all say where, and padding has no weight.
     """
 
-    def __init__(self, dataset: ShardDataset, config: Poses | Pictures, categories: list[str], factor: int = 1) -> None:
+    def __init__(self, dataset: ShardDataset, config: AnyModel, categories: list[str], factor: int = 1) -> None:
         self.dataset, self.config, self.categories, self.factor = dataset, config, categories, factor
         self.padded = isinstance(config, Pictures) and any_padding(dataset.metas())
 
@@ -151,6 +153,12 @@ class Encoder:
         return latent_cache.latents(self.folder, self.codec, pictures, count, identity, self.device)
 
 
+def _fitted(dataset: ExampleDataset, x0: Tensor, per_coordinate: bool) -> Affine:
+    """The affine codec for these examples; of clips, each frame counts as one, so that single poses have the same codec."""
+    frames = x0.flatten(0, 1) if isinstance(dataset.config, MotionModel) else x0
+    return modality.fit_codec(frames, per_coordinate)
+
+
 def in_memory(
     dataset: ExampleDataset,
     per_coordinate: bool,
@@ -166,7 +174,7 @@ def in_memory(
     check_finite(raw, dataset.keys)
     codec: Affine | Latent
     if encoder is None:
-        codec = affine or modality.fit_codec(raw.x0[: dataset.uncopied], per_coordinate)
+        codec = affine or _fitted(dataset, raw.x0[: dataset.uncopied], per_coordinate)
         examples = Examples(codec.encode(raw.x0), raw.cond)
     else:
         codec = encoder.codec
@@ -199,7 +207,7 @@ def from_shards(
     keys = dataset.keys
     check_finite(raw, [keys[i] for i in indices])
     codec: Affine | Latent
-    codec = (affine or modality.fit_codec(raw.x0, per_coordinate)) if encoder is None else encoder.codec
+    codec = (affine or _fitted(dataset, raw.x0, per_coordinate)) if encoder is None else encoder.codec
     shards = dataset.dataset
     about = [shards.digests(), shards.keys, shards.about]
     encoded: Callable[[Tensor, Tensor], Tensor]  # indices and their examples -> in the network's units

@@ -21,14 +21,16 @@ from diffusion_core.sampling.loop import generate
 from diffusion_core.training import compute, monitoring
 from diffusion_core.training.monitoring import NoiseScale
 from diffusion_core.training.trainer import Trainer
-from tasks.metrics import membership_inference
+from tasks.common import motion
+from tasks.config.motion import MotionModel
+from tasks.metrics import membership_inference, trajectories
 from tasks.metrics.estimate import Estimate
 from tasks.metrics.features import joints, pixels
 from tasks.metrics.kid import KID_NEEDS, kid
 from tasks.metrics.membership_inference import LevelGap
 from tasks.models import modality
 from tasks.models.modality import Examples, Model
-from tasks.plots import drawing
+from tasks.plots import drawing, motion_plots
 
 SIGMAS = membership_inference.SIGMAS[1:]  # noise levels evaluated while training: all but the smallest
 EVALUATED = 128  # examples of each split
@@ -153,7 +155,7 @@ class Evaluator:
         held_out = len(self.examples.get("val", ()))
         if self.samples and min(self.samples, held_out) >= KID_NEEDS:
             real = self.model.codec.decode(self.examples["val"].x0, self.examples["val"].cond)
-            distance = kid(_features(self.draw(denoiser, self.samples)), _features(real))
+            distance = kid(self._features(self.draw(denoiser, self.samples)), self._features(real))
         return Evaluation(nimg, means["train"], means.get("val"), gaps, distance, noise_scale)
 
     def draw(self, denoiser: Preconditioned, count: int) -> Tensor:
@@ -176,20 +178,26 @@ class Evaluator:
             return choices.Sampling(student.sampler, student.steps)
         return choices.Sampling(training_choices.default_sampler(self.model.config.recipe), STEPS)
 
+    def _features(self, values: Tensor) -> np.ndarray:
+        """Features of examples in data units, in which distances to held-out data are measured."""
+        if isinstance(self.model.config, MotionModel):
+            return trajectories.features(trajectories.fitted(motion.from_features(values.numpy())))
+        if values.ndim == 4:
+            return pixels(modality.as_pictures(values).astype(np.float32) / 255)
+        return joints(values.numpy())
+
     def picture(self, denoiser: Preconditioned, path: Path) -> None:
         """Write a sheet of SHOWN samples as a PNG."""
         values = self.draw(denoiser, SHOWN)
+        if isinstance(self.model.config, MotionModel):
+            clips = motion.from_features(values.numpy())
+            drawing.save_png(path, motion_plots.strips(clips[: SHOWN // 2], frames=SHOWN))
+            return
         if values.ndim == 4:
             tiles = [drawing.enlarge(picture, 96) for picture in modality.as_pictures(values)]
         else:
             tiles = [drawing.draw_pose(pose) for pose in values.numpy()]
         drawing.save_png(path, drawing.sheet(tiles, 8))
-
-
-def _features(values: Tensor) -> np.ndarray:
-    if values.ndim == 4:
-        return pixels(modality.as_pictures(values).astype(np.float32) / 255)
-    return joints(values.numpy())
 
 
 def _to_device(examples: Examples, denoiser: Preconditioned) -> tuple[Tensor, Cond]:

@@ -18,10 +18,12 @@ from diffusion_core.training.trainer import Trainer
 from tasks import paths
 from tasks.common.errors import DataError
 from tasks.common.subset import evenly_spaced
-from tasks.config.params import Params, Pictures, Poses
+from tasks.config.motion import MotionModel
+from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
-from tasks.models import conditioning, modality
+from tasks.models import conditioning, modality, motion
 from tasks.models.codec import PictureCodec
+from tasks.models.conditioning import AnyModel
 from tasks.models.modality import Examples, Model
 from tasks.registry import lineage
 from tasks.train import data as training_data
@@ -38,7 +40,7 @@ ERROR_SIGMAS = (0.002, 100.0, 20)  # smallest, largest, how many
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model is trained and evaluated on. `pin`: whether batches go to a GPU."""
+    """What a model is trained and evaluated on. `pin`: whether batches go to a GPU; `stills`: poses beside clips."""
 
     train: ShardDataset
     held_out: ShardDataset
@@ -47,12 +49,13 @@ class TrainingData:
     source: Source
     in_memory: bool
     pin: bool
+    stills: motion.Stills | None = None
 
 
 def load_data(
     root: Path,
     name: str,
-    config: Poses | Pictures,
+    config: AnyModel,
     device: torch.device,
     codec: PictureCodec | None,
     categories: list[str] | None = None,
@@ -63,22 +66,30 @@ def load_data(
     """
     train, held_out = (modality.usable(root, split, config) for split in ("train", "val"))
     if not len(train):
-        raise DataError(f"No training person has a picture: there is nothing to train {name} on.")
+        missing = (
+            "There is no clip in the training split" if name == paths.MOTION else "No training person has a picture"
+        )
+        raise DataError(f"{missing}: there is nothing to train {name} on.")
+    poses = None
+    if isinstance(config, MotionModel) and config.stills:
+        poses = ShardDataset(root / paths.SHARDS, "train")
     # Categories that only held-out data have would get untrained weights.
-    categories = train.categories() if categories is None else categories
+    if categories is None:
+        categories = sorted({*train.categories(), *(poses.categories() if poses is not None else ())})
     dataset = ExampleDataset(train, config, categories, codec.factor if codec is not None else 1)
     encoder = Encoder(codec, root / paths.LATENTS, device) if isinstance(codec, Latent) else None
     affine = codec if isinstance(codec, Affine) else None
     pin = device.type == "cuda"
     fits_in_memory = dataset.bytes() <= config.memory_gb * 1e9
     if fits_in_memory:
-        source = training_data.in_memory(dataset, name == "poses", pin, encoder, affine)
+        source = training_data.in_memory(dataset, name != "pictures", pin, encoder, affine)
     else:
-        source = training_data.from_shards(dataset, name == "poses", encoder, affine)
-    return TrainingData(train, held_out, categories, dataset, source, fits_in_memory, pin)
+        source = training_data.from_shards(dataset, name != "pictures", encoder, affine)
+    stills = motion.Stills(poses, categories, source.codec, config.mirror) if poses is not None else None
+    return TrainingData(train, held_out, categories, dataset, source, fits_in_memory, pin, stills)
 
 
-def trainer(model: Model, config: Poses | Pictures, data: TrainingData, device: torch.device) -> Trainer:
+def trainer(model: Model, config: AnyModel, data: TrainingData, device: torch.device) -> Trainer:
     """The core's trainer of a model, which lies on the device."""
     made = Trainer(
         model.denoiser,
@@ -87,7 +98,11 @@ def trainer(model: Model, config: Poses | Pictures, data: TrainingData, device: 
         data=data.source.data,
         n=data.source.count,
         averages=averages(config),
-        transform=conditioning.transform(config, data.source.codec),
+        transform=(
+            motion.transform(config, data.stills)
+            if isinstance(config, MotionModel)
+            else conditioning.transform(config, data.source.codec)
+        ),
         compute=core_compute(config, device),
     )
     if config.microbatch == "largest":
@@ -100,7 +115,7 @@ def training_loop(
     root: Path,
     name: str,
     model: Model,
-    config: Poses | Pictures,
+    config: AnyModel,
     trainer: Trainer,
     data: TrainingData,
     start: str | None = None,
@@ -119,9 +134,15 @@ def training_loop(
             evaluated[split] = Examples(data.source.codec.encode(examples.x0), examples.cond)
     held_out_digest = training_data.digest(evaluated["val"]) if "val" in evaluated else "none"
     fingerprint = run_fingerprint.of(config, data.source.digest, held_out_digest) | dict(more or {})
+    if data.stills is not None:
+        fingerprint["the poses beside clips"] = data.stills.digest()
     evaluator = Evaluator(model, evaluated, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples)
     folder = TrainingFolder(root, name, fingerprint, config.checkpoints_kept)
     trained_on = lineage.trained_on(data.train, start or config.start)
+    if isinstance(config, MotionModel):  # the persons that the clips are of, and those beside them
+        rows = {row for meta in data.train.metas() for row in meta["rows"]}
+        rows.update(data.stills.keys if data.stills is not None else ())
+        trained_on["keys"] = sorted({*trained_on["keys"], *rows})
     some = evaluated["train"].some(MEASURED_ERRORS)
     save = partial(_save, model=model, examples=some, device=trainer.device)
     return TrainingLoop(

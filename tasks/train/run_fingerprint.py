@@ -27,6 +27,7 @@ CODE = (
     "tasks/models/*.py",
     "tasks/config/nets.py",
     "tasks/common/images.py",
+    "tasks/common/motion.py",
     "tasks/common/skeleton.py",
     "tasks/common/subset.py",
     "tasks/dataset/crop.py",

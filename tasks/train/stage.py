@@ -23,9 +23,10 @@ from diffusion_core.training_choices import fill_in
 from tasks import paths
 from tasks.common.errors import DataError
 from tasks.config.codec import Codec
-from tasks.config.params import Params, Pictures, Poses, Upscaler
+from tasks.config.params import Params, Pictures, Upscaler
 from tasks.models import codec, modality
-from tasks.models.modality import Examples, Model
+from tasks.models.conditioning import AnyModel
+from tasks.models.modality import ClipShape, Examples, Model
 from tasks.train import codec as codec_training
 from tasks.train import launch, preparation, upscaler, warm_start
 
@@ -52,14 +53,14 @@ def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -
             _train(params, root, model, config, device, path)
 
 
-def _config_of(params: Params, model: str) -> Poses | Pictures | Codec | Upscaler:
+def _config_of(params: Params, model: str) -> AnyModel | Codec | Upscaler:
     if model == paths.UPSCALER:
         return upscaler.config_of(params)
     return codec_training.config_of(params) if model == codec.NAME else modality.config_of(params, model)
 
 
 def _train(
-    params: Params, root: Path, name: str, config: Poses | Pictures, device: torch.device, checkpoint: Path | None
+    params: Params, root: Path, name: str, config: AnyModel, device: torch.device, checkpoint: Path | None
 ) -> None:
     latents = codec_training.trained(params, root) if name == "pictures" else None
     data = preparation.load_data(root, name, config, device, latents)
@@ -68,7 +69,13 @@ def _train(
         _announce_enlarged(data.train.sides(), config.size)
     with_numbers = _measured(config, source.subset)
     model = modality.build(
-        name, with_numbers, data.categories, source.codec, data.train.about["margin"], data.dataset.padded
+        name,
+        with_numbers,
+        data.categories,
+        source.codec,
+        data.train.about["margin"],
+        data.dataset.padded,
+        ClipShape.of(data.train),
     )
     model = model.with_initial(source.subset.x0)
     model.denoiser.to(device)
@@ -81,7 +88,7 @@ def _train(
     preparation.run(loop, data, checkpoint)
 
 
-def _measured(config: Poses | Pictures, examples: Examples) -> Poses | Pictures:
+def _measured(config: AnyModel, examples: Examples) -> AnyModel:
     """The config with numbers instead of the recipe's parameters that are `auto`. Raises DataError if they cannot be measured.
 
     Two decimals, so that another machine's rounding errors do not make it another training.

@@ -13,6 +13,7 @@ from diffusion_core.nets.efficient_unet import EfficientUNet
 from diffusion_core.nets.hourglass import Hourglass
 from diffusion_core.nets.mlp import MLP
 from diffusion_core.nets.mmdit import MMDiT
+from diffusion_core.nets.motion_transformer import MotionTransformer
 from diffusion_core.nets.patch_transformer import PatchTransformer
 from diffusion_core.nets.pose_transformer import PoseTransformer
 from diffusion_core.nets.rin import RIN
@@ -38,6 +39,13 @@ def _picture(make: Callable[[], nn.Module]) -> Kind:
 KINDS = {
     "mlp": Kind(lambda: MLP(6, width=16, conds={**VECTORS, "map:low": 3}), (6,), {**VECTORS, "map:low": 3}),
     "pose": Kind(lambda: PoseTransformer(5, EDGES, width=16, depth=2, heads=2, conds=ALL), (5, 3), ALL),
+    "motion": Kind(
+        lambda: MotionTransformer(
+            5, EDGES, [[0, 1], [2], [3], [4]], width=16, depth=2, heads=2, conds={**VECTORS, "map:low": 3}
+        ),
+        (4, 5, 3),
+        {**VECTORS, "map:low": 3},
+    ),
     "patch": _picture(lambda: PatchTransformer(SIZE, 4, width=16, depth=2, heads=2, conds=ALL)),
     "dit": _picture(lambda: DiT(SIZE, 2, width=16, depth=2, heads=2, conds=ALL)),
     "mmdit": _picture(lambda: MMDiT(SIZE, 2, width=16, depth=2, heads=2, conds=ALL)),
@@ -62,6 +70,8 @@ def conditions(kind: Kind, batch: int) -> dict[str, Tensor]:
     out = {}
     for key, wide in kind.widths.items():
         spatial = {3: (wide, *kind.shape[1:]), 2: (*kind.shape[:1], wide), 1: (wide,)}[len(kind.shape)]
+        if kind.shape[-1] == 3 and len(kind.shape) == 3:  # frames, joints, channels
+            spatial = (*kind.shape[:2], wide)
         shape = {"vec": (wide,), "map": spatial, "tok": (3, wide)}[key[:3]]
         out[key] = rng.normal(shape, len(key), torch.arange(batch))
     return out

@@ -1,0 +1,90 @@
+"""Stage `promote_motion`: register the motion model in MLflow as `challenger`, and as `champion` if the gate opens.
+
+The gate stays closed if the verdict of the copy test is not CLEAN, if there is no Frechet motion distance, if samples are not
+nearer to held-out clips than both references, or if the champion is nearer beyond the interval. Both are compared on the same
+held-out clips, with the seeds and categories of the challenger's samples. Writes `reports/promote_motion/promote.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks import paths
+from tasks.common import files, motion
+from tasks.config.params import Params
+from tasks.dataset.shards import ShardDataset
+from tasks.dataset.splits import SAMPLES
+from tasks.metrics import trajectories
+from tasks.metrics.estimate import TooFewSamples
+from tasks.metrics.relative_kid import relative_kernel_distance
+from tasks.models import modality, sampler
+from tasks.registry import model_registry
+from tasks.registry.promote import REFUSED
+from tasks.registry.tracking import Store
+
+DISTANCE = "frechet_motion_distance"
+
+
+def objections(verdict: str, metrics: dict[str, float]) -> list[str]:
+    """Why a motion model may not become champion, one sentence each, from its own figures."""
+    reasons = [REFUSED[verdict].format(model="motion")] if verdict in REFUSED else []
+    if DISTANCE not in metrics:
+        return [*reasons, "the Frechet motion distance could not be computed."]
+    for name, words in (("frames", "frames drawn independently"), ("joints", "joints independent of each other")):
+        if metrics[DISTANCE] >= metrics.get(f"{DISTANCE}_{name}", float("inf")):
+            reasons.append(f"its motion is no nearer to held-out clips than {words}.")
+    return reasons
+
+
+def run(params: Params, root: Path) -> None:
+    """Compare with the champion, decide, and register the model."""
+    quality = files.read_json(root / paths.MOTION_QUALITY / "motion_quality.json")
+    store = Store(params.tracking, root)
+    reasons = objections(quality["verdict"], quality["metrics"])
+    compared = _compared(params, root, store)
+    if compared is not None and compared["low"] > 0:
+        reasons.append(
+            "the champion is nearer to held-out clips beyond the interval: the difference of the kernel distances is "
+            f"{compared['difference']:.3g}."
+        )
+    reasons = [reason[0].upper() + reason[1:] for reason in reasons]
+    folder = paths.model_folder(root, paths.MOTION)
+    card = model_registry.card_of(folder, quality["verdict"], quality["metrics"], reasons)
+    number = store.register(paths.MOTION, folder, paths.model_sha256(root, paths.MOTION), card)
+    if not reasons:
+        model_registry.make_champions(store, {paths.MOTION: number})
+    outcome: dict[str, Any] = {"promote": not reasons, "reasons": reasons, "model_comparison": compared}
+    with files.new_folder(root / paths.PROMOTE_MOTION) as report:
+        files.write_json(report / "promote.json", outcome)
+
+
+def _compared(params: Params, root: Path, store: Store) -> dict[str, float] | None:
+    """The kernel distance of the challenger's samples to held-out clips minus the champion's, with its interval.
+
+    None without another champion, or with too few clips.
+    """
+    if model_registry.version(store, paths.MOTION, model_registry.CHAMPION) is None:
+        return None
+    folder = model_registry.fetch(store, root, paths.MOTION, model_registry.CHAMPION)
+    if folder.name == paths.model_sha256(root, paths.MOTION):
+        return None
+    champion, choice = modality.load(folder, modality.device()), params.motion.sample
+    samples = ShardDataset(paths.sample_folder(root, paths.MOTION), SAMPLES)
+    held_out = ShardDataset(root / paths.CLIPS, "val", "test")
+    cond = champion.conditions([str(meta["category"]) for meta in samples.metas()])
+    values = sampler.draw(
+        champion, cond, choice, choice.seed, torch.arange(len(samples)), choice.batch,
+        label="the champion's motion",
+    )  # fmt: skip
+    theirs = motion.from_features(values.numpy())
+    features = [
+        trajectories.features(trajectories.fitted(clips)) for clips in (samples.clips(), theirs, held_out.clips())
+    ]
+    try:
+        difference = relative_kernel_distance(*features)
+    except TooFewSamples:
+        return None
+    return {"difference": difference.value, "low": difference.low, "high": difference.high}
