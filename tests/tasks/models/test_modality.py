@@ -15,15 +15,17 @@ from diffusion_core.codecs import Affine
 from diffusion_core.extras.learned_variance import LearnedVariance
 from diffusion_core.guidance import cfg
 from diffusion_core.losses import SelfConditioned
-from diffusion_core.nets import pose_transformer
+from diffusion_core.nets import motion_transformer, pose_transformer
 from diffusion_core.nets.cost import count_parameters
 from diffusion_core.nets.mlp import MLP
+from diffusion_core.nets.motion_transformer import MotionTransformer
 from diffusion_core.nets.pose_transformer import graph_distances
 from diffusion_core.recipe import Recipe
 from diffusion_core.schedules import sigma_level
 from diffusion_core.targets import FLOW
 from diffusion_core.training.trainer import TrainConfig, Trainer
 from tasks.common.errors import UserError
+from tasks.common.motion import PARTS
 from tasks.common.skeleton import BONES, mirror
 from tasks.config.nets import SHAPES
 from tasks.config.params import Pictures, load
@@ -113,9 +115,10 @@ def test_a_network_that_cannot_be_built_says_so_in_one_sentence(tmp_path: Path) 
 @pytest.mark.parametrize("net", SHAPES)
 def test_sizes_grow_with_their_names_and_are_what_the_page_says(net: str, tmp_path: Path) -> None:
     params = load(write_params(tmp_path))
-    config: Any = params.poses if net == "pose" else params.pictures
+    own: dict[str, Any] = {"pose": params.poses, "motion": params.motion.model}
+    config: Any = own.get(net, params.pictures)
     extra: dict[str, Any] = {}
-    if net != "pose":
+    if net not in own:
         tokens = ["pose_tokens"] if net == "mmdit" else []
         patch = 2 if net == "hourglass" else 4
         extra = {"net": net, "size": 64, "patch": patch, "conditions": ["category", "pose_map", *tokens]}
@@ -133,8 +136,10 @@ def test_sizes_grow_with_their_names_and_are_what_the_page_says(net: str, tmp_pa
 def _size(config: Any) -> int:
     """Parameters of the network, built without being filled with numbers."""
     distances = graph_distances(33, BONES)
+    parts = MotionTransformer(33, BONES, PARTS, width=16, depth=1).distances
     with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(pose_transformer, "graph_distances", lambda *_: distances)  # whose size is read from its numbers
+        patch.setattr(motion_transformer, "graph_distances", lambda *_: parts)
         return count_parameters(network(config, widths(config, 8)))
 
 
