@@ -54,6 +54,13 @@ from tasks.models.conditioning import KEYS, SELF, AnyModel, at_latents, conditio
 
 DATA_SD = 0.5  # standard deviation of what the networks see, EDM's convention
 Config = AnyModel | Upscaler
+# Model -> its section of the parameters.
+KINDS: dict[str, Callable[..., Config]] = {
+    "poses": Poses,
+    "pictures": Pictures,
+    paths.UPSCALER: Upscaler,
+    paths.MOTION: MotionModel,
+}
 SCHEDULE = "schedule."  # prefix of the weights of a learned noise schedule
 ERRORS = "errors"  # key of the measured errors in a model's file
 STUDENT = "student"  # key of what a distilled model learned in its file
@@ -400,14 +407,8 @@ def load(folder: Path, device: torch.device) -> Model:
     Raises DataError if the file is missing, damaged, or written by another version.
     """
     tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
-    kinds: dict[str, Callable[..., Config]] = {
-        "poses": Poses,
-        "pictures": Pictures,
-        paths.UPSCALER: Upscaler,
-        paths.MOTION: MotionModel,
-    }
     try:
-        config = kinds[meta["model"]](**meta["config"])
+        config = KINDS[meta["model"]](**meta["config"])
     except ValidationError as error:
         raise DataError(
             f"{folder / paths.MODEL_FILE} was written by another version: its parameters are not known."

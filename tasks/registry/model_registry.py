@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from diffusion_core.distill_choices import Student
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
-from tasks.config.params import Params, Pictures, Poses, Upscaler
+from tasks.config.params import Params
 from tasks.config.sampling import SNAPSHOT, SamplingChoices
 from tasks.models import modality
 from tasks.models.modality import Model
@@ -52,7 +52,12 @@ MOTION_DISTANCES = {
     "foot_skating": "foot skating, torso lengths per second (median)",
     "foot_skating_heldout": "the same of held-out clips",
 }
-DISTANCES_OF = {"poses": DISTANCES, "pictures": PICTURE_DISTANCES, "motion": MOTION_DISTANCES}
+DISTANCES_OF = {
+    "poses": DISTANCES,
+    "pictures": PICTURE_DISTANCES,
+    UPSCALER: PICTURE_DISTANCES,
+    "motion": MOTION_DISTANCES,
+}
 CARD = """# Contrapposto, {model}
 
 A diffusion model that {what}.
@@ -229,10 +234,7 @@ def card_of(
     """
     _, meta = checkpoint.load(folder / paths.MODEL_FILE)
     model = meta["model"]
-    kinds: dict[str, Callable[..., Poses | Pictures | Upscaler]] = {
-        "poses": Poses, "pictures": Pictures, UPSCALER: Upscaler
-    }  # fmt: skip
-    config = kinds[model](**meta["config"])
+    config = modality.KINDS[model](**meta["config"])
     facts = {
         **method_tables.of_training(config.training),
         **({} if how is None else how.words),

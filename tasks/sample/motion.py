@@ -91,7 +91,7 @@ def controlled(
     """Examples of every way to control the model; what is given is taken from these clips. Split -> clips, categories, keys."""
     clips, keys = given.clips(), given.keys
     categories = [str(meta["category"]) for meta in given.metas()]
-    plan = Plan(choice, choice.seed, choice.sampler)
+    plan = Plan(choice, choice.seed)
     ids, cond = torch.arange(len(clips)), model.conditions(categories)
     frames = model.shape[0]
     out: dict[str, tuple[np.ndarray, list[str], list[str]]] = {}

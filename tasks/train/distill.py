@@ -20,9 +20,10 @@ from diffusion_core.recipe import Recipe
 from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.distill import Distill
-from tasks.config.params import Params, Pictures, Poses, Upscaler
+from tasks.config.params import Params, Upscaler
 from tasks.config.sampling import Guidance
 from tasks.models import modality
+from tasks.models.conditioning import AnyModel
 from tasks.models.modality import Model
 from tasks.train import launch, preparation, run_fingerprint
 from tasks.train.preparation import TrainingData
@@ -56,7 +57,7 @@ def _distill(params: Params, root: Path, name: str, section: Distill, device: to
         folder = _train_student(params, root, name, section, config, data, folder, student, device, last)
 
 
-def _config(teacher: Poses | Pictures, section: Distill) -> Poses | Pictures:
+def _config(teacher: AnyModel, section: Distill) -> AnyModel:
     """The teacher's parameters with those of the distillation."""
     shared = {key: value for key, value in section.model_dump().items() if key in type(teacher).model_fields}
     own: dict[str, Any] = {
@@ -74,7 +75,7 @@ def _train_student(
     root: Path,
     name: str,
     section: Distill,
-    config: Poses | Pictures,
+    config: AnyModel,
     data: TrainingData,
     teacher_folder: Path,
     student: Student,
