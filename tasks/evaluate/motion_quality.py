@@ -144,12 +144,13 @@ def _copies(
             "motions",
             score_samples("motions", samples, reference),
             reference,
-            motion_banks.planted,
+            motion_banks.planter(reference.train.data),
             np.random.default_rng(0),
             level=settings.level,
             false_discovery=settings.false_discovery,
             planted=settings.planted,
             needed=Enough(settings.needed_groups, settings.needed_heldout_groups, settings.needed_samples),
+            needed_power=settings.needed_power,
         )
     except TooFewItems as error:
         sentence = f"Nothing can be said about copied motions: {error}"

@@ -30,7 +30,10 @@ DISTANCE = "frechet_motion_distance"
 
 def objections(verdict: str, metrics: dict[str, float]) -> list[str]:
     """Why a motion model may not become champion, one sentence each, from its own figures."""
-    reasons = [REFUSED[verdict].format(model="motion")] if verdict in REFUSED else []
+    reasons = []
+    if verdict != "CLEAN":
+        missed = "the copy test could have missed copies by the {model} model."
+        reasons.append(REFUSED.get(verdict, missed).format(model="motion"))
     if DISTANCE not in metrics:
         return [*reasons, "the Frechet motion distance could not be computed."]
     for name, words in (("frames", "frames drawn independently"), ("joints", "joints independent of each other")):

@@ -153,7 +153,7 @@ class Encoder:
         return latent_cache.latents(self.folder, self.codec, pictures, count, identity, self.device)
 
 
-def _fitted(dataset: ExampleDataset, x0: Tensor, per_coordinate: bool) -> Affine:
+def _fitted(dataset: Readable, x0: Tensor, per_coordinate: bool) -> Affine:
     """The affine codec for these examples; of clips, each frame counts as one, so that single poses have the same codec."""
     frames = x0.flatten(0, 1) if isinstance(dataset.config, MotionModel) else x0
     return modality.fit_codec(frames, per_coordinate)

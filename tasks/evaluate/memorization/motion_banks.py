@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 
 from tasks.common import motion, skeleton
-from tasks.evaluate.memorization.invariances import Bank, Invariance, identity
+from tasks.evaluate.memorization.invariances import Bank, Invariance, Transformation, identity
+from tasks.evaluate.memorization.positive_control import Planted, Planter
 
 WINDOW = 2 / 3  # of a clip's frames that are compared
 SHIFT = 1 / 6  # of a clip's frames
@@ -62,11 +63,21 @@ def bank(frames: int) -> Bank:
     return Bank("motion", (*plain, *map(_mirrored, plain)), features, identity)
 
 
-def planted(train: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` noisy copies of training clips: in turn as they are, mirrored, later, and slower."""
-    copies = train[rng.choice(len(train), count, replace=count > len(train))].copy()
-    most = int(SHIFT * train.shape[1])
-    copies[1::4] = skeleton.mirror(copies[1::4])
-    copies[2::4] = replayed(float(most), 1.0, copies[2::4])
-    copies[3::4] = replayed(0.0, TEMPOS[0], copies[3::4])
-    return (copies + rng.normal(0, NOISE, copies.shape)).astype(np.float32)
+def planter(train: np.ndarray) -> Planter:
+    """Plants noisy copies of clips `[n, frames, 33, 3]`: in turn as they are, mirrored, later, and slower."""
+    most = float(int(SHIFT * train.shape[1]))
+    disguises: dict[str, Transformation] = {
+        "noise": identity,
+        "mirror": skeleton.mirror,
+        "later": partial(replayed, most, 1.0),
+        "slower": partial(replayed, 0.0, TEMPOS[0]),
+    }
+
+    def plant(count: int, rng: np.random.Generator) -> Planted:
+        original = rng.choice(len(train), count, replace=count > len(train))
+        names = [list(disguises)[i % len(disguises)] for i in range(count)]
+        copies = np.stack([disguises[name](train[[row]])[0] for name, row in zip(names, original, strict=True)])
+        noisy = (copies + rng.normal(0, NOISE, copies.shape)).astype(np.float32)
+        return Planted(noisy, original.astype(np.int64), names)
+
+    return plant
