@@ -21,14 +21,17 @@ from pathlib import Path
 
 import imagehash
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.report import finish, table
 from benchmarks.synthetic_pictures import figure
+from diffusion_core import MLP, TrainConfig, Trainer, generate, presets
 from tasks.certify import certify
 from tasks.common import machine
 from tasks.common.pool import OrderedMap
+from tasks.synthetic import stage as mannequin
 
 SIZE = 256
 COPIES = 20  # among the samples of the speed section
@@ -132,10 +135,62 @@ def backgrounds(copies: int = 20) -> dict[str, float]:
         }
 
 
+def trained(steps: int = 1000, early: int = 30) -> dict[str, float]:
+    """A small diffusion model of 30 mannequins of 32 pixels: 150 samples after `early` and after `steps` steps as PNG files.
+
+    40 more mannequins are held out.
+    """
+    train = np.stack([_person(number) for number in range(30)])
+    x0 = torch.from_numpy(train).float().flatten(1) / 127.5 - 1
+    torch.manual_seed(0)
+    recipe = presets.edm(sd=float(x0.std()))
+    model = recipe.denoiser(MLP(x0.shape[1], width=512, depth=3))
+    batch = 32
+    config = TrainConfig(
+        images=steps * batch, batch=batch, warmup_images=20 * batch, ema_halflife_images=20 * batch, learning_rate=1e-3
+    )
+    trainer = Trainer(model, recipe, config, data=lambda index: (x0[index], {}), n=len(x0))
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _save(root / "train", train)
+        _save(root / "heldout", np.stack([_person(number) for number in range(100, 140)]))
+        for step in tqdm(range(1, steps + 1), desc="train", mininterval=5):
+            trainer.step()
+            if step in (early, steps):
+                z = generate(
+                    trainer.averaged(),
+                    recipe.timesteps(18),
+                    recipe.step,
+                    shape=[x0.shape[1]],
+                    seed=0,
+                    ids=torch.arange(150),
+                )
+                drawn = ((z.reshape(-1, 32, 32, 3) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).numpy()
+                _save(root / f"step-{step}", drawn)
+                result = certify(root / "train", root / f"step-{step}", root / "heldout")
+                name = "late" if step == steps else "early"
+                found[f"{name}_is_copies"] = float(result.exit_code == 10)
+                found[f"{name}_listed"] = len(result.report["copies"])
+    return found
+
+
+def _person(number: int) -> np.ndarray:
+    """A mannequin, uint8 `[32, 32, 3]`."""
+    image = Image.fromarray(mannequin.picture(1, number, 128).image)
+    return np.asarray(image.resize((32, 32), Image.Resampling.BOX))
+
+
+def _save(folder: Path, pictures: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    for at, one in enumerate(pictures):
+        Image.fromarray(one).save(folder / f"{at:04d}.png")
+
+
 def main() -> int:
     """Print the tables and the JSON line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.certify", description=__doc__)
-    parser.add_argument("sections", nargs="*", default=["speed", "backgrounds"])
+    parser.add_argument("sections", nargs="*", default=["speed", "backgrounds", "trained"])
     parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--samples", type=int, default=2_000)
     options = parser.parse_args()
@@ -151,6 +206,10 @@ def main() -> int:
     if "backgrounds" in options.sections:
         found = figures["backgrounds"] = backgrounds()
         goals["other backgrounds are caught"] = found["caught"] == 1
+    if "trained" in options.sections:
+        found = figures["trained"] = trained()
+        goals["a model that was trained until it copies is caught"] = found["late_is_copies"] == 1
+        goals["it is not accused before"] = found["early_is_copies"] == 0
     for name, numbers in figures.items():
         print(name)
         print(table([(key, f"{value:.4g}") for key, value in numbers.items()]))
