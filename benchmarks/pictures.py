@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from benchmarks.quality_per_compute import count, difference, interval
 from benchmarks.report import finish, table
+from tasks.metrics.kid import KID_NEEDS
 
 SIDE = 64  # pixels at which edges are compared
 PEER_STEPS, BATCH, PEER_BATCH = 50, 64, 16
@@ -425,6 +426,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="that read poses")
     parser.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.count < KID_NEEDS:
+        parser.error(f"--count must be at least {KID_NEEDS}, as many as a kernel distance needs")
     if options.one:
         one(options.one[0], int(options.one[1]), options)
         return 0
