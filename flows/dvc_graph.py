@@ -180,7 +180,18 @@ def queue_experiment(root: Path, changes: Sequence[str]) -> str:
 
 def start_queue(root: Path, workers: int) -> None:
     """Start DVC's workers, which run queued experiments in folders of their own and end when there are no more."""
-    _output(root, [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(workers)])
+    # Not by `_output`: the workers inherit a pipe, which would end only when they do.
+    command = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(workers)]
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    if done.returncode:
+        raise UserError("DVC could not start the workers of its queue: `dvc queue start` says why.", code=1)
 
 
 def stop_queue(root: Path) -> None:
@@ -207,16 +218,20 @@ def queue_failure(root: Path, experiment: str) -> str:
     )
 
 
-def _output(root: Path, command: Sequence[str]) -> str:
-    """The output of a short DVC command. Raises UserError with its error if it fails."""
+def _environment() -> dict[str, str]:
+    """The environment of DVC's own commands; `python` in dvc.yaml is this one."""
     binaries = str(Path(sys.executable).parent)
-    environment = {
+    return {
         **without_redirections(os.environ),
         "PATH": os.pathsep.join([binaries, os.environ.get("PATH", os.defpath)]),
         "DVC_NO_ANALYTICS": "true",
     }
+
+
+def _output(root: Path, command: Sequence[str]) -> str:
+    """The output of a short DVC command. Raises UserError with its error if it fails."""
     for _ in range(LOCK_ATTEMPTS):
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=root, env=_environment(), capture_output=True, text=True)
         if done.returncode == 0:
             return done.stdout
         if not any(sign in done.stderr for sign in LOCKED):

@@ -6,12 +6,14 @@ model is trained from, so that an interrupted training finds its run again inste
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import psutil
 from tasks import paths
 from tasks.common import git, process
 from tasks.common.errors import UserError
+from tasks.common.experiment import workspace
 from tasks.config.params import Tracking
 from tasks.registry import store_location
 from tasks.registry.tracking_client import Client
@@ -108,6 +111,16 @@ class Run:
         self.store.client.set_terminated(self.id, status)
 
 
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the lock under which the processes of a workspace and of its experiments open the store."""
+    state = workspace(root) / paths.STATE
+    state.mkdir(parents=True, exist_ok=True)
+    with open(state / "mlflow.lock", "a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class Store:
     """The experiment of this project in an MLflow store. It is created on first use.
 
@@ -126,14 +139,17 @@ class Store:
                 path.is_file() and location is not None and path.is_relative_to(root.resolve())
             ):  # not that of an experiment
                 store_location.relocate(path, tracking.experiment, location)
-        self.client: Any = Client(store_location.uri(tracking, root), path)
-        experiment = self.client.get_experiment_by_name(tracking.experiment)
-        if experiment is None:
-            self.experiment = self.client.create_experiment(tracking.experiment, artifact_location=location)
-        elif experiment.lifecycle_stage != "active":
-            raise UserError(f"The MLflow experiment {tracking.experiment!r} was deleted; restore it or name another.")
-        else:
-            self.experiment = experiment.experiment_id
+        with _alone(root):  # two processes that create the tables at once would spoil them
+            self.client: Any = Client(store_location.uri(tracking, root), path)
+            experiment = self.client.get_experiment_by_name(tracking.experiment)
+            if experiment is None:
+                self.experiment = self.client.create_experiment(tracking.experiment, artifact_location=location)
+            elif experiment.lifecycle_stage != "active":
+                raise UserError(
+                    f"The MLflow experiment {tracking.experiment!r} was deleted; restore it or name another."
+                )
+            else:
+                self.experiment = experiment.experiment_id
 
     def sweep(self) -> None:
         """End the runs whose process was killed (kill -9); they would stay RUNNING for ever."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from tasks.extract import listing
 from tasks.registry import store_location
 from tasks.registry.tracking import Store
 from tasks.synthetic import stage as mannequin
+from tests.support.project import PROJECT
 from tests.support.workspaces import write_params
 
 
@@ -72,3 +76,23 @@ def test_mannequins_are_linked_if_the_same_code_drew_them(
     mannequin.run(load(root / "params.yaml"), root)
     assert len(list((root / paths.MANNEQUIN).rglob("*.png"))) == 2
     assert not any(a.samefile(b) for a in drawn for b in (root / paths.MANNEQUIN).rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_processes_that_open_a_new_store_at_once_find_one_experiment(apart: tuple[Path, Path]) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tasks.config.params import load; "
+        "from tasks.registry.tracking import Store; "
+        "root = Path(sys.argv[1]); print(Store(load(root / 'params.yaml').tracking, root).experiment)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", code]
+    started = [
+        subprocess.Popen(
+            [*command, str(root)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for root in (*apart, *apart)
+    ]
+    outputs = [process.communicate(timeout=500) for process in started]
+    assert all(process.returncode == 0 for process in started), outputs
+    assert len({out.split()[-1] for out, _ in outputs}) == 1
