@@ -136,7 +136,7 @@ def backgrounds(copies: int = 20) -> dict[str, float]:
         }
 
 
-def trained(steps: int = 1000, early: int = 30) -> dict[str, float]:
+def trained(steps: int = 10_000, early: int = 30) -> dict[str, float]:
     """A small diffusion model of 30 mannequins of 16 pixels: 150 samples after `early` and after `steps` steps as PNG files.
 
     40 more mannequins are held out.
