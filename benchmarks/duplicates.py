@@ -212,11 +212,16 @@ def peer_pairs(folder: Path, there: set[str]) -> set[tuple[str, str]]:
 
 
 def score(
-    kind: str, there: set[str], pairs: set[tuple[str, str]], scene: dict[str, int], numbers: range
+    kind: str,
+    there: set[str],
+    pairs: set[tuple[str, str]],
+    scene: dict[str, int],
+    numbers: range,
+    wrong: list[tuple[str, str]],
 ) -> tuple[int, float, float]:
     """Copies of this kind that could be found, recall and precision, for originals of these numbers.
 
-    `scene`: number of the scene of originals that are pairs themselves.
+    `scene`: number of the scene of originals that are pairs themselves. Pairs that are not correct are added to `wrong`.
     """
     of_number = {_number(path): n for path, n in scene.items()}
 
@@ -237,6 +242,9 @@ def score(
     right = {
         max(pair, key=lambda p: p.startswith(f"{kind}/")) for pair in crossing if _number(pair[0]) == _number(pair[1])
     }
+    for pair in crossing:
+        if _number(pair[0]) != _number(pair[1]):
+            wrong.append(pair)
     recall = len(right.intersection(pairable)) / len(pairable) if pairable else 1.0
     return len(pairable), recall, len(right) / len(crossing) if crossing else 1.0
 
@@ -307,11 +315,12 @@ def main() -> int:
     figures: dict[str, float] = {"originals": originals, "pairs_among_originals": len(among)}
     drawn = Counter(n for path, n in scene.items() if int(_number(path)) in kinds["mannequins"])
     figures["largest_group_of_mannequins"] = max(drawn.values(), default=1)
+    wrong: list[tuple[str, str]] = []
     goals = {"no group of more than two mannequins": figures["largest_group_of_mannequins"] <= 2}
     for name, numbers in kinds.items():
         for kind in RECALL if numbers else ():
-            copies, recall, precision = score(kind, there, pairs[kind], scene, numbers)
-            _, peer_recall, peer_precision = score(kind, there, peers, scene, numbers)
+            copies, recall, precision = score(kind, there, pairs[kind], scene, numbers, wrong)
+            _, peer_recall, peer_precision = score(kind, there, peers, scene, numbers, [])
             figures_of_kind = (recall, precision, peer_recall, peer_precision)
             rows.append((name, kind, str(copies), *(f"{figure:.4f}" for figure in figures_of_kind)))
             at = f"{name}.{kind}"
@@ -323,6 +332,8 @@ def main() -> int:
     print(table(rows))
     for pair in among:
         print("pair among the originals:", *pair)
+    for pair in wrong:
+        print("not of one original:", *pair)
     return finish("duplicates", figures, goals)
 
 

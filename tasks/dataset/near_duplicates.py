@@ -1,8 +1,8 @@
 """Near-duplicates: pictures that show the same persons at the same moment once they are laid over each other.
 
 Crops, rotations, mirror images, other colours, watermarks and neighbouring frames of one scene. The distance of two pictures
-is the mean of two: 1 - correlation of the whole pictures (see `tasks.similarity`), and 1 - correlation inside the box around
-the persons of one of them. Two people who stand on the same spot of a studio agree in the room but not in themselves, and a
+is the mean of two: 1 - correlation of the whole pictures (see `tasks.similarity`), and 1 - correlation inside the boxes around
+their persons. Two people who stand on the same spot of a studio agree in the room but not in themselves, and a
 crop that was recoloured agrees in both. The whole pictures may be at most one and a half times as far as the limit.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tasks.extract.poses_table import Poses
-from tasks.similarity.alignment import Gallery, correlation_within, prepare
+from tasks.similarity.alignment import Gallery, correlation_within, inverse, prepare
 from tasks.similarity.near_pairs import NearPairs, near_pairs
 
 WHOLE = 1.5  # times the limit: how far whole pictures may be
@@ -69,12 +69,27 @@ def aligned_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def duplicates(these: Pictures, limit: float) -> NearPairs:
     """All pairs of pictures of different files with a distance of at most `limit`, and some that are farther."""
     pairs = near_pairs(these.gallery, these.gallery, WHOLE * limit, (these.source, these.source))
-    return with_persons(these.gallery, these.gallery, pairs, these.persons[pairs.query])
+    persons = these.persons[pairs.query], these.persons[pairs.reference]
+    return with_persons(these.gallery, these.gallery, pairs, persons)
 
 
-def with_persons(queries: Gallery, references: Gallery, pairs: NearPairs, persons: Tensor) -> NearPairs:
-    """The pairs with the mean of their distance and that inside a box of the query, `[p, 4]`, around its persons."""
-    inside = correlation_within(
-        queries, references, pairs.query, pairs.reference, pairs.mirrored, pairs.transform, persons
-    )
-    return pairs._replace(distance=(pairs.distance + 1 - inside) / 2)
+def with_persons(queries: Gallery, references: Gallery, pairs: NearPairs, persons: tuple[Tensor, Tensor]) -> NearPairs:
+    """The pairs with the mean of their distance and that inside the boxes around the persons of either picture, `[p, 4]` each
+    in its own coordinates: the larger of the two, since in one box there may be the other's empty room."""
+    inside = [
+        correlation_within(queries, references, pairs.query, pairs.reference, pairs.mirrored, pairs.transform, boxes)
+        for boxes in (persons[0], moved(persons[1], pairs, back=True))
+    ]
+    return pairs._replace(distance=(pairs.distance + 1 - torch.minimum(*inside)) / 2)
+
+
+def moved(boxes: Tensor, pairs: NearPairs, back: bool = False) -> Tensor:
+    """Boxes `[p, 4]` of the queries where the alignment puts them in the references; or `back`, those of the references."""
+    x, y = boxes[:, [0, 2, 0, 2]], boxes[:, [1, 1, 3, 3]]
+    flip = torch.where(pairs.mirrored, -1.0, 1.0)[:, None]
+    transform = inverse(pairs.transform) if back else pairs.transform
+    a, b, dx, dy = transform.T[:, :, None]
+    x = x if back else flip * x
+    across, down = a * x - b * y + dx, b * x + a * y + dy
+    across = flip * across if back else across
+    return torch.stack([across.amin(1), down.amin(1), across.amax(1), down.amax(1)], dim=1)

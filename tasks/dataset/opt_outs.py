@@ -26,7 +26,7 @@ from tasks.dataset.near_duplicates import aligned_boxes
 from tasks.extract.perceptual_hash import LENGTH, mirrored
 from tasks.extract.poses_table import Poses
 from tasks.similarity.alignment import prepare
-from tasks.similarity.near_pairs import NearPairs, near_pairs
+from tasks.similarity.near_pairs import near_pairs
 
 FILE = "forgotten.json"
 SIMILAR_PICTURE = 0.5  # cosine of two fingerprints from which on the same pose is the same person
@@ -170,20 +170,11 @@ def _aligned(table: Poses, opt_outs: list[OptOut], limit: float) -> list[tuple[i
     boxes = aligned_boxes(table.bbox[row], table.size[row])
     theirs = aligned_boxes(np.array([one.box for one in opt_outs]) * np.tile(sizes, 2), sizes)[opted_out[pair]]
     of_persons = pairs.at(torch.from_numpy(pair))
-    same_place = _overlap(_laid_over(boxes, of_persons), theirs) >= SAME_PLACE
-    measured = near_duplicates.with_persons(these.gallery, references, of_persons, torch.from_numpy(boxes))
+    persons = torch.from_numpy(boxes), torch.from_numpy(theirs)
+    same_place = _overlap(near_duplicates.moved(persons[0], of_persons).numpy(), theirs) >= SAME_PLACE
+    measured = near_duplicates.with_persons(these.gallery, references, of_persons, persons)
     near = np.flatnonzero(same_place & (measured.distance.numpy() <= limit))
     return [(int(row[at]), int(opted_out[pair[at]])) for at in near]
-
-
-def _laid_over(boxes: np.ndarray, pairs: NearPairs) -> np.ndarray:
-    """Boxes `[p, 4]` of the queries, where the alignment puts them in the references."""
-    x, y = boxes[:, [0, 2, 0, 2]], boxes[:, [1, 1, 3, 3]]
-    x = np.where(pairs.mirrored.numpy()[:, None], -x, x)
-    a, b, dx, dy = pairs.transform.numpy().T[:, :, None]
-    across, down = a * x - b * y + dx, b * x + a * y + dy
-    moved: np.ndarray = np.stack([across.min(1), down.min(1), across.max(1), down.max(1)], axis=1)
-    return moved
 
 
 def _unit(fingerprints: np.ndarray) -> np.ndarray:

@@ -172,7 +172,7 @@ def _descriptors(luma: Tensor, extent: Tensor, view: Tensor | None = None, mirro
         square = square.flip(-1)
     if view is not None:
         extent = extent - 1 / (2 * side)  # where the sampling mixes in what lies outside
-        points = _moved(middle, _inverse(view[None]))
+        points = _moved(middle, inverse(view[None]))
         square = _sampled(square, (points[0].expand_as(square), points[1].expand_as(square)))
     mask = _inside(points, extent).float()
     vectors = detail(*_reduced(square, mask, side)).flatten(1)
@@ -180,7 +180,8 @@ def _descriptors(luma: Tensor, extent: Tensor, view: Tensor | None = None, mirro
     return unit
 
 
-def _inverse(transform: Tensor) -> Tensor:
+def inverse(transform: Tensor) -> Tensor:
+    """The inverse transforms of `[n, 4]`."""
     a, b, dx, dy = transform.unbind(1)
     size = a.square() + b.square()
     re, im = a / size, -b / size
@@ -346,7 +347,7 @@ def _centred(x: Tensor, mask: Tensor, area: Tensor) -> Tensor:
 
 def _followed(step: Tensor, transform: Tensor) -> Tensor:
     """The inverse of the step (1 + a, b, dx, dy), then the transform."""
-    a, b, dx, dy = _inverse(step + torch.tensor([1.0, 0.0, 0.0, 0.0])).unbind(1)
+    a, b, dx, dy = inverse(step + torch.tensor([1.0, 0.0, 0.0, 0.0])).unbind(1)
     re, im, x, y = transform.unbind(1)
     return torch.stack([re * a - im * b, re * b + im * a, re * dx - im * dy + x, im * dx + re * dy + y], dim=1)
 
