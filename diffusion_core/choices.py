@@ -54,6 +54,7 @@ class SamplerChoice(Choice):
     `evaluations`: of the denoiser in each step by default; 0 if it depends on the model. `noisy`: v -> whether it adds noise.
     `follows_ode`: one deterministic step for each timestep, unless it adds noise. `variance`: that of x0 given x which it uses
     in the noise that it adds, if there is one: learned by the network, or measured. `cold`: it goes with cold diffusion only.
+    `tokens`: it goes with recipes of tokens only.
     """
 
     step: Callable[[Recipe, Any], Step]
@@ -63,6 +64,7 @@ class SamplerChoice(Choice):
     follows_ode: bool = False
     variance: Literal["none", "learned", "measured"] = "none"
     cold: bool = False
+    tokens: bool = False
 
 
 def _always(v: Any) -> bool:
@@ -234,6 +236,10 @@ SAMPLERS: Mapping[str, SamplerChoice] = {
     "cold": SamplerChoice(
         title="Cold diffusion, improved sampling", code="extras.corruptions.cold", paper="arXiv 2208.09392",
         step=lambda recipe, v: core("extras.corruptions").cold(recipe.degrade), cold=True,
+    ),
+    "unmask": SamplerChoice(
+        title="Unmasking of tokens, as the recipe says", code="extras.corruptions.unmask", paper="arXiv 2202.04200",
+        step=lambda recipe, v: recipe.step, tokens=True, noisy=_always,
     ),
 }  # fmt: skip
 
@@ -535,7 +541,7 @@ class Sampling:
         restart = options_of(SAMPLERS, "restart", self.options)
         if restart["low"] >= restart["high"]:
             raise ValueError(f"low of method restart must be below high ({restart['high']:g}), got {restart['low']:g}")
-        if self.start is not None and self.solver.cold:
+        if self.start is not None and (self.solver.cold or self.solver.tokens):
             raise ValueError(f"start must be null for sampler {self.sampler}, which has no noise levels")
         if self.timesteps is None:
             return
@@ -543,8 +549,8 @@ class Sampling:
             raise ValueError("timesteps must be null for sampler ode, which chooses its steps itself")
         if self.sampler == "langevin" and self.timesteps != "karras":
             raise ValueError("timesteps must be null or karras for sampler langevin, which starts at a finite sigma")
-        if self.sampler == "cold":
-            raise ValueError("timesteps must be null for sampler cold, which has no noise levels")
+        if self.solver.cold or self.solver.tokens:
+            raise ValueError(f"timesteps must be null for sampler {self.sampler}, which has no noise levels")
         if self.timesteps == "learned" and (self.noisy or not self.solver.follows_ode):
             names = ", ".join(name for name, choice in SAMPLERS.items() if choice.follows_ode)
             raise ValueError(f"timesteps learned needs a sampler that adds no noise, one of {names}")
@@ -555,6 +561,9 @@ class Sampling:
         if choice.samplers and self.sampler not in choice.samplers:
             allowed = ", ".join(choice.samplers)
             raise ValueError(f"sampler {self.sampler} does not go with recipe {name}; choose one of {allowed}")
+        if self.solver.tokens and not choice.tokens:
+            recipes = ", ".join(other for other, entry in RECIPES.items() if entry.tokens)
+            raise ValueError(f"sampler {self.sampler} needs a recipe of tokens: {recipes}")
         if self.solver.cold and not choice.cold:
             recipes = ", ".join(other for other, entry in RECIPES.items() if entry.cold)
             raise ValueError(f"sampler {self.sampler} needs a recipe that adds no noise: {recipes}")

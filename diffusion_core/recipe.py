@@ -35,6 +35,7 @@ class Recipe:
     noise: rng.Noise = rng.normal  # distribution of the noise, mean 0 and variance 1
     importance: Importance | None = None  # draw levels in proportion to their loss
     degrade: Degrade | None = None  # a corruption in place of added noise
+    codes: int | None = None  # examples are tokens below this number, see `extras.tokens`
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy of this recipe with some fields changed."""

@@ -28,6 +28,7 @@ class RecipeChoice(Choice):
     `own_weight`: its loss determines the weights of the noise levels. `own_loss`: it trains something besides the denoiser by
     a loss of its own, which is derived for squared errors and normal noise. `learned_levels`: it learns its noise schedule.
     `samplers`: the only ones that it can be sampled with; empty if all. `cold`: it degrades examples instead of adding noise.
+    `tokens`: it models the codes of a codec with a codebook; `make` gets their number too, as `codes`.
     `pictures_only`: it cannot be trained on poses. `check_size`: (side, parameters), raises ValueError if they do not fit.
     """
 
@@ -39,6 +40,7 @@ class RecipeChoice(Choice):
     learned_levels: bool = False
     samplers: tuple[str, ...] = ()
     cold: bool = False
+    tokens: bool = False
     pictures_only: bool = False
     check_size: Callable[..., None] | None = None
 
@@ -276,6 +278,27 @@ RECIPES: Mapping[str, RecipeChoice] = {
         pictures_only=True,
         check_size=_divides,
     ),
+    "masked": RecipeChoice(
+        title="Masked tokens (MaskGIT, Muse)",
+        code="extras.tokens.masked(512)",
+        paper="arXiv 2202.04200",
+        make=lambda sd, size, codes, **p: core("extras.tokens").masked(codes, **p),
+        parameters={
+            "temperature": Parameter("1: tokens are decoded in random order; 0: the likeliest first", 0.5, 0.0, 1.0)
+        },
+        samplers=("unmask",),
+        tokens=True,
+        pictures_only=True,
+    ),
+    "absorbing": RecipeChoice(
+        title="Absorbing diffusion of tokens (D3PM, MDLM)",
+        code="extras.tokens.absorbing(512)",
+        paper="arXiv 2406.07524",
+        make=lambda sd, size, codes: core("extras.tokens").absorbing(codes),
+        samplers=("unmask",),
+        tokens=True,
+        pictures_only=True,
+    ),
 }
 
 
@@ -443,10 +466,14 @@ class Training:
             why = "" if choice.targets else ", which determines what the network predicts"
             raise ValueError(f"target must be null{allowed} for recipe {self.recipe}{why}")
         self._check_loss(choice)
-        if self.noise != "normal" and choice.cold:
+        if self.noise != "normal" and (choice.cold or choice.tokens):
             raise ValueError(f"noise must be normal for recipe {self.recipe}, which adds none")
         if self.noise != "normal" and choice.own_loss:
             raise ValueError(f"noise {self.noise} does not go with recipe {self.recipe}, whose loss needs normal noise")
+        if self.levels is not None and LEVELS[self.levels].changes_density and choice.tokens:
+            raise ValueError(
+                f"levels {self.levels} does not go with recipe {self.recipe}, whose loss is no squared error"
+            )
         if self.levels is not None and LEVELS[self.levels].changes_density and choice.learned_levels:
             raise ValueError(
                 f"levels {self.levels} does not go with recipe {self.recipe}, which learns its noise schedule"
@@ -455,7 +482,7 @@ class Training:
     def _check_loss(self, choice: RecipeChoice) -> None:
         if self.weight is not None:
             weight = WEIGHTS[self.weight]
-            if choice.cold:
+            if choice.cold or choice.tokens:
                 raise ValueError(f"weight must be null for recipe {self.recipe}, whose loss has none")
             if choice.own_weight:
                 raise ValueError(f"weight must be null for recipe {self.recipe}, which learns its own")
@@ -468,7 +495,7 @@ class Training:
                 raise ValueError(
                     f"weight {self.weight} needs a recipe whose time is uniform on a noise schedule: {names}"
                 )
-        if self.loss is not None and (choice.own_loss or choice.cold):
+        if self.loss is not None and (choice.own_loss or choice.cold or choice.tokens):
             raise ValueError(f"loss must be null for recipe {self.recipe}, which has a loss of its own")
 
     def check_size(self, size: int) -> None:
@@ -496,15 +523,17 @@ class Training:
         """The parameters that are to be measured of the data."""
         return [name for name, value in self.parameters.items() if value == AUTO]
 
-    def make(self, sd: float, size: int = 64) -> Recipe:
-        """The recipe for data of standard deviation sd; pictures have side `size`. Raises ValueError as `check` does, and if
-        a parameter is still to be measured."""
+    def make(self, sd: float, size: int = 64, codes: int = 0) -> Recipe:
+        """The recipe for data of standard deviation sd; pictures have side `size`, and tokens are below `codes`.
+
+        Raises ValueError as `check` does, and if a parameter is still to be measured.
+        """
         self.check()
         if self.measured:
             raise ValueError(f"{', '.join(self.measured)} of recipe {self.recipe} must be measured first")
         choice = RECIPES[self.recipe]
         parameters = numbers(choice.parameters, self.parameters)
-        recipe = choice.make(sd, size, **parameters)
+        recipe = choice.make(sd, size, **parameters, **({"codes": codes} if choice.tokens else {}))
         if self.target is not None:
             target = TARGETS[self.target].make()
             recipe = recipe.replace(target=target)

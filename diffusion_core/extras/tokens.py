@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from diffusion_core import rng
-from diffusion_core.conditioning import WEIGHT, Cond, rows
+from diffusion_core.conditioning import WEIGHT, Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned
 from diffusion_core.extras.corruptions import masked_share, process_time, unmask
 from diffusion_core.losses import Weight
 from diffusion_core.recipe import Recipe
-from diffusion_core.sampling.loop import Denoise, Estimate, Step, sample
-from diffusion_core.sampling.timesteps import Timesteps, uniform
+from diffusion_core.sampling.loop import Denoise, Estimate, Step
+from diffusion_core.sampling.timesteps import uniform
 from diffusion_core.schedules import Level, trig
 from diffusion_core.targets import X0
 
@@ -76,7 +75,7 @@ def masked(codes: int, temperature: float = 0.5) -> Recipe:
         mean: Tensor = nll.sum(1) / hidden.sum(1).clamp(min=1)
         return mean
 
-    return _recipe(loss, unmask(codes, temperature))
+    return _recipe(loss, unmask(codes, temperature), codes)
 
 
 def absorbing(codes: int) -> Recipe:
@@ -91,7 +90,7 @@ def absorbing(codes: int) -> Recipe:
         nll, _ = _guess(denoiser, x0, t, level, noise, cond, codes)
         return nll.mean(1) / t.to(nll).expand(len(nll))
 
-    return _recipe(loss, reveal(codes))
+    return _recipe(loss, reveal(codes), codes)
 
 
 def reveal(codes: int) -> Step:
@@ -109,40 +108,6 @@ def reveal(codes: int) -> Step:
         return torch.where((x == codes) & shown, drawn, x)
 
     return step
-
-
-def generate(
-    denoiser: Denoiser,
-    timesteps: Timesteps,
-    step: Step,
-    tokens: int,
-    codes: int,
-    seed: rng.Seed,
-    ids: Tensor,
-    cond: Cond | None = None,
-    batch: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Codes int64 `[len(ids), tokens]`, `batch` at a time, from masks alone.
-
-    Sample i is a function of (seed, ids[i], its conditions). Guidance extrapolates the logits, as in Muse.
-    """
-    batch = batch or len(ids)
-    starts = range(0, len(ids), batch)
-    parts = []
-    for index, start in enumerate(starts):
-        chunk = slice(start, start + batch)
-        x = torch.full((len(ids[chunk]), tokens), codes, device=ids.device)
-        noise = rng.stream((tokens, codes), seed, ids[chunk])
-
-        def report(done: int, total: int, index: int = index) -> None:
-            if progress is not None:
-                progress(index * total + done, len(starts) * total)
-
-        with torch.no_grad():
-            chunk_cond = rows(cond, chunk) if cond else None
-            parts.append(sample(denoiser, x, timesteps, step, noise, chunk_cond, progress=report))
-    return torch.cat(parts)
 
 
 def cross_entropies(denoiser: Denoiser, x0: Tensor, level: Level, noise: Tensor, cond: Cond, codes: int) -> Tensor:
@@ -165,9 +130,9 @@ def _guess(
     return nll, hidden
 
 
-def _recipe(loss: Callable[..., Tensor], step: Step) -> Recipe:
+def _recipe(loss: Callable[..., Tensor], step: Step, codes: int) -> Recipe:
     schedule = trig()
     return Recipe(
         target=X0, density=schedule, weight=lambda level: torch.ones_like(level.a), loss=loss, form=TokenDenoiser,
-        timesteps=lambda steps: uniform(schedule, steps), step=step,
+        timesteps=lambda steps: uniform(schedule, steps), step=step, codes=codes,
     )  # fmt: skip

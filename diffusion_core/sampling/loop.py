@@ -90,29 +90,36 @@ def generate(
     noise: rng.Noise = rng.normal,
     initial: Callable[[Tensor], Tensor] | None = None,
     start: Tensor | None = None,
+    codes: int | None = None,
 ) -> Tensor:
     """Samples `[len(ids), *shape]` float32, computed in float64 `batch` at a time.
 
     Sample i is a function of (seed, ids[i], its conditions) and does not depend on its batch. ids lie on the device to compute
     on; cond has one row per id. The first timestep is treated as pure noise, x = s * noise, unless `initial` makes x of the
     noise, or clean examples `start` `[len(ids), *shape]` are given, x = a * start + s * noise. `progress(done, total)` counts
-    steps over all batches.
+    steps over all batches. With `codes` samples are tokens below that number, int64; all are masked at first, and the noise of
+    a step has a number for each token and code.
     """
     batch = batch or len(ids)
     begins = range(0, len(ids), batch)
     samples = []
     for index, begin in enumerate(begins):
         chunk = slice(begin, begin + batch)
-        draws = rng.stream(shape, seed, ids[chunk], torch.float64, noise)
-        first = next(draws)
-        x = timesteps[0].s.to(ids.device) * first if initial is None else initial(first)
-        if start is not None:
-            x = timesteps[0].corrupt(start[chunk].to(first), first)
+        drawn = shape if codes is None else (*shape, codes)
+        draws = rng.stream(drawn, seed, ids[chunk], torch.float64, noise)
+        if codes is not None:
+            x = torch.full((len(ids[chunk]), *shape), codes, device=ids.device)
+        else:
+            first = next(draws)
+            x = timesteps[0].s.to(ids.device) * first if initial is None else initial(first)
+            if start is not None:
+                x = timesteps[0].corrupt(start[chunk].to(first), first)
 
         def report(done: int, total: int, index: int = index) -> None:
             if progress is not None:
                 progress(index * total + done, len(begins) * total)
 
         chunk_cond = rows(cond, chunk) if cond else None
-        samples.append(sample(denoiser, x, timesteps, step, draws, chunk_cond, constrain, report).float())
+        done = sample(denoiser, x, timesteps, step, draws, chunk_cond, constrain, report)
+        samples.append(done.float() if codes is None else done)
     return torch.cat(samples)

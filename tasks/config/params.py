@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from diffusion_core.training_choices import RECIPES
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import UserError
@@ -67,6 +68,8 @@ class Params(Section):
         if self.pictures.size > self.shard.size:
             raise ValueError(f"pictures.size must be at most shard.size ({self.shard.size}), got {self.pictures.size}")
         self.pictures.training.check_size(self.pictures.size // (1 if self.codec.kind == "none" else self.codec.factor))
+        if RECIPES[self.pictures.recipe].tokens and self.codec.kind != "vq" and self.pictures.start is None:
+            raise ValueError(f"recipe {self.pictures.recipe} of pictures needs the codes of a codec: codec.kind vq")
         if self.codec.kind == "none":
             return self
         side, factor = self.pictures.size // self.codec.factor, self.codec.factor

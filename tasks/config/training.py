@@ -67,7 +67,7 @@ class Train(Optimisation):
         for recipe, parameters in self.options.items():
             Training(recipe, parameters).check()
         self.training.check()
-        if self.self_condition and RECIPES[self.recipe].cold:
+        if self.self_condition and (RECIPES[self.recipe].cold or RECIPES[self.recipe].tokens):
             raise ValueError(f"self_condition must be false for recipe {self.recipe}")
         return self
 

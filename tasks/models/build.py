@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusion_core.extras.tokens import TokenNet
 from diffusion_core.nets.dit import DiT
 from diffusion_core.nets.edm2_unet import EDM2UNet
 from diffusion_core.nets.efficient_unet import EfficientUNet
@@ -45,11 +46,13 @@ def network(
     conds: Mapping[str, int],
     shape: Sequence[int] | None = None,
     outputs: int = 1,
+    codes: int | None = None,
 ) -> nn.Module:
     """The untrained network of a model, initialised from its seed. `conds`: condition -> width.
 
     `shape`: of a picture as the network gets it, (channels, side, side); by default in pixels. The network returns `outputs`
-    times as many channels as it is given.
+    times as many channels as it is given. With `codes` it takes and gives tokens, which have vectors of as many numbers as the
+    shape has channels.
 
     Raises UserError if the network cannot have this size or does not accept one of the conditions.
     """
@@ -62,13 +65,14 @@ def network(
         side = config.crop
     keywords: dict[str, Any] = {
         "width": width, "depth": depth, "heads": heads, "conds": conds, "dropout": config.dropout,
-        "channels": channels, "out": outputs * channels,
+        "channels": channels, "out": codes or outputs * channels,
     }  # fmt: skip
     try:
         if isinstance(config, Pictures):
             if config.net == "rin":
                 keywords["latent_self_conditioning"] = config.latent_self_conditioning
-            return PICTURE_NETS[config.net](side, config.patch, **keywords)
+            net = PICTURE_NETS[config.net](side, config.patch, **keywords)
+            return net if codes is None else TokenNet(net, side, codes, channels)
         if isinstance(config, Upscaler):
             return EfficientUNet(side, **keywords)
         if isinstance(config, MotionModel):

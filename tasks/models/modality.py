@@ -24,8 +24,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from diffusion_core import choices
-from diffusion_core.codecs import Affine, Latent
+from diffusion_core import choices, training_choices
+from diffusion_core.codecs import Affine, Latent, Tokens
 from diffusion_core.conditioning import PADDING, Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned, UncertainDenoiser
 from diffusion_core.distill_choices import Student
@@ -346,6 +346,8 @@ def shape_of(config: Config, codec: Affine | Latent, clip: ClipShape | None = No
     if not isinstance(config, Pictures):
         return (33, 3)
     side = config.size // codec.factor
+    if isinstance(codec, Tokens):
+        return (side**2,)
     return (codec.net.latents if isinstance(codec, Latent) else 3, side, side)
 
 
@@ -361,14 +363,18 @@ def build(
     """An untrained model. padded: whether training pictures have padding; clip: for the motion model."""
     shape = shape_of(config, codec, clip)
     pictured = not isinstance(config, Poses | MotionModel)
+    codes = None
+    if isinstance(codec, Tokens) and isinstance(config, Pictures):
+        codes, side = codec.codes, config.size // codec.factor
+        shape = (codec.net.latents, side, side)
     size = shape[-1] if pictured else 64  # simple diffusion shifts its noise by 64 / size
-    recipe = config.training.make(DATA_SD, size)
+    recipe = config.training.make(DATA_SD, size, codes or 0)
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
     channels = shape[0] if pictured else shape[-1]
     conds = widths(config, len(categories), codec.factor, channels, padded)
     outputs = 2 if recipe.form is LearnedVariance else 1
-    denoiser = recipe.denoiser(network(config, conds, shape if pictured else None, outputs))
+    denoiser = recipe.denoiser(network(config, conds, shape if pictured else None, outputs, codes))
     return Model(name, config, categories, denoiser, recipe, codec, margin, padded, {}, clip=clip)
 
 
@@ -414,6 +420,8 @@ def load(folder: Path, device: torch.device) -> Model:
             f"{folder / paths.MODEL_FILE} was written by another version: its parameters are not known."
         ) from error
     codec = stored_codec.from_tensors(tensors, meta.get("codec"))
+    if training_choices.RECIPES[config.recipe].tokens and isinstance(codec, Latent):
+        codec = Tokens.of(codec)
     clip = ClipShape(*meta["clip"]) if "clip" in meta else None
     model = build(meta["model"], config, meta["categories"], codec, meta["margin"], meta.get("padded", False), clip)
     weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}

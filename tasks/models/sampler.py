@@ -89,6 +89,7 @@ class Sampler:
                 noise=model.recipe.noise,
                 initial=model.initial,
                 start=start,
+                codes=model.recipe.codes,
             )
         values: Tensor = model.codec.decode(z, given).cpu()
         if not values.isfinite().all():

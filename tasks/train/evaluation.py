@@ -43,9 +43,9 @@ Points = list[tuple[str, float, int]]  # (metric, value, images seen)
 class Evaluation:
     """What was measured after `images` images.
 
-    `train`, `val`: mean squared error of x0 at each of SIGMAS, in the network's units; of a codec one number, the error of its
-    reconstructions. `val` is None if there are no held-out
-    examples, `gaps` and `distance` if there are too few of them, `noise_scale` if a batch cannot be divided.
+    `train`, `val`: mean squared error of x0 (of tokens: cross-entropy) at each of SIGMAS, in the network's units; of a codec
+    one number, the error of its reconstructions. `val` is None if there are no held-out examples, `gaps` and `distance` if
+    there are too few of them, `noise_scale` if a batch cannot be divided.
     """
 
     images: int
@@ -148,7 +148,8 @@ class Evaluator:
                 losses[split] = membership_inference.losses(
                     as_sampled, x0, cond, SIGMAS, self.seed, draws=1, recipe=self.model.recipe
                 )
-        means = {split: (loss.mean(1) * np.square(SIGMAS)).tolist() for split, loss in losses.items()}
+        variances = membership_inference.noise_variances(SIGMAS, self.model.recipe)
+        means = {split: (loss.mean(1) * variances).tolist() for split, loss in losses.items()}
         gaps = distance = None
         if "val" in losses and min(loss.shape[1] for loss in losses.values()) >= 2:
             gaps = membership_inference.gaps(SIGMAS, losses["train"], losses["val"])
@@ -168,7 +169,7 @@ class Evaluator:
         with self.model.autocast():
             z = generate(
                 self.model.as_sampled(denoiser), made.visited, made.step, self.model.shape, self.seed, ids, cond,
-                noise=self.model.recipe.noise, initial=self.model.initial,
+                noise=self.model.recipe.noise, initial=self.model.initial, codes=self.model.recipe.codes,
             )  # fmt: skip
         return self.model.codec.decode(z, cond).cpu()
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
+from diffusion_core.codecs import Tokens
 from diffusion_core.training import data_scale
 from diffusion_core.training.trainer import Trainer
-from diffusion_core.training_choices import fill_in
+from diffusion_core.training_choices import RECIPES, fill_in
 from tasks import paths
 from tasks.common.errors import DataError
 from tasks.config.codec import Codec
@@ -63,6 +64,8 @@ def _train(
     params: Params, root: Path, name: str, config: AnyModel, device: torch.device, checkpoint: Path | None
 ) -> None:
     latents = codec_training.trained(params, root) if name == "pictures" else None
+    if latents is not None and RECIPES[config.recipe].tokens:
+        latents = Tokens.of(latents)
     data = preparation.load_data(root, name, config, device, latents)
     source = data.source
     if isinstance(config, Pictures):
@@ -116,7 +119,8 @@ def _announce_enlarged(sides: list[int], size: int) -> None:
 def _announce(trainer: Trainer, model: Model, examples: Examples, persons: int) -> None:
     """Log how large the training is, and how it is computed."""
     config, name = model.config, model.name
-    scale = data_scale.data_scale(examples.some(MEASURED).x0) if persons > 1 else None
+    continuous = model.recipe.codes is None
+    scale = data_scale.data_scale(examples.some(MEASURED).x0) if persons > 1 and continuous else None
     mirrored = " Mirror images are not counted." if config.mirror else ""
     log.info(f"{name}: {data_scale.training_outlook(persons, config.images, scale)}{mirrored}")
     compute = trainer.compute

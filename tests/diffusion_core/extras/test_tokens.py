@@ -16,6 +16,7 @@ from diffusion_core.extras.corruptions import process_time
 from diffusion_core.nets.autoencoder import Autoencoder
 from diffusion_core.nets.patch_transformer import PatchTransformer
 from diffusion_core.nets.unet import UNet
+from diffusion_core.sampling.loop import generate
 from diffusion_core.schedules import Level, trig
 from diffusion_core.training.lr_schedule import TrainConfig
 from diffusion_core.training.trainer import Trainer
@@ -51,7 +52,7 @@ def test_ancestral_sampling_keeps_the_distribution_and_reveals_what_it_should(st
         shares.append((process_time(level).item(), (x == 3).float().mean().item()))
         return guesser(x, level, cond)
 
-    drawn = tokens.generate(watching, recipe.timesteps(steps), recipe.step, 16, 3, 0, torch.arange(800))
+    drawn = generate(watching, recipe.timesteps(steps), recipe.step, (16,), 0, torch.arange(800), codes=3)
     counts = torch.bincount(drawn.flatten(), minlength=4).double() / drawn.numel()
     torch.testing.assert_close(counts, torch.tensor([*P.tolist(), 0.0], dtype=torch.float64), atol=0.015, rtol=0)
     for time, share in shares:
@@ -60,10 +61,10 @@ def test_ancestral_sampling_keeps_the_distribution_and_reveals_what_it_should(st
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
     recipe = tokens.masked(3)
-    whole = tokens.generate(guesser, recipe.timesteps(4), recipe.step, 9, 3, 5, torch.arange(7))
-    parts = tokens.generate(guesser, recipe.timesteps(4), recipe.step, 9, 3, 5, torch.arange(7), batch=3)
+    whole = generate(guesser, recipe.timesteps(4), recipe.step, (9,), 5, torch.arange(7), codes=3)
+    parts = generate(guesser, recipe.timesteps(4), recipe.step, (9,), 5, torch.arange(7), batch=3, codes=3)
     assert torch.equal(whole, parts) and torch.equal(
-        whole[2:4], tokens.generate(guesser, recipe.timesteps(4), recipe.step, 9, 3, 5, torch.tensor([2, 3]))
+        whole[2:4], generate(guesser, recipe.timesteps(4), recipe.step, (9,), 5, torch.tensor([2, 3]), codes=3)
     )
 
 
@@ -87,7 +88,7 @@ def test_a_net_for_pictures_learns_two_pictures_of_codes(method: str) -> None:
     denoiser, ids = trainer.averaged(), torch.arange(40)
 
     def draw(cond: dict[str, Tensor]) -> Tensor:
-        return tokens.generate(denoiser, recipe.timesteps(16), recipe.step, 16, 4, 0, ids, cond)
+        return generate(denoiser, recipe.timesteps(16), recipe.step, (16,), 0, ids, cond, codes=4)
 
     for which in (0, 1):
         asked = draw({"vec:which": torch.eye(2)[[which] * 40]})

@@ -13,6 +13,7 @@ from diffusion_core import conditioning as conds
 from diffusion_core.conditioning import PADDING, WEIGHT
 from tasks import paths
 from tasks.config.params import load
+from tasks.config.sampling import SamplingChoices
 from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset
 from tasks.models import codec, conditioning, modality, sampler
@@ -73,7 +74,7 @@ def test_samples_have_no_bands(kind: str, control: bool, tmp_path: Path) -> None
         assert model_.padded == marked
         poses = ShardDataset(root / "data/shards", "val").poses()
         cond = model_.conditions(["calm", "wild"] * (len(poses) // 2), poses)
-        share[marked] = _bands(sampler.draw(model_, cond, 12, 1.0, 0, torch.arange(len(poses))))
+        share[marked] = _bands(sampler.draw(model_, cond, SamplingChoices(steps=12), 0, torch.arange(len(poses))))
     assert share[True] == 0
     assert not control or share[False] >= 0.25
 

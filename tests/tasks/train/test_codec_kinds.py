@@ -16,6 +16,7 @@ from diffusion_core.codecs import Latent
 from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import Params, load
+from tasks.config.sampling import SamplingChoices
 from tasks.dataset.shards import ShardDataset
 from tasks.models import codec, modality, sampler
 from tasks.train import stage
@@ -89,7 +90,7 @@ def test_a_decoder_that_sees_the_pose_uses_it_and_models_give_it(tmp_path: Path)
     assert torch.equal(model.codec.decode(z, withheld), blind)
     cond = model.conditions(["calm"] * 4, split.poses()[:4])
     other = model.conditions(["calm"] * 4, split.poses()[4:8])
-    drawn = [sampler.draw(model, c, 2, 1.0, 0, torch.arange(4)) for c in (cond, other)]
+    drawn = [sampler.draw(model, c, SamplingChoices(steps=2), 0, torch.arange(4)) for c in (cond, other)]
     assert not torch.allclose(*drawn)
 
 
