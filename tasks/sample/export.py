@@ -59,7 +59,13 @@ def run(params: Params, root: Path, alias: str = model_registry.CHAMPION) -> Non
         for model, source in sources.items():
             version = model_registry.version(store, model, alias)
             repository(folder / "huggingface" / model, source, version.description if version else "")
-        requirements = [f"{package}=={importlib.metadata.version(package)}" for package in SERVED_WITH]
+        needed = list(SERVED_WITH)
+        if any(
+            "diffusers" in (checkpoint.about(source / paths.MODEL_FILE).get("codec") or {})
+            for source in sources.values()
+        ):
+            needed.append("diffusers")  # a published codec
+        requirements = [f"{package}=={importlib.metadata.version(package)}" for package in needed]
         served_model.save(folder / "mlflow", sources, requirements)
     exported = root / paths.EXPORTS / alias
     log.info(f"exported to {exported}")

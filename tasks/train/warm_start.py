@@ -15,7 +15,7 @@ from tasks.models.modality import Model
 
 # The layer that has one column per category. Categories may have come or gone; the others keep their column.
 CATEGORY = "conds.category.weight"
-FIRST = ("net.patch_embed.weight", "net.conv_in.weight")  # the layers that take maps, last of all that of padding
+FIRST = ("patch_embed.weight", "conv_in.weight")  # the layers that take maps, last of all that of padding
 
 
 def weights(root: Path, sha256: str, model: Model) -> dict[str, Tensor]:
@@ -34,9 +34,12 @@ def weights(root: Path, sha256: str, model: Model) -> dict[str, Tensor]:
         if name.endswith(CATEGORY) and name in loaded:
             loaded[name] = _columns(value, loaded[name], model.categories, meta["categories"])
     if model.padded != meta.get("padded", False):
-        constant = 1 if isinstance(model.denoiser.net, EDM2UNet) else 0  # its last channel is a constant
-        for name in own.keys() & loaded.keys() & set(FIRST):
-            loaded[name] = _with_width(loaded[name], own[name].shape[1], constant)
+        constant = (
+            1 if any(isinstance(module, EDM2UNet) for module in model.denoiser.modules()) else 0
+        )  # its last channel is a constant
+        for name in own.keys() & loaded.keys():
+            if name.endswith(FIRST):
+                loaded[name] = _with_width(loaded[name], own[name].shape[1], constant)
     buffers = dict(model.denoiser.named_buffers())
     loaded = {name: value for name, value in loaded.items() if name in own or name not in buffers}
     differing = [name for name in sorted(own.keys() | loaded.keys()) if _shape(own, name) != _shape(loaded, name)]
