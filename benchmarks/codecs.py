@@ -91,7 +91,8 @@ def main(arguments: list[str]) -> int:
         rows = {kind: measure(data, KINDS[kind]) for kind in given.kinds}
     limit = 60 * given.minutes * max(2, torch.get_num_threads())
     shown = [("codec", "CPU s", "PSNR", "SSIM", "found", "within", "codes used")]
-    goals, figures = {}, {}
+    goals: dict[str, bool] = {}
+    figures: dict[str, float] = {}
     for kind, row in rows.items():
         used = row["codec.perplexity"] / row["codec.codes"] if "codec.codes" in row else None
         shown.append((

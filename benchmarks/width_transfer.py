@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512])
     given = parser.parse_args(arguments)
-    x, figures, goals = examples(), {}, {}
+    x, figures, goals = examples(), dict[str, float](), dict[str, bool]()
     optimisers: tuple[tuple[Literal["muon", "adamw"], tuple[float, ...]], ...] = (("muon", MUON), ("adamw", ADAMW))
     for optimiser, rates in optimisers:
         rows, best = [(optimiser, *(f"{rate:g}" for rate in rates))], []

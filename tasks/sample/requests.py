@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from diffusion_core import choices
+from diffusion_core.training_choices import RECIPES, default_sampler
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.images import encode_png
@@ -30,7 +32,8 @@ KEPT = 64  # ways to sample that are kept ready
 class Request(SamplingChoices):
     """A request for samples. Every key has a default.
 
-    Sampler, steps, timesteps and their options are those of both models; guidance and start are those of the pictures.
+    Sampler, steps, timesteps and their options are those of both models, except for samplers that only pictures have; guidance
+    and start are those of the pictures.
     """
 
     model_config = ConfigDict(strict=False)  # whole numbers may come as floats
@@ -52,8 +55,11 @@ class Request(SamplingChoices):
                 raise ValueError(f"the joint {name!r} needs three finite numbers")
         return pose
 
-    def for_poses(self) -> SamplingChoices:
-        """How the pose model is sampled."""
+    def for_poses(self, recipe: str) -> SamplingChoices:
+        """How the pose model of this recipe is sampled: in the same way, unless the sampler is one of pictures alone."""
+        solver, own = choices.SAMPLERS[self.sampler], RECIPES[recipe]
+        if (solver.tokens and not own.tokens) or (solver.cold and not own.cold):
+            return SamplingChoices(sampler=default_sampler(recipe), steps=self.steps)
         return SamplingChoices(sampler=self.sampler, steps=self.steps, timesteps=self.timesteps, options=self.options)
 
     def joints(self) -> torch.Tensor | None:
@@ -153,7 +159,7 @@ class Artist:
         if request.category is not None and request.category not in self.categories:
             known = ", ".join(self.categories)
             raise ValueError(f"there is no category {request.category!r}; there are {known}")
-        for_poses = request.for_poses()
+        for_poses = request.for_poses(self._about["poses"]["config"]["recipe"])
         if paths.UPSCALER not in self._folders:  # say what is wrong before anything is drawn
             self._sampler("poses", for_poses), self._sampler("pictures", request)
         categories = [request.category] * len(ids)

@@ -16,6 +16,7 @@ from tasks.config.params import Params, load
 from tasks.dataset.shards import ShardDataset
 from tasks.evaluate import membership_inference
 from tasks.models import modality
+from tasks.sample import requests
 from tasks.sample import stage as sample
 from tasks.train import stage
 from tests.support.workspaces import write_params, write_shards
@@ -60,6 +61,9 @@ def test_a_model_of_codes_goes_through_the_stages(recipe: str, net: str, tmp_pat
     sample.run(params_poses, tmp_path, "pictures")
     drawn = ShardDataset(paths.sample_folder(tmp_path, "pictures"), "samples").pictures_uint8(16)
     assert drawn.shape == (4, 16, 16, 3) and len(np.unique(drawn.reshape(4, -1), axis=0)) > 1
+    artist = requests.Artist(*(paths.model_folder(tmp_path, name) for name in paths.MODELS))
+    answered = artist.samples(requests.Request(sampler="unmask", steps=2), torch.arange(2))
+    assert answered.poses.shape == (2, 33, 3) and answered.pictures.shape == (2, 16, 16, 3)
     gaps = membership_inference.loss_gaps(tmp_path, "pictures")
     assert all(0 < gap.train < 2 * np.log(16) for gap in gaps), "cross-entropies of about log 16"
 
