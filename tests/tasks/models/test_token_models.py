@@ -64,7 +64,7 @@ def test_a_model_of_codes_goes_through_the_stages(recipe: str, net: str, tmp_pat
     artist = requests.Artist(*(paths.model_folder(tmp_path, name) for name in paths.MODELS))
     answered = artist.samples(requests.Request(sampler="unmask", steps=2), torch.arange(2))
     assert answered.poses.shape == (2, 33, 3) and answered.pictures.shape == (2, 16, 16, 3)
-    gaps = membership_inference.loss_gaps(tmp_path, "pictures")
+    gaps = membership_inference.loss_gaps(tmp_path, "pictures", 16)
     assert all(0 < gap.train < 2 * np.log(16) for gap in gaps), "cross-entropies of about log 16"
 
 
