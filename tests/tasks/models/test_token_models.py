@@ -40,7 +40,9 @@ def _workspace(root: Path, recipe: str, **changes: Any) -> Params:
     return load(root / paths.PARAMS)
 
 
-@pytest.mark.parametrize(("recipe", "net"), [("masked", "patch"), ("absorbing", "unet")])
+@pytest.mark.parametrize(
+    ("recipe", "net"), [("masked", "patch"), pytest.param("absorbing", "unet", marks=pytest.mark.slow)]
+)
 def test_a_model_of_codes_goes_through_the_stages(recipe: str, net: str, tmp_path: Path) -> None:
     params = _workspace(tmp_path, recipe, pictures__net=net, pictures__width=32)
     stage.run(params, tmp_path, "codec")
