@@ -61,7 +61,7 @@ def part(folder: Path, videos: int, seed: int, speed: float) -> None:
                 )
 
 
-def test_trajectories_of_one_law_are_nearer_than_those_of_another(
+def test_motions_of_the_same_law_are_nearer_than_those_of_another(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part(tmp_path / "data/poses/real", 370, 0, 2.0)
@@ -81,7 +81,7 @@ def test_trajectories_of_one_law_are_nearer_than_those_of_another(
     assert "frechet_video_distance: " in capsys.readouterr().out
 
 
-def test_the_floor_is_between_sources_and_never_within_one() -> None:
+def test_the_floor_compares_different_sources_only() -> None:
     rng = np.random.default_rng(0)
     centres = rng.normal(0, 1, (60, 6))
     real = ClipFeatures(
@@ -103,7 +103,7 @@ def clips(sources: int, each: int, alike: float, shift: float, rng: np.random.Ge
     return ClipFeatures(x + shift, [f"{i:03d}.mp4" for i in source])
 
 
-def test_intervals_hold_the_truth_where_the_clips_of_a_video_are_alike() -> None:
+def test_intervals_contain_the_truth_if_clips_of_a_video_are_alike() -> None:
     """What takes the same clips for independent is mostly wrong, and on the far side of it."""
     truth = 4 * 0.4**2
     inside, naively = [], []
@@ -117,7 +117,7 @@ def test_intervals_hold_the_truth_where_the_clips_of_a_video_are_alike() -> None
     assert np.mean(inside) >= 0.85 and np.mean(naively) <= 0.6
 
 
-def test_what_few_sources_cannot_say_is_absent() -> None:
+def test_distances_that_need_more_sources_are_absent_with_the_reason() -> None:
     rng = np.random.default_rng(0)
     absent = compare(clips(10, 30, 0.5, 0, rng), clips(50, 10, 0.5, 0, rng)).absent
     assert "needs at least 20 sources on each side, and there are 10" in absent["frechet_video_distance"]
@@ -128,7 +128,7 @@ def test_what_few_sources_cannot_say_is_absent() -> None:
     assert "needs at least 64 independent samples on each side, and there are 3" in absent["frechet_video_distance"]
 
 
-def test_too_few_clips_are_said_to_be(tmp_path: Path, params: Params) -> None:
+def test_distances_that_need_more_clips_are_absent_with_the_reason(tmp_path: Path, params: Params) -> None:
     part(tmp_path / "a", 8, 0, 2.0)
     part(tmp_path / "b", 0, 1, 2.0)
     video_distance.run(params, tmp_path, "a", "a")
@@ -163,7 +163,7 @@ def with_i3d(root: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> Par
     return params.model_copy(update={"fidelity": params.fidelity.model_copy(update=given)})
 
 
-def test_videos_are_cut_in_clips_and_compared_by_the_network_given(
+def test_videos_are_cut_into_clips_and_compared_by_the_given_network(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(2):
@@ -184,7 +184,25 @@ def test_videos_are_cut_in_clips_and_compared_by_the_network_given(
     assert read_json(tmp_path / "reports/video_distance/video_distance.json") == found  # the last one stands
 
 
-def test_what_cannot_be_compared_is_said_in_a_sentence(tmp_path: Path, params: Params) -> None:
+def test_clips_are_frames_in_order_eight_a_second_in_red_green_blue(tmp_path: Path) -> None:
+    """Every frame of 16 a second has a colour of its own; a clip takes every other one."""
+    with av.open(tmp_path / "a.mkv", "w") as container:
+        stream = container.add_stream("ffv1", rate=16)
+        stream.width, stream.height, stream.pix_fmt = 24, 32, "bgr0"
+        for number in range(70):
+            picture = np.zeros((32, 24, 3), np.uint8)
+            picture[:, :] = (2 * number, 200 - number, 40)
+            picture[:8] = 250  # above
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    first, second = video_distance._clips(tmp_path / "a.mkv")
+    assert first.shape == second.shape == (16, 32, 24, 3)
+    assert (first[:, :8] == 250).all()
+    shown = np.concatenate([first, second])[:, 20, 10]
+    assert shown.tolist() == [[4 * i, 200 - 2 * i, 40] for i in range(32)]
+
+
+def test_folders_that_cannot_be_compared_are_refused(tmp_path: Path, params: Params) -> None:
     part(tmp_path / "poses", 1, 0, 1.0)
     video(tmp_path / "videos/0.mp4", 1, 0)
     with pytest.raises(UserError, match=r"nowhere holds no videos and no poses\.parquet"):
