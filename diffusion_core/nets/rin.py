@@ -76,9 +76,10 @@ class RIN(nn.Module):
         if self.from_first_pass is not None:
             with torch.no_grad():
                 _, first = self._run_blocks(h, torch.cat([latents, conditions.to(latents.dtype)], 1), mask)
-            p = self.latent_self_conditioning if self.training else 1.0
-            keep = torch.rand(len(x), 1, 1, device=x.device) < p  # the training loop seeds torch at every step
-            latents = latents + self.from_first_pass(first[:, :count]) * keep
+            change = self.from_first_pass(first[:, :count])
+            if self.training:  # the training loop seeds torch at every step
+                change = change * (torch.rand(len(x), 1, 1, device=x.device) < self.latent_self_conditioning)
+            latents = latents + change
         h, _ = self._run_blocks(h, torch.cat([latents, conditions.to(latents.dtype)], 1), mask)
         return unpatchify(self.out(self.norm(h)), self.patch, self.side)
 

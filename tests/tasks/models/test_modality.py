@@ -112,6 +112,41 @@ def test_a_network_that_cannot_be_built_says_so_in_one_sentence(tmp_path: Path) 
         network(config, widths(config, 2))
 
 
+def test_latent_self_conditioning_is_trained_stored_and_sampled_with(tmp_path: Path) -> None:
+    config = _params(
+        tmp_path, net="rin", width=32, depth=1, heads=2, conditions=["category"], latent_self_conditioning=0.5
+    )
+    model = _model(config)
+    x0, cond = _data(config)
+    trainer = Trainer(
+        model.denoiser, model.recipe, TrainConfig(images=64, batch=8, learning_rate=1e-2),
+        data=lambda i: (x0[i], conds.rows(cond, i)), n=8,
+    )  # fmt: skip
+    while not trainer.done:
+        trainer.step()
+    modality.save(tmp_path, model, trainer.averaged().state_dict(), {"digest": "0"})
+    stored = modality.load(tmp_path, torch.device("cpu"))
+    assert stored.config == config
+    update = [p for name, p in stored.denoiser.named_parameters() if "from_first_pass.norm" in name]
+    assert len(update) == 2 and all(bool(p.any()) for p in update)  # they start at zero
+
+    def samples() -> torch.Tensor:
+        return draw(stored, stored.conditions(["calm", "wild"]), 2, 1.0, 0, torch.arange(2))
+
+    twice = samples()
+    for parameter in update:
+        parameter.zero_()  # now the second pass starts where the first one did
+    assert not torch.allclose(samples(), twice, atol=1e-4)
+
+    plain = _model(_params(tmp_path, net="rin", width=32, depth=1, heads=2, conditions=["category"]))
+    assert not [name for name, _ in plain.denoiser.named_parameters() if "from_first_pass" in name]
+    with pytest.raises(UserError, match="latent_self_conditioning needs net: rin; dit has no latents"):
+        _params(tmp_path, net="dit", latent_self_conditioning=0.5)
+    for nonsense in (-0.1, 1.0, True, "half"):
+        with pytest.raises(UserError, match=r"pictures\.latent_self_conditioning"):
+            _params(tmp_path, net="rin", latent_self_conditioning=nonsense)
+
+
 @pytest.mark.parametrize("net", SHAPES)
 def test_sizes_grow_with_their_names_and_are_what_the_page_says(net: str, tmp_path: Path) -> None:
     params = load(write_params(tmp_path))
