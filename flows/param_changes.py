@@ -72,4 +72,4 @@ def parse(assignments: Sequence[str]) -> Changes:
         changes: Changes = Changes.model_validate(nested)
         return changes
     except ValidationError as error:
-        raise UserError(validation_sentence(dict(error.errors()[0]), "params.yaml")) from error
+        raise UserError(validation_sentence(dict(error.errors()[0]), "params.yaml", nested)) from error

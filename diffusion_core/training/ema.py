@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -90,6 +90,17 @@ def post_hoc_shares(snapshots: Sequence[tuple[int, float]], at: int, sigma_rel: 
     return shares
 
 
+def post_hoc_error(snapshots: Sequence[tuple[int, float]], at: int, sigma_rel: float, shares: Tensor) -> float:
+    """How far the mixture's profile is from the wanted one: the L2 norm of the difference, as a share of the wanted one's."""
+    times = torch.tensor([float(nimg) for nimg, _ in snapshots] + [float(at)], dtype=torch.float64)
+    gammas = torch.tensor(
+        [power_gamma(width) for _, width in snapshots] + [power_gamma(sigma_rel)], dtype=torch.float64
+    )
+    gram = _inner(times[:, None], gammas[:, None], times[None], gammas[None])
+    signed = torch.cat([shares, -shares.new_ones(1)])
+    return float(((signed @ gram @ signed) / gram[-1, -1]).clamp(min=0).sqrt())
+
+
 def _inner(time1: Tensor, gamma1: Tensor, time2: Tensor, gamma2: Tensor) -> Tensor:
     """Inner product of the profiles (gamma + 1) t^gamma / T^(gamma + 1) on (0, T)."""
     early = torch.minimum(time1, time2)
@@ -97,12 +108,13 @@ def _inner(time1: Tensor, gamma1: Tensor, time2: Tensor, gamma2: Tensor) -> Tens
     return (gamma1 + 1) * (gamma2 + 1) / (gamma1 + gamma2 + 1) * torch.exp(logs)
 
 
-def mix_averages(averages: Sequence[Mapping[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:
-    """The sum of shares times averages, summed in float64, in the averages' type."""
-    return {
-        name: sum(
-            (float(share) * average[name].double() for share, average in zip(shares, averages, strict=True)),
-            torch.zeros_like(value, dtype=torch.float64),
-        ).to(value)
-        for name, value in averages[0].items()
-    }
+def mix_averages(averages: Iterable[Mapping[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:
+    """The sum of shares times averages, summed in float64, in the averages' type. One average is in memory at a time."""
+    sums: dict[str, Tensor] = {}
+    kinds: dict[str, torch.dtype] = {}
+    for share, average in zip(shares.tolist(), averages, strict=True):
+        for name, value in average.items():
+            part = share * value.double()
+            sums[name] = sums[name] + part if name in sums else part
+            kinds[name] = value.dtype
+    return {name: value.to(kinds[name]) for name, value in sums.items()}

@@ -9,24 +9,28 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[2]
 
 
-def code_files(patterns: Iterable[str]) -> list[Path]:
-    """The files that match the glob patterns, which are relative to the project's folder.
+def code_files(patterns: Iterable[str], without: Iterable[str] = ()) -> list[Path]:
+    """The files that match the glob patterns `patterns` and not `without`, all relative to the project's folder.
 
     Raises ValueError if a pattern matches nothing: the code it names has been moved.
     """
+    return sorted(_matching(patterns) - _matching(without))
+
+
+def _matching(patterns: Iterable[str]) -> set[Path]:
     files: set[Path] = set()
     for pattern in patterns:
         matches = set(PROJECT.glob(pattern))
         if not matches:
             raise ValueError(f"no file matches {pattern}")
         files |= matches
-    return sorted(files)
+    return files
 
 
-def code_digest(patterns: Iterable[str]) -> str:
-    """Sha256 over the names and contents of `code_files(patterns)`."""
+def code_digest(patterns: Iterable[str], without: Iterable[str] = ()) -> str:
+    """Sha256 over the names and contents of `code_files(patterns, without)`."""
     sha = hashlib.sha256()
-    for path in code_files(patterns):
+    for path in code_files(patterns, without):
         content = path.read_bytes()
         sha.update(f"{path.relative_to(PROJECT).as_posix()} {len(content)}\n".encode())
         sha.update(content)

@@ -50,9 +50,8 @@ class Extract(Section):
     min_side: int = Field(64, ge=16)  # pixels; a smaller picture is refused
     max_people: int = Field(4, ge=1, le=32)  # most persons in a picture
     video_rate: float = Field(4.0, gt=0, le=240)  # frames per second read from videos and motion captures
-    pose_change: float = Field(
-        0.15, ge=0
-    )  # torso lengths: a frame is kept if the limbs of a person moved this far on average
+    # Torso lengths: a frame is kept if the limbs of a person moved this far on average.
+    pose_change: float = Field(0.15, ge=0)
     workers: int = Field(0, ge=0)  # 0: one per core
     slices: int = Field(0, ge=0, le=1000)  # a part is cut into this many slices for remote workers; 0: extracted here
     time_limit: float = Field(120.0, gt=0)  # seconds for a picture or a frame, then its file is rejected

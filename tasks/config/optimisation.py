@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from tasks.config.section import Positive, Section, Seed
 
@@ -35,6 +35,26 @@ class Stop(Section):
     patience: Positive = 3  # evaluations in a row that must agree
 
 
+WIDEST = 12**-0.5  # relative width of the average of all weights with equal shares
+WIDTHS = (0.05, 0.1)  # of the power averages from which others are computed; Karras et al. 2024 take these
+SNAPSHOTS = 16  # of each power average in a training
+LARGEST_ERROR = 0.05  # of a computed average's profile
+
+
+class KeptAverage(Section):
+    """The model is the power average of this relative width, computed when the training ends (post-hoc EMA)."""
+
+    ema: float = Field(gt=0, lt=WIDEST)
+
+
+def _keep_form(value: object) -> str:
+    return "average" if isinstance(value, dict | KeptAverage) else "name"
+
+
+KeepName = Literal["validation_loss", "distance", "last"]
+Keep = Annotated[Annotated[KeepName, Tag("name")] | Annotated[KeptAverage, Tag("average")], Discriminator(_keep_form)]
+
+
 class Optimisation(Section):
     """The training of one model, counted in images seen."""
 
@@ -51,8 +71,9 @@ class Optimisation(Section):
     weight_decay: float = Field(0.0, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)  # largest norm of the gradient
     ema_halflife_images: int = Field(ge=0)
-    power_averages: list[float] = Field([])  # further averages, by relative width (0 to 0.289), stored for post-hoc EMA
-    snapshot_images: Positive = 10_000  # how often they are stored
+    # Further averages, by relative width (0 to 0.289), stored for post-hoc EMA; []: those that `keep` needs.
+    power_averages: list[float] = Field([])
+    snapshot_images: Positive | None = None  # how often they are stored; null: 16 times
     # Warm start: sha256 of the model whose weights to start with; null: none.
     start: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
@@ -71,13 +92,26 @@ class Optimisation(Section):
     checkpoints_kept: Positive = 2  # only the latest ones
     watch_images: Positive | None = None  # images between evaluations; null: at each checkpoint
     distance_samples: int = Field(0, ge=0)  # samples per evaluation, for the distance to held-out data
-    keep: Literal["validation_loss", "distance", "last"] = "validation_loss"  # which weights become the model
+    # Which averaged weights become the model: those of an evaluation, or {ema: width}, computed at the end.
+    keep: Keep = "validation_loss"
     stop: Stop = Stop()
     seed: Seed = 0
 
     def batches(self) -> list[int]:
         """Every batch size of the training."""
         return [self.batch, *(growth.batch for growth in self.batch_growth)]
+
+    @property
+    def snapshot_widths(self) -> list[float]:
+        """The relative widths of the power averages of which snapshots are stored."""
+        if self.power_averages or not isinstance(self.keep, KeptAverage):
+            return sorted(set(self.power_averages))
+        return list(WIDTHS)
+
+    @property
+    def snapshot_interval(self) -> int:
+        """Images between the snapshots of the power averages."""
+        return self.snapshot_images or -(-self.images // SNAPSHOTS)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Optimisation:
@@ -87,8 +121,26 @@ class Optimisation(Section):
         starts = [growth.images for growth in self.batch_growth]
         if starts != sorted(set(starts)):
             raise ValueError("batch_growth must be sorted by images")
-        if any(not 0 < width < 12**-0.5 for width in self.power_averages):
-            raise ValueError(f"power_averages must lie between 0 and {12**-0.5:.4f}")
+        if any(not 0 < width < WIDEST for width in self.power_averages):
+            raise ValueError(f"power_averages must lie between 0 and {WIDEST:.4f}")
         if self.distance_samples == 0 and (self.keep == "distance" or self.stop.converged):
             raise ValueError("distance_samples must be positive if keep is distance or stop.converged is true")
+        return self
+
+    @model_validator(mode="after")
+    def _average_can_be_computed(self) -> Optimisation:
+        if not isinstance(self.keep, KeptAverage) or self.keep.ema in self.snapshot_widths:
+            return self
+        from diffusion_core.training.ema import post_hoc_error, post_hoc_shares  # not above: torch takes long to import
+
+        times = [*range(self.snapshot_interval, self.images, self.snapshot_interval), self.images]
+        snapshots = [(nimg, width) for nimg in times for width in self.snapshot_widths]
+        shares = post_hoc_shares(snapshots, self.images, self.keep.ema)
+        error = post_hoc_error(snapshots, self.images, self.keep.ema, shares)
+        if error > LARGEST_ERROR:
+            raise ValueError(
+                f"keep.ema: a width of {self.keep.ema:g} cannot be computed from {len(times)} snapshots of averages of the "
+                f"widths {', '.join(f'{width:g}' for width in self.snapshot_widths)}: add it to power_averages, or store "
+                "more snapshots (snapshot_images)"
+            )
         return self

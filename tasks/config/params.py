@@ -7,7 +7,7 @@ of the code relies on the values.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +190,9 @@ def check_sampling(name: str, model: Poses | Pictures | MotionModel, sample: Sam
         raise ValueError(f"guidance needs {name}.{key} above 0, or must be 1")
 
 
-def validation_sentence(error: dict[str, Any], name: str) -> str:
-    """One of pydantic's errors as a sentence that names the key."""
-    key = ".".join(str(part) for part in error["loc"]) or "the file"
+def validation_sentence(error: dict[str, Any], name: str, data: Any) -> str:
+    """One of pydantic's errors in `data` as a sentence that names the key."""
+    key = ".".join(_keys(error, data)) or "the file"
     if error["type"] == "extra_forbidden":
         return f"{name}: {key} is not a known key."
     if error["type"] == "missing":
@@ -203,6 +203,19 @@ def validation_sentence(error: dict[str, Any], name: str) -> str:
     if error["type"] == "value_error":
         return f"{name}: {key}: {message}."
     return f"{name}: {key} {message}, got {error['input']!r}."
+
+
+def _keys(error: dict[str, Any], data: Any) -> Iterator[str]:
+    """The keys on the way to the value with the error. Pydantic puts the names of alternatives between them."""
+    missing = error["loc"][-1] if error["type"] == "missing" else None
+    for part in error["loc"]:
+        if isinstance(data, Mapping) and (part in data or part == missing):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+        else:
+            continue
+        yield str(part)
 
 
 def read_text(path: Path) -> str:
@@ -243,7 +256,7 @@ def parse(text: str, name: str = "params.yaml") -> Params:
     try:
         return Params.model_validate(data)
     except ValidationError as error:
-        raise UserError(validation_sentence(dict(error.errors()[0]), name)) from error
+        raise UserError(validation_sentence(dict(error.errors()[0]), name, data)) from error
 
 
 def load(path: Path) -> Params:

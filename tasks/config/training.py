@@ -105,9 +105,8 @@ class Pictures(Train):
     patch: Positive = 4  # pixels (with a codec, latents) along the side of a token, for networks that have tokens
     copies: int = Field(0, ge=0, le=32)  # of each picture, a little larger or smaller and shifted, its pose map alike
     conditions: list[Literal["category", "pose_map", "pose_vector", "pose_tokens"]] = Field(["category", "pose_map"])
-    latent_self_conditioning: Fraction = (
-        0.0  # of net rin: share of examples whose latents start from those of a first pass
-    )
+    # Of net rin: share of the examples whose latents start from those of a first pass; above 0, all do in sampling.
+    latent_self_conditioning: Fraction = 0.0
     body_weight: float = Field(0.0, ge=0, le=100)  # how much more an error costs on the person's limbs
     # Largest sigma of noise added to the pose in training; the network gets its level as a condition.
     condition_noise: float = Field(0.0, ge=0, le=10)

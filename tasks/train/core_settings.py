@@ -11,6 +11,7 @@ from diffusion_core.training.trainer import TrainConfig
 from tasks.common.errors import UserError
 from tasks.config.optimisation import Optimisation
 from tasks.config.params import Train
+from tasks.train import post_hoc_ema
 
 
 def core_config(config: Optimisation, condition_dropout: float = 0.0) -> TrainConfig:
@@ -50,6 +51,6 @@ def core_compute(config: Optimisation, device: torch.device) -> Compute:
 
 
 def averages(config: Optimisation) -> dict[str, Decay]:
-    """The decay of each average of the weights: `ema` becomes the model, the others are stored for post-hoc EMA."""
-    widths = {f"power_{width:g}": power(width) for width in config.power_averages}
+    """The decay of each average of the weights: `ema` is evaluated, the others are stored for post-hoc EMA."""
+    widths = {post_hoc_ema.average_name(width): power(width) for width in config.snapshot_widths}
     return {"ema": halflife(config.ema_halflife_images), **widths}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
-from tasks.config.optimisation import Stop
+from tasks.config.optimisation import KeepName, KeptAverage, Stop
 from tasks.models.modality import DATA_SD
 from tasks.train.evaluation import Evaluation
 
-Keep = Literal["validation_loss", "distance", "last"]
+Keep = KeepName | KeptAverage
 
 
 def relative_loss(sigmas: Sequence[float], losses: Sequence[float]) -> float:
@@ -34,13 +33,15 @@ def score(evaluation: Evaluation, sigmas: Sequence[float], keep: Keep) -> float:
 
 
 def best(evaluations: Sequence[Evaluation], sigmas: Sequence[float], keep: Keep) -> int:
-    """The index of the evaluation whose weights are kept; of equal ones the latest."""
+    """The index of the evaluation whose weights are kept; of equal ones the latest. An average is computed at the last one."""
     return min(range(len(evaluations)), key=lambda i: (score(evaluations[i], sigmas, keep), -i))
 
 
 def kept(evaluations: Sequence[Evaluation], sigmas: Sequence[float], keep: Keep) -> str:
     """One sentence that says which weights are the model, and why."""
     chosen = evaluations[best(evaluations, sigmas, keep)]
+    if isinstance(keep, KeptAverage):
+        return f"The weights are their average of relative width {keep.ema:g} at image {chosen.images}."
     if keep == "last":
         reason = "the last"
     elif keep == "validation_loss" and chosen.val is not None:

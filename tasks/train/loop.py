@@ -22,11 +22,12 @@ from diffusion_core.training.trainer import Diverged, Trainer
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import DataError
+from tasks.config.optimisation import KeptAverage
 from tasks.config.params import Params, Train
 from tasks.metrics import membership_inference
 from tasks.models import modality
 from tasks.registry import lineage, tracking
-from tasks.train import curves, early_stopping, launch
+from tasks.train import curves, early_stopping, launch, post_hoc_ema, run_fingerprint
 from tasks.train.evaluation import AnyEvaluator, Evaluation, Points, Speed, Trainable, speed_points
 from tasks.train.state import State, TrainingFolder
 
@@ -91,14 +92,15 @@ class TrainingLoop:
                     description = f"{self.config.recipe} {description}"
                     methods = method_tables.of_training(self.config.training)
                 store = tracking.Store(self.params.tracking, self.root)
-                self.record = store.model_run(self.name, self.folder.digest, description)
+                self.record = store.model_run(self.name, self._digest(), description)
                 self.record.tag(**{f"contrapposto.{table}": words for table, words in methods.items()})
                 self.record.params({self.name: self.config.model_dump()})
                 self._record_lineage(self.record)
                 self._flush()
             self._loop()
+            average = self._computed_average() if isinstance(self.config.keep, KeptAverage) else None
             if self.record is not None:
-                self._finish(self.record)
+                self._finish(self.record, average)
             status = "FINISHED"
         except Exception:
             status = "FAILED"
@@ -139,13 +141,14 @@ class TrainingLoop:
                 if self._passed(before, checkpoint_images // POINTS):
                     self.history.loss.append([trainer.nimg, sum(self.history.pending) / len(self.history.pending)])
                     self.history.pending = []
-                if self.config.power_averages and self._passed(before, self.config.snapshot_images):
+                if self._passed(before, self.config.snapshot_interval) and not trainer.done:
                     self._snapshot()
                 if self._passed(before, checkpoint_images):
                     self._checkpoint(speed)
                 if step.stop:
                     self._save()
                     raise SystemExit(130 if self.signal == signal.SIGINT else launch.STOPPED)
+            self._snapshot()  # here, because early stopping can end the training anywhere
         except Diverged as error:
             raise DataError(self._blame(error)) from error
         finally:
@@ -247,8 +250,29 @@ class TrainingLoop:
         record.artifact(path)
         record.dataset(self.root, self.params.raw.parts)
 
-    def _finish(self, record: tracking.Run) -> None:
-        """Write the artifacts: weights of the best evaluation, curves, lineage, snapshots."""
+    def _digest(self) -> str:
+        """What names the model, in its file and in MLflow."""
+        return run_fingerprint.model_digest(self.folder.fingerprint, self.config)
+
+    def _computed_average(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The weights of the average that `keep` asks for, and what training.json says of it; None on all but the leader."""
+        config, trainer = self.config, self.trainer
+        denoiser = trainer.averaged()  # with sharded weights all ranks take part
+        if not self.leader:
+            return None
+        times = post_hoc_ema.snapshot_times(trainer.config, config.snapshot_interval, trainer.nimg)
+        average = post_hoc_ema.compute(self.folder.snapshots, config.snapshot_widths, times, config.keep.ema)
+        denoiser.load_state_dict(average.weights, strict=False)
+        evaluation = self.evaluator.evaluate(denoiser, trainer.nimg, None)
+        return average.weights, {
+            "width": config.keep.ema,
+            "snapshots": average.snapshots,
+            "error": average.error,
+            "evaluation": evaluation.as_json(),
+        }
+
+    def _finish(self, record: tracking.Run, average: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
+        """Write the artifacts: weights of the best evaluation or the computed average, curves, lineage, snapshots."""
         evaluations = self.history.evaluations
         nimg = evaluations[early_stopping.best(evaluations, self.evaluator.sigmas, self.config.keep)].images
         kept = early_stopping.kept(evaluations, self.evaluator.sigmas, self.config.keep)
@@ -260,15 +284,19 @@ class TrainingLoop:
             "stopped": self.history.stopped,
             "kept": kept,
         }
+        if average is not None:
+            weights |= average[0]  # what is no weight of the network, such as a learned schedule, stays as it is
+            training["computed_average"] = average[1]
         artifacts = self.output
         with files.new_folder(artifacts) as folder:
-            self.save(folder, weights=weights, meta={"digest": self.folder.digest, "images": nimg})
+            self.save(folder, weights=weights, meta={"digest": self._digest(), "images": nimg})
             files.write_json(folder / "training.json", training)
             curves.write(folder, self.history.loss, evaluations, self.evaluator.sigmas)
             files.write_json(folder / lineage.FILE, self.trained_on)
-            for path in sorted(self.folder.path.glob("snapshots/*.safetensors")):
-                (folder / "snapshots").mkdir(exist_ok=True)
-                (folder / "snapshots" / path.name).write_bytes(path.read_bytes())
+            if self.config.power_averages:  # asked for; those that `keep` needs stay with the checkpoints
+                (folder / "snapshots").mkdir()
+                for path in sorted(self.folder.snapshots.glob("*.safetensors")):
+                    (folder / "snapshots" / path.name).write_bytes(path.read_bytes())
         log.info(f"{self.name}: {self.history.stopped} {kept}")
         record.tag(**{
             "contrapposto.model_sha256": paths.sha256(artifacts),

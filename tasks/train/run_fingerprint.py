@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tasks.common.code_digest import code_digest
-from tasks.config.optimisation import Optimisation
+from tasks.config.optimisation import KeptAverage, Optimisation
 
 # Parameters that say how the work is done, and not what is computed.
 LAYOUT = {"ranks", "sharded", "microbatch", "recompute", "workers", "memory_gb", "checkpoints_kept"}
@@ -37,6 +37,16 @@ CODE = (
     "tasks/metrics/*.py",
 )
 
+# Of that code, what only draws samples. It decides the weights if samples do (`keep: distance`, `stop.converged`). A test
+# trains with every recipe and fails if a step or a loss uses it.
+SAMPLING = (
+    "diffusion_core/inverse.py",
+    "diffusion_core/sampling/langevin.py",
+    "diffusion_core/sampling/ode.py",
+    "diffusion_core/sampling/solvers.py",
+    "diffusion_core/sampling/timestep_search.py",
+)
+
 EXAMPLES, HELD_OUT, SOURCE_CODE = "the training examples", "the held-out examples", "the code"
 DIGESTS = (EXAMPLES, HELD_OUT, SOURCE_CODE)  # too long to print
 
@@ -45,14 +55,30 @@ RunFingerprint = dict[str, str]
 
 def of(config: Optimisation, examples: str, held_out: str) -> RunFingerprint:
     """Each parameter of the model as JSON, and digests of the training and held-out examples (given) and of the code."""
-    fingerprint = dict(_flat(config.model_dump(exclude=LAYOUT)))
-    digests = {EXAMPLES: examples, HELD_OUT: held_out, SOURCE_CODE: code_digest(CODE)}
+    parameters = config.model_dump(exclude=LAYOUT)
+    if isinstance(config.keep, KeptAverage):
+        # The width is chosen when the training has ended. What is trained depends on the averages that are tracked.
+        parameters |= {
+            "keep": "ema",
+            "power_averages": config.snapshot_widths,
+            "snapshot_images": config.snapshot_interval,
+        }
+    fingerprint = dict(_flat(parameters))
+    code = code_digest(CODE, without=() if config.distance_samples else SAMPLING)
+    digests = {EXAMPLES: examples, HELD_OUT: held_out, SOURCE_CODE: code}
     return fingerprint | digests | {"torch": torch.__version__}
 
 
 def digest(fingerprint: RunFingerprint) -> str:
     """32 hexadecimal digits that name a training."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def model_digest(fingerprint: RunFingerprint, config: Optimisation) -> str:
+    """32 hexadecimal digits that name the model: those of its training, unless the training can end in several models."""
+    if isinstance(config.keep, KeptAverage):
+        fingerprint = fingerprint | {"keep.ema": json.dumps(config.keep.ema)}
+    return digest(fingerprint)
 
 
 def difference(this: RunFingerprint, other: RunFingerprint) -> str:

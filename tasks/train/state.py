@@ -22,7 +22,7 @@ from torch import Tensor
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
-from tasks.train import run_fingerprint
+from tasks.train import post_hoc_ema, run_fingerprint
 from tasks.train.run_fingerprint import RunFingerprint
 
 TRAININGS_KEPT = 2
@@ -92,8 +92,13 @@ class TrainingFolder:
 
     def save_snapshot(self, average: str, weights: Mapping[str, Tensor], nimg: int) -> None:
         """Write one of the averages from which post-hoc EMA computes others."""
-        name = f"{average}-{nimg:012d}.safetensors"
-        checkpoint.save(self.path / "snapshots" / name, dict(weights), {"average": average, "images": nimg})
+        path = self.snapshots / post_hoc_ema.snapshot_file(average, nimg)
+        checkpoint.save(path, dict(weights), {"average": average, "images": nimg})
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of the snapshots."""
+        return self.path / "snapshots"
 
     def _best(self, nimg: int) -> Path:
         return self.path / f"best-{nimg:012d}.safetensors"

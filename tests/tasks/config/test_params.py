@@ -1,10 +1,12 @@
 """params.yaml: what is impossible is refused in one sentence that names the key."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tasks.common.errors import UserError
+from tasks.config.optimisation import KeptAverage
 from tasks.config.params import load, parse, set_value
 from tests.support.project import PROJECT
 
@@ -50,6 +52,49 @@ def test_impossible_values_are_named(old: str, new: str, key: str, allowed: str)
     assert key in sentence and allowed in sentence
     assert "\n" not in sentence and sentence.endswith(".")
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "allowed"),
+    [
+        ("best", "poses.keep", "'validation_loss', 'distance' or 'last'"),
+        ("0.05", "poses.keep", "'validation_loss', 'distance' or 'last'"),
+        ("{ema: 0}", "poses.keep.ema", "greater than 0"),
+        ("{ema: 0.3}", "poses.keep.ema", "less than 0.288"),
+        ("{ema: wide}", "poses.keep.ema", "number"),
+        ("{ema: .nan}", "poses.keep.ema", "finite"),
+        ("{}", "poses.keep.ema", "missing"),
+        ("{width: 0.1}", "poses.keep.ema", "missing"),
+        ("{ema: 0.1, power: 2}", "poses.keep.power", "not a known key"),
+        ("{ema: 0.01}", "poses", "from 16 snapshots of averages of the widths 0.05, 0.1"),
+        ("{ema: 0.04}\n  snapshot_images: 32000", "poses", "from 2 snapshots"),
+        ("{ema: 0.07}\n  power_averages: [0.2]", "poses", "of the widths 0.2"),
+    ],
+)
+def test_an_average_that_cannot_be_kept_is_named(value: str, key: str, allowed: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(TEXT.replace("keep: validation_loss", f"keep: {value}", 1))
+    sentence = str(caught.value)
+    assert f": {key} " in sentence or f": {key}: " in sentence
+    assert allowed in sentence and "\n" not in sentence
+
+
+def test_averages_that_can_be_computed_are_accepted() -> None:
+    for value in ("{ema: 0.05}", "{ema: 0.03}", "{ema: 0.2}", "{ema: 0.01}\n  power_averages: [0.01]"):
+        kept = parse(TEXT.replace("keep: validation_loss", f"keep: {value}", 1)).poses.keep
+        assert isinstance(kept, KeptAverage)
+    with pytest.raises(UserError, match=r"codec\.keep .*'validation_loss' or 'last'"):
+        parse(TEXT.replace("codec: # what", "codec:\n  keep: {ema: 0.1}\n  # what", 1))
+
+
+def test_alternatives_of_a_value_are_not_named_as_keys() -> None:
+    for changed, key in (
+        (TEXT.replace("guidance: 1.0", "guidance: {scale: -1}", 1), "sample.poses.guidance.scale"),
+        (TEXT.replace("guidance: 1.0", "guidance: -1", 1), "sample.poses.guidance"),
+        (TEXT.replace("poses: # the pose", "poses:\n  microbatch: 0\n  # ", 1), "poses.microbatch"),
+    ):
+        with pytest.raises(UserError, match=rf"^params\.yaml: {re.escape(key)} should be"):
+            parse(changed)
 
 
 def test_exponents_are_numbers_as_dvc_reads_them() -> None:

@@ -140,7 +140,7 @@ def test_latent_self_conditioning_is_trained_stored_and_sampled_with(tmp_path: P
 
     plain = _model(_params(tmp_path, net="rin", width=32, depth=1, heads=2, conditions=["category"]))
     assert not [name for name, _ in plain.denoiser.named_parameters() if "from_first_pass" in name]
-    with pytest.raises(UserError, match="latent_self_conditioning needs net: rin; dit has no latents"):
+    with pytest.raises(UserError, match="latent_self_conditioning needs net rin, got dit"):
         _params(tmp_path, net="dit", latent_self_conditioning=0.5)
     for nonsense in (-0.1, 1.0, True, "half"):
         with pytest.raises(UserError, match=r"pictures\.latent_self_conditioning"):

@@ -2,19 +2,14 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from diffusion_core.training import ema
 from diffusion_core.training.monitoring import NoiseScale
-from tasks.common import checkpoint
-from tasks.config.optimisation import Stop
+from tasks.config.optimisation import KeptAverage, Stop
 from tasks.metrics.estimate import Estimate
 from tasks.metrics.membership_inference import LevelGap
-from tasks.train import early_stopping, post_hoc_ema
+from tasks.train import early_stopping
 from tasks.train.evaluation import SIGMAS, Evaluation
 
 
@@ -40,9 +35,8 @@ def test_the_weights_with_the_lowest_held_out_loss_are_kept() -> None:
     assert early_stopping.best(rows, SIGMAS, "validation_loss") == 1
     assert "image 200: the lowest denoising loss" in early_stopping.kept(rows, SIGMAS, "validation_loss")
     assert early_stopping.best(rows, SIGMAS, "last") == 2
-    assert (
-        early_stopping.best([_evaluation(100), _evaluation(200)], SIGMAS, "validation_loss") == 1
-    )  # of equals the later
+    equal = [_evaluation(100), _evaluation(200)]
+    assert early_stopping.best(equal, SIGMAS, "validation_loss") == 1
 
 
 def test_the_nearest_samples_are_kept_if_distance_is_the_criterion() -> None:
@@ -57,7 +51,15 @@ def test_without_held_out_examples_the_last_are_kept_and_it_says_why() -> None:
     assert "too few held-out examples" in early_stopping.kept(rows, SIGMAS, "validation_loss")
 
 
-def test_memorization_stops_after_so_many_evaluations_in_a_evaluation() -> None:
+def test_an_average_is_kept_at_the_last_evaluation() -> None:
+    rows = [_evaluation(100, 0.1), _evaluation(200, 0.3)]
+    assert early_stopping.best(rows, SIGMAS, KeptAverage(ema=0.07)) == 1
+    assert early_stopping.kept(rows, SIGMAS, KeptAverage(ema=0.07)) == (
+        "The weights are their average of relative width 0.07 at image 200."
+    )
+
+
+def test_memorization_stops_after_so_many_alarms_in_a_row() -> None:
     stop = Stop(memorizing=True, patience=2)
     signs = [False, True, False, True, True]
     rows = [_evaluation(100 * i, alarming=sign) for i, sign in enumerate(signs, 1)]
@@ -85,19 +87,3 @@ def test_evaluations_survive_json() -> None:
     for evaluation in (full, Evaluation(200, train=[0.1])):
         assert Evaluation.from_json(json.loads(json.dumps(evaluation.as_json()))) == evaluation
     assert Evaluation(200, train=[0.1]).as_json() == {"images": 200, "train": [0.1]}
-
-
-def test_post_hoc_averages_are_those_that_would_have_been_tracked(tmp_path: Path) -> None:
-    """Weights on a random walk; averages of widths 0.05 and 0.1 are stored, one of width 0.08 is tracked."""
-    walk = torch.randn(400, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).cumsum(0)
-    kept = {width: ema.Average({"w": walk[0]}, ema.power(width)) for width in (0.05, 0.08, 0.1)}
-    for step, weights in enumerate(walk, 1):
-        for width, running in kept.items():
-            running.update({"w": weights}, 10 * step, 10)
-            if width != 0.08 and step % 20 == 0:
-                name = f"power_{width:g}-{10 * step:012d}.safetensors"
-                checkpoint.save(tmp_path / name, running.weights, {"average": f"power_{width:g}", "images": 10 * step})
-    tracked = kept[0.08].weights["w"]
-    assert np.allclose(post_hoc_ema.weights(tmp_path, 0.08)["w"], tracked, atol=0.02 * float(walk.std()))
-    earlier = post_hoc_ema.weights(tmp_path, 0.08, images=2000)["w"]
-    assert not np.allclose(earlier, tracked, atol=0.02 * float(walk.std()))

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("model", ["poses", "pictures"])
 def test_twenty_kills_leave_no_trace(model: str, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
-        write_params(tmp_path / name, **{f"{model}__images": 8192, f"{model}__power_averages": [0.1]})
+        write_params(tmp_path / name, **{f"{model}__images": 8192, f"{model}__power_averages": [0.05, 0.1],
+                                           f"{model}__keep": {"ema": 0.07}})  # fmt: skip
         write_shards(tmp_path / name)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, str(PROJECT / "tests/support/kills.py"), str(tmp_path), model, "20"]
