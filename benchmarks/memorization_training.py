@@ -39,6 +39,7 @@ from tasks.evaluate.memorization.reference import Items, Reference, make_referen
 from tasks.metrics.features import joints
 from tasks.metrics.frechet import frechet_of
 from tasks.metrics.membership_inference import gaps, losses
+from tasks.plots import colours
 from tasks.synthetic.stage import scene
 
 SIZES = (100, 400, 2000)
@@ -121,12 +122,12 @@ def draw(found: dict[int, list[Row]], path: Path) -> None:
     for column, (n, rows) in zip(figure.subplots(3, len(found), squeeze=False).T, found.items(), strict=True):
         steps = [row["step"] for row in rows]
         lines = (
-            (0, "heldout_loss", "held-out loss", "#2c3e50"),
-            (1, "auc_small_noise", f"AUC at sigma {SIGMAS[0]:g}", "#2980b9"),
-            (1, "listed", "samples on the list of copies", "#c0392b"),
-            (2, "frechet_to_train", "Frechet distance to train", "#7f8c8d"),
-            (2, "frechet_to_heldout", "to held-out", "#2c3e50"),
-            (2, "frechet_floor", "floor: train to held-out", "#27ae60"),
+            (0, "heldout_loss", "held-out loss", colours.HELDOUT),
+            (1, "auc_small_noise", f"AUC at sigma {SIGMAS[0]:g}", colours.FIT),
+            (1, "listed", "samples on the list of copies", colours.ALARM),
+            (2, "frechet_to_train", "Frechet distance to train", colours.TRAIN),
+            (2, "frechet_to_heldout", "to held-out", colours.HELDOUT),
+            (2, "frechet_floor", "floor: train to held-out", colours.FLOOR),
         )
         for place, key, label, colour in lines:
             style = "--" if key == "frechet_floor" else "o-"
@@ -134,7 +135,7 @@ def draw(found: dict[int, list[Row]], path: Path) -> None:
         flagged = first(rows, Verdict.COPIES.value)
         for axes in column:
             if flagged is not None:
-                axes.axvline(flagged, color="#c0392b", linewidth=0.8, linestyle=":", label="first COPIES")
+                axes.axvline(flagged, color=colours.ALARM, linewidth=0.8, linestyle=":", label="first COPIES")
             axes.set_xscale("log")
             axes.set_xticks(steps[::2], [str(step) for step in steps[::2]])
             axes.set_xticks([], minor=True)

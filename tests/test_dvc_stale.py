@@ -79,7 +79,7 @@ def _replaced(path: Path, old: str, new: str) -> Iterator[None]:
 
 
 def test_recolouring_a_plot_makes_only_the_pages_stale(project: Path) -> None:
-    with _replaced(project / "tasks/plots/drawing.py", "(213, 94, 0)", "(200, 0, 0)"):
+    with _replaced(project / "tasks/plots/colours.py", "(213, 94, 0)", "(200, 0, 0)"):
         assert _stale(project) == OBSERVING
 
 

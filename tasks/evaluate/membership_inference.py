@@ -22,6 +22,8 @@ from tasks.dataset.shards import ShardDataset
 from tasks.metrics.membership_inference import ALARM, SIGMAS, LevelGap, gaps, losses, sentence
 from tasks.models import modality, upscaler
 from tasks.models.modality import Examples, Model
+from tasks.plots import colours
+from tasks.plots.colours import FIT, HELDOUT, TRAIN
 
 MOST = 256  # examples of each set
 
@@ -72,15 +74,15 @@ def draw(gaps_of: dict[str, list[LevelGap]], path: Path) -> None:
     for column, (name, rows) in zip(figure.subplots(2, len(gaps_of), squeeze=False).T, gaps_of.items(), strict=True):
         sigma = [row.sigma for row in rows]
         column[0].set_title(name, fontsize=10)
-        column[0].plot(sigma, [row.train for row in rows], "o-", color="#7f8c8d", label="train")
-        column[0].plot(sigma, [row.heldout for row in rows], "o-", color="#2c3e50", label="held-out")
+        column[0].plot(sigma, [row.train for row in rows], "o-", color=TRAIN, label="train")
+        column[0].plot(sigma, [row.heldout for row in rows], "o-", color=HELDOUT, label="held-out")
         column[0].set_yscale("log")
         column[0].set_ylabel("loss / noise variance")
         column[0].legend(fontsize=8)
         value = np.array([(row.auc, row.auc - row.low, row.high - row.auc) for row in rows]).reshape(-1, 3).T
-        column[1].errorbar(sigma, value[0], yerr=value[1:], fmt="o-", color="#2980b9", capsize=3)
-        column[1].axhline(0.5, color="#7f8c8d", linewidth=0.8)
-        column[1].axhline(ALARM, color="#c0392b", linewidth=0.8, linestyle="--")
+        column[1].errorbar(sigma, value[0], yerr=value[1:], fmt="o-", color=FIT, capsize=3)
+        column[1].axhline(0.5, color=TRAIN, linewidth=0.8)
+        column[1].axhline(ALARM, color=colours.ALARM, linewidth=0.8, linestyle="--")
         column[1].set_ylim(0.3, 1.02)
         column[1].set_ylabel("AUC: train against held-out")
         for axes in column:

@@ -12,10 +12,8 @@ from tasks.common import files
 from tasks.common.images import encode_png
 from tasks.common.skeleton import BONES, INDEX, LANDMARKS
 from tasks.plots import text
+from tasks.plots.colours import DOT, INK, LEFT, MIDDLE, PAPER, RIGHT
 
-# Left is warm, right is cool, the middle is grey, in every picture; colour-blind readers can tell them apart.
-LEFT, RIGHT, MIDDLE = (213, 94, 0), (0, 114, 178), (90, 90, 90)
-PAPER, INK, DOT = (255, 255, 255), (40, 40, 40), (196, 196, 196)
 SUPERSAMPLE = 4
 
 

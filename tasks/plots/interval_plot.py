@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.common import files
-from tasks.plots import text
-
-COLOURS = ("#1f5a96", "#c45a11", "#3c7d3c", "#7d3c7d", "#555555", "#a08000")
+from tasks.plots import colours, text
 
 
 class Row(NamedTuple):
@@ -41,7 +39,7 @@ def draw(
         figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0], panels, strict=True
     ):
         for place, row in enumerate(rows):
-            colour = COLOURS[row.series % len(COLOURS)]
+            colour = colours.series(row.series)
             axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2, alpha=0.5)
             axes.plot([row.value], [place], "o", color=colour, markersize=5)
         axes.set_yticks(range(len(rows)), [text.label(row.label) for row in rows])
@@ -52,9 +50,9 @@ def draw(
         axes.locator_params(axis="x", nbins=7)
         axes.spines[["top", "right"]].set_visible(False)
         if zero:
-            axes.axvline(0, color="#000000", linewidth=0.8)
+            axes.axvline(0, color=colours.ZERO, linewidth=0.8)
     if len(names) > 1:
-        handles = [figure.axes[0].plot([], [], "o-", color=COLOURS[i % len(COLOURS)])[0] for i in range(len(names))]
+        handles = [figure.axes[0].plot([], [], "o-", color=colours.series(i))[0] for i in range(len(names))]
         figure.legend(
             handles,
             [text.label(name) for name in names],

@@ -19,7 +19,7 @@ from tasks.dataset.source_pictures import Place, pictures
 from tasks.extract.findings import Kind
 from tasks.extract.poses_table import Poses, Reject
 from tasks.extract.source_files import Refusal
-from tasks.plots import drawing, text
+from tasks.plots import colours, drawing, text
 
 T = TypeVar("T")
 TILE = 96  # pixels
@@ -200,7 +200,7 @@ def pose_map(path: Path, persons: Persons, clustering: Clusters) -> float:
             i for i in dots if persons.category[i] == name or (name is None and persons.category[i] not in coloured)
         ]
         if rows:
-            colour = f"C{n % 10}" if name is not None else "0.7"
+            colour = colours.series(n) if name is not None else colours.OTHERS
             handles[name or "others"] = plot.scatter(
                 flat[rows, 0],
                 flat[rows, 1],

@@ -14,12 +14,12 @@ from matplotlib.patches import Rectangle
 from tasks.common import skeleton
 from tasks.evaluate.memorization.certificate import Certificate
 from tasks.evaluate.memorization.scorers import laid_over, shown
+from tasks.plots import colours
+from tasks.plots.colours import FIT, GENERATED, HELDOUT, TRAIN
 
 POSE_HEIGHT = 5.0  # torso lengths in a cell
 POSE_DOWN = 0.03  # of a cell: raised hands reach farther from the hips than feet do
 SIGMAS_SHOWN = 3  # noise levels in the figure of a training
-LISTED_COLOUR = "#c0392b"
-GENERATED, HELDOUT, TRAIN, FIT = "#c0392b", "#2c3e50", "#7f8c8d", "#2980b9"
 
 
 def _draw_pose(axes: Axes, pose: np.ndarray, column: int, row: int, colour: str) -> None:
@@ -80,7 +80,7 @@ def closest_pairs(certificate: Certificate, samples: np.ndarray, train: np.ndarr
                 3.98,
                 0.98,
                 fill=False,
-                edgecolor=LISTED_COLOUR if listed else "#cccccc",
+                edgecolor=colours.ALARM if listed else colours.FRAME,
                 linewidth=2 if listed else 0.6,
             )
         )
@@ -151,7 +151,7 @@ def _errors(axes: Axes, rows: list[dict[str, Any]], sigmas: list[float]) -> None
         for split, name, style in (("train", "train", "--"), ("val", "held-out", "o-")):
             if split in rows[-1]:
                 error, label = [row[split][level] for row in rows], f"{name}, sigma {sigma:g}"
-                axes.plot(images, error, style, color=f"C{level}", linewidth=1.2, markersize=3, label=label)
+                axes.plot(images, error, style, color=colours.series(level), linewidth=1.2, markersize=3, label=label)
     axes.set_yscale("log")
     axes.set_ylabel("denoising error")
     axes.legend(fontsize=7, ncols=2)
@@ -161,8 +161,8 @@ def _aucs(axes: Axes, rows: list[dict[str, Any]], sigmas: list[float]) -> None:
     images = [row["images"] for row in rows]
     for level in range(len(sigmas)):
         auc, low, high = (np.array([row["gaps"][level][key] for row in rows]) for key in ("auc", "low", "high"))
-        axes.plot(images, auc, "o-", color=f"C{level}", markersize=3)
-        axes.fill_between(images, low, high, color=f"C{level}", alpha=0.12, linewidth=0)
+        axes.plot(images, auc, "o-", color=colours.series(level), markersize=3)
+        axes.fill_between(images, low, high, color=colours.series(level), alpha=0.12, linewidth=0)
     axes.axhline(0.5, color=TRAIN, linewidth=0.8)
     axes.set_ylim(0.3, 1.02)
     axes.set_ylabel("AUC: train\nagainst held-out")
