@@ -35,7 +35,7 @@ def _metrics(root: Path, codec: dict[str, Any]) -> dict[str, float]:
     return dict(read_json(root / paths.CODEC_QUALITY / "codec_quality.json")["metrics"])
 
 
-def test_a_code_of_full_rank_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_principal_components_of_full_rank_reconstruct_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pose_accuracy, "read_poses", _nobody)
     full = _metrics(tmp_path / "full", {"kind": "pca", "factor": 4, "latents": 48})
     short = _metrics(tmp_path / "short", {"kind": "pca", "factor": 4, "latents": 2})
@@ -45,5 +45,5 @@ def test_a_code_of_full_rank_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "full" / paths.CODEC_QUALITY / "codec.png").is_file()
 
 
-def test_pixels_have_no_codec_to_judge(tmp_path: Path) -> None:
+def test_without_a_codec_nothing_is_measured(tmp_path: Path) -> None:
     assert _metrics(tmp_path, {"kind": "none"}) == {}

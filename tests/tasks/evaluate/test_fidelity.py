@@ -26,7 +26,7 @@ def report(root: Path) -> dict:
     return json.loads((root / "reports/fidelity/fidelity.json").read_text())
 
 
-def test_fresh_poses_are_near_held_out_ones_and_noise_is_not(tmp_path: Path, params: Params) -> None:
+def test_fresh_poses_are_near_held_out_ones_and_independent_joints_are_not(tmp_path: Path, params: Params) -> None:
     make(tmp_path, 220, 150, 60, 220, 30)
     fidelity.run(params, tmp_path)
     found = report(tmp_path)
@@ -59,13 +59,13 @@ def test_few_samples_leave_metrics_absent_with_the_reason(tmp_path: Path, params
     assert len(found["bones"]) == len(skeleton.LIMB_BONES)
 
 
-def test_no_samples_at_all(tmp_path: Path, params: Params) -> None:
+def test_without_samples_there_are_no_metrics(tmp_path: Path, params: Params) -> None:
     make(tmp_path, 15, 3, 2, 0, 0)
     fidelity.run(params, tmp_path)
     assert report(tmp_path)["absent"]["poses"] == "there are no generated poses."
 
 
-def test_samples_that_are_not_finite_are_an_error_and_leave_the_last_report(tmp_path: Path, params: Params) -> None:
+def test_samples_that_are_not_finite_are_refused_and_the_last_report_stays(tmp_path: Path, params: Params) -> None:
     make(tmp_path, 15, 3, 2, 20, 0)
     fidelity.run(params, tmp_path)
     last = report(tmp_path)
@@ -86,7 +86,7 @@ def test_one_sample_has_no_distances(tmp_path: Path, params: Params) -> None:
     assert "and there are 1" in absent["pictures.pixel_kernel_distance"] and "poses.recall" in absent
 
 
-def test_independent_joints_keep_each_joint_and_lose_the_body() -> None:
+def test_independent_joints_keep_the_law_of_each_joint_but_not_the_bones() -> None:
     real = poses(4000, 0)
     noise = fidelity.independent_joints(real, 4000, np.random.default_rng(0))
     assert noise.mean(0) == pytest.approx(real.mean(0), abs=0.01)

@@ -37,7 +37,7 @@ def test_auc_interval_covers_the_truth() -> None:
     assert inside >= 0.91 * 300
 
 
-def test_luck_among_a_handful_of_examples_is_no_alarm() -> None:
+def test_a_gap_among_few_examples_is_no_alarm() -> None:
     lucky, certain = np.arange(4.0)[None], np.arange(30.0)[None]
     assert not gaps((0.1,), lucky[:, :2], lucky[:, 2:])[0].alarming  # the AUC is 1, its variance seems to be 0
     found = gaps((0.1,), certain[:, :20], certain[:, 20:])
@@ -56,7 +56,7 @@ def test_losses_of_a_denoiser_that_returns_its_input_are_one_per_coordinate() ->
     np.testing.assert_array_equal(losses(lazy, torch.zeros(7, 400), {}, (0.1,))[0], found[0, :7])
 
 
-def test_a_denoiser_that_has_memorized_is_found_at_small_noise() -> None:
+def test_a_denoiser_that_has_memorized_is_detected_at_small_noise() -> None:
     """The exact denoiser of the empirical law of the training set."""
     generator = torch.Generator().manual_seed(0)
     train, heldout = torch.randn(100, 6, generator=generator), torch.randn(80, 6, generator=generator)
@@ -73,7 +73,7 @@ def test_a_denoiser_that_has_memorized_is_found_at_small_noise() -> None:
     assert not found[1].alarming
 
 
-def test_the_stage_says_that_an_untrained_model_knows_nothing(tmp_path: Path) -> None:
+def test_an_untrained_model_raises_no_alarm(tmp_path: Path) -> None:
     make(tmp_path, 40, 12, 8, 1, 1)
     params = load(write_params(tmp_path))
     about = ShardDataset(tmp_path / "data/shards", "train").about

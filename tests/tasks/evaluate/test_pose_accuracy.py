@@ -12,7 +12,7 @@ from tests.support.mannequins import MODEL, figures
 from tests.support.workspaces import write_params
 
 
-def test_poses_are_read_from_pictures_and_nobody_from_an_empty_one() -> None:
+def test_poses_are_found_in_pictures_of_people_and_none_in_an_empty_one() -> None:
     pictures, poses = figures(range(5))
     pictures[4] = 128
     read = pose_accuracy.read_poses(pictures, MODEL, 0.5, workers=1)
@@ -23,7 +23,7 @@ def test_poses_are_read_from_pictures_and_nobody_from_an_empty_one() -> None:
     assert pose_accuracy.metrics("x", read[4:], poses[4:]) == {"x.found": 0.0}
 
 
-def test_the_stage_compares_with_the_floor(tmp_path: Path) -> None:
+def test_the_stage_reports_the_floor_beside_the_result(tmp_path: Path) -> None:
     params = load(write_params(tmp_path, extract__model=str(MODEL), extract__workers=1))
     pictures, poses = figures(range(6))
 

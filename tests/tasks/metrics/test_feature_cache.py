@@ -14,7 +14,7 @@ def in_blocks(items: np.ndarray, rows: int) -> Blocks:
     return blocks
 
 
-def test_features_are_kept_until_anything_they_came_from_changes(tmp_path: Path) -> None:
+def test_features_are_computed_again_if_anything_they_depend_on_changes(tmp_path: Path) -> None:
     calls = []
 
     def compute(items: np.ndarray) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ def kid_by_pairs(x: np.ndarray, y: np.ndarray) -> float:
     return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
 
 
-def test_kid_is_the_mean_over_all_pairs_and_its_error_the_jackknife() -> None:
+def test_kid_is_the_mean_over_all_pairs_and_its_error_is_the_jackknife() -> None:
     x, y = law(31, 10, 0), law(24, 10, 1, shift=0.5)
     estimate = kid(x, y)
     assert estimate.value == pytest.approx(kid_by_pairs(x, y), rel=1e-10)
@@ -27,7 +27,7 @@ def test_kid_is_the_mean_over_all_pairs_and_its_error_the_jackknife() -> None:
     assert estimate.high - estimate.value == pytest.approx(1.959964 * error, rel=1e-6)
 
 
-def test_kid_of_sources_leaves_out_their_own_pairs_and_deletes_them_whole() -> None:
+def test_kid_by_sources_excludes_pairs_of_one_source_and_the_jackknife_deletes_whole_sources() -> None:
     rng = np.random.default_rng(3)
     names = [[str(i) for i in rng.permutation(np.repeat(np.arange(21), rng.integers(1, 4, 21)))] for _ in range(2)]
     x, y = (law(len(of), 5, seed, shift=0.3 * seed) for seed, of in enumerate(names))
@@ -48,7 +48,7 @@ def test_kid_of_sources_leaves_out_their_own_pairs_and_deletes_them_whole() -> N
     assert estimate.high - estimate.value == pytest.approx(1.959964 * error, rel=1e-6)
 
 
-def test_kid_is_near_zero_for_one_law_and_its_interval_says_so() -> None:
+def test_kid_of_samples_of_one_law_has_an_interval_that_contains_zero() -> None:
     inside = [kid(law(100, 10, 2 * i), law(100, 10, 2 * i + 1)) for i in range(30)]
     assert sum(e.low <= 0 <= e.high for e in inside) >= 26
     apart = kid(law(100, 10, 0), law(100, 10, 1, shift=1.0))

@@ -19,7 +19,7 @@ def normal(n: int, d: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
-def test_equals_brute_force_in_float64() -> None:
+def test_neighbours_equal_brute_force_in_float64() -> None:
     queries, base = normal(40, 99, 0), normal(500, 99, 1)
     distance, index = reference(queries, base, 5)
     nearest = search(queries, base, 5)
@@ -27,7 +27,7 @@ def test_equals_brute_force_in_float64() -> None:
     np.testing.assert_allclose(nearest.distance, distance, rtol=1e-12)
 
 
-def test_near_copies_keep_their_distance() -> None:
+def test_distances_of_near_copies_are_exact() -> None:
     """Bright pictures in the range 0-255: float32 products alone are off by tens."""
     base = np.random.default_rng(0).integers(200, 256, (300, 12288)).astype(np.float32)
     queries = base[:3].copy()
@@ -63,7 +63,7 @@ def test_equal_distances_are_ordered_by_index() -> None:
     np.testing.assert_array_equal(search(equal[:2], equal, 3).index, [[0, 1, 2], [0, 1, 2]])
 
 
-def test_agrees_with_torch_on_a_thousand_queries() -> None:
+def test_neighbours_of_a_thousand_queries_agree_with_torch() -> None:
     queries, base = normal(1000, 64, 2), normal(2000, 64, 3)
     expected = torch.cdist(torch.from_numpy(queries).double(), torch.from_numpy(base).double()).topk(2, largest=False)
     np.testing.assert_array_equal(search(queries, base, 2).index, expected.indices.numpy())
@@ -74,7 +74,7 @@ def test_numbers_too_large_for_float32_squares_are_searched_in_float64() -> None
     np.testing.assert_array_equal(search(base[:5], base, 2).index, reference(base[:5].astype(float), base, 2)[1])
 
 
-def test_refuses_what_it_cannot_answer() -> None:
+def test_impossible_searches_are_refused() -> None:
     x = normal(5, 3, 0)
     with pytest.raises(ValueError, match="6 neighbours were asked of 5 rows"):
         search(x, x, 6)
@@ -89,7 +89,7 @@ def test_refuses_what_it_cannot_answer() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
-def test_threads_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     queries, base = normal(60, 20, 0) + 9, normal(101, 20, 1) + 9  # far from the origin
     base[70:79] = base[9:18] = queries[41]  # ties
     base[79:90] = base[70] + normal(11, 20, 3) * 1e-5

@@ -20,7 +20,7 @@ def by_definition(x: np.ndarray, y: np.ndarray, k: int, kd: int) -> tuple[float,
     return precision, recall, inside.sum() / (kd * len(x)), inside.any(0).mean()
 
 
-def test_equals_the_definition_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_and_recall_equal_their_definition_for_every_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (310, 12)).astype(np.float32)
     y = rng.normal(0.3, 1.2, (270, 12)).astype(np.float32)
@@ -30,13 +30,13 @@ def test_equals_the_definition_whatever_the_block(monkeypatch: pytest.MonkeyPatc
     assert tuple(precision_recall_density_coverage(x, y)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_set_covers_itself() -> None:
+def test_a_set_compared_with_itself_has_precision_and_recall_one() -> None:
     x = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
     found = precision_recall_density_coverage(x, x)
     assert (found.precision, found.recall, found.coverage) == (1.0, 1.0, 1.0)
 
 
-def test_a_collapsed_generator_is_precise_and_recalls_nothing() -> None:
+def test_a_collapsed_generator_has_high_precision_and_low_recall() -> None:
     rng = np.random.default_rng(0)
     real = rng.normal(size=(300, 4)).astype(np.float32)
     collapsed = rng.normal(0, 1e-3, (300, 4)).astype(np.float32)
@@ -46,13 +46,13 @@ def test_a_collapsed_generator_is_precise_and_recalls_nothing() -> None:
     assert found.coverage < 0.2
 
 
-def test_needs_more_vectors_than_neighbours() -> None:
+def test_fewer_vectors_than_neighbours_are_refused() -> None:
     x = np.zeros((5, 2), np.float32)
     with pytest.raises(TooFewSamples, match="at least 6"):
         precision_recall_density_coverage(x, x)
 
 
-def test_borders_belong_to_balls_and_near_copies_are_told_apart() -> None:
+def test_vectors_on_the_border_of_a_ball_are_inside() -> None:
     """Coordinates far from the origin, distances that float32 products cannot tell from the radii."""
     rng = np.random.default_rng(0)
     real = (1000 + rng.integers(0, 3, (150, 8))).astype(np.float32)  # many equal distances, many on a border

@@ -10,14 +10,14 @@ from tasks.metrics.kid import kid
 from tasks.metrics.relative_kid import relative_kernel_distance
 
 
-def test_it_is_the_difference_of_the_two_distances() -> None:
+def test_relative_distance_is_the_difference_of_two_distances() -> None:
     rng = np.random.default_rng(0)
     new, old, reference = rng.normal(size=(40, 7)), rng.normal(0.3, 1, size=(40, 7)), rng.normal(size=(30, 7))
     found = relative_kernel_distance(new, old, reference)
     assert found.value == pytest.approx(kid(new, reference).value - kid(old, reference).value, rel=1e-9)
 
 
-def test_its_error_is_that_of_leaving_one_out() -> None:
+def test_standard_error_of_the_relative_distance_is_the_jackknife() -> None:
     rng = np.random.default_rng(1)
     new, old, reference = (rng.normal(size=(n, 3)) for n in (21, 21, 22))
 
@@ -33,7 +33,7 @@ def test_its_error_is_that_of_leaving_one_out() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(1.959964 * error, rel=1e-6)
 
 
-def test_two_models_that_are_as_good_are_seldom_told_apart_and_a_better_one_often_is() -> None:
+def test_equal_models_are_rarely_told_apart_and_a_better_one_often_is() -> None:
     rng = np.random.default_rng(2)
     false, right, trials = 0, 0, 200
     for _ in range(trials):
@@ -54,7 +54,7 @@ def test_pairs_that_share_their_noise_narrow_the_interval() -> None:
     assert together.high - together.low < 0.5 * (apart.high - apart.low)
 
 
-def test_too_few_and_no_pairs() -> None:
+def test_too_few_or_unpaired_samples_are_refused() -> None:
     x = np.zeros((19, 2)) + np.arange(19)[:, None]
     with pytest.raises(TooFewSamples):
         relative_kernel_distance(x, x, x)

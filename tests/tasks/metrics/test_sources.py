@@ -9,7 +9,7 @@ from tasks.metrics.sources import sources_of
 from tests.support.feature_sets import law
 
 
-def test_one_vector_per_source_equals_no_sources() -> None:
+def test_with_one_vector_per_source_the_result_is_that_without_sources() -> None:
     x, y = law(61, 6, 0), law(70, 6, 1, shift=0.5)
     each = [f"{i:02d}" for i in range(61)], [f"{i:02d}" for i in range(70)]
     assert kid(x, y, sources=each) == kid(x, y)
@@ -19,7 +19,7 @@ def test_one_vector_per_source_equals_no_sources() -> None:
         kid(x, y, sources=(["a", "b", "c"], each[1]))
 
 
-def test_variance_of_a_mean_of_independent_values_is_the_textbook_one() -> None:
+def test_variance_of_the_mean_of_independent_values_is_their_variance_over_n() -> None:
     values = np.random.default_rng(0).normal(size=50)
     assert sources_of(None, 50, "").variance_of_mean(values) == pytest.approx(values.var(ddof=1) / 50, rel=1e-12)
 

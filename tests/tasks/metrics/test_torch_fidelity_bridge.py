@@ -9,13 +9,13 @@ from tasks.metrics.precision_recall import precision_recall_density_coverage
 from tests.support.evaluation_workspace import poses
 
 
-def test_our_frechet_distance_is_torch_fidelitys_with_many_samples_and_with_few() -> None:
+def test_our_frechet_distance_equals_torch_fidelity_with_many_samples_and_with_few() -> None:
     for n, m, tolerance in ((400, 300, 1e-6), (60, 50, 1e-5)):
         x, y = poses(n, 0), poses(m, 1)
         assert frechet_of(joints(x), joints(y)) == pytest.approx(bridge.frechet_pose_distance(x, y), rel=tolerance)
 
 
-def test_our_kernel_distance_and_precision_are_torch_fidelitys() -> None:
+def test_our_kernel_distance_and_precision_equal_torch_fidelity() -> None:
     from torch_fidelity import calculate_metrics
 
     x, y = poses(300, 0), poses(300, 1) + np.float32(0.02)

@@ -53,7 +53,7 @@ def pictures(n: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, 20, 20, 3)).astype(np.uint8)
 
 
-def test_dinov2_gets_its_weights_and_torch_fidelitys_preparation(tmp_path: Path) -> None:
+def test_dinov2_is_loaded_and_its_pictures_are_prepared_as_in_torch_fidelity(tmp_path: Path) -> None:
     network = random_dinov2()
     weights = write(tmp_path, "dinov2", network.state_dict())
     found = load("dinov2", weights, tmp_path)(pictures(35))["features"]
@@ -66,7 +66,7 @@ def test_dinov2_gets_its_weights_and_torch_fidelitys_preparation(tmp_path: Path)
     np.testing.assert_allclose(ours, expected.numpy(), atol=2e-5)
 
 
-def test_positions_of_dinov2_are_as_stored_at_its_own_size_and_interpolated_at_others() -> None:
+def test_positions_of_dinov2_are_interpolated_only_at_other_sizes() -> None:
     network = random_dinov2()
     with torch.no_grad():
         assert torch.equal(network._positions(3, 3), network.pos_embed)
@@ -78,7 +78,7 @@ def test_positions_of_dinov2_are_as_stored_at_its_own_size_and_interpolated_at_o
     assert (grid[:, 0].diff() > 0).all() and grid[2:4, 0].mean() == pytest.approx(1, abs=0.05)
 
 
-def test_clip_is_built_as_its_weights_say(tmp_path: Path) -> None:
+def test_the_size_of_clip_follows_from_its_weights(tmp_path: Path) -> None:
     weights = write(tmp_path, "clip", random_clip())
     network = load("clip", weights, tmp_path)
     found = network(pictures(3))["features"]
@@ -133,7 +133,7 @@ def test_wrong_weights_leave_the_last_report_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "reports/fidelity").exists()
 
 
-def test_inception_score_of_certain_and_even_classes_is_their_number() -> None:
+def test_inception_score_is_the_number_of_classes_that_are_told_apart() -> None:
     assert inception_score(np.eye(8) * 50) == pytest.approx(8, rel=1e-6)
     assert inception_score(np.zeros((8, 5))) == pytest.approx(1)
 
@@ -158,7 +158,7 @@ def torch_fidelity_fid(x: np.ndarray, y: np.ndarray) -> float:
     return float(metric_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
 
-def test_the_plain_fid_is_torch_fidelitys_and_the_corrected_one_stands_beside_it(
+def test_the_plain_fid_equals_torch_fidelity_and_is_reported_with_the_corrected_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(torch_fidelity_networks.BUILDERS, "inception", lambda tensors: SmallInception())
@@ -181,9 +181,7 @@ def test_the_plain_fid_is_torch_fidelitys_and_the_corrected_one_stands_beside_it
     assert low < value < high and value < metrics["pictures.fid"]
 
 
-def test_with_few_pictures_the_plain_fid_is_there_and_the_corrected_one_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_few_pictures_only_the_plain_fid_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(torch_fidelity_networks.BUILDERS, "inception", lambda tensors: SmallInception())
     make(tmp_path, 24, 12, 10, 24, 24)
     fidelity.run(params(inception=write(tmp_path, "inception", {"any": torch.zeros(1)})), tmp_path)
@@ -217,7 +215,7 @@ def test_inception_metrics_appear_when_weights_are_given(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_our_inception_is_torch_fidelitys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_inception_equals_that_of_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own constructor, which reads the same file by itself, gives the same features."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -230,7 +228,7 @@ def test_our_inception_is_torch_fidelitys(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_vgg_gives_its_second_fully_connected_layer(tmp_path: Path) -> None:
+def test_features_of_vgg_are_its_second_fully_connected_layer(tmp_path: Path) -> None:
     import torchvision
 
     network = torchvision.models.vgg16(weights=None).eval()

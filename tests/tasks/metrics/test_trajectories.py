@@ -32,7 +32,7 @@ def motions(n: int, seed: int, scale: float, shift: float = 0.0) -> np.ndarray:
     return out
 
 
-def test_the_distance_of_gaussian_motions_has_a_closed_form() -> None:
+def test_the_distance_of_gaussian_motions_equals_the_closed_form() -> None:
     """Independent amplitudes: sum over 2 joints, 3 axes and MODES of (mean difference)^2 + (difference of spreads)^2."""
     x, y = (features(motions(4000, seed, *law)) for seed, law in ((0, (0.3, 0.0)), (1, (0.5, 0.1))))
     expected = 2 * 3 * MODES * (0.1**2 + 0.2**2)
@@ -51,7 +51,7 @@ def test_the_same_poses_in_another_order_are_another_motion() -> None:
     )
 
 
-def test_jitter_moves_the_features() -> None:
+def test_jitter_changes_the_features() -> None:
     smooth = motions(50, 0, 0.3)
     trembling = smooth + np.random.default_rng(1).normal(0, 0.1, smooth.shape).astype(np.float32)
     last = features(trembling).reshape(50, MODES + 1, -1)[:, -1]
@@ -67,7 +67,7 @@ def moving(seconds: np.ndarray) -> np.ndarray:
     return poses + np.stack([seconds, 0 * seconds, 0 * seconds], axis=-1)[:, None]
 
 
-def test_clips_do_not_depend_on_the_rate_nor_on_where_the_person_is() -> None:
+def test_clips_depend_neither_on_the_frame_rate_nor_on_the_position_of_the_person() -> None:
     rows = {rate: np.arange(0, 6.01, 1 / rate) for rate in (10, 25)}
     found = {rate: clips(moving(t), ["a"] * len(t), [0] * len(t), t) for rate, t in rows.items()}
     assert found[10].source == ["a"] * 3
@@ -78,7 +78,7 @@ def test_clips_do_not_depend_on_the_rate_nor_on_where_the_person_is() -> None:
     np.testing.assert_allclose(np.diff(first[:, 15, 1]), -0.4 * SECONDS / (FRAMES - 1), atol=1e-5)
 
 
-def test_people_videos_and_interruptions_are_kept_apart() -> None:
+def test_a_clip_holds_one_person_of_one_video_without_interruption() -> None:
     times = np.arange(0, 2.05, 0.1)
     seconds = np.concatenate([times, times, times + 10, times + 12.5, times[:15]])
     source = ["a"] * (3 * len(times)) + ["a"] * len(times) + ["b"] * 15

@@ -22,7 +22,7 @@ def given(path: Path, source: str | None = None) -> Weights:
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_tensors_come_back_from_both_formats(tmp_path: Path, suffix: str) -> None:
+def test_tensors_are_read_from_safetensors_and_pth(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"w.{suffix}"
     save_file(TENSORS, path) if suffix == "safetensors" else torch.save(TENSORS, path)
     found = read(locate(given(path), tmp_path), "w")
@@ -41,7 +41,7 @@ class Intruder:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore::DeprecationWarning", "ignore::UserWarning")
-def test_what_is_not_tensors_is_refused_and_never_executed(tmp_path: Path) -> None:
+def test_files_that_hold_code_are_refused_and_not_executed(tmp_path: Path) -> None:
     path, mark = tmp_path / "w.pth", tmp_path / "mark"
     for content in (pickle.dumps(Intruder(mark)), b"not even a pickle", b"", b"\x10" + b"\0" * 7 + b"{ not a header"):
         path.write_bytes(content)
@@ -61,7 +61,7 @@ def test_what_is_not_tensors_is_refused_and_never_executed(tmp_path: Path) -> No
     assert not mark.exists()
 
 
-def test_a_file_is_known_by_its_digest(tmp_path: Path) -> None:
+def test_missing_files_and_files_with_another_digest_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing.pth does not exist\."):
         locate(Weights(source="nothing.pth", sha256="0" * 64), tmp_path)
     (tmp_path / "w.pth").write_bytes(b"abc")

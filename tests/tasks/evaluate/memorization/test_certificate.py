@@ -207,7 +207,7 @@ def test_a_reference_can_be_used_more_than_once() -> None:
     assert verdicts == [Verdict.CLEAN, Verdict.COPIES, Verdict.CLEAN]
 
 
-def test_nothing_held_out_is_refused() -> None:
+def test_a_certificate_without_held_out_items_is_refused() -> None:
     train, _, generated, _ = draws(50, 1, 10, 0)
     with pytest.raises(DataError, match="nothing is held out"):
         outcome(generated, train, train[:0])
@@ -230,7 +230,9 @@ def test_nothing_held_out_is_refused() -> None:
         (np.ones((2, 3)), np.ones((4, 3)), np.ones((2, 3)), "needs 3 groups of training items"),
     ],
 )
-def test_bad_items_are_refused(train: np.ndarray, heldout: np.ndarray, generated: np.ndarray, sentence: str) -> None:
+def test_items_that_do_not_fit_are_refused(
+    train: np.ndarray, heldout: np.ndarray, generated: np.ndarray, sentence: str
+) -> None:
     with pytest.raises(DataError, match=sentence):
         outcome(*(some.astype(np.float32) for some in (generated, train, heldout)))
 

@@ -14,7 +14,7 @@ BOTH_SIGNS = Bank(
 )
 
 
-def test_second_neighbour_is_of_another_group() -> None:
+def test_the_second_neighbour_is_of_another_group() -> None:
     train = np.array([[0.0], [0.1], [0.2], [5.0], [9.0]])
     groups = np.array([0, 0, 0, 1, 2])
     scores = score(PLAIN, np.array([[-1.0]]), train, groups)
@@ -25,7 +25,7 @@ def test_second_neighbour_is_of_another_group() -> None:
     assert plain.ratio[0] == pytest.approx(1 / 1.1)
 
 
-def test_own_group_is_left_out() -> None:
+def test_the_items_own_group_is_excluded() -> None:
     train = np.array([[0.0], [0.1], [1.0], [3.0]])
     groups = np.array([7, 7, 8, 9])
     left_out = score(PLAIN, train, train, groups, own=groups)
@@ -33,7 +33,7 @@ def test_own_group_is_left_out() -> None:
     assert left_out.second.tolist() == [3, 3, 3, 1]
 
 
-def test_agrees_with_brute_force_over_transformations_and_groups() -> None:
+def test_scores_agree_with_brute_force_over_transformations_and_groups() -> None:
     rng = np.random.default_rng(0)
     train, items = rng.normal(size=(80, 3)), rng.normal(size=(40, 3))
     groups = rng.integers(0, 6, 80)  # large groups: the search has to widen
@@ -59,6 +59,6 @@ def test_an_exact_copy_has_the_smallest_ratio() -> None:
     assert 0 < scores.ratio[0] < 1e-8
 
 
-def test_needs_two_groups() -> None:
+def test_fewer_than_two_groups_are_refused() -> None:
     with pytest.raises(DataError, match="needs 2 groups"):
         score(PLAIN, np.zeros((1, 1)), np.ones((5, 1)), np.zeros(5, int))

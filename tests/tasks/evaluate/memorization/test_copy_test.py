@@ -16,7 +16,7 @@ def ratios(n: int, dimension: float, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(size=n) ** (1 / dimension)
 
 
-def test_tail_recovers_the_dimension() -> None:
+def test_the_tail_fit_recovers_the_dimension() -> None:
     tail = fit_tail(ratios(20_000, 9.0, 0))
     assert tail.fits
     assert tail.dimension == pytest.approx(9.0, rel=0.05)
@@ -95,7 +95,7 @@ def test_clean_needs_enough_data_and_copies_does_not() -> None:
     assert judge(0.5, 0.01, **{**sure, "train_repeats": True}) is Verdict.SPLIT_UNRELIABLE
 
 
-def test_lacking_names_everything_there_is_too_little_of() -> None:
+def test_lacking_names_every_quantity_that_is_too_small() -> None:
     needed = Enough(groups=100, heldout=10, samples=50)
     assert needed.lacking(90, 10, 50) == []
     assert needed.lacking(90, 9, 49) == [

@@ -39,21 +39,21 @@ def test_zoom_out_keeps_size_and_flat_colour() -> None:
     assert zoom_out(3, flat) == pytest.approx(flat, abs=1e-6)
 
 
-def test_edges_do_not_see_brightness_and_contrast() -> None:
+def test_edges_do_not_depend_on_brightness_and_contrast() -> None:
     picture = pictures(2)
     assert edges(0.5 * picture + 0.3) == pytest.approx(edges(picture), abs=1e-5)
     assert (edges(np.ones((1, 32, 32, 3), np.float32)) == 0).all()
     assert smallest_distance(EDGES, flip(picture), picture) == pytest.approx(0, abs=1e-5)
 
 
-def test_pose_bank_knows_the_mirror_image_with_sides_swapped() -> None:
+def test_pose_bank_finds_the_mirror_image_with_sides_swapped() -> None:
     pose = np.random.default_rng(0).normal(size=(4, 33, 3)).astype(np.float32)
     assert smallest_distance(POSES, skeleton.mirror(pose), pose) == pytest.approx(0, abs=1e-6)
     wrong = pose * np.array([-1, 1, 1], np.float32)  # mirrored, names kept
     assert (smallest_distance(POSES, wrong, pose) > 1).all()
 
 
-def test_facing_forward_takes_out_the_yaw_and_nothing_else() -> None:
+def test_facing_forward_removes_only_the_yaw() -> None:
     poses = np.random.default_rng(0).normal(size=(20, 33, 3))
     angle = 2.0
     turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])

@@ -54,7 +54,7 @@ def test_published_statistics_accuse_a_blurred_generator_and_the_verdict_does_no
     assert shares(blurred, COPIES) == 0
 
 
-def test_every_statistic_is_smaller_the_more_is_copied() -> None:
+def test_every_statistic_falls_with_the_share_of_copies() -> None:
     law, rng = Law(latent=8, width=32), np.random.default_rng(0)
     train, heldout, fresh = law.draw(200, rng), law.draw(100, rng), law.draw(200, rng)
     copies = with_copies(fresh, train, heldout, 150, 0.1, rng)
@@ -62,7 +62,7 @@ def test_every_statistic_is_smaller_the_more_is_copied() -> None:
         assert statistic(train, heldout, copies) < statistic(train, heldout, fresh), name
 
 
-def test_cells_are_kept_and_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_cells_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which it sets
     state = tmp_path / "state.json"
     cells = [Cell("one", _squares, 5), Cell("two", _squares, 3)]
@@ -82,6 +82,6 @@ def _squares(rep: int) -> dict[str, float]:
     return {"square": float(rep * rep)}
 
 
-def test_scenarios_are_read() -> None:
+def test_names_of_scenarios_are_parsed() -> None:
     assert copied("0.01 eta 0.3") == (0.01, 0.3)
     assert copied("blur") == (0.0, 0.0)
