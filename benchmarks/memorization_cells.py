@@ -122,9 +122,8 @@ def picture_set(disguises: tuple[str, ...], rep: int) -> Numbers:
     compared = make_reference(PICTURE_BANKS, *_apart(train, heldout))
     fresh, disguised = figures(range(start + 2000, start + 2500)), [name for name in disguises if name != "fresh"]
     made = [copies([start + 7 * i for i in range(10)], disguise) for disguise in disguised]
-    scored = score_samples(
-        "pictures", np.concatenate([fresh, *made]), compared
-    )  # scores of different samples are independent
+    # The scores of different samples are independent.
+    scored = score_samples("pictures", np.concatenate([fresh, *made]), compared)
     planter = positive_control.pictures(1000, lambda row: np.asarray(figure(start + row)), compared_array)
     numbers: Numbers = {}
     for disguise in disguises:

@@ -22,10 +22,8 @@ from tasks.common.skeleton import mirror, normalise
 from tasks.metrics.frechet import frechet_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LOW, HIGH = (
-    0.02,
-    20.0,
-)  # sigma range of the timesteps, for data of standard deviation 0.5 with no structure finer than 0.03
+# The sigma range of the timesteps, for data of standard deviation 0.5 with no structure finer than 0.03.
+LOW, HIGH = 0.02, 20.0
 
 
 class Subject(NamedTuple):
@@ -81,9 +79,8 @@ def mannequin_poses(count: int, kept: Path | None) -> np.ndarray:
     if kept is not None and kept.is_file():
         poses: np.ndarray = np.load(kept, allow_pickle=False)
         return poses[:count]
-    from tasks.synthetic.stage import (
-        scene,  # imported here: a file of poses does not need it
-    )
+    # Not above: a file of poses does not need it.
+    from tasks.synthetic.stage import scene
 
     shown = tqdm(range(count), desc="poses", mininterval=5)
     poses = np.stack([normalise(scene(0, index, 64).joints) for index in shown]).astype(np.float32)

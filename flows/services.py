@@ -212,9 +212,8 @@ def up(params: Params, root: Path) -> None:
 
 def _deploy(root: Path, params: Params) -> None:
     """Put work pool, deployments and automations on the server, unless the files that define them are unchanged."""
-    digest = hashlib.sha256(
-        f"{root.resolve()} {params.services.model_dump_json()}".encode()
-    )  # deployments name the folder
+    # Deployments name the folder.
+    digest = hashlib.sha256(f"{root.resolve()} {params.services.model_dump_json()}".encode())
     for path in (root / "prefect.yaml", *sorted(Path(__file__).parent.glob("*.py"))):
         digest.update(path.read_bytes())
     record = _home(root) / "deployed"

@@ -141,9 +141,8 @@ class Autoencoder(FirstStage):
         patches = patches - mean
         variances, vectors = torch.linalg.eigh(patches.mT @ patches / len(patches))
         variances, vectors = variances.flip(0)[: self.latents].clamp(min=1e-12), vectors.flip(1)[:, : self.latents]
-        vectors = (
-            vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-        )  # eigh's signs are arbitrary
+        # The signs of eigh are arbitrary.
+        vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
         scale = variances.sqrt() ** power
         scale = scale * (variances / scale**2).mean().sqrt()
         _set(self.project, (vectors / scale).mT, -(mean @ vectors) / scale)

@@ -25,9 +25,8 @@ CONTAINERS = "MP4, MOV, 3GP, AVI, MKV, WebM, MPEG-TS (MTS, M2TS), MPEG-PS (MPG, 
 HEAD = 512  # bytes by which a container is recognised
 
 _QUICKTIME = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})  # first atoms of mp4 and mov
-_PICTURES = frozenset(
-    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis"}
-)  # HEIF brands
+# HEIF brands.
+_PICTURES = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis"})
 
 _MAGIC = {
     b"\x1a\x45\xdf\xa3": "matroska",  # mkv and webm

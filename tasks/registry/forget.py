@@ -49,9 +49,9 @@ def run(params: Params, root: Path, *keys: str) -> None:
     for part, table in parts.items():
         matched = opt_outs.match(table, list(new.values()), params.curate.near_duplicate)
         gone |= {table.key[i] for i in matched}
-        _print_rows(part, table, matched, new)
+        _log_rows(part, table, matched, new)
     log.info(f"{len(new)} entries written to {opt_outs.FILE}; run the pipeline again to rebuild dataset and shards.")
-    _print_models(params, root, gone | set(keys))
+    _log_models(params, root, gone | set(keys))
 
 
 def _rows(table: Poses, key: str) -> list[int]:
@@ -72,23 +72,23 @@ def _drop_findings(root: Path, contents: set[str]) -> None:
                 store.forget(content)
 
 
-def _print_rows(part: str, table: Poses, matched: dict[int, str], new: dict[str, opt_outs.OptOut]) -> None:
+def _log_rows(part: str, table: Poses, matched: dict[int, str], new: dict[str, opt_outs.OptOut]) -> None:
     for i, key in matched.items():
         why = "" if table.key[i] in new else f" (the same person in the same picture as {key})"
-        print(f"{part}/{table.source[i]}: {table.key[i]}{why}")
+        log.info(f"{part}/{table.source[i]}: {table.key[i]}{why}")
     files = {table.key[i][:_DIGITS] for i in matched}
     others = sorted(table.key[i] for i in range(len(table)) if table.key[i][:_DIGITS] in files and i not in matched)
     if others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        print(f"Still in the dataset, from the same files: {len(others)} rows ({shown}).")
+        log.info(f"Still in the dataset, from the same files: {len(others)} rows ({shown}).")
 
 
-def _print_models(params: Params, root: Path, keys: set[str]) -> None:
+def _log_models(params: Params, root: Path, keys: set[str]) -> None:
     models, unknown = lineage.trainings_on(params, root, keys)
     for model in models:
         how = f"Trained on {model.rows} of these rows" if model.rows else "Started from the weights of such a model"
-        print(f"{how}: {model.name}")
+        log.info(f"{how}: {model.name}")
     if not models:
-        print("No model on record was trained on any of these rows.")
+        log.info("No model on record was trained on any of these rows.")
     if unknown:
-        print(f"{unknown} trainings left no list of what they were trained on, so they may have used these rows.")
+        log.info(f"{unknown} trainings left no list of what they were trained on, so they may have used these rows.")

@@ -129,9 +129,8 @@ class Store:
 
     def __init__(self, tracking: Tracking, root: Path) -> None:
         self.root = root
-        location = (
-            None if store_location.is_server(tracking) else store_location.artifacts(root)
-        )  # a server has its own
+        # A server has a place for artifacts of its own.
+        location = None if store_location.is_server(tracking) else store_location.artifacts(root)
         path = store_location.database(tracking, root)
         if path is not None:
             store_location.check(path)

@@ -57,9 +57,8 @@ def test_draws_are_stratified_over_ranks_and_micro_batches(monkeypatch, world, m
     seen = []
     for rank in range(world):
         monkeypatch.setattr(parallel, "ranks", lambda rank=rank: (rank, world))
-        monkeypatch.setattr(
-            parallel, "parallelise", lambda module, *_: module
-        )  # no process group: gradients are not looked at
+        # There is no process group, and gradients are not looked at.
+        monkeypatch.setattr(parallel, "parallelise", lambda module, *_: module)
         trainer = Trainer(
             recipe.denoiser(MLP(2, width=8, depth=1)), recipe, config, lambda i: (torch.zeros(len(i), 2), {}), 100,
             compute=Compute(microbatch=microbatch),

@@ -69,6 +69,5 @@ def test_dollars_and_underscores_are_shown_in_a_legend(tmp_path: Path) -> None:
     assert text.label("Ba$$in") == r"Ba\$\$in"
     shown = [legend(tmp_path / "a.png", name) for name in ("misc", "_misc", "$misc$", "mi$$sc")]
     assert all(not np.array_equal(shown[0], other) for other in shown[1:])
-    assert all(
-        (other < 100).sum() > (shown[0] < 100).sum() for other in shown[1:]
-    )  # more ink, and no formula in italics
+    # They have more ink, and are no formula in italics.
+    assert all((other < 100).sum() > (shown[0] < 100).sum() for other in shown[1:])
