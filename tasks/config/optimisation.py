@@ -38,6 +38,7 @@ class Stop(Section):
 WIDEST = 12**-0.5  # relative width of the average of all weights with equal shares
 WIDTHS = (0.05, 0.1)  # of the power averages from which others are computed; Karras et al. 2024 take these
 SNAPSHOTS = 16  # of each power average in a training
+MOST_SNAPSHOTS = 1000  # from which an average is computed
 LARGEST_ERROR = 0.05  # of a computed average's profile
 
 
@@ -133,6 +134,10 @@ class Optimisation(Section):
             return self
         from diffusion_core.training.ema import post_hoc_error, post_hoc_shares  # not above: torch takes long to import
 
+        if self.images // self.snapshot_interval > MOST_SNAPSHOTS:
+            raise ValueError(
+                f"snapshot_images must be at least {-(-self.images // MOST_SNAPSHOTS)}: keep.ema reads them all"
+            )
         times = [*range(self.snapshot_interval, self.images, self.snapshot_interval), self.images]
         snapshots = [(nimg, width) for nimg in times for width in self.snapshot_widths]
         shares = post_hoc_shares(snapshots, self.images, self.keep.ema)

@@ -277,7 +277,7 @@ class TrainingLoop:
         nimg = evaluations[early_stopping.best(evaluations, self.evaluator.sigmas, self.config.keep)].images
         kept = early_stopping.kept(evaluations, self.evaluator.sigmas, self.config.keep)
         weights: dict[str, Tensor] = self.folder.best(nimg)
-        training = {
+        training: dict[str, Any] = {
             "sigmas": self.evaluator.sigmas,
             "loss": self.history.loss,
             "levels": [evaluation.as_json() for evaluation in evaluations],

@@ -40,7 +40,9 @@ CODE = (
 # Of that code, what only draws samples. It decides the weights if samples do (`keep: distance`, `stop.converged`). A test
 # trains with every recipe and fails if a step or a loss uses it.
 SAMPLING = (
+    "diffusion_core/choices.py",
     "diffusion_core/inverse.py",
+    "diffusion_core/method_tables.py",
     "diffusion_core/sampling/langevin.py",
     "diffusion_core/sampling/ode.py",
     "diffusion_core/sampling/solvers.py",

@@ -7,13 +7,13 @@ from types import FrameType
 import pytest
 import torch
 
-from diffusion_core import choices
+from diffusion_core import training_choices
 from diffusion_core.conditioning import rows
 from diffusion_core.training import monitoring
 from diffusion_core.training.trainer import TrainConfig, Trainer
 from tasks.common.code_digest import code_files
 from tasks.config.optimisation import KeptAverage, Stop
-from tasks.config.params import Poses, load
+from tasks.config.params import Params, Poses, load
 from tasks.dataset.pose_map import pose_map
 from tasks.dataset.shards import ShardDataset
 from tasks.models import conditioning, modality
@@ -109,13 +109,21 @@ def _files(module: str) -> str:
     return (PROJECT / module).as_posix()
 
 
-@pytest.mark.parametrize("recipe", choices.RECIPES)
-def test_code_that_is_left_out_of_the_fingerprint_takes_no_part_in_training(recipe: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Params:
+    return load(write_params(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.mark.parametrize("recipe", training_choices.RECIPES)
+def test_code_that_is_left_out_of_the_fingerprint_takes_no_part_in_training(recipe: str, tiny: Params) -> None:
     """A step and an evaluation of a self-conditioned model with every recipe, and the files of the functions that run."""
-    config = load(write_params(tmp_path, poses__recipe=recipe, poses__self_condition=True)).poses
-    x0 = torch.randn(16, 33, 3, generator=torch.Generator().manual_seed(0))
-    codec = modality.fit_codec(x0, True)
-    model = modality.build("poses", config, ["calm", "wild"], codec, 0.08)
+    name = "pictures" if training_choices.RECIPES[recipe].pictures_only else "poses"
+    changes = {"recipe": recipe, "self_condition": name == "poses", "conditions": ["category"]}
+    config = modality.config_of(tiny, name).model_copy(update=changes)
+    shape = (3, 16, 16) if name == "pictures" else (33, 3)
+    x0 = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
+    codec = modality.fit_codec(x0, name == "poses")
+    model = modality.build(name, config, ["calm", "wild"], codec, 0.08)
     cond = model.conditions(["calm", "wild"] * 8)
     examples = {split: Examples(codec.encode(x0), cond) for split in ("train", "val")}
     trainer = Trainer(
@@ -154,6 +162,8 @@ def test_samplers_are_part_of_the_training_only_if_samples_decide(monkeypatch: p
     before = fingerprints("README.md")
     for name, expected in (
         ("diffusion_core/sampling/solvers.py", [False, True]),
+        ("diffusion_core/choices.py", [False, True]),  # the table of samplers
+        ("diffusion_core/training_choices.py", [True, True]),
         ("diffusion_core/losses.py", [True, True]),
         ("diffusion_core/sampling/timesteps.py", [True, True]),  # recipes make their training levels of them
         ("diffusion_core/guidance.py", [True, True]),  # self-conditioning is there
