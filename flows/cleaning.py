@@ -64,9 +64,10 @@ def _outputs(root: Path) -> Iterator[Path]:
 def _stages(path: Path) -> dict[str, Any]:
     try:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML, so it is not known what was made.") from error
-    return (document or {}).get("stages") or {}
+        stages: dict[str, Any] = dict((document or {}).get("stages") or {})
+    except (YAMLError, UnicodeDecodeError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a file of DVC's, so it is not known what was made.") from error
+    return stages
 
 
 def _names(entry: dict[str, Any]) -> Iterator[str]:

@@ -17,7 +17,7 @@ import typer
 from flows import cli_tasks
 from tasks import paths
 from tasks.common import environment, log
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, in_words
 
 FLOWS, SERVICES, INFORMATION = "Flows", "Services", "Data and information"
 
@@ -240,10 +240,17 @@ def main(argv: list[str] | None = None) -> int:
     log.to_stdout()
     environment.drop_redirections()
     try:
+        environment.check_temporary_folder()
         app(args=argv, prog_name="contrapposto")
     except UserError as error:
         print(f"contrapposto: {error}", file=sys.stderr)
         return error.code
+    except OSError as error:
+        sentence = in_words(error)
+        if sentence is None:
+            raise
+        print(f"contrapposto: {sentence}", file=sys.stderr)
+        return 1
     except SystemExit as end:  # typer ends every command with it
         return end.code if isinstance(end.code, int) else 1
     return 0

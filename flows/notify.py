@@ -6,9 +6,9 @@ does not answer never fails a run.
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,11 @@ def send(notify: Notify, event: str, sentence: str, root: Path, **ids: str | Non
     message: dict[str, Any] = {"event": event, "sentence": sentence, "workspace": str(root), **ids}
     message["report"] = str(root / paths.REPORT)
     message["text"] = f"Contrapposto: {event}. {sentence}"  # the key that chat programs show
-    request = urllib.request.Request(
-        notify.webhook, json.dumps(message).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
+    headers = {"Content-Type": "application/json"}
     try:
+        request = urllib.request.Request(notify.webhook, json.dumps(message).encode(), headers, method="POST")
         with urllib.request.urlopen(request, timeout=SECONDS):
             pass
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    # It does not answer, or what it says is no HTTP.
+    except (OSError, http.client.HTTPException) as error:
         log.warning(f"The webhook {notify.webhook} could not be notified of the event {event}: {error}")

@@ -6,8 +6,8 @@ Prefect keeps the JSON schema of a deployment's parameters and refuses, before a
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, create_model
 
@@ -47,6 +47,29 @@ def values(changes: BaseModel) -> dict[str, Any]:
     return flat
 
 
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """The sections among the alternatives of a key's type."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        if get_origin(annotation) is not dict:
+            yield from _sections(argument)
+
+
+def _check_ends_at_a_key(key: str) -> None:
+    """Raise UserError if a dotted key goes on below a value, such as `raw.parts.studio`: all other parts would be lost."""
+    section: type[Section] = Params
+    names = key.split(".")
+    for number, name in enumerate(names[:-1], 1):
+        if name not in section.model_fields:
+            return  # the validation says so
+        inner = next(_sections(section.model_fields[name].annotation), None)
+        if inner is None:
+            whole = ".".join(names[:number])
+            raise UserError(f"{whole} can only be set as a whole, as in '{whole}={{{'.'.join(names[number:])}: ...}}'.")
+        section = inner
+
+
 def parse(assignments: Sequence[str]) -> Changes:
     """The changes in texts such as `poses.seed=1`, with values in YAML. Raises UserError if a key or value does not fit."""
     from ruamel.yaml import YAML
@@ -55,8 +78,9 @@ def parse(assignments: Sequence[str]) -> Changes:
     nested: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals:
+        if not equals or not key.strip():
             raise UserError(f"A change is KEY=VALUE, such as poses.seed=1; got {assignment!r}.")
+        _check_ends_at_a_key(key)
         try:
             value = YAML(typ="safe", pure=True).load(text)
         except YAMLError as error:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from tasks import paths
 from tasks.common.errors import DataError, UserError
+from tasks.common.text import one_line
 from tasks.config.data import MANNEQUIN
 from tasks.config.params import Raw
 from tasks.extract.scan import MEDIA_SUFFIXES, has_sources, is_system
+from tasks.extract.source_files import printable
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ WRITTEN = (
     paths.POSES, paths.DATASET, paths.SHARDS, paths.ARTIFACTS, paths.SAMPLES, paths.REPORTS, paths.EXPORTS, paths.GENERATED,
     paths.STATE, Path("mlruns"), Path("models"), Path(".dvc"), Path(".git"), Path(".venv"),
 )  # fmt: skip
+ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"})
 _NAME = re.compile(r"[^A-Za-z0-9_]+")  # characters that a part's name must not have
 
 
@@ -38,8 +41,12 @@ def current(root: Path, raw: Raw) -> dict[str, str]:
     if raw.folder is None or not os.path.isdir(root / raw.folder):
         return dict(raw.parts)
     inbox = Path(raw.folder)
-    # a name in .tmp marks unfinished copies everywhere in the project
-    names = [path.name for path in _entries(root / inbox) if os.path.isdir(path) and not path.name.endswith(".tmp")]
+    # A name in .tmp marks unfinished copies everywhere in the project. params.yaml cannot hold a name that is not UTF-8.
+    names = [
+        path.name
+        for path in _entries(root / inbox)
+        if os.path.isdir(path) and not path.name.endswith(".tmp") and printable(path.name) == path.name
+    ]
     folders = [
         folder
         for folder in (f"{inbox / name}" for name in names)
@@ -116,15 +123,27 @@ def _conflict(root: Path, folder: str) -> str | None:
     return None
 
 
-def warn_of_loose_pictures(root: Path, raw: Raw) -> None:
-    """Say which pictures lie beside the parts in `raw.folder`, where they are not used."""
+def warn_of_unused(root: Path, raw: Raw) -> None:
+    """Say what lies in `raw.folder` and is not used: pictures and archives beside the parts, folders with damaged names."""
     if raw.folder is None or not os.path.isdir(root / raw.folder):
         return
-    entries = _entries(root / raw.folder)
-    loose = [path.name for path in entries if path.suffix.lower() in MEDIA_SUFFIXES and not os.path.isdir(path)]
-    if loose:
-        files = f"{loose[0]} lies" if len(loose) == 1 else f"{loose[0]} and {len(loose) - 1} more files lie"
-        log.warning(f"{files} directly in {root / raw.folder} and are not used: put them into a folder there, a part.")
+    loose, archives, unnamed = [], [], []
+    for path in _entries(root / raw.folder):
+        name = one_line(printable(path.name))
+        if os.path.isdir(path):
+            unnamed += [name] if printable(path.name) != path.name else []
+        elif path.suffix.lower() in MEDIA_SUFFIXES:
+            loose.append(name)
+        elif path.suffix.lower() in ARCHIVE_SUFFIXES:
+            archives.append(name)
+    for names, advice in (
+        (loose, "put pictures into a folder there, a part"),
+        (archives, "unpack archives into a folder there, a part"),
+        (unnamed, "rename the folder, whose name is not valid UTF-8"),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            log.warning(f"{names[0]}{more} in {root / raw.folder}: not used; {advice}.")
 
 
 def remove_stale(root: Path, raw: Raw) -> None:

@@ -217,7 +217,7 @@ def _deploy(root: Path, params: Params) -> None:
     for path in (root / "prefect.yaml", *sorted(Path(__file__).parent.glob("*.py"))):
         digest.update(path.read_bytes())
     record = _home(root) / "deployed"
-    if record.is_file() and record.read_text() == digest.hexdigest():
+    if record.is_file() and record.read_text(encoding="utf-8") == digest.hexdigest():
         return
     log.info("putting the deployments of prefect.yaml on the server")
     deployed = subprocess.run(

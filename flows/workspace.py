@@ -79,7 +79,7 @@ def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) 
     planned = plan(root, raw, changes)
     if not git.has_repository(root):
         _disable_scm(root)
-    path = root / paths.PARAMS
+    path = (root / paths.PARAMS).resolve()  # if it is a link, the file behind it is written
     before = path.read_bytes()
     if planned.text.encode() != before:
         files.write_bytes(path, planned.text.encode())
@@ -90,7 +90,7 @@ def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) 
             raise
         for message in planned.messages:
             log.info(message)
-    parts.warn_of_loose_pictures(root, planned.params.raw)
+    parts.warn_of_unused(root, planned.params.raw)
     parts.remove_stale(root, planned.params.raw)
     listing.update(root, planned.params.raw)
     return planned.params
@@ -100,7 +100,10 @@ def _disable_scm(root: Path) -> None:
     """Tell DVC, in this copy only, that there is no git, as in an unpacked archive: it would refuse to work."""
     local = root / ".dvc/config.local"
     config = configparser.ConfigParser(interpolation=None)
-    config.read(local, encoding="utf-8")
+    try:
+        config.read(local, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{local} cannot be read: {' '.join(str(error).split())}.") from error
     if not config.getboolean("core", "no_scm", fallback=False):
         log.info("This folder is not a git clone: dvc.lock versions the datasets, without commits.")
         command = [sys.executable, "-m", "dvc", "config", "--quiet", "--local", "core.no_scm", "true"]
@@ -124,6 +127,8 @@ def _open_lock(root: Path) -> IO[str]:
     if not (root / paths.PARAMS).is_file():
         raise UserError(f"{root} is not a workspace of Contrapposto: it has no {paths.PARAMS}.")
     state = root / paths.STATE
+    if state.exists() and not state.is_dir():
+        raise UserError(f"{state} is a file; runs need a folder of this name: move it away.")
     state.mkdir(exist_ok=True)
     return open(state / "pipeline.lock", "a+", encoding="utf-8")
 

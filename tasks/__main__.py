@@ -18,7 +18,7 @@ from types import FrameType
 
 from tasks import paths
 from tasks.common import environment, log
-from tasks.common.errors import FULL, UserError
+from tasks.common.errors import UserError, in_words
 
 # DVC runs these: the stages of dvc.yaml.
 STAGES = {
@@ -102,6 +102,7 @@ def call(stage: str, arguments: Sequence[str], root: Path) -> int:
     from tasks.config.params import load  # not above: the worker processes of a stage import this module, too
 
     try:
+        environment.check_temporary_folder()
         params = load(root / paths.PARAMS)
         run = body(stage)
         try:
@@ -113,13 +114,10 @@ def call(stage: str, arguments: Sequence[str], root: Path) -> int:
         print(f"contrapposto: {error}", file=sys.stderr)
         return error.code
     except OSError as error:
-        if error.errno not in FULL:
+        sentence = in_words(error)
+        if sentence is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"contrapposto: The disk is full{where}; make room and run again; finished work is kept.",
-            file=sys.stderr,
-        )
+        print(f"contrapposto: {sentence}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

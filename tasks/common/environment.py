@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
+
+from tasks.common.errors import UserError
 
 # Every variable of these programs is dropped, also those of their future versions, except the ones in KEPT. Files such as
 # ~/.aws/config and .dvc/config.local are left alone: nobody puts an address there by accident.
@@ -21,6 +24,10 @@ KEPT = re.compile(
 )
 
 
+# The path of a socket has at most 107 bytes, of which `multiprocessing` adds this many to the folder's.
+_LONGEST_TEMPORARY = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+
+
 def without_redirections(environment: Mapping[str, str]) -> dict[str, str]:
     """A copy without the variables of MLflow, Prefect, DVC and AWS that redirect data or configuration."""
     return {name: value for name, value in environment.items() if KEPT.fullmatch(name) or not DROPPED.match(name)}
@@ -30,3 +37,16 @@ def drop_redirections() -> None:
     """Remove those variables from this process's environment, and so from its children's."""
     for name in set(os.environ) - set(without_redirections(os.environ)):
         del os.environ[name]
+
+
+def check_temporary_folder() -> None:
+    """Raise UserError unless there is a folder for temporary files in which worker processes can make their sockets."""
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError("There is no folder for temporary files that can be written; set TMPDIR to one.") from error
+    if len(os.fsencode(folder)) > _LONGEST_TEMPORARY:
+        raise UserError(
+            f"The folder for temporary files ({folder}) has too long a path for the sockets of worker processes: set TMPDIR "
+            f"to one of at most {_LONGEST_TEMPORARY} characters, such as /tmp."
+        )

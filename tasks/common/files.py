@@ -49,18 +49,26 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary, old = _temporary(path), _temporary(path, ".old")
     if old.exists() and not path.exists():
         old.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove(old)
+    _remove(temporary)
     temporary.mkdir(parents=True)
     try:
         yield temporary
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # it may be what has filled the disk
+        _remove(temporary)  # it may be what has filled the disk
         raise
     if path.exists():
         path.rename(old)
     temporary.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link to one but not what it leads to."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

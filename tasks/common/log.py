@@ -6,7 +6,9 @@ table, is printed by the command itself.
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 
 PACKAGES = ("flows", "tasks")
 
@@ -19,7 +21,13 @@ class _Print(logging.Handler):
 
 
 def to_stdout() -> None:
-    """Print the messages of this project's packages, from INFO upwards. Calling it again changes nothing."""
+    """Print the messages of this project's packages, from INFO upwards. Calling it again changes nothing.
+
+    Characters that the terminal's encoding lacks, as in the locale C, are written as escapes: a name must not stop a run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for package in PACKAGES:
         logger = logging.getLogger(package)
         if not any(isinstance(handler, _Print) for handler in logger.handlers):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from tasks.config.sampling import GuidanceOrScale, SamplingChoices
 from tasks.config.section import Positive, Section, Seed
@@ -19,6 +20,12 @@ class Services(Section):
     mlflow_port: Port = 5000
     # null: SQLite
     prefect_database: str | None = Field(default=None, pattern=r"^(postgresql\+asyncpg|sqlite\+aiosqlite)://")
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Services:
+        if self.prefect_port == self.mlflow_port:
+            raise ValueError(f"prefect_port and mlflow_port must differ, both are {self.mlflow_port}")
+        return self
 
 
 class Limits(Section):
@@ -58,4 +65,18 @@ class Generate(SamplingChoices):
 class Notify(Section):
     """Notification when a model is promoted or refused, or when a run fails."""
 
-    webhook: str | None = Field(default=None, pattern=r"^https?://")  # receives a POST with JSON
+    webhook: str | None = None  # receives a POST with JSON
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_an_address(cls, webhook: str | None) -> str | None:
+        if webhook is None:
+            return None
+        try:
+            parts = urlsplit(webhook)
+            known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:  # a port that is no number, or brackets that do not match
+            known = False
+        if not known or any(char.isspace() or not char.isprintable() for char in webhook):
+            raise ValueError(f"{webhook!r} is no address such as https://example.org/hook")
+        return webhook

@@ -240,6 +240,8 @@ def _mapping(yaml: YAML, text: str, name: str) -> dict[str, Any]:
     """The sections in a YAML text. Raises UserError if it is not valid YAML or not a mapping."""
     try:
         data = yaml.load(io.StringIO(text))
+    except RecursionError as error:
+        raise UserError(f"{name} is not valid YAML: it is nested too deeply.") from error
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
@@ -278,7 +280,7 @@ def set_values(path: Path, values: Mapping[str, Any]) -> None:
     after = edit(before, values, path.name)
     if after != before:
         parse(after, path.name)
-        files.write_bytes(path, after.encode())
+        files.write_bytes(path.resolve(), after.encode())  # if it is a link, the file behind it
 
 
 def edit(text: str, values: Mapping[str, Any], name: str = "params.yaml") -> str:

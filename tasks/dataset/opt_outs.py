@@ -107,7 +107,7 @@ def write(root: Path, opt_outs: list[OptOut]) -> None:
         }
         for one in sorted(opt_outs, key=lambda one: one.key)
     ]
-    files.write_json(root / FILE, {"forgotten": entries})
+    files.write_json((root / FILE).resolve(), {"forgotten": entries})  # if it is a link, the file behind it
 
 
 def _decode(entry: dict[str, Any]) -> OptOut:

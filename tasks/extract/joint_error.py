@@ -6,6 +6,7 @@ their positions in the picture (pixels) and `world` their positions in camera sp
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +16,11 @@ import numpy as np
 from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.common.skeleton import LANDMARKS, LIMBS, MIRROR, torso_length
+from tasks.common.text import one_line
 from tasks.extract.poses_table import Poses
 from tasks.extract.scan import JOINTS_SUFFIX
+
+log = logging.getLogger(__name__)
 
 
 def can_measure(sources: Iterable[str], folder: Path) -> bool:
@@ -32,6 +36,8 @@ def _truth(folder: Path, source: str) -> str:
 def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
     """Errors of the 12 limb joints of the first person of each picture below `folder` that has a truth file; None if none has.
 
+    A truth file that cannot be used is named in a warning.
+
     persons                         number of persons measured
     pixels_mean, pixels_median      distance in the picture, over all joints of all persons
     torsos_mean, torsos_median      the same relative to the person's true torso length in the picture
@@ -39,13 +45,22 @@ def measure(poses: Poses, folder: Path) -> dict[str, float] | None:
     swapped                         fraction of persons who fit better with left and right exchanged
     metres_mean, metres_median      distance in space, hips at the origin, each person scaled to fit (`scaled_error`)
     """
-    truths = [_truth(folder, source) for source in poses.source]
-    known = [i for i, path in enumerate(truths) if poses.person[i] == 0 and os.path.isfile(path)]
-    if not known:
+    truths: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    problems: list[str] = []
+    for i, source in enumerate(poses.source):
+        path = _truth(folder, source)
+        if poses.person[i] == 0 and os.path.isfile(path):
+            try:
+                truths[i] = _read(Path(path))
+            except DataError as error:  # a file of another program's that happens to have this name
+                problems.append(str(error))
+    if problems:
+        more = f" So are {len(problems) - 1} more." if len(problems) > 1 else ""
+        log.warning(f"{one_line(problems[0])} It is not used.{more}")
+    if not truths:
         return None
-    true_pixels, true_world = (
-        np.stack(arrays) for arrays in zip(*(_read(Path(truths[i])) for i in known), strict=True)
-    )
+    known = list(truths)
+    true_pixels, true_world = (np.stack(arrays) for arrays in zip(*truths.values(), strict=True))
     limbs = list(LIMBS)
     estimated = poses.pixels[known].astype(np.float64)
     pixels = np.linalg.norm(estimated - true_pixels, axis=-1)[:, limbs]
@@ -85,6 +100,10 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         truth = files.read_json(path)
         order = [truth["names"].index(name) for name in LANDMARKS]
-        return np.array(truth["image"])[order].reshape(33, 2), np.array(truth["world"])[order].reshape(33, 3)
+        image = np.array(truth["image"], np.float64)[order].reshape(33, 2)
+        world = np.array(truth["world"], np.float64)[order].reshape(33, 3)
+        if not (np.isfinite(image).all() and np.isfinite(world).all() and torso_length(image) > 0):
+            raise ValueError("impossible positions")
+        return image, world
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(f"{path} does not hold true joints ({type(error).__name__}: {error}).") from error

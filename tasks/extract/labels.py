@@ -56,6 +56,10 @@ def read_labels(folder: Path, names: Iterable[str], cache: Path | None = None) -
         raise UserError(f"{path} cannot be read ({refusal.detail}).") from refusal
     try:
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path} is not UTF-8 text (line {line}): save it with the encoding UTF-8.") from error
+    try:
         return _parse(text, folder, names)
     except (ValueError, csv.Error) as error:
         raise UserError(
@@ -67,11 +71,11 @@ def read_labels(folder: Path, names: Iterable[str], cache: Path | None = None) -
 def _parse(text: str, folder: Path, names: Iterable[str]) -> Labels:
     """Raises ValueError or csv.Error if the text is not such a table."""
     header = text.partition("\n")[0].strip()
-    delimiter = next((d for d in DELIMITERS if "file" in [name.strip(' "') for name in header.split(d)]), None)
+    delimiter = next((d for d in DELIMITERS if "file" in [_column(name) for name in header.split(d)]), None)
     if delimiter is None:
         raise ValueError(f"it begins with {header[:80]!r}")
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = [name.strip() for name in next(rows)]
+    columns = [_column(name) for name in next(rows)]
     file_column = columns.index("file")
     category_column = columns.index("category") if "category" in columns else file_column + 1
     if category_column >= len(columns):
@@ -92,8 +96,13 @@ def _parse(text: str, folder: Path, names: Iterable[str]) -> Labels:
             continue
         matched += 1
         if len(row) > category_column:
-            categories[name] = row[category_column].strip()
+            categories[name] = unicodedata.normalize("NFC", row[category_column].strip())
     return Labels(categories, delimiter, count, matched, first_unmatched)
+
+
+def _column(name: str) -> str:
+    """The name of a column without quotes and in lower case."""
+    return name.strip(' "').casefold()
 
 
 def _normalised(file: str, folder: Path) -> str:

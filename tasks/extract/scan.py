@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -201,6 +202,9 @@ def _category_level(paths: Sequence[str]) -> tuple[list[str], int]:
 def _category(path: str, level: list[str], skipped: int, own_name: str) -> str:
     folders = path.split("/")[:-1]
     if folders[: len(level)] != level:  # no picture
-        return printable(folders[0]) if folders else own_name
-    below = folders[len(level) + skipped :]
-    return printable(below[0]) if below else printable(level[-1]) if level else own_name
+        name = printable(folders[0]) if folders else own_name
+    else:
+        below = folders[len(level) + skipped :]
+        name = printable(below[0]) if below else printable(level[-1]) if level else own_name
+    # macOS writes an accent as a character of its own: names that look the same are the same category.
+    return unicodedata.normalize("NFC", name)

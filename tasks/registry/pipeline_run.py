@@ -95,6 +95,6 @@ def _findings(root: Path) -> dict[str, str]:
 
 def lock_hashes(lock: Path) -> dict[str, str]:
     """`dvc.<path>` -> hash of every output in a dvc.lock."""
-    stages = YAML(typ="safe", pure=True).load(lock.read_text())["stages"]
+    stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))["stages"]
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
     return {f"dvc.{out['path']}": out["md5"] for out in outs if "md5" in out}

@@ -85,6 +85,17 @@ def test_it_works_with_invalid_parameters(used: Path) -> None:
     assert not (used / "data/poses/gone").exists() and not (used / "data/shards").exists()
 
 
+@pytest.mark.parametrize(
+    "content", [b"- a\n", b"text", b"stages: \xff\n", b"<<<<<<< HEAD\nstages: {}\n=======\n", b"stages: 3"]
+)
+def test_a_damaged_lock_file_is_one_sentence_and_nothing_is_removed(used: Path, content: bytes) -> None:
+    (used / "dvc.lock").write_bytes(content)
+    before = _files(used)
+    with pytest.raises(UserError, match=r"dvc\.lock is not a file of DVC's"):
+        cleaning.clean(used)
+    assert before <= _files(used)
+
+
 def test_nothing_is_removed_while_something_is_at_work(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = _files(used)
     with workspaces.alone(used), pytest.raises(workspaces.Held):

@@ -104,6 +104,21 @@ def test_set_takes_yaml_values_and_refuses_what_does_not_fit() -> None:
             parse([wrong])
     with pytest.raises(UserError):
         parse(["poses=1", "poses.seed=2"])
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        parse(["=3"])
+
+
+def test_set_reaches_sections_that_are_one_of_several_forms() -> None:
+    assert values(parse(["poses.keep={ema: 0.07}"])) == {"poses.keep.ema": 0.07}
+    assert values(parse(["pictures.keep.ema=0.07"])) == {"pictures.keep.ema": 0.07}
+
+
+@pytest.mark.parametrize("key", ["raw.parts.studio=data/raw/studio", "generate.pose.nose=[0, 1, 2]"])
+def test_set_does_not_replace_a_whole_mapping_by_one_of_its_entries(key: str) -> None:
+    with pytest.raises(
+        UserError, match=r"can only be set as a whole, as in '(raw\.parts=\{studio|generate\.pose=\{nose): "
+    ):
+        parse([key])
 
 
 def test_methods_are_listed_with_call_and_paper(capsys: pytest.CaptureFixture[str]) -> None:

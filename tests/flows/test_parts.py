@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from flows import parts
 from tasks import paths
 from tasks.common.errors import DataError, UserError
 from tasks.config.data import MANNEQUIN
-from tasks.config.params import Params, load
+from tasks.config.params import Params, load, set_value
 from tests.support.workspaces import write_params
 
 
@@ -93,18 +95,44 @@ def test_an_emptied_part_is_gone(tmp_path: Path, params: Params) -> None:
     assert "t" not in _planned(tmp_path, now).raw.parts
 
 
-def test_pictures_directly_in_data_raw_are_mentioned(
+def test_what_is_not_used_in_data_raw_is_mentioned(
     tmp_path: Path, params: Params, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("a.jpg", "b.JPG", "X.dvc"):
-        (tmp_path / "data/raw" / name).touch()
+    raw = tmp_path / "data/raw"
+    for name in ("a\x1b[1m\n.jpg", "b.JPG", "X.dvc", "photos.zip"):
+        (raw / name).touch()
+    os.makedirs(os.fsencode(raw) + b"/\xff\xfe")
+    open(os.fsencode(raw) + b"/\xff\xfe/a.jpg", "wb").close()
     logger = logging.getLogger("flows.parts")
     logger.addHandler(caplog.handler)
     try:
-        parts.warn_of_loose_pictures(tmp_path, params.raw)
+        parts.warn_of_unused(tmp_path, params.raw)
     finally:
         logger.removeHandler(caplog.handler)
-    assert [r.getMessage() for r in caplog.records if "a.jpg and 1 more" in r.getMessage()]
+    messages = list(dict.fromkeys(record.getMessage() for record in caplog.records))
+    assert [message.split(" in ")[0] for message in messages] == [
+        "a\N{REPLACEMENT CHARACTER}[1m .jpg and 1 more", "photos.zip", "\\xff\\xfe",
+    ]  # fmt: skip
+    assert "unpack" in messages[1] and "rename" in messages[2]
+
+
+def test_a_folder_whose_name_is_not_utf8_is_no_part_and_stops_nothing(tmp_path: Path, params: Params) -> None:
+    folder = os.fsencode(tmp_path / "data/raw") + b"/\xff\xfe"
+    os.makedirs(folder)
+    open(folder + b"/a.jpg", "wb").close()
+    assert list(_planned(tmp_path, params).raw.parts) == ["mannequin", "Bob-s-films", "Bob-s-films-2", "t"]
+
+
+def test_odd_names_of_parts_are_read_back_from_params(tmp_path: Path, params: Params) -> None:
+    """Names that YAML takes for something else than text."""
+    names = {"null", "true", "123", "1e3", "0x10", "on", "1_000", "2026-11-01"}
+    for name in names:
+        (tmp_path / "data/raw" / name).mkdir()
+        (tmp_path / "data/raw" / name / "a.jpg").touch()
+    set_value(tmp_path / "params.yaml", "raw.parts", parts.planned(tmp_path, params.raw).parts)
+    assert names <= set(load(tmp_path / "params.yaml").raw.parts)
+    plain = YAML(typ="safe", pure=True).load(tmp_path / "params.yaml")
+    assert names <= set(plain["raw"]["parts"])  # as DVC reads it
 
 
 @pytest.mark.parametrize(

@@ -161,3 +161,26 @@ def test_an_archive_works_with_local_settings_and_without_the_program_git(
     assert dvc_graph.is_unchanged(workspace, "curate")
     assert "group" in (workspace / ".dvc/config.local").read_text()
     assert ran(workspace) in ([], ["curate"])  # DVC may restore the output from its cache
+
+
+def test_a_file_in_the_place_of_the_state_is_one_sentence(workspace: Path) -> None:
+    shutil.rmtree(workspace / ".contrapposto", ignore_errors=True)
+    (workspace / ".contrapposto").write_text("mine")
+    with pytest.raises(UserError, match="is a file"), workspaces.alone(workspace):
+        pass
+    assert (workspace / ".contrapposto").read_text() == "mine"
+
+
+def test_parameters_behind_a_link_are_written_there(workspace: Path, delivery: Path) -> None:
+    shared = workspace.parent / "shared.yaml"
+    (workspace / "params.yaml").rename(shared)
+    (workspace / "params.yaml").symlink_to(shared)
+    workspaces.prepare(workspace, str(delivery))
+    assert (workspace / "params.yaml").is_symlink() and list(load(shared).raw.parts) == ["pictures"]
+
+
+def test_damaged_settings_of_dvc_are_one_sentence(workspace: Path) -> None:
+    shutil.rmtree(workspace / ".git")
+    (workspace / ".dvc/config.local").write_text("no_scm = true\n")
+    with pytest.raises(UserError, match=r"config\.local cannot be read"):
+        workspaces.prepare(workspace)

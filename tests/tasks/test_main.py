@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -42,11 +43,15 @@ def test_data_errors_keep_their_exit_code_and_bugs_their_traceback(
     def run(params: Params, root: Path, what: str) -> None:
         if what == "data":
             raise DataError("Nobody was found.")
+        if what == "disk":
+            raise OSError(errno.EROFS, "Read-only file system", "data/poses")
         raise ZeroDivisionError
 
     monkeypatch.setattr("tasks.__main__.body", lambda stage: run)
     assert main(["any", "data", "--root", str(root)]) == 3
     assert capsys.readouterr().err == "contrapposto: Nobody was found.\n"
+    assert main(["any", "disk", "--root", str(root)]) == 1
+    assert capsys.readouterr().err == "contrapposto: data/poses cannot be used: Read-only file system.\n"
     with pytest.raises(ZeroDivisionError):
         main(["any", "bug", "--root", str(root)])
 

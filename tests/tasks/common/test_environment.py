@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import dvc.env
@@ -12,7 +13,8 @@ import mlflow.environment_variables
 import pytest
 
 from flows import private_server
-from tasks.common.environment import drop_redirections, without_redirections
+from tasks.common.environment import check_temporary_folder, drop_redirections, without_redirections
+from tasks.common.errors import UserError
 
 PLACES = re.compile(r"_(URI|URL|ENDPOINT|DESTINATION|ROOT|TARGET|HOSTS?|DIR|TOKEN)$")
 AWS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS")
@@ -26,7 +28,8 @@ def mlflow_variables() -> list[str]:
 
 
 def dvc_variables() -> list[str]:
-    return sorted(value for name, value in vars(dvc.env).items() if name.startswith("DVC_"))
+    """Every variable of the installed DVC but the name of an experiment, which is no place."""
+    return sorted({value for name, value in vars(dvc.env).items() if name.startswith("DVC_")} - {"DVC_EXP_NAME"})
 
 
 @pytest.mark.parametrize(
@@ -71,3 +74,16 @@ def test_credentials_and_everything_else_are_kept() -> None:
         "PREFECT__FLOW_RUN_ID": "id",
     }
     assert without_redirections({**kept, "MLFLOW_RUN_ID": "another", "DVC_STUDIO_TOKEN": "x"}) == kept
+
+
+def test_a_temporary_folder_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes make sockets there, whose paths have at most 107 bytes."""
+    monkeypatch.setattr(tempfile, "tempdir", f"/{'x' * 74}")
+    check_temporary_folder()
+    monkeypatch.setattr(tempfile, "tempdir", f"/{'é' * 40}")
+    with pytest.raises(UserError, match="TMPDIR"):
+        check_temporary_folder()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match="TMPDIR"):
+        check_temporary_folder()

@@ -105,3 +105,14 @@ def test_json_is_the_same_bytes_for_the_same_value(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a", float("nan"))
     assert files.read_json(tmp_path / "a") == {"a": "é", "b": 1}
+
+
+def test_a_folder_that_is_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    """Somebody moved an output to a larger disk. It can be replaced again and again."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large/a").write_text("old")
+    (tmp_path / "folder").symlink_to(tmp_path / "large")
+    for _ in range(3):
+        _fill(tmp_path / "folder", "new")
+    assert _content(tmp_path / "folder") == NEW and _content(tmp_path / "large") == {"a": "old"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "large"]

@@ -98,6 +98,42 @@ def test_alternatives_of_a_value_are_not_named_as_keys() -> None:
             parse(changed)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "example.org",
+        "ftp://a",
+        "http://",
+        "http://my host/x",
+        "http://[::1",
+        "http://a:port/",
+        "http://a:99999/",
+        "http://a/\\n",
+    ],
+)
+def test_a_webhook_that_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match=r"notify\.webhook: .* is no address such as"):
+        parse(TEXT.replace("webhook: null", f'webhook: "{address}"', 1))
+
+
+def test_the_services_have_different_ports() -> None:
+    with pytest.raises(UserError, match="services: prefect_port and mlflow_port must differ, both are 5000"):
+        parse(TEXT.replace("prefect_port: 4200", "prefect_port: 5000", 1))
+
+
+def test_a_file_nested_too_deeply_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="nested too deeply"):
+        parse("a: " + "[" * 5000 + "]" * 5000)
+
+
+def test_if_the_file_is_a_link_the_file_behind_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(TEXT)
+    link = tmp_path / "params.yaml"
+    link.symlink_to("shared.yaml")
+    set_value(link, "mannequin.count", 7)
+    assert link.is_symlink() and load(tmp_path / "shared.yaml").mannequin.count == 7
+
+
 def test_exponents_are_numbers_as_dvc_reads_them() -> None:
     assert parse(TEXT.replace("1.0e-3", "1e-3")).poses.learning_rate == 1e-3
 

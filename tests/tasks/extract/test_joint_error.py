@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tasks.common.errors import DataError
 from tasks.common.skeleton import LANDMARKS, LIMBS, MIRROR, torso_length
 from tasks.extract.findings import Kind
 from tasks.extract.joint_error import measure
@@ -99,8 +99,28 @@ def test_without_truth_files_there_is_no_measurement(tmp_path: Path) -> None:
     assert measure(poses(np.zeros((N, 33, 5), np.float32), np.zeros((N, 33, 3), np.float32)), tmp_path) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"names": [], "image": [], "world": []}', '{"names": 3}'])
-def test_a_broken_truth_file_raises_a_data_error(tmp_path: Path, text: str) -> None:
+_IMPOSSIBLE = {"names": list(LANDMARKS), "image": [[0.0, 0.0]] * 33, "world": [[0.0, 0.0, 0.0]] * 33}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"names": [], "image": [], "world": []}', '{"names": 3}', json.dumps(_IMPOSSIBLE),
+        json.dumps(_IMPOSSIBLE).replace("0.0", "NaN"),
+    ],
+)  # fmt: skip
+def test_a_truth_file_that_cannot_be_used_is_named_and_the_others_count(
+    tmp_path: Path, text: str, truth: tuple[np.ndarray, np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program's file may have this name: it does not stop the extraction of its part."""
+    assert measured(tmp_path, truth, *truth)["persons"] == N
     (tmp_path / "0.joints.json").write_text(text)
-    with pytest.raises(DataError, match=r"0\.joints\.json does not hold true joints"):
-        measure(poses(np.zeros((1, 33, 5), np.float32), np.zeros((1, 33, 3), np.float32)), tmp_path)
+    landmarks = np.zeros((N, 33, 5), np.float32)
+    logger = logging.getLogger("tasks.extract.joint_error")
+    logger.addHandler(caplog.handler)
+    try:
+        errors = measure(poses(landmarks, truth[1].astype(np.float32)), tmp_path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert errors is not None and errors["persons"] == N - 1 and all(map(np.isfinite, errors.values()))
+    assert "0.joints.json does not hold true joints" in caplog.text

@@ -43,6 +43,15 @@ def test_malformed_labels_raise_a_user_error(tmp_path: Path, content: bytes) -> 
         scan(tmp_path)
 
 
+def test_another_encoding_is_named_as_the_problem(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"labels\.csv is not UTF-8 text \(line 3\)"):
+        labels_of(tmp_path, "file,category\na,b\nc.png,Übung\n".encode("latin-1"))
+
+
+def test_capital_letters_in_the_names_of_columns_do_not_matter(tmp_path: Path) -> None:
+    assert labels_of(tmp_path, "File,Width,Category\nc.png,3,tree\n").categories == {"c.png": "tree"}
+
+
 @pytest.mark.parametrize("file", ["images\\a.png", "./images/a.png", ".\\images\\a.png", "{folder}/images/a.png"])
 def test_usual_spellings_of_a_path_match(tmp_path: Path, file: str) -> None:
     labels = labels_of(tmp_path, f"file,category\n{file.format(folder=tmp_path)},tree\n")
