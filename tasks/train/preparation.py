@@ -133,7 +133,9 @@ def training_loop(
             examples = model.examples(shards.take(evenly_spaced(len(shards), EVALUATED)))
             evaluated[split] = Examples(data.source.codec.encode(examples.x0), examples.cond)
     held_out_digest = training_data.digest(evaluated["val"]) if "val" in evaluated else "none"
-    fingerprint = run_fingerprint.of(config, data.source.digest, held_out_digest) | dict(more or {})
+    # A student (`more` names its teacher) learns from the steps of a sampler.
+    fingerprint = run_fingerprint.of(config, data.source.digest, held_out_digest, samplers=bool(more))
+    fingerprint |= dict(more or {})
     if data.stills is not None:
         fingerprint["the poses beside clips"] = data.stills.digest()
     evaluator = Evaluator(model, evaluated, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples)

@@ -37,8 +37,9 @@ CODE = (
     "tasks/metrics/*.py",
 )
 
-# Of that code, what only draws samples. It decides the weights if samples do (`keep: distance`, `stop.converged`). A test
-# trains with every recipe and fails if a step or a loss uses it.
+# Of that code, what only draws samples. It decides the weights if samples do (`keep: distance`, `stop.converged`) and if a
+# model learns from the steps of a sampler (distillation). A test trains with every recipe and fails if a step or a loss uses
+# it.
 SAMPLING = (
     "diffusion_core/choices.py",
     "diffusion_core/inverse.py",
@@ -55,8 +56,11 @@ DIGESTS = (EXAMPLES, HELD_OUT, SOURCE_CODE)  # too long to print
 RunFingerprint = dict[str, str]
 
 
-def of(config: Optimisation, examples: str, held_out: str) -> RunFingerprint:
-    """Each parameter of the model as JSON, and digests of the training and held-out examples (given) and of the code."""
+def of(config: Optimisation, examples: str, held_out: str, samplers: bool = False) -> RunFingerprint:
+    """Each parameter of the model as JSON, and digests of the training and held-out examples (given) and of the code.
+
+    `samplers`: whether the training uses the code of samplers even if no samples are compared.
+    """
     parameters = config.model_dump(exclude=LAYOUT)
     if isinstance(config.keep, KeptAverage):
         # The width is chosen when the training has ended. What is trained depends on the averages that are tracked.
@@ -66,7 +70,7 @@ def of(config: Optimisation, examples: str, held_out: str) -> RunFingerprint:
             "snapshot_images": config.snapshot_interval,
         }
     fingerprint = dict(_flat(parameters))
-    code = code_digest(CODE, without=() if config.distance_samples else SAMPLING)
+    code = code_digest(CODE, without=() if samplers or config.distance_samples else SAMPLING)
     digests = {EXAMPLES: examples, HELD_OUT: held_out, SOURCE_CODE: code}
     return fingerprint | digests | {"torch": torch.__version__}
 

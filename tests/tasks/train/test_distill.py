@@ -22,7 +22,7 @@ from tasks.models import modality, sampler
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.sample import stage as sample
-from tasks.train import distill
+from tasks.train import distill, run_fingerprint
 from tasks.train import stage as train
 from tasks.train.loop import TrainingLoop
 from tests.support.workspaces import write_params, write_shards
@@ -55,10 +55,13 @@ def _workspace(root: Path, trained: Path, method: str, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("method", DISTILLATIONS)
-def test_a_student_is_a_model(method: str, trained: Path, tmp_path: Path) -> None:
+def test_a_student_is_a_model(method: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = _workspace(tmp_path, trained, method)
     params = load(root / "params.yaml")
+    digests: list[tuple[str, ...]] = []
+    monkeypatch.setattr(run_fingerprint, "code_digest", lambda code, without: digests.append(without) or "code")
     distill.run(params, root, "poses")
+    assert digests and set(digests) == {()}  # a student learns from the steps of a sampler, whose code counts
     sample.run(params, root, "poses")
     assert np.isfinite(ShardDataset(root / "samples/poses", "samples").poses()).all()
     student = modality.load(root / "artifacts/poses_student", torch.device("cpu"))

@@ -151,23 +151,25 @@ def test_samplers_are_part_of_the_training_only_if_samples_decide(monkeypatch: p
     """A digest of the code in which one file has changed; the loss always counts, the solvers with distances only."""
     plain = load(PROJECT / "params.yaml").poses
     judged = plain.model_copy(update={"distance_samples": 64, "keep": "distance"})
+    # `samplers` is set for students, which learn from the steps of a sampler.
+    trainings = ((plain, False), (judged, False), (plain, True))
     read_bytes = Path.read_bytes
 
     def fingerprints(changed: str) -> list[RunFingerprint]:
         path = PROJECT / changed
         with monkeypatch.context() as patch:
             patch.setattr(Path, "read_bytes", lambda self: read_bytes(self) + (b"#" if self == path else b""))
-            return [run_fingerprint.of(config, "a", "b") for config in (plain, judged)]
+            return [run_fingerprint.of(config, "a", "b", samplers) for config, samplers in trainings]
 
     before = fingerprints("README.md")
     for name, expected in (
-        ("diffusion_core/sampling/solvers.py", [False, True]),
-        ("diffusion_core/choices.py", [False, True]),  # the table of samplers
-        ("diffusion_core/training_choices.py", [True, True]),
-        ("diffusion_core/losses.py", [True, True]),
-        ("diffusion_core/sampling/timesteps.py", [True, True]),  # recipes make their training levels of them
-        ("diffusion_core/guidance.py", [True, True]),  # self-conditioning is there
-        ("diffusion_core/presets.py", [True, True]),
+        ("diffusion_core/sampling/solvers.py", [False, True, True]),
+        ("diffusion_core/choices.py", [False, True, True]),  # the table of samplers
+        ("diffusion_core/training_choices.py", [True] * 3),
+        ("diffusion_core/losses.py", [True] * 3),
+        ("diffusion_core/sampling/timesteps.py", [True] * 3),  # recipes make their training levels of them
+        ("diffusion_core/guidance.py", [True] * 3),  # self-conditioning is there
+        ("diffusion_core/presets.py", [True] * 3),
     ):
         after = fingerprints(name)
         assert [one != other for one, other in zip(before, after, strict=True)] == expected, name
