@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     log.to_stdout()
     environment.drop_redirections()
     try:
-        environment.check_temporary_folder()
+        environment.check()
         app(args=argv, prog_name="contrapposto")
     except UserError as error:
         print(f"contrapposto: {error}", file=sys.stderr)

@@ -44,12 +44,14 @@ def load(root: Path, name: str) -> Preset:
     path = root / FOLDER / f"{name}.yaml"
     text = read_text(path)
     about = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    data: Any = {}
     try:
-        changes = Changes.model_validate(YAML(typ="safe", pure=True).load(text))
+        data = YAML(typ="safe", pure=True).load(text)
+        changes = Changes.model_validate(data)
     except YAMLError as error:
         raise UserError(f"{path} is not valid YAML.") from error
     except ValidationError as error:
-        raise UserError(validation_sentence(dict(error.errors()[0]), str(path))) from error
+        raise UserError(validation_sentence(dict(error.errors()[0]), str(path), data)) from error
     return Preset(name, " ".join(about), values(changes))
 
 

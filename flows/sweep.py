@@ -65,12 +65,14 @@ class Sweep(Section):
 def read(root: Path, file: Path) -> Sweep:
     """The sweep in a file, every experiment of which has valid parameters. Raises UserError that says what is wrong."""
     text = read_text(file)
+    data: Any = {}
     try:
-        sweep = Sweep.model_validate(YAML(typ="safe", pure=True).load(text) or {})
+        data = YAML(typ="safe", pure=True).load(text) or {}
+        sweep = Sweep.model_validate(data)
     except YAMLError as error:
         raise UserError(f"{file.name} is not valid YAML.") from error
     except ValidationError as error:
-        raise UserError(validation_sentence(dict(error.errors()[0]), file.name)) from error
+        raise UserError(validation_sentence(dict(error.errors()[0]), file.name, data)) from error
     before = read_text(root / paths.PARAMS)
     for variation in sweep.variations:
         parse(edit(before, variation), f"{file.name}, {words(variation)}")

@@ -102,7 +102,7 @@ def call(stage: str, arguments: Sequence[str], root: Path) -> int:
     from tasks.config.params import load  # not above: the worker processes of a stage import this module, too
 
     try:
-        environment.check_temporary_folder()
+        environment.check()
         params = load(root / paths.PARAMS)
         run = body(stage)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping
 
@@ -39,8 +40,14 @@ def drop_redirections() -> None:
         del os.environ[name]
 
 
-def check_temporary_folder() -> None:
-    """Raise UserError unless there is a folder for temporary files in which worker processes can make their sockets."""
+def check() -> None:
+    """Raise UserError unless file names are read as UTF-8 and worker processes can make their sockets.
+
+    These are files in the folder for temporary files.
+    """
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        raise UserError(f"This locale reads file names as {encoding}: set PYTHONUTF8=1, or a locale such as C.UTF-8.")
     try:
         folder = tempfile.gettempdir()
     except FileNotFoundError as error:

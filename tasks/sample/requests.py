@@ -91,10 +91,11 @@ class Body(BaseModel):
 
     def request(self) -> Request:
         """The request. Raises ValueError with a sentence if a value is not allowed."""
+        given = {key: value for key, value in self.model_dump().items() if value is not None}
         try:
-            return Request.model_validate({key: value for key, value in self.model_dump().items() if value is not None})
+            return Request.model_validate(given)
         except ValidationError as error:
-            raise ValueError(validation_sentence(dict(error.errors()[0]), "request")) from error
+            raise ValueError(validation_sentence(dict(error.errors()[0]), "request", given)) from error
 
 
 @dataclass(frozen=True)

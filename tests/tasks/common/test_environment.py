@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import mlflow.environment_variables
 import pytest
 
 from flows import private_server
-from tasks.common.environment import check_temporary_folder, drop_redirections, without_redirections
+from tasks.common.environment import check, drop_redirections, without_redirections
 from tasks.common.errors import UserError
 
 PLACES = re.compile(r"_(URI|URL|ENDPOINT|DESTINATION|ROOT|TARGET|HOSTS?|DIR|TOKEN)$")
@@ -79,11 +80,19 @@ def test_credentials_and_everything_else_are_kept() -> None:
 def test_a_temporary_folder_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes make sockets there, whose paths have at most 107 bytes."""
     monkeypatch.setattr(tempfile, "tempdir", f"/{'x' * 74}")
-    check_temporary_folder()
+    check()
     monkeypatch.setattr(tempfile, "tempdir", f"/{'é' * 40}")
     with pytest.raises(UserError, match="TMPDIR"):
-        check_temporary_folder()
+        check()
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="TMPDIR"):
-        check_temporary_folder()
+        check()
+
+
+def test_a_locale_that_reads_file_names_differently_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of UTF-8 files would be other names, and their files refused."""
+    check()
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+    with pytest.raises(UserError, match="PYTHONUTF8=1"):
+        check()
