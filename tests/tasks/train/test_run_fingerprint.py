@@ -116,7 +116,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Params:
 
 @pytest.mark.parametrize("recipe", [name for name, choice in training_choices.RECIPES.items() if not choice.tokens])
 def test_code_that_is_left_out_of_the_fingerprint_takes_no_part_in_training(recipe: str, tiny: Params) -> None:
-    """A step and an evaluation of a self-conditioned model, for every recipe without tokens: the files of the functions that run."""
+    """The files of the functions that run in a step and an evaluation, for every recipe that needs no codec."""
     name = "pictures" if training_choices.RECIPES[recipe].pictures_only else "poses"
     changes = {"recipe": recipe, "self_condition": name == "poses", "conditions": ["category"]}
     config = modality.config_of(tiny, name).model_copy(update=changes)
