@@ -197,7 +197,7 @@ def test_gamma_noise_is_what_sampling_starts_from(shards: Path, tmp_path: Path) 
         ),
         ({"poses__target": "score"}, "poses.target"),
         ({"poses__target": "v"}, "target must be null for recipe edm"),
-        ({"poses__recipe": "sd3", "poses__target": "noise"}, "target must be null or one of x0"),
+        ({"poses__recipe": "sd3", "poses__target": "noise"}, "target must be null or one of velocity"),
         ({"poses__loss": "l3"}, "poses.loss"),
         ({"poses__recipe": "iddpm", "poses__loss": "l1"}, "loss must be null for recipe iddpm"),
         ({"pictures__noise": "cauchy"}, "pictures.noise"),
