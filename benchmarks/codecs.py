@@ -43,7 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def measure(data: Path, changes: dict[str, Any]) -> dict[str, float]:
     """The figures of one codec: those of codec_quality, and the CPU seconds of its training."""
     params = load(ROOT / paths.PARAMS)
-    config = type(params.codec).model_validate({**params.codec.model_dump(), **changes})
+    config = type(params.codec).model_validate({**params.codec.model_dump(), **changes, "ranks": 1})
     changed = params.model_copy(update={"codec": config})
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
