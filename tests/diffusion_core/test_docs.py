@@ -64,7 +64,7 @@ def public(module) -> set[str]:
         (guidance, {"unconditional"}),
         (inverse, {"matrix", "gaussian_posterior", "normal_prior"}),
         (loss_weights, set()),
-        (ema, {"power_gamma", "mix_averages"}),
+        (ema, {"power_gamma", "mix_averages", "post_hoc_error"}),
         (distillation, {"implied_x0"}),
         (timestep_search, {"elbo_cost"}),
         (langevin, {"signal_to_noise", "keep_x"}),

@@ -133,7 +133,7 @@ def test_latent_self_conditioning_is_trained_stored_and_sampled_with(tmp_path: P
     assert len(update) == 2 and all(bool(p.any()) for p in update)  # they start at zero
 
     def samples() -> torch.Tensor:
-        return draw(stored, stored.conditions(["calm", "wild"]), 2, 1.0, 0, torch.arange(2))
+        return draw(stored, stored.conditions(["calm", "wild"]), SamplingChoices(steps=2), 0, torch.arange(2))
 
     twice = samples()
     for parameter in update:

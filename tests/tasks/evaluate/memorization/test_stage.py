@@ -51,7 +51,7 @@ def test_clean_samples_and_copies_are_told_apart(
         top = copied["models"][model]["samples"][:3]
         assert {row["nearest"] for row in top} == {f"train{i:05d}" for i in range(3)}
         assert all(row["listed"] and row["view"] == view for row in top)
-        assert copied["metrics"][f"{model}.copies"] in (3, 4)  # at most one false discovery
+        assert copied["metrics"][f"{model}.copies"] in (3, 4, 5)  # at most two false discoveries
         for figure in (f"{model}_closest.png", f"{model}_ratios.png"):
             with Image.open(tmp_path / "reports/memorization" / figure) as image:
                 assert image.width > 400
