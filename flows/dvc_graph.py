@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from dvc.dependency.param import ParamsDependency, read_param_file
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
@@ -130,6 +131,26 @@ def check_folders(root: Path, folders: Iterable[str]) -> None:
             path = (root / folder).resolve()
             if path.is_relative_to(root.resolve()) and repository.dvcignore.is_ignored_dir(str(path)):
                 raise UserError(f"{path} cannot be the folder of pictures, because .dvcignore excludes it; rename it.")
+
+
+def check_parameters(root: Path) -> None:
+    """Raise UserError if a key that dvc.yaml lists under `params` is missing from params.yaml.
+
+    The typed model has defaults for some of them; DVC has none, and would stop at the first stage that lists the key.
+    """
+    with _repository(root) as repository:
+        listed: dict[str, list[str]] = {}
+        for stage in repository.index.stages:
+            for dependency in stage.deps:
+                if isinstance(dependency, ParamsDependency):
+                    listed.setdefault(dependency.fs_path, []).extend(dependency.params)
+        for path, keys in listed.items():
+            known = read_param_file(repository.fs, path, keys, flatten=True)
+            missing = sorted(set(keys) - set(known))
+            if missing:
+                raise UserError(
+                    f"{Path(path).name}: {', '.join(missing)} must be there, even with the default value: dvc.yaml lists it."
+                )
 
 
 def is_unchanged(root: Path, stage: str) -> bool:

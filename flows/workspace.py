@@ -80,16 +80,19 @@ def prepare(root: Path, raw: str | None = None, changes: Changes | None = None) 
     if not git.has_repository(root):
         _disable_scm(root)
     path = (root / paths.PARAMS).resolve()  # if it is a link, the file behind it is written
-    before = path.read_bytes()
-    if planned.text.encode() != before:
-        files.write_bytes(path, planned.text.encode())
-        try:
+    before, after = path.read_bytes(), planned.text.encode()
+    if after != before:
+        files.write_bytes(path, after)
+    try:
+        if after != before:
             dvc_graph.check_folders(root, planned.params.raw.parts.values())
-        except BaseException:
+        dvc_graph.check_parameters(root)
+    except BaseException:
+        if after != before:
             files.write_bytes(path, before)
-            raise
-        for message in planned.messages:
-            log.info(message)
+        raise
+    for message in planned.messages if after != before else ():
+        log.info(message)
     parts.warn_of_unused(root, planned.params.raw)
     parts.remove_stale(root, planned.params.raw)
     listing.update(root, planned.params.raw)

@@ -9,10 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from diffusion_core import choices
 from tasks import paths
+from tasks.config import addresses
 from tasks.config.sampling import SamplingChoices
 from tasks.config.section import Fraction, Positive, SamplerName, Section, Seed
 
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # of MLflow tracking URIs
+SCHEMES = (*addresses.HTTP, "sqlite", *addresses.SERVERS)  # of MLflow tracking URIs
 
 
 class Sample(SamplingChoices):
@@ -113,6 +114,11 @@ class Tracking(Section):
         scheme, separator, _ = store.partition("://")
         if separator and scheme.partition("+")[0] not in SCHEMES:
             raise ValueError(f"{store!r} is no store of MLflow; its URI begins with one of {', '.join(SCHEMES)}")
+        if separator and not addresses.is_tracking_uri(store):
+            raise ValueError(
+                f"{store!r} names no server, database or file, as in http://127.0.0.1:5000, postgresql://host/mlflow or "
+                "sqlite:////data/mlflow.db"
+            )
         if not separator and not re.fullmatch(r"[^:]+\.(db|sqlite|sqlite3)", store):
             raise ValueError(
                 f"{store!r} is neither a file name that ends in .db, .sqlite or .sqlite3, nor a URI such as "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from tasks.config.addresses import is_web_address
 from tasks.config.sampling import GuidanceOrScale, SamplingChoices
 from tasks.config.section import Positive, Section, Seed
 
@@ -70,13 +70,6 @@ class Notify(Section):
     @field_validator("webhook")
     @classmethod
     def _is_an_address(cls, webhook: str | None) -> str | None:
-        if webhook is None:
-            return None
-        try:
-            parts = urlsplit(webhook)
-            known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-        except ValueError:  # a port that is no number, or brackets that do not match
-            known = False
-        if not known or any(char.isspace() or not char.isprintable() for char in webhook):
+        if webhook is not None and not is_web_address(webhook):
             raise ValueError(f"{webhook!r} is no address such as https://example.org/hook")
         return webhook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from flows import dvc_graph, run_here, services
 from flows import workspace as workspaces
+from flows.param_changes import Changes
 from flows.private_server import Server
 from tasks.common import git
 from tasks.common.errors import UserError
@@ -95,6 +97,20 @@ def test_parameters_that_dvc_does_not_accept_are_taken_back(workspace: Path, del
     before = _state(workspace)
     with pytest.raises(UserError, match="DVC cannot read this workspace"):
         workspaces.prepare(workspace, str(delivery))  # the only part
+    assert _state(workspace) == before
+
+
+@pytest.mark.parametrize("changes", [None, {"poses": {"seed": 3}}])
+def test_a_key_that_dvc_must_see_is_named_before_anything_runs(
+    workspace: Path, changes: dict[str, Any] | None
+) -> None:
+    """The typed model has a default for it; DVC has none."""
+    path = workspace / "params.yaml"
+    path.write_text(re.sub(r"^  min_side: .*\n", "", path.read_text(), flags=re.MULTILINE))
+    assert load(path).extract.min_side
+    before = _state(workspace)
+    with pytest.raises(UserError, match=r"^params\.yaml: extract\.min_side must be there"):
+        workspaces.prepare(workspace, changes=None if changes is None else Changes.model_validate(changes))
     assert _state(workspace) == before
 
 

@@ -17,7 +17,16 @@ from tasks.registry.tracking import Store
 from tests.support.workspaces import write_params
 
 
-@pytest.mark.parametrize("store", ["mlruns", "localhost:5000", "file:mlruns", "file:///tmp/mlruns", "databricks", ""])
+NAME_NOTHING = [
+    "http://", "https:///mlflow", "http://:5000", "http://[::1", "http://host:port", "http://my host", "sqlite://",
+    "sqlite:///", "sqlite:////", "sqlite:///folder/", "sqlite:///:memory:", "sqlite://runs.db", "postgresql://",
+    "postgresql://host", "postgresql+psycopg2://me@host/", "mysql://host:0/mlflow", "file:", "://", "mlflow.db://",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "store", ["mlruns", "localhost:5000", "file:mlruns", "file:///tmp/mlruns", "databricks", "", *NAME_NOTHING]
+)
 def test_settings_that_mlflow_cannot_use_are_refused(tmp_path: Path, store: str) -> None:
     path = write_params(tmp_path, tracking__store=store)
     with pytest.raises(UserError, match=r"tracking\.store"):
@@ -30,8 +39,12 @@ def test_settings_that_mlflow_cannot_use_are_refused(tmp_path: Path, store: str)
         "mlflow.db",
         "state/runs.sqlite",
         "http://127.0.0.1:5000",
+        "https://me:secret@host/mlflow",
+        "http://[::1]:5000",
         "postgresql+psycopg2://me@host/mlflow",
+        "postgresql:///mlflow?host=/var/run/postgresql",
         "sqlite:///x.db",
+        "sqlite:////data/my runs/x.db",
     ],
 )
 def test_settings_that_mlflow_can_use_are_accepted(store: str) -> None:
