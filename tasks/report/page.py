@@ -13,7 +13,7 @@ from tasks.config.params import Params
 from tasks.evaluate.pose_accuracy import NEAR
 from tasks.paths import MODELS
 from tasks.report.html import Card
-from tasks.report.results import Results, counts_in_words, frechet_distance, number
+from tasks.report.results import Results, counts_in_words, fid, frechet_distance, number
 
 JOINT_ERRORS = {  # a measure of extraction's `joint_error` -> words
     "persons": "persons measured",
@@ -90,15 +90,7 @@ def make(params: Params, root: Path, results: Results) -> Page:
         membership_inference=[
             (model, entry["sentence"]) for model, entry in results.membership_inference["models"].items()
         ],
-        metrics=[
-            (f"{stage}{key}" + (f" ({entry['notes'][key]})" if key in entry.get("notes", {}) else ""), number(value))
-            for stage, entry in (
-                ("", results.fidelity),
-                ("pose_accuracy.", results.pose_accuracy),
-                ("", results.codec_quality),
-            )
-            for key, value in sorted(entry["metrics"].items())
-        ],
+        metrics=_metrics(results),
         absent=sorted(results.fidelity["absent"].items()),
         promoted=results.promotion["promote"],
         compared="model_comparison" in results.promotion,
@@ -106,6 +98,20 @@ def make(params: Params, root: Path, results: Results) -> Page:
         promotion_warnings=results.promotion.get("warnings", []),
         lineage=_lineage(params, root),
     )
+
+
+def _metrics(results: Results) -> list[Row]:
+    """All metrics of quality, with the notes on how to read them."""
+    stages = (
+        ("", results.fidelity),
+        ("pose_accuracy.", results.pose_accuracy),
+        ("", results.codec_quality),
+    )
+    return [
+        (f"{stage}{key}" + (f" ({entry['notes'][key]})" if key in entry.get("notes", {}) else ""), number(value))
+        for stage, entry in stages
+        for key, value in sorted(entry["metrics"].items())
+    ]
 
 
 def _style(verdict: str) -> str:
@@ -137,12 +143,14 @@ def _share(metrics: dict[str, float], key: str, label: str) -> list[Card]:
 
 def _cards(results: Results) -> list[Card]:
     distance, references = frechet_distance(results)
+    plain_fid = fid(results)
     accuracy = results.pose_accuracy["metrics"]
     verdicts = {model: results.memorization["models"][model]["verdict"] for model in MODELS}
     return [
         *_share(accuracy, "found", "pictures with a person"),
         *_share(accuracy, WITHIN, f"joints within {NEAR} torso"),
         Card("Frechet pose distance", distance, references),
+        *([] if plain_fid is None else [Card("FID", *plain_fid)]),
         *(Card(f"memorization, {model}", verdict, "", _style(verdict)) for model, verdict in verdicts.items()),
         Card("people kept", str(results.curation["persons_kept"]), f"of {results.extraction['files']} files"),
     ]

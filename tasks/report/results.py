@@ -24,6 +24,8 @@ KEY_FIGURES = {
     "poses.kid_training_data": "fidelity.poses.kernel_pose_distance_floor",
     "pictures.loss": "training.pictures.loss",
     "pictures.fid": "fidelity.pictures.fid",
+    "pictures.fid_training_data": "fidelity.pictures.fid_floor",
+    "pictures.fid_corrected": "fidelity.pictures.fid_corrected",
     "pictures.edge_kid": "fidelity.pictures.edge_kernel_distance",
     "pictures.edge_kid_training_data": "fidelity.pictures.edge_kernel_distance_floor",
     "pictures.pixel_kid": "fidelity.pictures.pixel_kernel_distance",
@@ -99,9 +101,26 @@ def frechet_distance(results: Results) -> tuple[str, str]:
     return number(metrics[name]), "; ".join(references)
 
 
+def fid(results: Results) -> tuple[str, str] | None:
+    """The plain FID, and in words its references and sample sizes; None without the weights of Inception-v3.
+
+    It is the number that papers compare, so it is shown even where it is biased; the words say so.
+    """
+    name = "pictures.fid"
+    metrics = results.fidelity["metrics"]
+    if name not in metrics:
+        return None
+    words = [f"training data {number(metrics[f'{name}_floor'])}"] if f"{name}_floor" in metrics else []
+    corrected, low, high = (metrics.get(f"{name}_corrected{end}") for end in ("", "_low", "_high"))
+    if corrected is not None and low is not None and high is not None:
+        words.append(f"corrected {number(corrected)}, 95% interval {number(low)} to {number(high)}")
+    return number(metrics[name]), "; ".join([*words, results.fidelity["notes"][name]])
+
+
 def summarise(results: Results) -> Summary:
     """The table and the figures of a run."""
     distance, references = frechet_distance(results)
+    plain_fid = fid(results)
     extraction, curation = results.extraction, results.curation
     rejects = {**extraction["rejects"], **curation["gated"]}
     promotion = results.promotion
@@ -113,6 +132,7 @@ def summarise(results: Results) -> Summary:
         ("rejects", counts_in_words(rejects)),
         *((f"training loss, {model}", number(loss)) for model, loss in results.losses.items()),
         ("Frechet pose distance", f"{distance} ({references})" if references else distance),
+        *([] if plain_fid is None else [("FID", f"{plain_fid[0]} ({plain_fid[1]})")]),
         *((f"memorization, {model}", results.memorization["verdicts"][model]) for model in MODELS),
         ("promoted", promoted),
     ]

@@ -101,9 +101,7 @@ def test_parameters_that_dvc_does_not_accept_are_taken_back(workspace: Path, del
 
 
 @pytest.mark.parametrize("changes", [None, {"poses": {"seed": 3}}])
-def test_a_key_that_dvc_must_see_is_named_before_anything_runs(
-    workspace: Path, changes: dict[str, Any] | None
-) -> None:
+def test_a_key_that_dvc_must_see_is_named_before_anything_runs(workspace: Path, changes: dict[str, Any] | None) -> None:
     """The typed model has a default for it; DVC has none."""
     path = workspace / "params.yaml"
     path.write_text(re.sub(r"^  min_side: .*\n", "", path.read_text(), flags=re.MULTILINE))

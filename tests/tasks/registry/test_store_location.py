@@ -16,7 +16,6 @@ from tasks.registry import model_registry, store_location
 from tasks.registry.tracking import Store
 from tests.support.workspaces import write_params
 
-
 NAME_NOTHING = [
     "http://", "https:///mlflow", "http://:5000", "http://[::1", "http://host:port", "http://my host", "sqlite://",
     "sqlite:///", "sqlite:////", "sqlite:///folder/", "sqlite:///:memory:", "sqlite://runs.db", "postgresql://",

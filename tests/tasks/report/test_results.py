@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tasks.report import results
+from tasks.paths import MODELS
+from tasks.report import page, results
 from tasks.report.results import Results
 
 
@@ -53,3 +54,30 @@ def test_a_missing_distance_is_absent_with_its_reason() -> None:
     run = measured(fidelity={"metrics": {}, "absent": {"poses": "there are no held-out poses."}})
     assert dict(results.summarise(run).rows)["Frechet pose distance"] == "absent (there are no held-out poses.)"
     assert "poses.frechet_distance" not in results.key_figures(run, results.summarise(run).metrics)
+
+
+PLAIN = {"pictures.fid": 61.25, "pictures.fid_floor": 48.5}
+CORRECTED = {"pictures.fid_corrected": 20.0, "pictures.fid_corrected_low": 15.0, "pictures.fid_corrected_high": 25.0}
+NOTE = "plain value of 24 and 22 pictures, biased upwards when they are few"
+
+
+@pytest.mark.parametrize("corrected", [{}, CORRECTED])
+def test_the_plain_fid_is_shown_with_its_floor_its_sizes_and_its_bias(corrected: dict[str, float]) -> None:
+    run = measured(fidelity={"metrics": {**PLAIN, **corrected}, "notes": {"pictures.fid": NOTE}, "absent": {}})
+    run.memorization["models"] = {model: {"verdict": "CLEAN"} for model in MODELS}
+    summary = results.summarise(run)
+    row = dict(summary.rows)["FID"]
+    assert row.startswith("61.25 (training data 48.5") and NOTE in row
+    assert ("corrected 20, 95% interval 15 to 25" in row) == bool(corrected)
+    assert summary.metrics["fidelity.pictures.fid"] == 61.25
+    figures = results.key_figures(run, summary.metrics)
+    assert (figures["pictures.fid"], figures["pictures.fid_training_data"]) == (61.25, 48.5)
+    (card,) = [card for card in page._cards(run) if card.label == "FID"]
+    assert card.value == "61.25" and "48.5" in card.note and NOTE in card.note
+    assert (f"pictures.fid ({NOTE})", "61.25") in page._metrics(run)
+
+
+def test_without_the_weights_of_inception_there_is_no_fid() -> None:
+    run = measured()
+    run.memorization["models"] = {model: {"verdict": "CLEAN"} for model in MODELS}
+    assert "FID" not in dict(results.summarise(run).rows) and "FID" not in [card.label for card in page._cards(run)]
