@@ -16,8 +16,8 @@ import typer
 
 from flows import cli_tasks
 from tasks import paths
-from tasks.common import environment, log
-from tasks.common.errors import UserError, in_words
+from tasks.common import command
+from tasks.common.errors import UserError
 
 FLOWS, SERVICES, INFORMATION = "Flows", "Services", "Data and information"
 
@@ -237,23 +237,15 @@ app.registered_commands += cli_tasks.commands.registered_commands
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    log.to_stdout()
-    environment.drop_redirections()
-    try:
-        environment.check()
-        app(args=argv, prog_name="contrapposto")
-    except UserError as error:
-        print(f"contrapposto: {error}", file=sys.stderr)
-        return error.code
-    except OSError as error:
-        sentence = in_words(error)
-        if sentence is None:
-            raise
-        print(f"contrapposto: {sentence}", file=sys.stderr)
-        return 1
-    except SystemExit as end:  # typer ends every command with it
-        return end.code if isinstance(end.code, int) else 1
-    return 0
+
+    def work() -> int:
+        try:
+            app(args=argv, prog_name="contrapposto")
+        except SystemExit as end:  # typer ends every command with it
+            return end.code if isinstance(end.code, int) else 1
+        return 0
+
+    return command.run(work)
 
 
 if __name__ == "__main__":

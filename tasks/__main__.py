@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 
 from tasks import paths
-from tasks.common import environment, log
-from tasks.common.errors import UserError, in_words
+from tasks.common import command
+from tasks.common.errors import UserError
 
 # DVC runs these: the stages of dvc.yaml.
 STAGES = {
@@ -85,15 +85,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("stage", help="the stage or command")
     parser.add_argument("arguments", nargs="*", help="its own arguments, such as a model's name")
-    parser.add_argument("--root", type=Path, default=Path.cwd(), help="the workspace (default: the current folder)")
+    parser.add_argument("--root", type=Path, help="the workspace (default: the current folder)")
     options = parser.parse_args(argv)
     return call(options.stage, options.arguments, options.root)
 
 
-def call(stage: str, arguments: Sequence[str], root: Path) -> int:
-    """Run one stage or command in this process; returns the exit code."""
-    log.to_stdout()
-    environment.drop_redirections()
+def call(stage: str, arguments: Sequence[str], root: Path | None) -> int:
+    """Run one stage or command in this process; returns the exit code. `root`: the workspace; None: the current folder."""
     os.environ.setdefault("WDS_SECURE", "1")  # webdataset must never unpickle
     os.environ.setdefault("DO_NOT_TRACK", "true")
     # torch's threads spin while they wait: with the default count training is ten times slower on a busy machine.
@@ -101,27 +99,18 @@ def call(stage: str, arguments: Sequence[str], root: Path) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     from tasks.config.params import load  # not above: the worker processes of a stage import this module, too
 
-    try:
-        environment.check()
-        params = load(root / paths.PARAMS)
+    def work() -> int:
+        workspace = command.current_folder() if root is None else root
+        params = load(workspace / paths.PARAMS)
         run = body(stage)
         try:
-            inspect.signature(run).bind(params, root, *arguments)
+            inspect.signature(run).bind(params, workspace, *arguments)
         except TypeError as error:
             raise UserError(f"Stage {stage}: {error}.") from error
-        run(params, root, *arguments)
-    except UserError as error:
-        print(f"contrapposto: {error}", file=sys.stderr)
-        return error.code
-    except OSError as error:
-        sentence = in_words(error)
-        if sentence is None:
-            raise
-        print(f"contrapposto: {sentence}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        run(params, workspace, *arguments)
+        return 0
+
+    return command.run(work, root)
 
 
 if __name__ == "__main__":

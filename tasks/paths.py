@@ -60,6 +60,7 @@ DATASET_HISTORY = STATE / "datasets.json"
 SEEN_DATA = STATE / "seen.json"
 PREFECT = STATE / "prefect"
 SERVICES = STATE / "services"
+HOME = STATE / "home"  # for users without a home folder
 
 # Files inside those folders that several packages read.
 MODEL_FILE = "model.safetensors"

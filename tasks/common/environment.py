@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import sys
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
+from tasks import paths
 from tasks.common.errors import UserError
 
 # Every variable of these programs is dropped, also those of their future versions, except the ones in KEPT. Files such as
@@ -38,6 +41,26 @@ def drop_redirections() -> None:
     """Remove those variables from this process's environment, and so from its children's."""
     for name in set(os.environ) - set(without_redirections(os.environ)):
         del os.environ[name]
+
+
+def provide_home(root: Path) -> None:
+    """If there is no home folder that can be written, let this process and its children use one in the state of the workspace.
+
+    DVC, Prefect, matplotlib and torch keep settings and caches there, and some of them ask for the user's name; containers and
+    system users often have neither. Raises UserError if `root` is no workspace.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("LOGNAME", str(os.getuid()))
+    home = os.environ.get("HOME", os.path.expanduser("~"))
+    if os.path.isabs(home) and os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
+        return
+    if not (root / paths.PARAMS).is_file():
+        raise UserError(f"There is no home folder that can be written ({home}); set HOME to one.")
+    substitute = (root / paths.HOME).absolute()
+    substitute.mkdir(parents=True, exist_ok=True)
+    os.environ["HOME"] = str(substitute)
 
 
 def check() -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tasks import paths
-from tasks.common import ports
+from tasks.common import command, ports
 from tasks.common.environment import without_redirections
 from tasks.common.errors import UserError
 from tasks.config.params import Params, Tracking, load
@@ -64,11 +64,7 @@ def serve(params: Params, root: Path) -> int:
 
 def main() -> int:
     """Serve the page of the workspace in the current folder; returns the exit code."""
-    try:
-        return serve(load(paths.PARAMS), Path.cwd())
-    except UserError as error:
-        print(f"contrapposto: {error}", file=sys.stderr)
-        return error.code
+    return command.run(lambda: serve(load(paths.PARAMS), Path.cwd()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""What every command of this project does around its work: the environment, messages, and errors as one line."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks.common import environment, log
+from tasks.common.errors import UserError, in_words
+
+INTERRUPTED, NO_READER = 130, 141  # exit codes: 128 + SIGINT, 128 + SIGPIPE
+
+
+def run(work: Callable[[], int], root: Path | None = None) -> int:
+    """Do the work of a command in a workspace (None: the current folder); returns its exit code.
+
+    A problem that the user can fix ends as one line `contrapposto: <sentence>` on stderr and an exit code (2: parameters or
+    command line, 3: data, 1: the machine); a bug keeps its traceback. If the reader of the output has gone, as in
+    `contrapposto methods | head -1`, the command ends without a word.
+    """
+    log.to_stdout()
+    environment.drop_redirections()
+    try:
+        environment.provide_home(current_folder() if root is None else root)
+        environment.check()
+        code = work()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"contrapposto: {error}", file=sys.stderr)
+        return error.code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            return NO_READER
+        sentence = in_words(error)
+        if sentence is None:
+            raise
+        print(f"contrapposto: {sentence}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def current_folder() -> Path:
+    """The current folder. Raises UserError if it has been deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("The current folder no longer exists; change to another one.") from error
+
+
+def _has_no_reader() -> bool:
+    """Whether stdout is a pipe that nobody reads any more; if so, what is still buffered goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
