@@ -47,7 +47,8 @@ def folder(tmp_path: Path) -> Path:
 
 def _usable(folder: Path) -> bool:
     python = folder / ".venv/bin/python"
-    return subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
+    code = "import pip, sys; sys.exit(sys.version_info < (3, 11))"
+    return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
 
 
 def test_an_old_python_is_refused_and_its_environment_is_replaced(folder: Path, tmp_path: Path) -> None:
