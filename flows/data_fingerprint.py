@@ -64,7 +64,10 @@ def remember(root: Path, known: Fingerprint) -> None:
 
 
 def arrived(root: Path, now: Fingerprint) -> list[str]:
-    """The folders that are new, gone or changed since the last pipeline run. Empty before the first run."""
+    """The folders that are new, gone or changed since the last pipeline run. Empty before the first run.
+
+    Raises DamagedFile if the record of that run cannot be read.
+    """
     if not _record(root).is_file():
         return []
     known: Fingerprint = files.read_json(_record(root))

@@ -125,7 +125,12 @@ def _record(root: Path, name: str) -> Path:
 def _running(root: Path, name: str) -> psutil.Process | None:
     """The service's process, if it is the one that was started here and still runs."""
     record = _record(root, name)
-    return process.find(files.read_json(record).get("process", "")) if record.is_file() else None
+    if not record.is_file():
+        return None
+    try:
+        return process.find(files.read_json(record)["process"])
+    except (files.DamagedFile, KeyError, TypeError):
+        return None  # after a power failure, which has ended the process too
 
 
 def running(root: Path) -> list[str]:

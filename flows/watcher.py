@@ -16,7 +16,7 @@ from prefect.events import emit_event
 from flows import data_fingerprint, workspace
 from flows.data_fingerprint import Fingerprint
 from tasks import paths
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, in_words
 from tasks.common.log import to_stdout
 from tasks.config.params import Params, load
 
@@ -54,7 +54,8 @@ def announce(root: Path, folders: list[str]) -> None:
 
 
 def main() -> int:
-    """Watch the current folder until stopped. A fault in params.yaml is printed, and the watch goes on."""
+    """Watch the current folder until stopped. A fault in params.yaml, in the state or of the disk is printed, and the watch
+    goes on."""
     to_stdout()
     root = Path.cwd()
     watch = Watch()
@@ -66,6 +67,8 @@ def main() -> int:
             folders = watch.look(params, root)
         except UserError as error:
             log.error(f"contrapposto: {error}")
+        except OSError as error:  # a full disk, or a folder that is not mounted for a while
+            log.error(f"contrapposto: {in_words(error) or error}")
         else:
             if folders:
                 announce(root, folders)

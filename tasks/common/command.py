@@ -8,9 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tasks import paths
 from tasks.common import environment, log
 from tasks.common.errors import UserError, in_words
 
+MADE_BY_STAGES = (
+    paths.LISTINGS, paths.POSES, paths.DATASET, paths.SHARDS, paths.ANIMATION, paths.CLIPS, paths.ARTIFACTS, paths.SAMPLES,
+    paths.REPORTS,
+)  # fmt: skip
 INTERRUPTED, NO_READER = 130, 141  # exit codes: 128 + SIGINT, 128 + SIGPIPE
 
 
@@ -35,11 +40,13 @@ def run(work: Callable[[], int], root: Path | None = None) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
             return NO_READER
-        sentence = in_words(error)
+        sentence, code = in_words(error), 1
+        if sentence is None:
+            sentence, code = _missing_output(error), 3
         if sentence is None:
             raise
         print(f"contrapposto: {sentence}", file=sys.stderr)
-        return 1
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -50,6 +57,16 @@ def current_folder() -> Path:
         return Path.cwd()
     except FileNotFoundError as error:
         raise UserError("The current folder no longer exists; change to another one.") from error
+
+
+def _missing_output(error: OSError) -> str | None:
+    """The sentence for a missing file that another stage makes; None for any other error."""
+    if not isinstance(error, FileNotFoundError) or error.filename is None:
+        return None
+    path = os.fsdecode(error.filename)
+    if not any(f"{os.sep}{folder}{os.sep}" in f"{os.sep}{path}" for folder in MADE_BY_STAGES):
+        return None
+    return f"{path} does not exist: the stages before this one have not run here; `dvc repro` runs them in order."
 
 
 def _has_no_reader() -> bool:

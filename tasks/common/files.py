@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tasks.common.errors import DataError
+from tasks.common.text import one_line
 
 
 def _temporary(path: Path, suffix: str = "") -> Path:
@@ -92,6 +96,20 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, text.encode() + b"\n")
 
 
+class DamagedFile(DataError, ValueError):
+    """A file that this project wrote cannot be understood, for example after a power failure."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise DamagedFile instead of what libraries raise when the bytes in `path` are not what should be there."""
+    try:
+        yield
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DamagedFile(f"{path} is damaged ({one_line(str(error))}); remove it and run again.") from error
+
+
 def read_json(path: Path) -> Any:
-    """The JSON in a file."""
-    return json.loads(path.read_bytes())
+    """The JSON in a file. Raises DamagedFile if it is none."""
+    with reading(path):
+        return json.loads(path.read_bytes())

@@ -150,7 +150,9 @@ def tracks(params: Params, root: Path, refused: Counter[str]) -> Iterator[Track]
 
 def _animated(root: Path) -> Iterator[Track]:
     folder = root / paths.ANIMATION
-    joints, about = np.load(folder / "joints.npy", mmap_mode="r"), files.read_json(folder / "clips.json")
+    with files.reading(folder / "joints.npy"):
+        joints = np.load(folder / "joints.npy", mmap_mode="r")
+    about = files.read_json(folder / "clips.json")
     for i, clip in enumerate(about["clips"]):
         times = np.arange(joints.shape[1]) / about["rate"]
         poses = np.asarray(joints[i], np.float64)

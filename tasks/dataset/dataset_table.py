@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.common import tables
+
 PERSONS, GATED = "persons.parquet", "gated.parquet"
 SPLITS = ("train", "val", "test")
 
@@ -116,8 +118,8 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 def read(folder: Path) -> Persons:
-    """The kept persons."""
-    table = pq.read_table(folder / PERSONS)
+    """The kept persons. Raises DataError as `tables.read` does."""
+    table = tables.read(folder / PERSONS, _PERSONS, "curate")
     n = len(table)
     return Persons(
         **{name: table[name].to_pylist() for name in _TEXTS},
@@ -129,6 +131,6 @@ def read(folder: Path) -> Persons:
 
 
 def read_gated(folder: Path) -> list[Gated]:
-    """The persons that were found and not kept."""
-    rows = pq.read_table(folder / GATED).to_pylist()
+    """The persons that were found and not kept. Raises DataError as `tables.read` does."""
+    rows = tables.read(folder / GATED, _GATED, "curate").to_pylist()
     return [Gated(**{**row, "reason": Gate(row["reason"])}) for row in rows]

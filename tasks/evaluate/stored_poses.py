@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks import paths
+from tasks.common import files
 from tasks.common.errors import DataError
 
 FILE = "read.npz"
@@ -25,5 +26,5 @@ def read(root: Path) -> tuple[list[str], np.ndarray]:
     path = root / paths.POSE_ACCURACY / FILE
     if not path.is_file():
         raise DataError(f"{path} does not exist: the pose_accuracy stage writes it.")
-    with np.load(path, allow_pickle=False) as arrays:
+    with files.reading(path), np.load(path, allow_pickle=False) as arrays:
         return [str(key) for key in arrays["key"]], arrays["pose"]

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.common.errors import UserError
+from tasks.common import tables
 from tasks.common.skeleton import LIMBS
 from tasks.common.thumbnail import SIDE
 from tasks.extract import perceptual_hash
@@ -203,8 +203,8 @@ class Writer:
 
 
 def read_poses(folder: Path) -> Poses:
-    """The persons of a part. Raises UserError if the file is missing or has other columns."""
-    table = _read(folder / POSES, _POSES_SCHEMA)
+    """The persons of a part. Raises DataError as `tables.read` does."""
+    table = tables.read(folder / POSES, _POSES_SCHEMA, "extract")
 
     def array(name: str) -> np.ndarray:
         field, column = table.schema.field(name), table[name].combine_chunks()
@@ -224,8 +224,8 @@ def read_poses(folder: Path) -> Poses:
 
 
 def read_rejects(folder: Path) -> list[Reject]:
-    """The refused files and frames of a part. Raises UserError if the file is missing or has other columns."""
-    rows = _read(folder / REJECTS, _REJECTS_SCHEMA).to_pylist()
+    """The refused files and frames of a part. Raises DataError as `tables.read` does."""
+    rows = tables.read(folder / REJECTS, _REJECTS_SCHEMA, "extract").to_pylist()
     return [Reject(**{**row, "reason": Reason(row["reason"])}) for row in rows]
 
 
@@ -259,12 +259,3 @@ def _pose_table(poses: list[Pose]) -> pa.Table:
 
 def _open(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["category"], write_statistics=False)
-
-
-def _read(path: Path, schema: pa.Schema) -> pa.Table:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; run the extract stage first.")
-    table = pq.ParquetFile(path).read()  # pq.read_table would import half of pyarrow for datasets
-    if not table.schema.equals(schema):
-        raise UserError(f"{path} was written by another version (its columns differ); run the extract stage again.")
-    return table

@@ -47,5 +47,5 @@ def cached(
         arrays = extract(blocks, compute, name)
         with files.new_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-    with np.load(path, allow_pickle=False) as stored:
+    with files.reading(path), np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}

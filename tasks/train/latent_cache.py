@@ -45,7 +45,8 @@ def latents(
     if not path.is_file():
         path = path.with_name(f"{path.stem}-rank{rank}.npy")
         _write(path, codec, pictures, count, device)
-    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    with files.reading(path):
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
 def _write(path: Path, codec: Latent, pictures: Callable[[Tensor], Tensor], count: int, device: torch.device) -> None:

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,15 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from tasks.common import machine, process
-from tasks.common.errors import UserError
+from tasks.common import files, machine, process
+from tasks.common.errors import UserError, in_words
 from tasks.config.optimisation import Optimisation
 
 PER_RANK = 16  # images: with fewer a process waits for the others more than it computes
 SHORT = 10_000  # images
 
 GRACE_SECONDS = 20.0  # for the ranks to save their state after SIGTERM
+REPORTS = "CONTRAPPOSTO_RANK_REPORTS"  # environment variable of a rank: the folder for what has stopped it
 STOPPED = 75  # exit code: asked to stop, the state was saved, run again to resume (sysexits.h: EX_TEMPFAIL)
 
 
@@ -74,28 +76,52 @@ def device() -> Iterator[torch.device]:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # no code reads such memory
     try:
         yield join()
+    except (UserError, OSError) as error:
+        _report(error)
+        raise
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _report(error: UserError | OSError) -> None:
+    """Leave what stops this rank to the process that started torchrun, and end.
+
+    torchrun tells only that a rank has failed. Does nothing outside torchrun, and for an error that is a fault of the program.
+    """
+    sentence = str(error) if isinstance(error, UserError) else in_words(error)
+    folder = os.environ.get(REPORTS)
+    if not under_torchrun() or folder is None or sentence is None:
+        return
+    code = error.code if isinstance(error, UserError) else 1
+    files.write_json(Path(folder) / f"{os.environ['RANK']}.json", {"sentence": sentence, "code": code})
+    raise SystemExit(code) from error
 
 
 def torchrun(arguments: Sequence[str], ranks: int, cwd: Path) -> None:
     """Run `python -m ARGUMENTS` in `ranks` processes of this machine and wait for them.
 
     When this function is left by an exception (SystemExit on SIGTERM, KeyboardInterrupt), and even when this process is killed,
-    all ranks get SIGTERM, save their state and end; what is left after 20 s is killed. Raises UserError if the ranks fail.
+    all ranks get SIGTERM, save their state and end; what is left after 20 s is killed. Raises UserError if a rank fails, with
+    the sentence and the exit code of its own if it has one.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
+    command = [sys.executable, "-m", "tasks.train.torchrun", "--standalone", "--max-restarts", "0"]
     command += ["--nproc-per-node", str(ranks), "-m", *arguments]
     threads = max(1, machine.cores() // ranks)
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    guard = process.start(command, cwd, environment, output=None, grace=GRACE_SECONDS)
-    try:
-        code = guard.wait()
-    except SystemExit as error:
-        killed = process.stop(guard) == 128 + signal.SIGKILL
-        raise SystemExit(error.code if killed else STOPPED) from None
-    finally:
-        process.stop(guard)
+    with tempfile.TemporaryDirectory() as reports:
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), REPORTS: reports,
+        }  # fmt: skip
+        guard = process.start(command, cwd, environment, output=None, grace=GRACE_SECONDS)
+        try:
+            code = guard.wait()
+        except SystemExit as error:
+            killed = process.stop(guard) == 128 + signal.SIGKILL
+            raise SystemExit(error.code if killed else STOPPED) from None
+        finally:
+            process.stop(guard)
+        for report in sorted(Path(reports).glob("*.json")):
+            told = files.read_json(report)
+            raise UserError(told["sentence"], told["code"])
     if code:
         raise UserError(f"Training in {ranks} processes stopped with exit code {code}; run it again to resume.", code=1)

@@ -77,7 +77,8 @@ def test_a_command_of_a_user_without_a_home_works(workspace: Path) -> None:
 def test_a_current_folder_that_was_deleted_is_one_sentence(tmp_path: Path, module: list[str]) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
-    code = f"import os, runpy, sys; os.rmdir(os.getcwd()); sys.argv = {module!r}; runpy.run_module({module[0]!r}, run_name='__main__')"
+    run = f"sys.argv = {module!r}; runpy.run_module({module[0]!r}, run_name='__main__')"
+    code = f"import os, runpy, sys; os.rmdir(os.getcwd()); {run}"
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=gone, env=environment, capture_output=True, text=True)
     assert done.returncode == 2

@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tasks.common import files
+from tasks.common import files, tables
+from tasks.common.errors import DataError
 from tests.support.project import PROJECT
 
 # Replaces the folder and dies before the n-th change of the file system that follows the writing.
@@ -116,3 +120,31 @@ def test_a_folder_that_is_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path
         _fill(tmp_path / "folder", "new")
     assert _content(tmp_path / "folder") == NEW and _content(tmp_path / "large") == {"a": "old"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "large"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{", bytes(64)])
+def test_a_damaged_file_of_json_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "seen.json"
+    path.write_bytes(content)
+    with pytest.raises(files.DamagedFile, match=r"seen\.json is damaged") as caught:
+        files.read_json(path)
+    assert caught.value.code == 3 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x93NUMPY\x01", bytes(64)])
+def test_a_damaged_file_of_arrays_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "read.npz"
+    path.write_bytes(content)
+    with pytest.raises(files.DamagedFile, match=r"read\.npz is damaged"), files.reading(path):
+        np.load(path, allow_pickle=False)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1" + bytes(40), "other columns"])
+def test_a_table_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | str | None) -> None:
+    path, schema = tmp_path / "persons.parquet", pa.schema([("key", pa.string())])
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        pq.write_table(pa.table({"name": ["a"]}), path)
+    with pytest.raises(DataError, match=r"persons\.parquet (does not exist|is damaged|was written)"):
+        tables.read(path, schema, "curate")
