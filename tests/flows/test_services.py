@@ -16,7 +16,8 @@ import pytest
 
 from flows import private_server, services
 from flows.services import Service
-from tasks.common import process
+from tasks import paths
+from tasks.common import files, process
 from tasks.common.errors import UserError
 from tasks.config.params import Params, load, set_value
 from tests.support.dvc_project import ran, set_command
@@ -60,6 +61,17 @@ def test_up_starts_once_and_down_stops(page: tuple[Params, Path], capsys: pytest
     services.down(root)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.split()[0] == "prefect" and last.endswith("was down")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_damaged_record_is_that_of_no_process(page: tuple[Params, Path], content: str) -> None:
+    """As a power failure may leave it."""
+    params, root = page
+    record = root / paths.SERVICES / "mlflow.json"
+    files.write_bytes(record, content.encode())
+    assert _states(params, root) == {"mlflow": "down"}
+    services.down(root)
+    assert not record.exists()
 
 
 def test_a_process_that_reuses_a_pid_is_never_killed(page: tuple[Params, Path]) -> None:
