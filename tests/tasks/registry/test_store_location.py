@@ -19,7 +19,7 @@ from tests.support.workspaces import write_params
 NAME_NOTHING = [
     "http://", "https:///mlflow", "http://:5000", "http://[::1", "http://host:port", "http://my host", "sqlite://",
     "sqlite:///", "sqlite:////", "sqlite:///folder/", "sqlite:///:memory:", "sqlite://runs.db", "postgresql://",
-    "postgresql://host", "postgresql+psycopg2://me@host/", "mysql://host:0/mlflow", "file:", "://", "mlflow.db://",
+    "postgresql://host", "postgresql+psycopg2://me@host/", "mysql://host:0/mlflow", "file:", "mlflow.db://",
 ]  # fmt: skip
 
 
