@@ -158,6 +158,12 @@ def clips() -> None:
     _call_stage("clips")
 
 
+@stages.command(name="clips_card")
+def clips_card() -> None:
+    """Describe the clips of motion on one page."""
+    _call_stage("clips_card")
+
+
 @stages.command(name="sample_motion")
 def sample_motion() -> None:
     """Draw new motion, and motion that continues or follows what is given."""
@@ -229,9 +235,13 @@ def forget(keys: Annotated[list[str], typer.Argument(help="Keys of persons, as i
 
 
 @commands.command(rich_help_panel=PANEL)
-def rollback() -> None:
+def rollback(
+    model: Annotated[
+        Literal["motion"] | None, typer.Argument(help="The model of motion; without it those of poses and pictures.")
+    ] = None,
+) -> None:
     """Exchange the champion and the previous champion."""
-    _call("rollback")
+    _call("rollback", model)
 
 
 @commands.command(name="video-distance", rich_help_panel=PANEL)

@@ -38,7 +38,7 @@ def train_motion(raw: Raw | None = None, changes: Changes | None = None) -> Stat
 
     `raw` and `changes` as in `train_poses`.
     """
-    targets = tuple(f"{stage}@{MOTION}" for stage in ("promote_motion", "motion_page"))
+    targets = tuple(f"{stage}@{MOTION}" for stage in ("clips_card", "promote_motion", "motion_page"))
     return walk(targets, raw, Changes.model_validate(_given(changes)))
 
 

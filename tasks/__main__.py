@@ -41,6 +41,7 @@ STAGES = {
     "report": "tasks.report.stage",
     "animate": "tasks.synthetic.animate",
     "clips": "tasks.dataset.clips",
+    "clips_card": "tasks.report.clips_card",
     "sample_motion": "tasks.sample.motion",
     "motion_quality": "tasks.evaluate.motion_quality",
     "promote_motion": "tasks.registry.promote_motion",

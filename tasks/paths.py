@@ -34,6 +34,7 @@ PROMOTE = REPORTS / "promote"
 MOTION_QUALITY = REPORTS / "motion_quality"
 PROMOTE_MOTION = REPORTS / "promote_motion"
 MOTION_PAGE = REPORTS / "motion.html"
+CLIPS_CARD = REPORTS / "clips.html"  # of the clips of motion
 SUMMARY = REPORTS / "summary"
 REPORT = REPORTS / "report.html"
 

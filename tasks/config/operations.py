@@ -45,16 +45,23 @@ class Retrain(Section):
 
 
 class Generate(SamplingChoices):
-    """Samples on demand. Only those that show the requested pose are kept.
+    """Samples on demand: pictures, of which only those that show the requested pose are kept, or motion.
 
-    Sampler, steps and timesteps are those of both models; guidance and start are those of the picture model.
+    Sampler, steps and timesteps are those of poses and pictures; guidance and start are those of the picture model. Motion is
+    sampled as `motion.sample` says.
     """
+
+    kind: Literal["picture", "motion"] = "picture"
 
     alias: Literal["champion", "challenger", "previous"] = "champion"  # of the registered models
     count: Positive = 64  # samples to keep
     category: str | None = None  # null: all in turn
     # Joint name -> x, y, z (hips at the origin, torso 1 long, y down). Joints that are not given are sampled; null: all.
+    # Of motion it is the pose in the first frame.
     pose: dict[str, list[float]] | None = None
+    # Of motion, the velocity of the hips: x, y, z in torso lengths per second; null: sampled.
+    velocity: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
+    seconds: float | None = Field(default=None, gt=0, le=60)  # of motion; null: as long as a training clip
     guidance: GuidanceOrScale = 2.0  # of the pictures; 1: none
     seed: Seed = 0
     near: float = Field(default=0.25, gt=0)  # torso lengths in the image plane: a joint this near is correct

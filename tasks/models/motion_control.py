@@ -34,35 +34,36 @@ class Plan(NamedTuple):
     seed: int = 0
 
 
-def given(model: Model, clips: np.ndarray, cond: Cond, ids: Tensor, plan: Plan) -> np.ndarray:
-    """Clips `[n, frames, 33, 3]` that continue what is given; NaN where the model fills in, in the same places of all clips.
+def given(model: Model, known: np.ndarray, cond: Cond, ids: Tensor, plan: Plan) -> np.ndarray:
+    """Clips `[n, frames, 33, 3]` that continue what is given. Given numbers are exact in the result.
 
-    A joint is given relative to the middle of the hips, both hips together also give their place. Given numbers are exact in
-    the result. Raises DataError if the result is not finite.
+    `known` `[n, frames, 33, 3]` are features (`tasks.common.motion.features`) with NaN where the model fills in, in the same
+    places of all clips: `frames_given` and `joints_given` make them. Raises DataError if the result is not finite.
     """
-    known = torch.from_numpy(motion.features(clips))
-    mask = known[0].isfinite()
-    y = model.codec.encode(known.double())[:, mask]
-    values = _sampled(model, inverse.inpaint(mask), y, cond, ids, plan)
-    return motion.from_features(torch.where(mask, known.float(), values).numpy())
+    values = torch.from_numpy(known)
+    mask = values[0].isfinite()
+    y = model.codec.encode(values.double())[:, mask]
+    sampled = _sampled(model, inverse.inpaint(mask), y, cond, ids, plan)
+    return motion.from_features(torch.where(mask, values.float(), sampled).numpy())
 
 
 def frames_given(clips: np.ndarray, frames: list[int]) -> np.ndarray:
-    """The clips with NaN in all other frames: a beginning to continue, or a first and a last pose to connect."""
-    out = np.full_like(clips, np.nan)
-    out[:, frames] = clips[:, frames]
-    return out
+    """What is known if these frames are given: a beginning to continue, or a first and a last pose to connect."""
+    known = motion.features(clips)
+    known[:, [frame for frame in range(clips.shape[1]) if frame not in frames]] = np.nan
+    return known
 
 
 def joints_given(clips: np.ndarray, joints: list[int]) -> np.ndarray:
-    """Clips in which only these joints are given, relative to the hips: of the features all others are NaN.
+    """What is known if these joints are given, relative to the middle of the hips, in all frames.
 
-    The hips are given only if they are among the joints.
+    The path of the hips and their direction are known only if both hips are among the joints.
     """
-    out = motion.features(clips)
-    others = [joint for joint in range(33) if joint not in joints]
-    out[:, :, others] = np.nan
-    return motion.from_features(out)
+    known = motion.features(clips)
+    hips = {motion.LEFT_HIP, motion.RIGHT_HIP}
+    kept = [joint for joint in joints if joint not in hips or hips <= set(joints)]
+    known[:, :, [joint for joint in range(33) if joint not in kept]] = np.nan
+    return known
 
 
 def loop(model: Model, cond: Cond, ids: Tensor, plan: Plan) -> np.ndarray:

@@ -23,10 +23,14 @@ from tasks.config.sampling import SNAPSHOT, SamplingChoices
 from tasks.models import modality
 from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
-from tasks.paths import MODELS, UPSCALER
+from tasks.paths import MODELS, MOTION, UPSCALER
 from tasks.registry.tracking import Store
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+
+# Models that are promoted and rolled back together.
+PIPELINE = (*MODELS, UPSCALER)
+MOTION_ALONE = (MOTION,)
 
 WHAT = {
     "poses": "draws human poses: 33 joints in space, hips at the origin, the torso one unit long, given a category",
@@ -96,7 +100,8 @@ def fetch(store: Store, root: Path, model: str, alias: str) -> Path:
     """
     registered = version(store, model, alias)
     if registered is None:
-        raise UserError(f"There is no {alias} of the {model} model yet: run `make train-poses` first.")
+        flow = "train-motion" if model == MOTION else "train-poses"
+        raise UserError(f"There is no {alias} of the {model} model yet: run `make {flow}` first.")
     return _fetched(store, root, model, registered, f"{alias} of the {model} model")
 
 
@@ -119,11 +124,25 @@ def _fetched(store: Store, root: Path, model: str, registered: Any, what: str) -
 
 
 def fetch_all(store: Store, root: Path, alias: str) -> dict[str, Path]:
-    """The folders of all models with this alias, the upscaler among them if it has the alias. Raises as `fetch` does."""
+    """The folders of the models of poses and pictures with this alias, and of the upscaler if it has the alias.
+
+    Raises as `fetch` does.
+    """
     named = {model: fetch(store, root, model, alias) for model in MODELS}
     if version(store, UPSCALER, alias) is not None:
         named[UPSCALER] = fetch(store, root, UPSCALER, alias)
     return named
+
+
+def fetch_served(store: Store, root: Path, alias: str) -> dict[str, Path]:
+    """The folders of everything that can be served with this alias: poses and pictures, motion, or both.
+
+    Raises as `fetch` does.
+    """
+    moving = version(store, MOTION, alias) is not None
+    still = any(version(store, model, alias) is not None for model in MODELS)
+    named = fetch_all(store, root, alias) if still or not moving else {}
+    return named | ({MOTION: fetch(store, root, MOTION, alias)} if moving else {})
 
 
 def find(params: Params, root: Path, model: str, sha256: str) -> Path:
@@ -163,14 +182,14 @@ def sampler(params: Params, root: Path, folder: Path, how: SamplingChoices, mode
     return Sampler(model, how, weak, source)
 
 
-def make_champions(store: Store, numbers: Mapping[str, str]) -> None:
+def make_champions(store: Store, numbers: Mapping[str, str], together: Sequence[str] = PIPELINE) -> None:
     """Give these versions (model -> number) the alias `champion`, and the champions so far the alias `previous`.
 
-    The models of a pipeline are promoted together, so a version that stays champion becomes `previous` as well. An upscaler
-    that is not among them loses the alias: it belongs to other pictures. If all versions are champions already, nothing
-    changes.
+    The models of `together` are promoted together, so a version that stays champion becomes `previous` as well. One of them
+    that has no number loses the alias: an upscaler belongs to certain pictures. Other models keep their aliases. If all
+    versions are champions already, nothing changes.
     """
-    champions = {model: version(store, model, CHAMPION) for model in (*MODELS, UPSCALER)}
+    champions = {model: version(store, model, CHAMPION) for model in together}
     if {model: str(now.version) for model, now in champions.items() if now is not None} == dict(numbers):
         return
     for model, champion in champions.items():
@@ -191,22 +210,22 @@ def _set_alias(store: Store, model: str, alias: str, number: str | None) -> None
         store.client.delete_registered_model_alias(name(model), alias)
 
 
-def rollback(store: Store) -> dict[str, tuple[str, str]]:
-    """Exchange the champions and the previous champions; returns model -> (new champion, old champion).
+def rollback(store: Store, together: Sequence[str] = PIPELINE) -> dict[str, tuple[str, str]]:
+    """Exchange the champions and the previous champions of `together`; returns model -> (new champion, old champion).
 
     Raises UserError and changes nothing if there are no previous champions.
     """
     exchanged = {}
-    for model in (*MODELS, UPSCALER):
+    for model in together:
         before, now = version(store, model, PREVIOUS), version(store, model, CHAMPION)
-        if model in MODELS and (before is None or now is None):
+        if model != UPSCALER and (before is None or now is None):
             raise UserError(f"The {model} model has no previous champion to go back to.")
         if before is not None or now is not None:
             exchanged[model] = (
                 "none" if before is None else str(before.version),
                 "none" if now is None else str(now.version),
             )
-    make_champions(store, {model: number for model, (number, _) in exchanged.items() if number != "none"})
+    make_champions(store, {model: number for model, (number, _) in exchanged.items() if number != "none"}, together)
     return exchanged
 
 

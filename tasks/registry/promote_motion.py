@@ -58,7 +58,7 @@ def run(params: Params, root: Path) -> None:
     card = model_registry.card_of(folder, quality["verdict"], quality["metrics"], reasons)
     number = store.register(paths.MOTION, folder, paths.model_sha256(root, paths.MOTION), card)
     if not reasons:
-        model_registry.make_champions(store, {paths.MOTION: number})
+        model_registry.make_champions(store, {paths.MOTION: number}, model_registry.MOTION_ALONE)
     outcome: dict[str, Any] = {"promote": not reasons, "reasons": reasons, "model_comparison": compared}
     with files.new_folder(root / paths.PROMOTE_MOTION) as report:
         files.write_json(report / "promote.json", outcome)

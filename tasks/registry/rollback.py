@@ -1,10 +1,15 @@
-"""`python -m tasks rollback`: exchange the champions and the previous champions."""
+"""`python -m tasks rollback [motion]`: exchange the champions and the previous champions.
+
+Without an argument those of poses and pictures, which are promoted together; with `motion` that of motion.
+"""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
+from tasks import paths
+from tasks.common.errors import UserError
 from tasks.config.params import Params
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
@@ -12,7 +17,10 @@ from tasks.registry.tracking import Store
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, root: Path) -> None:
-    """Exchange the aliases of all models. Raises UserError and changes nothing if a model has no previous champion."""
-    for model, (now, before) in model_registry.rollback(Store(params.tracking, root)).items():
-        log.info(f"{model}: version {now} is the champion again, version {before} is the previous one")
+def run(params: Params, root: Path, model: str | None = None) -> None:
+    """Exchange the aliases. Raises UserError and changes nothing if a model has no previous champion."""
+    if model not in (None, paths.MOTION):
+        raise UserError(f"rollback takes no argument or {paths.MOTION}, not {model!r}.")
+    together = model_registry.PIPELINE if model is None else model_registry.MOTION_ALONE
+    for name, (now, before) in model_registry.rollback(Store(params.tracking, root), together).items():
+        log.info(f"{name}: version {now} is the champion again, version {before} is the previous one")

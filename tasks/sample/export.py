@@ -32,7 +32,8 @@ def repository(folder: Path, source: Path, description: str) -> None:
     shutil.copyfile(source / paths.MODEL_FILE, folder / paths.MODEL_FILE)
     files.write_json(folder / CONFIG, {"library_name": "contrapposto", **meta})
     head = "---\nlibrary_name: contrapposto\npipeline_tag: unconditional-image-generation\ntags: [diffusion, pose]\n---\n\n"
-    (folder / README).write_text(head + description + USE.format(model=meta["model"]), encoding="utf-8")
+    after = MOTION if meta["model"] == paths.MOTION else ""
+    (folder / README).write_text(head + description + USE.format(model=meta["model"], after=after), encoding="utf-8")
 
 
 USE = """
@@ -47,14 +48,19 @@ from tasks.models import modality, sampler
 model = modality.load(Path("."), torch.device("cpu"))  # this folder: {model}
 conditions = model.conditions([model.categories[0]] * 4)
 samples = sampler.draw(model, conditions, SamplingChoices(steps=18), seed=0, ids=torch.arange(4))
-```
+{after}```
+"""
+MOTION = """
+from tasks.common import motion
+
+clips = motion.from_features(samples.numpy())  # [4, frames, 33, 3] in torso lengths, hips at 0 in the first frame
 """
 
 
 def run(params: Params, root: Path, alias: str = model_registry.CHAMPION) -> None:
     """Export the models with this alias. Raises UserError if there are none, DataError if a file is damaged."""
     store = Store(params.tracking, root)
-    sources = model_registry.fetch_all(store, root, alias)
+    sources = model_registry.fetch_served(store, root, alias)
     with files.new_folder(root / paths.EXPORTS / alias) as folder:
         for model, source in sources.items():
             version = model_registry.version(store, model, alias)

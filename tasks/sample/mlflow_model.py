@@ -6,20 +6,19 @@ from typing import Any
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from tasks.sample.requests import Artist, Body
+from tasks.sample.served_requests import Body, Studio
 
 
 class Contrapposto(PythonModel):
     """Answers each of a list of requests with a list of samples."""
 
     def load_context(self, context: Any) -> None:
-        """The models in the exported folders, among them the upscaler if there is one."""
-        folders = {name: Path(folder) for name, folder in context.artifacts.items()}
-        self.artist = Artist(folders["poses"], folders["pictures"], upscaler=folders.get("upscaler"))
+        """The models in the exported folders: of poses and pictures, of motion, and the upscaler, if they are there."""
+        self.studio = Studio({name: Path(folder) for name, folder in context.artifacts.items()})
 
     def predict(self, model_input: list[Body]) -> list[list[dict[str, Any]]]:  # type: ignore[override]
         """The requested samples. An invalid request raises an error that says why."""
-        return [self.artist.answer(body.request()) for body in model_input]
+        return [self.studio.answer(body) for body in model_input]
 
 
 set_model(Contrapposto())

@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field
 
 from diffusion_core import choices
 from diffusion_core.training_choices import RECIPES, default_sampler
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.images import encode_png
-from tasks.common.skeleton import INDEX
-from tasks.config.params import Upscaler, Upscaling, check_sampling, validation_sentence
+from tasks.config.params import Upscaler, Upscaling, check_sampling
 from tasks.config.sampling import GuidanceOrScale, SamplingChoices
 from tasks.models import modality, upscaler
 from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
+from tasks.sample import given_joints
+from tasks.sample.given_joints import Joints
 
 MAX_COUNT = 256  # samples in one answer
 KEPT = 64  # ways to sample that are kept ready
@@ -40,20 +41,10 @@ class Request(SamplingChoices):
 
     category: str | None = None  # None: any
     # Joint name -> x, y, z (hips at the origin, torso 1 long, y down). The pose model fills in joints that are not given.
-    pose: dict[str, list[float]] | None = None
+    pose: Joints | None = None
     count: int = Field(default=1, ge=1, le=MAX_COUNT)
     guidance: GuidanceOrScale = 2.0  # of the pictures; 1: none
     seed: int = Field(default=0, ge=0, lt=2**31)
-
-    @field_validator("pose")
-    @classmethod
-    def _joints(cls, pose: dict[str, list[float]] | None) -> dict[str, list[float]] | None:
-        for name, place in (pose or {}).items():
-            if name not in INDEX:
-                raise ValueError(f"there is no joint {name!r}; there are {', '.join(INDEX)}")
-            if len(place) != 3 or not np.isfinite(place).all():
-                raise ValueError(f"the joint {name!r} needs three finite numbers")
-        return pose
 
     def for_poses(self, recipe: str) -> SamplingChoices:
         """How the pose model of this recipe is sampled: in the same way, unless the sampler is one of pictures alone."""
@@ -64,38 +55,7 @@ class Request(SamplingChoices):
 
     def joints(self) -> torch.Tensor | None:
         """The pose float64 `[33, 3]`, NaN for joints that are not given; None if no joint is given."""
-        if not self.pose:
-            return None
-        pose = torch.full((len(INDEX), 3), torch.nan, dtype=torch.float64)
-        for name, place in self.pose.items():
-            pose[INDEX[name]] = torch.tensor(place, dtype=torch.float64)
-        return pose
-
-
-class Body(BaseModel):
-    """A request as MLflow reads it: the keys of `Request`, with the types that MLflow's signatures know. Its values are not
-    checked; `request` does that."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    category: str | None = None
-    pose: dict[str, list[float]] | None = None
-    count: int = 1
-    sampler: str | None = None
-    steps: int | None = None
-    timesteps: str | None = None
-    start: Any = None
-    guidance: Any = None
-    options: Any = None
-    seed: int = 0
-
-    def request(self) -> Request:
-        """The request. Raises ValueError with a sentence if a value is not allowed."""
-        given = {key: value for key, value in self.model_dump().items() if value is not None}
-        try:
-            return Request.model_validate(given)
-        except ValidationError as error:
-            raise ValueError(validation_sentence(dict(error.errors()[0]), "request", given)) from error
+        return given_joints.as_tensor(self.pose)
 
 
 @dataclass(frozen=True)

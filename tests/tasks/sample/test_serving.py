@@ -29,7 +29,9 @@ from tasks.models import modality
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.sample import export
-from tasks.sample.requests import Artist, Body, Request
+from tasks.sample.motion_requests import MotionRequest
+from tasks.sample.requests import Artist, Request
+from tasks.sample.served_requests import Body
 from tests.support.workspaces import TINY_UPSCALER, write_params, write_shards, write_untrained, write_upscaler
 
 
@@ -182,7 +184,7 @@ def test_what_the_models_cannot_do_is_refused(how: dict[str, Any], words: str, a
 
 
 def test_what_mlflow_reads_has_the_keys_of_a_request() -> None:
-    assert set(Body.model_fields) == set(Request.model_fields)
+    assert set(Body.model_fields) == {"kind", *Request.model_fields, *MotionRequest.model_fields}
     body = Body(sampler="ddim", guidance={"scale": 3, "interval": [0.1, 2]}, options={"ddim": {"eta": 1}}, steps=4)
     assert body.request() == Request(
         sampler="ddim", guidance=Guidance(scale=3.0, interval=[0.1, 2.0]), options={"ddim": {"eta": 1.0}}, steps=4
