@@ -27,6 +27,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ from tasks.models import modality
 from tasks.models import motion as motion_examples
 from tasks.plots import drawing, motion_plots
 from tasks.sample import motion as sample_stage
+from tasks.sample.stage import resampled
 from tasks.synthetic import animate
 from tasks.train import stage as train_stage
 
@@ -87,7 +89,9 @@ def prepare(root: Path, clips: int) -> None:
         with poses_table.Writer(folder):
             pass
     (root / paths.DATASET).mkdir(parents=True)
-    nothing = {name: [] for name in ("key", "source", "source_kind", "category", "group", "split")}
+    nothing: dict[str, list[str]] = {
+        name: [] for name in ("key", "source", "source_kind", "category", "group", "split")
+    }
     numbers = np.zeros(0, np.int32)
     persons = Persons(
         **nothing, frame=numbers, cluster=numbers, crop=numbers.reshape(0, 3), pose=np.zeros((0, 33, 3), np.float32)
@@ -271,7 +275,7 @@ def mdm(root: Path, like: Result, seed: int, rate: float, share: float = 1.0) ->
         trained.step()
     seconds = time.process_time() - began
     net = trained.averaged().eval()
-    rows = sample_stage.resampled(len(held_out), len(held_out), seed)
+    rows = resampled(len(held_out), len(held_out), seed)
     wanted = motion_examples.one_hot(categories, [str(held_out.meta(i)["category"]) for i in rows])
     with torch.no_grad():
         drawn = generate(
@@ -313,7 +317,7 @@ def bits(root: Path, folder: Path) -> Result:
                     given[key] = torch.cat([value[:, None].expand(-1, frames, -1), names], 1)
                 elif value.ndim == 4:
                     given[key] = torch.cat([value, value.new_zeros(len(x0), BESIDE, *value.shape[2:])], 1)
-            with torch.no_grad(), compute.autocast(compute.Compute(precision), torch.device("cpu")):  # type: ignore[arg-type]
+            with torch.no_grad(), compute.autocast(compute.Compute(precision), torch.device("cpu")):
                 outputs.append(model.denoiser(torch.cat([x0, beside], 1), level, given)[:, :frames])
         same[precision] = all(torch.equal(outputs[0], other) for other in outputs[1:])
     return same
@@ -351,25 +355,21 @@ def main() -> int:
 
     rates: dict[float, Result] = {}
     for seed in range(options.seeds):
-        keep("full", seed, full, lambda seed=seed: ours(full, "full", seed))  # type: ignore[misc]
+        keep("full", seed, full, partial(ours, full, "full", seed))
         if seed not in results["full"]:
             break
         like = results["full"][seed]
         for rate in RATES:
-            tried = full.result(f"mdm-rate-{rate:g}", lambda rate=rate, like=like: mdm(full.root, like, 0, rate, 0.25))  # type: ignore[misc]
+            tried = full.result(f"mdm-rate-{rate:g}", partial(mdm, full.root, like, 0, rate, 0.25))
             if tried is not None:
                 rates[rate] = tried
         if len(rates) == len(RATES):
             best = min(rates, key=lambda rate: float(rates[rate]["frechet"]))
-            keep("mdm", seed, full, lambda seed=seed, like=like, best=best: mdm(full.root, like, seed, best))  # type: ignore[misc]
+            keep("mdm", seed, full, partial(mdm, full.root, like, seed, best))
         for kind, beside in (("few_alone", 0), ("few_joint", BESIDE)):
-            keep(
-                kind,
-                seed,
-                few,
-                lambda kind=kind, seed=seed, beside=beside: ours(few, kind, seed, motion__model__stills=beside),
-            )  # type: ignore[misc]
-    same = full.result("bits", lambda: bits(full.root, full.keep(paths.MOTION, "full-0"))) if results["full"] else None
+            keep(kind, seed, few, partial(ours, few, kind, seed, motion__model__stills=beside))
+    trained = full.keep(paths.MOTION, "full-0")
+    same = full.result("bits", partial(bits, full.root, trained)) if results["full"] else None
     return report(options.root, base or {}, results, rates, same or {})
 
 
