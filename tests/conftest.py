@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,14 @@ SET_BY_COMMANDS = {
 
 def _environment() -> dict[str, str]:
     return {name: os.environ[name] for name in set(os.environ) - SET_BY_COMMANDS - {"PYTEST_CURRENT_TEST"}}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what is not valid Unicode, as in names of files, in captured output: pytest-xdist cannot send it to its parent."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)
