@@ -26,6 +26,7 @@ def run(work: Callable[[], int], root: Path | None = None) -> int:
     command line, 3: data, 1: the machine); a bug keeps its traceback. If the reader of the output has gone, as in
     `contrapposto methods | head -1`, the command ends without a word.
     """
+    _open_standard_streams()
     log.to_stdout()
     environment.drop_redirections()
     try:
@@ -49,6 +50,17 @@ def run(work: Callable[[], int], root: Path | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _open_standard_streams() -> None:
+    """Replace closed standard streams by nothing: files that are opened later would get their numbers and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
 
 
 def current_folder() -> Path:

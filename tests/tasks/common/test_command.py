@@ -107,3 +107,17 @@ def test_a_broken_pipe_inside_the_program_is_a_fault(root: Path) -> None:
 
     with pytest.raises(BrokenPipeError):
         command.run(work, root)
+
+
+def test_closed_standard_streams_are_no_error_and_no_file_gets_their_numbers(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from tasks.common import command\n"
+        "def work():\n"
+        "    with open('out', 'w') as file: number = file.fileno(); print('printed'); print('warned', file=sys.stderr)\n"
+        "    open('number', 'w').write(str(number)); return 0\n"
+        "sys.exit(command.run(work))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    assert subprocess.run(closing, cwd=tmp_path, env=environment).returncode == 0
+    assert (tmp_path / "out").read_text() == "" and int((tmp_path / "number").read_text()) > 2
