@@ -19,6 +19,7 @@ from typing import Any
 from flows import private_server, services, workspace
 from tasks import paths
 from tasks.common.errors import UserError
+from tasks.common.text import one_line
 
 FLOWS = ("train-poses", "train-motion", "retrain", "curate", "generate", "evaluate")
 WITH_REPORT = ("train-poses", "retrain")  # flows that end with the report
@@ -73,7 +74,7 @@ def _run(
     state = flow(**parameters, return_state=True)
     if state.is_completed():
         return 0
-    print(f"contrapposto: {state.message}", file=sys.stderr)
+    print(f"contrapposto: {one_line(str(state.message))}", file=sys.stderr)
     error = state.result(raise_on_failure=False)
     return error.code if isinstance(error, UserError) else 1
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tasks import paths
 from tasks.common import environment, log
 from tasks.common.errors import UserError, in_words
+from tasks.common.text import one_line
 
 MADE_BY_STAGES = (
     paths.LISTINGS, paths.POSES, paths.DATASET, paths.SHARDS, paths.ANIMATION, paths.CLIPS, paths.ARTIFACTS, paths.SAMPLES,
@@ -36,7 +37,7 @@ def run(work: Callable[[], int], root: Path | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"contrapposto: {error}", file=sys.stderr)
+        _tell(str(error))
         return error.code
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
@@ -46,10 +47,15 @@ def run(work: Callable[[], int], root: Path | None = None) -> int:
             sentence, code = _missing_output(error), 3
         if sentence is None:
             raise
-        print(f"contrapposto: {sentence}", file=sys.stderr)
+        _tell(sentence)
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _tell(sentence: str) -> None:
+    """Print what went wrong as one line, whatever is in the names that it cites; `flows.dvc_graph` reads that line."""
+    print(f"contrapposto: {one_line(sentence)}", file=sys.stderr)
 
 
 def _open_standard_streams() -> None:

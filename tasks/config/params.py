@@ -255,10 +255,33 @@ def _mapping(yaml: YAML, text: str, name: str) -> dict[str, Any]:
 def parse(text: str, name: str = "params.yaml") -> Params:
     """The parameters in a YAML 1.2 text (the version that DVC reads). Raises UserError that names the first wrong key."""
     data = _mapping(YAML(typ="safe", pure=True), text, name)
+    for key, value in _texts(data, ()):
+        if not _can_be_written(value):
+            raise UserError(f"{name}: {'.'.join(key)} has characters that no file can hold: {ascii(value)}.")
     try:
         return Params.model_validate(data)
     except ValidationError as error:
         raise UserError(validation_sentence(dict(error.errors()[0]), name, data)) from error
+
+
+def _texts(value: Any, key: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text in the data, with the way to it."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(inner, (*key, str(name)))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, key)
+
+
+def _can_be_written(text: str) -> bool:
+    """Whether the text is without null characters, which no file name can have, and without lone surrogates."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def load(path: Path) -> Params:

@@ -44,6 +44,8 @@ def test_data_errors_keep_their_exit_code_and_bugs_their_traceback(
     def run(params: Params, root: Path, what: str) -> None:
         if what == "data":
             raise DataError("Nobody was found.")
+        if what == "name":
+            raise DataError("There is no folder a\nb\x1b[1m.")
         if what == "disk":
             raise OSError(errno.EROFS, "Read-only file system", "data/poses")
         raise ZeroDivisionError
@@ -51,6 +53,8 @@ def test_data_errors_keep_their_exit_code_and_bugs_their_traceback(
     monkeypatch.setattr("tasks.__main__.body", lambda stage: run)
     assert main(["any", "data", "--root", str(root)]) == 3
     assert capsys.readouterr().err == "contrapposto: Nobody was found.\n"
+    assert main(["any", "name", "--root", str(root)]) == 3
+    assert capsys.readouterr().err == "contrapposto: There is no folder a b\N{REPLACEMENT CHARACTER}[1m.\n"
     assert main(["any", "disk", "--root", str(root)]) == 1
     assert capsys.readouterr().err == "contrapposto: data/poses cannot be used: Read-only file system.\n"
     with pytest.raises(ZeroDivisionError):

@@ -121,6 +121,21 @@ def test_the_services_have_different_ports() -> None:
         parse(TEXT.replace("prefect_port: 4200", "prefect_port: 5000", 1))
 
 
+@pytest.mark.parametrize("text", [r"a\0b.db", r"\ud800.db"])
+@pytest.mark.parametrize(
+    ("old", "key"),
+    [
+        ("store: mlflow.db", "tracking.store"),
+        ("licence: null", "card.licence"),
+        ("conditions: [category, pose_map]", "pictures.conditions"),
+    ],
+)
+def test_characters_that_no_file_can_hold_are_refused(old: str, key: str, text: str) -> None:
+    new = f'"{text}"' if "[" not in old else f'["{text}"]'
+    with pytest.raises(UserError, match=rf"^params\.yaml: {re.escape(key)} has characters"):
+        parse(TEXT.replace(old, f"{old.split(':')[0]}: {new}", 1))
+
+
 def test_a_file_nested_too_deeply_is_one_sentence() -> None:
     with pytest.raises(UserError, match="nested too deeply"):
         parse("a: " + "[" * 5000 + "]" * 5000)
