@@ -89,9 +89,11 @@ def _filled_in(name: str, root: Path) -> Iterable[str]:
 
 
 def _remove(path: Path, root: Path) -> None:
-    """Remove a file, link or folder, and the folders around it that are empty then."""
+    """Remove a file, link or folder, and the folders around it that are empty then. It may have gone as one of those."""
     if path.is_symlink() or path.is_file():
         path.unlink()
+    elif not path.exists():
+        return
     else:
         shutil.rmtree(path)
     for folder in path.parents:
