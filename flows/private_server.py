@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from tasks.common import process
 from tasks.common.environment import without_redirections
@@ -22,14 +24,19 @@ START_SECONDS = 300.0  # on a very busy machine; measured on an idle one: 6 s, a
 
 @dataclass(frozen=True)
 class Server:
-    """A started server; `api_url` answers once `wait` has returned."""
+    """A started server; `api_url` answers once `wait` has returned. Until then `lock` keeps others from starting here."""
 
     api_url: str
     home: Path
     guard: subprocess.Popen[str]
+    lock: IO[str]
 
     def wait(self) -> None:
         """Wait until the server answers. Raises UserError with the path of its log if it does not."""
+        with self.lock:
+            self._wait()
+
+    def _wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while self.guard.poll() is None and time.monotonic() < deadline:
             try:
@@ -41,6 +48,7 @@ class Server:
 
     def stop(self) -> None:
         """Stop the server and wait until it has ended."""
+        self.lock.close()
         process.stop(self.guard)
 
 
@@ -70,11 +78,16 @@ def free_port() -> int:
 
 
 def start(home: Path) -> Server:
-    """Start a server whose database and log are in `home`; returns at once, see `Server.wait`."""
+    """Start a server whose database and log are in `home`; returns at once, see `Server.wait`.
+
+    Servers may share a database. But two that make its tables at the same time fail, so this waits while another one starts.
+    """
     home.mkdir(parents=True, exist_ok=True)
+    lock = open(home / "start.lock", "a", encoding="utf-8")
+    fcntl.flock(lock, fcntl.LOCK_EX)
     port = free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with open(home / "server.log", "w", encoding="utf-8") as log:
         guard = process.start(command, home, settings(home), log)
-    return Server(f"http://127.0.0.1:{port}/api", home, guard)
+    return Server(f"http://127.0.0.1:{port}/api", home, guard, lock)
