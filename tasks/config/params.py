@@ -257,7 +257,7 @@ def parse(text: str, name: str = "params.yaml") -> Params:
     data = _mapping(YAML(typ="safe", pure=True), text, name)
     for key, value in _texts(data, ()):
         if not _can_be_written(value):
-            raise UserError(f"{name}: {'.'.join(key)} has characters that no file can hold: {ascii(value)}.")
+            raise UserError(f"{name}: {'.'.join(key)} has characters that no file can hold: {value!a}.")
     try:
         return Params.model_validate(data)
     except ValidationError as error:
