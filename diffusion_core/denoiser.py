@@ -35,9 +35,9 @@ def log_sigma(level: Level) -> Tensor:
     return (level.logsnr / -8).clamp(-3, 3)
 
 
-def angle(level: Level) -> Tensor:
-    """atan2(s, a), TrigFlow's noise embedding."""
-    return level.angle
+def angle(sd: float = 1.0) -> Callable[[Level], Tensor]:
+    """TrigFlow's noise embedding for data of standard deviation sd: atan2(s, a sd)."""
+    return lambda level: torch.atan2(level.s, level.a * sd)
 
 
 class Preconditioned(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from diffusion_core import loss_weights, losses, schedules
 from diffusion_core.denoiser import angle
 from diffusion_core.extras import corruptions
@@ -30,7 +32,7 @@ def ddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
     )
 
 
-def iddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
+def iddpm(sd: float = 1.0, total: int = 4000) -> Recipe:
     """Improved DDPM, Nichol & Dhariwal 2021 (arXiv 2102.09672): cosine betas, learned variance, L_hybrid.
 
     The network returns twice as many channels as its input has. Sample with `denoiser.posterior`. For the paper's importance
@@ -38,7 +40,7 @@ def iddpm(sd: float = 1.0, total: int = 1000) -> Recipe:
     the cosine schedule has almost no signal and predicting the noise tells nothing about x0.
     """
     schedule = schedules.betas(schedules.cosine_betas(total))
-    return ddpm(sd, total).replace(
+    return ddpm(sd).replace(
         density=losses.discrete(schedule, total),
         timesteps=lambda n: timesteps.leading(schedule, n, total),
         form=LearnedVariance,
@@ -68,12 +70,13 @@ def ncsn(
 def score_sde(schedule: NoiseSchedule, sd: float = 1.0, low: float = 1e-3, high: float = 1.0) -> Recipe:
     """Score SDE, Song et al. 2021 (arXiv 2011.13456): uniform t, noise prediction, predictor-corrector sampling.
 
+    Training draws t from 1e-5 to `high`; sampling ends at t = `low` (appendix C).
     For the schedules `schedules.vp()` and `schedules.sub_vp()`. The variance-exploding SDE is `score_ve`; the
     probability-flow ODE is solved by `sampling.ode.solve`.
     """
     return Recipe(
         target=EPS,
-        density=losses.uniform(schedule, low, high),
+        density=losses.uniform(schedule, 1e-5, high),
         weight=unit(EPS),
         timesteps=lambda n: [*timesteps.repeat_levels(timesteps.uniform(schedule, n, high, low), 1), timesteps.clean()],
         step=predictor_corrector(solvers.ddim(eta=1), langevin(signal_to_noise())),
@@ -153,16 +156,19 @@ def sd3(sd: float = 1.0, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
 
 
 def simple_diffusion(sd: float = 1.0, size: float = 64, shift: float | None = None) -> Recipe:
-    """Simple diffusion, Hoogeboom et al. 2023 (arXiv 2301.11093): cosine schedule shifted by 64 / size, v-prediction.
+    """Simple diffusion, Hoogeboom et al. 2023 (arXiv 2301.11093): cosine schedule shifted by 64 / size.
 
-    `shift` replaces 64 / size.
+    The network predicts v; the loss is the squared error of the noise. `shift` replaces 64 / size.
     """
+    low = float(
+        schedules.trig().invert(torch.tensor(15.0, dtype=torch.float64))
+    )  # the paper's largest log-SNR, unshifted
     schedule = schedules.shift(schedules.trig(), 64 / size if shift is None else shift)
     return Recipe(
         target=V,
-        density=losses.uniform(schedule, 1e-3, 1 - 1e-3),
-        weight=unit(V),
-        timesteps=lambda n: [*timesteps.uniform(schedule, n, 1 - 1e-3, 1e-3), timesteps.clean()],
+        density=losses.uniform(schedule, low, 1 - low),
+        weight=unit(EPS),
+        timesteps=lambda n: [*timesteps.uniform(schedule, n, 1 - low, low), timesteps.clean()],
         step=solvers.ddim(eta=1),
         sd=sd,
     )
@@ -190,7 +196,10 @@ def cold(degrade: corruptions.Degrade, sd: float = 1.0) -> Recipe:
 
 
 def trigflow(sd: float = 0.5, p_mean: float = -1.0, p_std: float = 1.4) -> Recipe:
-    """TrigFlow, Lu & Song 2024 (arXiv 2410.11081): EDM with the angle as noise embedding and timesteps even in the angle."""
+    """TrigFlow, Lu & Song 2024 (arXiv 2410.11081): EDM with the angle as noise embedding and timesteps even in the angle.
+
+    The angle is atan(sigma / sd). log sigma is normal in training.
+    """
     return edm(sd, p_mean, p_std).replace(
-        c_noise=angle, timesteps=lambda n: timesteps.uniform(schedules.trig(), n), step=solvers.ddim()
+        c_noise=angle(sd), timesteps=lambda n: timesteps.uniform(schedules.trig(sd), n), step=solvers.ddim()
     )

@@ -162,8 +162,11 @@ def betas(steps: Sequence[float] | Tensor) -> NoiseSchedule:
 
 
 def linear_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """DDPM's linear betas, `[n]` float64. Ho et al. 2020 (arXiv 2006.11239), section 4."""
-    return torch.linspace(first, last, n, dtype=torch.float64)
+    """DDPM's linear betas, `[n]` float64. Ho et al. 2020 (arXiv 2006.11239), section 4.
+
+    `first` and `last` are those of 1000 levels. Fewer levels have larger betas, so that the last level is as noisy.
+    """
+    return (torch.linspace(first, last, n, dtype=torch.float64) * (1000 / n)).clamp(max=0.999)
 
 
 def cosine_betas(n: int = 4000, offset: float = 0.008, largest: float = 0.999) -> Tensor:
@@ -173,11 +176,14 @@ def cosine_betas(n: int = 4000, offset: float = 0.008, largest: float = 0.999) -
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest)
 
 
-def trig() -> NoiseSchedule:
-    """(cos, sin) of pi t / 2: the cosine schedule of v-diffusion (arXiv 2202.00512) and TrigFlow (arXiv 2410.11081)."""
+def trig(sd: float = 1.0) -> NoiseSchedule:
+    """(cos, sd sin) of pi t / 2: the cosine schedule of v-diffusion (arXiv 2202.00512).
+
+    With the standard deviation of the data as `sd` it is the schedule of TrigFlow (arXiv 2410.11081), eq. 1.
+    """
     return NoiseSchedule(
-        lambda t: Level(torch.cos(t * math.pi / 2), torch.sin(t * math.pi / 2)),
-        lambda g: torch.atan(torch.exp(-g / 2)) * (2 / math.pi),
+        lambda t: Level(torch.cos(t * math.pi / 2), sd * torch.sin(t * math.pi / 2)),
+        lambda g: torch.atan(torch.exp(-g / 2) / sd) * (2 / math.pi),
     )
 
 

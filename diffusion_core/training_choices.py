@@ -54,11 +54,14 @@ STOCHASTIC = (
     "ddpm", "analytic_dpm", "restart", "dpmpp_2m_sde", "dpmpp_3m_sde", "predictor_corrector", "langevin",
 )  # fmt: skip
 
-_CHAIN = {"total": Parameter("levels of the discrete chain", 1000, 20, 10000, integer=True)}
 _BETAS = {
     "beta_min": Parameter("beta(t) at t = 0", 0.1, 0.0, 5.0),
     "beta_max": Parameter("beta(t) at t = 1", 20.0, 5.0, 100.0),
 }
+
+
+def _chain(total: int) -> dict[str, Parameter]:
+    return {"total": Parameter("levels of the discrete chain", total, 20, 10000, integer=True)}
 
 
 def _sigmas(low: float, high: float) -> dict[str, Parameter]:
@@ -131,7 +134,7 @@ RECIPES: Mapping[str, RecipeChoice] = {
         code="presets.ddpm()",
         paper="arXiv 2006.11239",
         make=lambda sd, size, **p: core("presets").ddpm(sd, **p),
-        parameters=_CHAIN,
+        parameters=_chain(1000),
         targets=ALL_TARGETS,
         schedule=_linear_chain,
     ),
@@ -140,7 +143,7 @@ RECIPES: Mapping[str, RecipeChoice] = {
         code="presets.iddpm()",
         paper="arXiv 2102.09672",
         make=lambda sd, size, **p: core("presets").iddpm(sd, **p),
-        parameters=_CHAIN,
+        parameters=_chain(4000),
         targets=ALL_TARGETS,
         own_loss=True,
     ),
@@ -534,7 +537,7 @@ class Training:
         choice = RECIPES[self.recipe]
         parameters = numbers(choice.parameters, self.parameters)
         recipe = choice.make(sd, size, **parameters, **({"codes": codes} if choice.tokens else {}))
-        if self.target is not None:
+        if self.target is not None and self.target != choice.targets[0]:
             target = TARGETS[self.target].make()
             recipe = recipe.replace(target=target)
             if not choice.own_weight:
