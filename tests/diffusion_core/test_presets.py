@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_ncsn_has_geometric_levels_and_the_papers_step_size() -> None:
     """sigma ends at 0.01 and epsilon = 2e-5, so that the step is 2e-5 / 0.01^2 = 0.2 times sigma^2 (section 5)."""
     recipe = presets.ncsn()
     visited = sorted(set(sigmas(recipe, 1)))
-    ratios = [b / a for a, b in zip(visited, visited[1:], strict=False)]
+    ratios = [b / a for a, b in pairwise(visited)]
     assert visited[0] == pytest.approx(0.01) and max(ratios) == pytest.approx(min(ratios))
     x = torch.zeros(1, 1, dtype=torch.float64)
     level = schedules.sigma_level(torch.tensor(2.0, dtype=torch.float64))
