@@ -4,8 +4,8 @@
 
 Every recipe is trained on the same poses for the same number of images, with everything else as in params.yaml, and sampled
 with its default sampler. Then every sampler draws from the model of the default recipe at 5, 10, 20 and 50 evaluations of the
-network, and UniPC at 200. All sets of samples are judged by their bias-corrected Frechet pose distance to held-out poses with
-its 95 % interval, as in the stage `fidelity`.
+network, and UniPC and the sampler that was best at 10 also at 200. All sets of samples are judged by their bias-corrected
+Frechet pose distance to held-out poses with its 95 % interval, as in the stage `fidelity`.
 
 Each result is stored in DIR/results. With --seconds nothing new is begun after that time; called again, it goes on, also after
 SIGTERM. DIR/recipes.md has the tables and DIR/recipes.png the poses, one row for each recipe. `--pictures` trains six recipes
@@ -52,7 +52,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 DEFAULT = "edm"
 STEPS = 18
 EVALUATIONS = (5, 10, 20, 50)
-MANY = 200
+FEW, MANY = 10, 200
 SHOWN = 8  # poses in the picture
 # Beside the recipes as they are: the log noise levels that were measured of the data.
 MEASURED = {"edm_auto": ("edm", {"edm": {"p_mean": "auto", "p_std": "auto"}})}
@@ -218,6 +218,13 @@ def fits(sampler: str) -> bool:
     return True
 
 
+def best_at_few(drawn: dict[tuple[str, int], Result | None]) -> str | None:
+    """The sampler with the smallest distance at FEW evaluations; None until all were measured."""
+    few = {sampler: one for (sampler, count), one in drawn.items() if count == FEW}
+    known = {sampler: float(one["frechet"]) for sampler, one in few.items() if one is not None}
+    return min(known, key=lambda sampler: known[sampler]) if known and len(known) == len(few) else None
+
+
 def interval(result: Result) -> str:
     """The distance and its interval."""
     return f"{result['frechet']:.3f} ({result['low']:.3f} to {result['high']:.3f})"
@@ -248,18 +255,21 @@ def main() -> int:
     names = [DEFAULT, *MEASURED, *(name for name, one in RECIPES.items() if name != DEFAULT and not one.pictures_only)]
     trained = {name: work.result(f"recipe-{name}", lambda name=name: train_poses(work, name)) for name in names}  # type: ignore[misc]
     drawn: dict[tuple[str, int], Result | None] = {}
+
+    def measure(sampler: str, count: int) -> None:
+        if steps := steps_for(sampler, count):
+            drawn[sampler, count] = work.result(f"sampler-{sampler}-{count}", lambda: draw(work, sampler, steps))
+
     if trained[DEFAULT] is not None:
         shutil.rmtree(paths.model_folder(work.root, "poses"), ignore_errors=True)
         shutil.copytree(work.keep("poses", DEFAULT), paths.model_folder(work.root, "poses"))
         work.set(poses__recipe=DEFAULT, poses__options={}, sample__poses__sampler=default_sampler(DEFAULT))
-        for sampler in filter(fits, SAMPLERS):
-            counts = (*EVALUATIONS, MANY) if sampler == default_sampler(DEFAULT) else EVALUATIONS
-            for count in counts:
-                if steps := steps_for(sampler, count):
-                    drawn[sampler, count] = work.result(
-                        f"sampler-{sampler}-{count}",
-                        lambda s=sampler, n=steps: draw(work, s, n),  # type: ignore[misc]
-                    )
+        for count in EVALUATIONS:
+            for sampler in filter(fits, SAMPLERS):
+                measure(sampler, count)
+        if (best := best_at_few(drawn)) is not None:
+            for sampler in dict.fromkeys([default_sampler(DEFAULT), best]):
+                measure(sampler, MANY)
     pictures = {}
     if options.pictures:
         pictures = {
@@ -310,14 +320,10 @@ def report(
             one["frechet"] < base["noise"] / 10 for one in done.values()
         ),
     }
-    many, few = (
-        drawn.get(("unipc", MANY)),
-        [one for (_, count), one in drawn.items() if count == 10 and one is not None],
-    )
-    if many is not None and few:
-        best = min(few, key=lambda one: float(one["frechet"]))
-        goals["the best sampler's distance at 10 evaluations is within 10 % of UniPC's at 200"] = (
-            best["frechet"] <= 1.1 * many["frechet"]
+    best = best_at_few(drawn)
+    if best is not None and (many := drawn.get((best, MANY))) is not None and (few := drawn[best, FEW]) is not None:
+        goals[f"the distance of the best sampler at {FEW} evaluations is within 10 % of its own at {MANY}"] = (
+            few["frechet"] <= 1.1 * many["frechet"]
         )
     if DEFAULT in done:
         better = [name for name, one in done.items() if one["high"] < done[DEFAULT]["low"]]

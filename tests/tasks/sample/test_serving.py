@@ -5,12 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +14,6 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from flows import private_server
 from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import Upscaling, load
@@ -32,6 +25,7 @@ from tasks.sample import export
 from tasks.sample.motion_requests import MotionRequest
 from tasks.sample.requests import Artist, Request
 from tasks.sample.served_requests import Body
+from tests.support.serving import post, served
 from tests.support.workspaces import TINY_UPSCALER, write_params, write_shards, write_untrained, write_upscaler
 
 
@@ -204,50 +198,22 @@ def test_an_unknown_category_names_the_known_ones(artist: Artist) -> None:
         artist.answer(Request(category="loud"))
 
 
-def _post(address: str, body: Any) -> tuple[int, Any]:
-    request = urllib.request.Request(
-        f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=120) as response:
-            return response.status, json.loads(response.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
-
-
 @pytest.mark.slow
 def test_mlflow_serves_it_over_http(exported: Path, tmp_path: Path) -> None:
-    port = private_server.free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(exported / "exports/champion/mlflow")]
-    command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    address = f"http://127.0.0.1:{port}"
-    with open(tmp_path / "serve.log", "w") as log:
-        served = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{address}/health", timeout=2):
-                    break
-            except OSError:
-                time.sleep(0.3)
-        code, told = _post(address, {"inputs": [{"category": "calm", "count": 2, "steps": 4, "seed": 3}]})
+    with served(exported / "exports/champion/mlflow", tmp_path) as address:
+        code, told = post(address, {"inputs": [{"category": "calm", "count": 2, "steps": 4, "seed": 3}]})
         assert code == 200, told
         (samples,) = told["predictions"]
         assert len(samples) == 2 and np.shape(samples[0]["landmarks"]) == (33, 3)
         with Image.open(io.BytesIO(base64.b64decode(samples[0]["png"]))) as picture:
             assert picture.format == "PNG" and picture.size == (16, 16)
-        again = _post(address, {"inputs": [{"category": "calm", "count": 2, "steps": 4, "seed": 3}]})[1]
+        again = post(address, {"inputs": [{"category": "calm", "count": 2, "steps": 4, "seed": 3}]})[1]
         assert again == told
         how = {"sampler": "ddim", "timesteps": "karras", "options": {"ddim": {"eta": 1}, "karras": {"rho": 5}}}
         how["guidance"] = {"scale": 2, "interval": [0.1, 5.0]}
-        code, other = _post(address, {"inputs": [{"category": "calm", "count": 2, "steps": 4, "seed": 3, **how}]})
+        code, other = post(address, {"inputs": [{"category": "calm", "count": 2, "steps": 4, "seed": 3, **how}]})
         assert code == 200 and other["predictions"][0][0]["landmarks"] != samples[0]["landmarks"]
-        code, told = _post(address, {"inputs": [{"sampler": "unipc", "options": {"unipc": {"eta": 0.5}}}]})
+        code, told = post(address, {"inputs": [{"sampler": "unipc", "options": {"unipc": {"eta": 0.5}}}]})
         assert code == 400 and "no parameter eta" in json.dumps(told)
-        code, told = _post(address, {"inputs": [{"category": "loud"}]})
+        code, told = post(address, {"inputs": [{"category": "loud"}]})
         assert code == 400 and "there are calm, wild" in json.dumps(told)
-    finally:
-        served.terminate()
-        served.wait(timeout=30)

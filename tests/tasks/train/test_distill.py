@@ -14,18 +14,21 @@ import torch
 from diffusion_core.distill_choices import DISTILLATIONS, Distillation, Student
 from diffusion_core.training_choices import Training
 from tasks import paths
+from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.config.params import load
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset.shards import ShardDataset
 from tasks.models import modality, sampler
-from tasks.registry import model_registry
+from tasks.registry import model_registry, promote
 from tasks.registry.tracking import Store
+from tasks.sample import export
 from tasks.sample import stage as sample
 from tasks.train import distill, run_fingerprint
 from tasks.train import stage as train
 from tasks.train.loop import TrainingLoop
-from tests.support.workspaces import write_params, write_shards
+from tests.support.serving import post, served
+from tests.support.workspaces import write_params, write_shards, write_untrained
 
 SHORT = {"images": 64, "warmup_images": 0, "cooldown_images": 0, "checkpoint_images": 32}
 
@@ -85,6 +88,44 @@ def test_a_student_is_a_model(method: str, trained: Path, tmp_path: Path, monkey
     assert runs[0].data.tags["contrapposto.model"] == "poses_student"
 
 
+@pytest.mark.slow
+def test_a_student_is_promoted_and_served(trained: Path, tmp_path: Path) -> None:
+    """As its users do it: distilled, sampled, judged, champion, exported, and asked over HTTP."""
+    root = _workspace(tmp_path, trained, "direct")
+    params = load(root / paths.PARAMS)
+    write_untrained(root, params, "pictures")
+    distill.run(params, root, "poses")
+    for model in paths.MODELS:
+        sample.run(params, root, model)
+    verdicts = dict.fromkeys(paths.MODELS, "CLEAN")
+    files.write_json(root / paths.MEMORIZATION / "memorization.json", {"verdicts": verdicts})
+    files.write_json(root / paths.FIDELITY / "fidelity.json", {"metrics": {promote.DISTANCE: 0.3}})
+    promote.run(params, root)
+    assert files.read_json(root / paths.PROMOTE / "promote.json")["promote"]
+    store = Store(params.tracking, root)
+    champion = model_registry.fetch(store, root, "poses", "champion")
+    student = modality.load(champion, torch.device("cpu"))
+    assert student.student == Student("direct", 8, 4)
+
+    export.run(params, root)
+    request = {
+        "category": "calm",
+        "count": 2,
+        "seed": 3,
+    }  # with the default sampler, which is that of the pictures alone
+    with served(root / "exports/champion/mlflow", tmp_path) as address:
+        code, told = post(address, {"inputs": [request]})
+        assert code == 200, told
+        (answer,) = told["predictions"]
+        given = {"left_wrist": [0.5, -1.0, 0.0]}
+        code, partly = post(address, {"inputs": [request | {"pose": given}]})
+        assert code == 200, partly
+    cond = student.conditions(["calm"] * 2)
+    here = sampler.draw(student, cond, student.fitting(SamplingChoices()), 3, torch.arange(2)).numpy()
+    np.testing.assert_allclose([one["landmarks"] for one in answer], here, atol=1e-5)
+    assert partly["predictions"][0][0]["landmarks"][15] == pytest.approx(given["left_wrist"])
+
+
 class _Killed(BaseException):
     """Stands for a kill: nothing is written after it."""
 
@@ -111,8 +152,8 @@ def test_a_killed_distillation_resumes_to_the_same_bits(
         with pytest.raises(_Killed):
             distill.run(load(killed / "params.yaml"), killed, "poses")
     distill.run(load(killed / "params.yaml"), killed, "poses")
-    files = [root / "artifacts/poses_student/model.safetensors" for root in (whole, killed)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    models = [root / "artifacts/poses_student/model.safetensors" for root in (whole, killed)]
+    assert models[0].read_bytes() == models[1].read_bytes()
 
 
 def test_the_students_of_progressive_distillation_halve_the_steps() -> None:
