@@ -65,6 +65,11 @@ def negative(denoiser: Denoiser, unwanted: Cond, strength: Strength) -> Denoiser
     return extrapolate(denoiser, lambda x, level, cond: denoiser(x, level, {**cond, **unwanted}), strength)
 
 
+def beyond_one(strength: Strength) -> Strength:
+    """The strength minus 1."""
+    return (lambda level: strength(level) - 1) if callable(strength) else strength - 1
+
+
 def interval(strength: Strength, low: float, high: float) -> Strength:
     """The strength where low < sigma <= high, and 1 elsewhere. Kynkaanniemi et al. 2024 (arXiv 2404.07724)."""
 
@@ -144,6 +149,8 @@ def classifier_guidance(
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
         w = _strength_at(strength, level)
+        if not isinstance(w, Tensor) and w == 0:
+            return denoiser(x, level, cond)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(log_p(leaf, level).sum(), leaf)

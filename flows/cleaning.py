@@ -78,12 +78,12 @@ def _names(entry: dict[str, Any]) -> Iterator[str]:
 
 
 def _filled_in(name: str, root: Path) -> Iterable[str]:
-    """The name with `${key}` replaced by each part and each distilled model; nothing if they are not known."""
+    """The name with `${key}` replaced by each part and each model that is distilled or classified; nothing if unknown."""
     if "${" not in name:
         return [name]
     try:
         params = load(root / paths.PARAMS)
-        return [name.replace("${key}", key) for key in (*params.raw.parts, *params.distill)]
+        return [name.replace("${key}", key) for key in (*params.raw.parts, *params.distill, *params.classifier)]
     except UserError:  # dvc.lock names those that were finished
         return []
 

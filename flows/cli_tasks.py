@@ -98,6 +98,12 @@ def distill(model: Model) -> None:
     _call_stage("distill", model)
 
 
+@stages.command(name="train_classifier")
+def train_classifier(model: Model) -> None:
+    """Train the classifier of noisy examples that guides a trained model."""
+    _call_stage("train_classifier", model)
+
+
 @stages.command()
 def sample(model: Model) -> None:
     """Draw the samples of one trained model."""

@@ -30,6 +30,7 @@ STAGES = {
     "dataset_card": "tasks.report.dataset_card",
     "train": "tasks.train.stage",
     "distill": "tasks.train.distill",
+    "train_classifier": "tasks.train.classifier",
     "train_upscaler": "tasks.train.upscaler_stage",
     "sample": "tasks.sample.stage",
     "memorization": "tasks.evaluate.memorization.stage",

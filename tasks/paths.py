@@ -66,6 +66,7 @@ HOME = STATE / "home"  # for users without a home folder
 # Files inside those folders that several packages read.
 MODEL_FILE = "model.safetensors"
 SHARD_INDEX = "index.json"
+CLASSIFIER_FILE = "classifier.json"
 GRID = "grid.png"  # a picture of the samples
 
 
@@ -92,6 +93,11 @@ def sha256(folder: Path) -> str:
 def student(model: str) -> str:
     """The name of the distilled form of a model, which is that of its folder."""
     return f"{model}_student"
+
+
+def classifier_folder(root: Path, model: str) -> Path:
+    """The folder of the classifier that guides a model."""
+    return root / ARTIFACTS / f"{model}_classifier"
 
 
 def sample_folder(root: Path, model: str) -> Path:

@@ -19,6 +19,7 @@ from diffusion_core.training_choices import RECIPES
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import UserError
+from tasks.config.classifier import Classifier
 from tasks.config.codec import Codec
 from tasks.config.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.config.distill import Distill
@@ -51,6 +52,7 @@ class Params(Section):
     codec: Codec = Codec.model_validate({})
     pictures: Pictures
     distill: dict[str, Distill] = Field({})  # by the model's name
+    classifier: dict[str, Classifier] = Field({})  # by the name of the model that it guides
     upscaler: Upscaler = Upscaler.model_validate({})
     motion: Motion = Motion()
     sample: Sampling
@@ -129,6 +131,19 @@ class Params(Section):
                 self._check_student(name)
         return self
 
+    @model_validator(mode="after")
+    def _models_can_be_classified(self) -> Params:
+        for name in self.classifier:
+            if name not in paths.MODELS:
+                raise ValueError(f"classifier: there is no model {name!r}; there are {', '.join(paths.MODELS)}")
+            model = self.pictures if name == "pictures" else self.poses
+            recipe = RECIPES[model.recipe]
+            if recipe.cold or recipe.tokens:
+                raise ValueError(f"classifier.{name} does not go with recipe {model.recipe}, which adds no noise")
+            if "category" not in model.conditions:
+                raise ValueError(f"classifier.{name} needs category in {name}.conditions")
+        return self
+
     def _check_student(self, name: str) -> None:
         section = self.distill.get(name)
         if section is None:
@@ -178,8 +193,11 @@ def check_sampling(name: str, model: Poses | Pictures | MotionModel, sample: Sam
     unknown = [condition for condition in guidance.without if condition not in model.conditions]
     if unknown:
         raise ValueError(f"guidance.without: {unknown[0]} is not in {name}.conditions")
-    if guidance.negative is not None and "category" not in model.conditions:
-        raise ValueError(f"guidance.negative needs category in {name}.conditions")
+    for key in ("negative", "classifier"):
+        if getattr(guidance, key) is not None and "category" not in model.conditions:
+            raise ValueError(f"guidance.{key} needs category in {name}.conditions")
+    if guidance.classifier is not None and (RECIPES[model.recipe].cold or RECIPES[model.recipe].tokens):
+        raise ValueError(f"guidance.classifier does not go with recipe {model.recipe}, which adds no noise")
     if not guidance.withholds:
         return
     if not model.conditions:

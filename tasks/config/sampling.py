@@ -28,6 +28,8 @@ class Guidance(Section):
     # b is a weaker model, with all conditions: the sha256 of a model file, or one of the snapshots of `power_averages`.
     weak_model: str | None = Field(default=None, pattern=f"{MODEL}|{SNAPSHOT}")
     negative: str | None = None  # b is the model with this category instead
+    # The sha256 of a classifier of noisy examples, whose gradient takes the place of g - b.
+    classifier: str | None = Field(default=None, pattern=MODEL)
     # How far the spread of the estimate is reduced to that without guidance.
     rescale: float = Field(default=0.0, ge=0, le=1)
     threshold: ThresholdName | None = None  # limits of the estimate
@@ -46,16 +48,18 @@ class Guidance(Section):
     @property
     def withholds(self) -> bool:
         """Whether the model is evaluated without some conditions."""
-        return self.active and self.weak_model is None and self.negative is None
+        return self.active and (self.weak_model, self.negative, self.classifier) == (None, None, None)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Guidance:
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval must be two increasing values of sigma, got {self.interval}")
-        alternatives = {"without": self.without, "weak_model": self.weak_model, "negative": self.negative}
+        alternatives = {
+            "without": self.without, "weak_model": self.weak_model, "negative": self.negative, "classifier": self.classifier,
+        }  # fmt: skip
         given = [name for name, value in alternatives.items() if value]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other: there is one estimate to move away from")
+            raise ValueError(f"{' and '.join(given)} exclude each other: guidance has one direction")
         choices.check_options([choices.GUIDANCE_SCHEDULES, choices.THRESHOLDS], "option of guidance", self.options)
         return self
 
@@ -128,8 +132,11 @@ def _guidance_words(guidance: Guidance) -> str:
             worse = f"the weaker model {guidance.weak_model}"
         elif guidance.negative is not None:
             worse = f"the category {guidance.negative}"
+        direction = f"against {worse}"
+        if guidance.classifier is not None:
+            direction = f"by the classifier {guidance.classifier}"
         schedule = method_tables.described("schedule", guidance.schedule, guidance.options)
-        words.append(f"{schedule}, scale {guidance.scale:g}, against {worse}")
+        words.append(f"{schedule}, scale {guidance.scale:g}, {direction}")
         if guidance.interval is not None:
             words.append(f"for sigma from {guidance.interval[0]:g} to {guidance.interval[1]:g}")
         if guidance.rescale:

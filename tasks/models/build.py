@@ -47,12 +47,13 @@ def network(
     shape: Sequence[int] | None = None,
     outputs: int = 1,
     codes: int | None = None,
+    classes: int | None = None,
 ) -> nn.Module:
     """The untrained network of a model, initialised from its seed. `conds`: condition -> width.
 
     `shape`: of a picture as the network gets it, (channels, side, side); by default in pixels. The network returns `outputs`
-    times as many channels as it is given. With `codes` it takes and gives tokens, which have vectors of as many numbers as the
-    shape has channels.
+    times as many channels as it is given, or one for each of the `classes`. With `codes` it takes and gives tokens, which have
+    vectors of as many numbers as the shape has channels.
 
     Raises UserError if the network cannot have this size or does not accept one of the conditions.
     """
@@ -65,7 +66,7 @@ def network(
         side = config.crop
     keywords: dict[str, Any] = {
         "width": width, "depth": depth, "heads": heads, "conds": conds, "dropout": config.dropout,
-        "channels": channels, "out": codes or outputs * channels,
+        "channels": channels, "out": codes or classes or outputs * channels,
     }  # fmt: skip
     try:
         if isinstance(config, Pictures):

@@ -30,6 +30,8 @@ from diffusion_core.conditioning import PADDING, Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned, UncertainDenoiser
 from diffusion_core.distill_choices import Student
 from diffusion_core.error_curve import ErrorCurve
+from diffusion_core.extras.classifier import NoisyClassifier
+from diffusion_core.extras.classifier import guided as classifier_guided
 from diffusion_core.extras.corruptions import GaussianStart
 from diffusion_core.extras.learned_variance import LearnedVariance, measured_variance
 from diffusion_core.guidance import cfg, extrapolate, interval, negative, rescale, self_condition
@@ -217,11 +219,18 @@ class Model:
             raise DataError(f"The {self.name} model has no measured errors: an older version trained it.")
         return ErrorCurve(**self.meta[ERRORS])
 
-    def guided(self, guidance: Guidance | float, timesteps: Timesteps = (), weak: Model | None = None) -> Denoiser:
+    def guided(
+        self,
+        guidance: Guidance | float,
+        timesteps: Timesteps = (),
+        weak: Model | None = None,
+        classifier: NoisyClassifier | None = None,
+    ) -> Denoiser:
         """The denoiser to sample with under guidance, or classifier-free guidance of this scale (1: none).
 
         `timesteps`: those of the sampler, for a schedule that depends on them. `weak`: the model that `guidance.weak_model`
-        names. Raises UserError if the model does not know the negative category or `weak` is another kind of model.
+        names, `classifier` the one that `guidance.classifier` names. Raises UserError if the model does not know the negative
+        category or `weak` is another kind of model.
         """
         guidance = Guidance.of(guidance)
         denoiser = plain = self.as_sampled(self.denoiser)
@@ -235,6 +244,10 @@ class Model:
             if weak is None:
                 raise UserError("guidance.weak_model names a model that is not at hand: set it to null.")
             denoiser = extrapolate(denoiser, self.check_same_kind(weak).as_sampled(weak.denoiser), strength)
+        elif guidance.classifier is not None:
+            if classifier is None:
+                raise UserError("guidance.classifier names a classifier that is not at hand: set it to null.")
+            denoiser = classifier_guided(denoiser, classifier, KEYS["category"], strength)
         elif guidance.negative is not None:
             denoiser = negative(denoiser, self.category(guidance.negative), strength)
         else:
@@ -312,14 +325,19 @@ class Model:
             raise UserError(f"The {self.name} model cannot be sampled in this way: {error}.") from error
 
     def sampling_denoiser(
-        self, guidance: Guidance, sampler: str, timesteps: Timesteps = (), weak: Model | None = None
+        self,
+        guidance: Guidance,
+        sampler: str,
+        timesteps: Timesteps = (),
+        weak: Model | None = None,
+        classifier: NoisyClassifier | None = None,
     ) -> Denoiser | UncertainDenoiser:
         """`guided`, with the variance of x0 if the sampler uses it: measured, or learned if nothing guides the model."""
         uses = choices.SAMPLERS[sampler].variance
         plain = not guidance.active and guidance.threshold is None and not self.config.self_condition
         if uses == "learned" and plain and isinstance(self.denoiser, LearnedVariance):
             return self.denoiser.posterior
-        guided = self.guided(guidance, timesteps, weak)
+        guided = self.guided(guidance, timesteps, weak, classifier)
         return measured_variance(guided, self.errors) if uses == "measured" else guided
 
     def with_initial(self, x0: Tensor) -> Model:

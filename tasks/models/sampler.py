@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from diffusion_core import choices, rng
 from diffusion_core.conditioning import Cond
+from diffusion_core.extras.classifier import NoisyClassifier
 from diffusion_core.inverse import inpaint, matrix, moment_matching, project
 from diffusion_core.sampling.loop import Constrain, Step, generate
 from diffusion_core.sampling.timestep_search import match_solution
@@ -25,15 +26,21 @@ START, LEARNED = 1, 2  # what else a seed is for: folded into it
 class Sampler:
     """A model with a way to sample it.
 
-    `weak`: the model that `guidance.weak_model` names. `source`: the one that `start.model` names. Raises UserError if the
+    `weak`: the model that `guidance.weak_model` names. `source`: the one that `start.model` names. `classifier`: the one that
+    `guidance.classifier` names. Raises UserError if the
     model cannot be sampled in this way, DataError if the timesteps need errors that were not measured.
     """
 
     def __init__(
-        self, model: Model, how: SamplingChoices, weak: Model | None = None, source: Model | None = None
+        self,
+        model: Model,
+        how: SamplingChoices,
+        weak: Model | None = None,
+        source: Model | None = None,
+        classifier: NoisyClassifier | None = None,
     ) -> None:
         self.model, self.how, self.source = model, how, source
-        self.guidance, self.weak = how.guidance_options, weak
+        self.guidance, self.weak, self.classifier = how.guidance_options, weak, classifier
         self.device = next(model.denoiser.parameters()).device
         sampling = how.sampling
         known = choices.Known(model.errors if sampling.needs_errors else None, self._match)
@@ -57,14 +64,14 @@ class Sampler:
         counts the steps. Raises DataError if a sample is not finite, UserError if the model cannot fill in joints.
         """
         model = self.model
-        denoiser = model.sampling_denoiser(self.guidance, self.how.sampler, self.timesteps, self.weak)
+        denoiser = model.sampling_denoiser(self.guidance, self.how.sampler, self.timesteps, self.weak, self.classifier)
         constrain: Constrain | None = None
         if joints is not None:
             self._check_fills_in()
             mask = joints.isfinite()
             a = matrix(inpaint(mask), model.shape)
             y = model.codec.encode(joints.double().to(self.device))[mask]
-            guided = model.guided(self.guidance, self.timesteps, self.weak)
+            guided = model.guided(self.guidance, self.timesteps, self.weak, self.classifier)
             denoiser = moment_matching(guided, a.to(self.device), y, GIVEN_SIGMA, iterations=1)
             constrain = project(a.to(self.device), y)
         start = self._start(cond, seed, ids, batch)
@@ -125,7 +132,7 @@ class Sampler:
         cond = {key: value.to(self.device) for key, value in model.conditions(names).items()}
         ids = torch.arange(LEARNING, device=self.device)
         noise = model.recipe.noise(model.shape, rng.fold(0, LEARNED), ids).double()
-        denoiser = model.guided(self.guidance, timesteps, self.weak)
+        denoiser = model.guided(self.guidance, timesteps, self.weak, self.classifier)
         with model.autocast():
             return match_solution(denoiser, step, timesteps, fine, noise, cond, iterations, rate)
 

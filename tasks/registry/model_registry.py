@@ -20,6 +20,7 @@ from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
 from tasks.config.params import Params
 from tasks.config.sampling import SNAPSHOT, SamplingChoices
+from tasks.models import classifier as classifiers
 from tasks.models import modality
 from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
@@ -179,7 +180,13 @@ def sampler(params: Params, root: Path, folder: Path, how: SamplingChoices, mode
         weak = modality.load(find(params, root, model.name, reference), modality.device())
     if how.start is not None and how.start.model is not None:
         source = modality.load(find(params, root, model.name, how.start.model), modality.device())
-    return Sampler(model, how, weak, source)
+    classifier = None
+    if (wanted := how.guidance_options.classifier) is not None:
+        own = paths.classifier_folder(root, model.name)
+        if not (own / paths.MODEL_FILE).is_file() or paths.sha256(own) != wanted:
+            raise DataError(f"There is no classifier {wanted} in {own}.")
+        classifier = classifiers.load(own, model)
+    return Sampler(model, how, weak, source, classifier)
 
 
 def make_champions(store: Store, numbers: Mapping[str, str], together: Sequence[str] = PIPELINE) -> None:
