@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with models that have learned nothing, and a trained classifier for each of them."""
     root = tmp_path_factory.mktemp("classified")
     write_shards(root)
-    both = dict.fromkeys(paths.MODELS, {**SHORT, "learning_rate": 5e-3})
+    both = {model: {**SHORT, "learning_rate": 5e-3} for model in paths.MODELS}
     params = load(write_params(root, classifier=both))
     for model in paths.MODELS:
         write_untrained(root, params, model)
