@@ -51,6 +51,7 @@ from tasks.train import stage as train_stage
 PROJECT = Path(__file__).resolve().parents[1]
 DEFAULT = "edm"
 STEPS = 18
+BATCH = 250  # of the 1000 poses that are drawn
 EVALUATIONS = (5, 10, 20, 50)
 FEW, MANY = 10, 200
 SHOWN = 8  # poses in the picture
@@ -66,11 +67,11 @@ class Workspace:
     def __init__(self, root: Path, images: int, seconds: float) -> None:
         self.root, self.images, self.ends = root, images, time.monotonic() + seconds
 
-    def result(self, name: str, make: Callable[[], Result]) -> Result | None:
-        """The stored result of a piece of work, made if there is time; None if there is not."""
+    def result(self, name: str, make: Callable[[], Result], wanted: bool = True) -> Result | None:
+        """The stored result of a piece of work, made if it is wanted and there is time; None if there is not."""
         path = self.root / "results" / f"{name}.json"
         if not path.is_file():
-            if time.monotonic() > self.ends:
+            if not wanted or time.monotonic() > self.ends:
                 return None
             began = time.monotonic()
             files.write_json(path, make())
@@ -106,7 +107,7 @@ def prepare(root: Path, shards: Path | None) -> None:
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """How often the network of the poses is evaluated inside this context, for one batch: a list with one number."""
+    """How often the network of the poses is evaluated inside this context: a list with one number."""
     count = [0]
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -145,12 +146,14 @@ def reference(root: Path) -> Result:
 
 def draw(work: Workspace, sampler: str, steps: int) -> Result:
     """Draw poses from artifacts/poses through the sampling stage, and judge them."""
-    work.set(sample__poses__sampler=sampler, sample__poses__steps=steps, sample__poses__batch=1000)
+    work.set(sample__poses__sampler=sampler, sample__poses__steps=steps, sample__poses__batch=BATCH)
     began = time.process_time()
     with counted() as evaluations:
-        sample_stage.run(load(work.root / paths.PARAMS), work.root, "poses")
+        params = load(work.root / paths.PARAMS)
+        sample_stage.run(params, work.root, "poses")
     seconds = time.process_time() - began
-    return {"sampler": sampler, "steps": steps, "evaluations": evaluations[0], "seconds": seconds, **judge(work.root)}
+    return {"sampler": sampler, "steps": steps, "evaluations": evaluations[0] * BATCH // params.sample.poses.count,
+            "seconds": seconds, **judge(work.root)}  # fmt: skip
 
 
 def train_poses(work: Workspace, name: str) -> Result:
@@ -243,6 +246,12 @@ def main() -> int:
     parser.add_argument(
         "--shards", type=Path, help="data/shards of another workspace, instead of drawing the mannequins"
     )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="artifacts/poses of a finished run, from which the samplers draw, instead of the one here",
+    )
+    parser.add_argument("--part", choices=["recipes", "samplers"], help="only this part of the work")
     parser.add_argument("--images", type=int, default=40_000, help="length of each training")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after this time")
     parser.add_argument("--pictures", action="store_true", help="also six recipes on pictures")
@@ -253,16 +262,22 @@ def main() -> int:
 
     base = work.result("reference", lambda: reference(work.root))
     names = [DEFAULT, *MEASURED, *(name for name, one in RECIPES.items() if name != DEFAULT and not one.pictures_only)]
-    trained = {name: work.result(f"recipe-{name}", lambda name=name: train_poses(work, name)) for name in names}  # type: ignore[misc]
+    trained = {
+        name: work.result(f"recipe-{name}", lambda name=name: train_poses(work, name), options.part != "samplers")  # type: ignore[misc]
+        for name in names
+    }
     drawn: dict[tuple[str, int], Result | None] = {}
 
     def measure(sampler: str, count: int) -> None:
         if steps := steps_for(sampler, count):
-            drawn[sampler, count] = work.result(f"sampler-{sampler}-{count}", lambda: draw(work, sampler, steps))
+            drawn[sampler, count] = work.result(
+                f"sampler-{sampler}-{count}", lambda: draw(work, sampler, steps), options.part != "recipes"
+            )
 
-    if trained[DEFAULT] is not None:
+    source: Path = options.model or work.keep("poses", DEFAULT)
+    if source.is_dir():
         shutil.rmtree(paths.model_folder(work.root, "poses"), ignore_errors=True)
-        shutil.copytree(work.keep("poses", DEFAULT), paths.model_folder(work.root, "poses"))
+        shutil.copytree(source, paths.model_folder(work.root, "poses"))
         work.set(poses__recipe=DEFAULT, poses__options={}, sample__poses__sampler=default_sampler(DEFAULT))
         for count in EVALUATIONS:
             for sampler in filter(fits, SAMPLERS):

@@ -29,7 +29,7 @@ SHORT = {"images": 1920, "batch": 64, "width": 16, "depth": 1, "heads": 2, "warm
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with models that have learned nothing, and a trained classifier for each of them."""
     root = tmp_path_factory.mktemp("classified")
-    write_shards(root)
+    write_shards(root, val=100)
     both = {model: {**SHORT, "learning_rate": 5e-3} for model in paths.MODELS}
     params = load(write_params(root, classifier=both))
     for model in paths.MODELS:
