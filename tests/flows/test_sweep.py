@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from ruamel.yaml import YAML
 
 from flows.private_server import Server
 from flows.sweep import override, read
+from tasks import paths
 from tasks.common.errors import UserError
+from tasks.config.params import load
+from tasks.registry.tracking import Store
 from tests.support.dvc_project import dvc
-from tests.support.workspaces import write_params
+from tests.support.workspaces import small_project, write_params
 
 
 def _file(root: Path, content: Any) -> Path:
@@ -65,22 +70,70 @@ def test_values_have_the_syntax_of_hydra() -> None:
     assert override("poses.power_averages", [0.1, 0.2]) == "poses.power_averages=[0.1,0.2]"
 
 
-@pytest.mark.slow
-def test_experiments_run_side_by_side(workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small project, whose stages write the parameter into their outputs."""
-    from flows.sweep import sweep
-
-    monkeypatch.chdir(workspace)
+def _commit(root: Path) -> None:
     for command in (
         ["config", "user.name", "n"],
         ["config", "user.email", "n@localhost"],
         ["add", "-A"],
         ["commit", "-qm", "x"],
     ):
-        subprocess.run(["git", *command], cwd=workspace, check=True)
+        subprocess.run(["git", *command], cwd=root, check=True)
+
+
+@pytest.mark.slow
+def test_experiments_run_side_by_side(workspace: Path, prefect_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small project, whose stages write the parameter into their outputs."""
+    from flows.sweep import sweep
+
+    monkeypatch.chdir(workspace)
+    _commit(workspace)
     file = _file(workspace, {"grid": {"poses.seed": [5, 6]}, "workers": 2})
     assert sweep(str(file), return_state=True).is_completed()
     shown = json.loads(dvc(workspace, "exp", "show", "--json"))
     experiments = [one["revs"][0]["data"] for one in shown[1]["experiments"]]
     seeds = sorted(one["params"]["params.yaml"]["data"]["poses"]["seed"] for one in experiments)
     assert seeds == [5, 6]
+
+
+@pytest.mark.slow
+def test_two_recipes_and_two_samplers_on_the_real_pipeline(tmp_path: Path) -> None:
+    """As a user does it: a run, a commit, a sweep with two workers, and the comparison of its experiments."""
+    root = small_project(tmp_path / "contrapposto", poses__images=512)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def call(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=root, env=environment, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    call("flows", "train-poses")
+    _commit(root)
+    grid = {"poses.recipe": ["ddpm", "edm"], "sample.poses.sampler": ["ddim", "unipc"]}
+    output = call("flows", "sweep", str(_file(root, {"workers": 2, "grid": grid})))
+    shown = json.loads(dvc(root, "exp", "show", "--json"))
+    found = {}
+    for one in shown[1]["experiments"]:
+        name, data = one["name"], one["revs"][0]["data"]
+        params = data["params"]["params.yaml"]["data"]
+        metrics = data["metrics"]["reports/summary/metrics.json"]["data"]
+        found[params["poses"]["recipe"], params["sample"]["poses"]["sampler"]] = name
+        assert any("frechet" in key for key in _flat(metrics)), metrics
+    assert set(found) == {(recipe, sampler) for recipe in ("ddpm", "edm") for sampler in ("ddim", "unipc")}
+    assert all(name in output for name in found.values())
+    compared = call("flows", "compare", *found.values())
+    assert "Differences beyond the intervals" in compared and "poses.recipe" in compared
+    trainings = [
+        run for run in Store(load(root / paths.PARAMS).tracking, root).trainings()
+        if run.data.tags["contrapposto.model"] == "poses"
+    ]  # fmt: skip
+    assert len(trainings) == 2  # DDPM once, and the EDM of the run: another sampler trains nothing
+
+
+def _flat(metrics: dict[str, Any], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key, value in metrics.items():
+        names += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return names

@@ -69,7 +69,7 @@ def test_a_trained_classifier_comes_near_bayes_rule(recipe: presets.Recipe) -> N
     net = MLP(2, width=64, depth=2, out=3)
     trained = recipe_of(recipe, LABELS)
     classifier = NoisyClassifier(net, recipe.sd, recipe.c_noise)
-    config = TrainConfig(images=60 * 250, batch=250, learning_rate=5e-3, ema_halflife_images=1000)
+    config = TrainConfig(images=40 * 250, batch=250, learning_rate=1e-2, ema_halflife_images=1000)
     trainer = Trainer(classifier, trained, config, lambda i: (x0[i], {LABELS: labels[i]}), len(x0))
     while not trainer.done:
         trainer.step()

