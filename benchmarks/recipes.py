@@ -251,7 +251,9 @@ def main() -> int:
         type=Path,
         help="artifacts/poses of a finished run, from which the samplers draw, instead of the one here",
     )
-    parser.add_argument("--only", nargs="*", help="train only these recipes and draw only from these samplers")
+    names = [DEFAULT, *MEASURED, *(name for name, one in RECIPES.items() if name != DEFAULT and not one.pictures_only)]
+    parser.add_argument("--recipes", nargs="*", default=names, help="train only these")
+    parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), help="draw only with these")
     parser.add_argument("--images", type=int, default=40_000, help="length of each training")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after this time")
     parser.add_argument("--pictures", action="store_true", help="also six recipes on pictures")
@@ -261,9 +263,8 @@ def main() -> int:
     torch.set_num_threads(1)
 
     base = work.result("reference", lambda: reference(work.root))
-    names = [DEFAULT, *MEASURED, *(name for name, one in RECIPES.items() if name != DEFAULT and not one.pictures_only)]
     trained = {
-        name: work.result(f"recipe-{name}", lambda name=name: train_poses(work, name), name in (options.only or names))  # type: ignore[misc]
+        name: work.result(f"recipe-{name}", lambda name=name: train_poses(work, name), name in options.recipes)  # type: ignore[misc]
         for name in names
     }
     drawn: dict[tuple[str, int], Result | None] = {}
@@ -271,7 +272,7 @@ def main() -> int:
     def measure(sampler: str, count: int) -> None:
         if steps := steps_for(sampler, count):
             drawn[sampler, count] = work.result(
-                f"sampler-{sampler}-{count}", lambda: draw(work, sampler, steps), sampler in (options.only or SAMPLERS)
+                f"sampler-{sampler}-{count}", lambda: draw(work, sampler, steps), sampler in options.samplers
             )
 
     source: Path = options.model or work.keep("poses", DEFAULT)
