@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +205,20 @@ def train_pictures(work: Workspace, recipe: str) -> Result:
             "accuracy": found}  # fmt: skip
 
 
+def evaluations_of(sampler: str, steps: int) -> int:
+    """How often a sampler of the default recipe evaluates the network. Heun's methods do so twice except in the last step."""
+    training = Training(DEFAULT)
+    visited = Sampling(sampler, steps).make(training, training.make(0.5)).visited
+    twice = sampler in ("heun", "restart")
+    return sum(0 if to.noisier(level) else 1 + (twice and bool(to.s > 0)) for level, to in pairwise(visited))
+
+
 def steps_for(sampler: str, evaluations: int) -> int:
-    """Steps with at most this number of evaluations; 0 if there are none. Heun's last step needs one evaluation only."""
-    per_step = SAMPLERS[sampler].evaluations
-    if per_step == 0:
+    """The most steps with at most this number of evaluations; 0 if two steps need more, or the sampler chooses itself."""
+    if SAMPLERS[sampler].evaluations == 0:
         return 0
-    return (evaluations + 1) // 2 if sampler == "heun" else evaluations // per_step
+    possible = (steps for steps in range(evaluations, 1, -1) if evaluations_of(sampler, steps) <= evaluations)
+    return next(possible, 0)
 
 
 def fits(sampler: str) -> bool:
