@@ -65,8 +65,9 @@ Result = dict[str, Any]
 class Workspace:
     """The folder in which everything happens, and the results so far."""
 
-    def __init__(self, root: Path, images: int, seconds: float) -> None:
+    def __init__(self, root: Path, images: int, seconds: float, size: tuple[int, int] | None = None) -> None:
         self.root, self.images, self.ends = root, images, time.monotonic() + seconds
+        self.net = {} if size is None else {"poses__width": size[0], "poses__depth": size[1]}
 
     def result(self, name: str, make: Callable[[], Result], wanted: bool = True) -> Result | None:
         """The stored result of a piece of work, made if it is wanted and there is time; None if there is not."""
@@ -164,7 +165,7 @@ def train_poses(work: Workspace, name: str) -> Result:
     work.set(
         sample__poses__sampler=sampler, sample__poses__steps=STEPS, poses__recipe=recipe, poses__options=options,
         poses__images=work.images, poses__cooldown_images=work.images // 2, poses__checkpoint_images=10_000,
-        poses__watch_images=work.images, poses__keep="last", poses__ranks=1,
+        poses__watch_images=work.images, poses__keep="last", poses__ranks=1, **work.net,
     )  # fmt: skip
     began = time.process_time()
     train_stage.run(load(work.root / paths.PARAMS), work.root, "poses")
@@ -264,11 +265,12 @@ def main() -> int:
     parser.add_argument("--recipes", nargs="*", default=names, help="train only these")
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), help="draw only with these")
     parser.add_argument("--images", type=int, default=40_000, help="length of each training")
+    parser.add_argument("--net", nargs=2, type=int, metavar=("WIDTH", "DEPTH"), help="another size of the network")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after this time")
     parser.add_argument("--pictures", action="store_true", help="also six recipes on pictures")
     options = parser.parse_args()
     prepare(options.root, options.shards)
-    work = Workspace(options.root, options.images, options.seconds)
+    work = Workspace(options.root, options.images, options.seconds, options.net)
     torch.set_num_threads(1)
 
     base = work.result("reference", lambda: reference(work.root))
