@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -65,9 +65,9 @@ Result = dict[str, Any]
 class Workspace:
     """The folder in which everything happens, and the results so far."""
 
-    def __init__(self, root: Path, images: int, seconds: float, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, root: Path, images: int, seconds: float, net: Sequence[int] | None = None) -> None:
         self.root, self.images, self.ends = root, images, time.monotonic() + seconds
-        self.net = {} if size is None else {"poses__width": size[0], "poses__depth": size[1]}
+        self.net = dict(zip(("poses__width", "poses__depth", "poses__batch"), net or (), strict=False))
 
     def result(self, name: str, make: Callable[[], Result], wanted: bool = True) -> Result | None:
         """The stored result of a piece of work, made if it is wanted and there is time; None if there is not."""
@@ -265,7 +265,9 @@ def main() -> int:
     parser.add_argument("--recipes", nargs="*", default=names, help="train only these")
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), help="draw only with these")
     parser.add_argument("--images", type=int, default=40_000, help="length of each training")
-    parser.add_argument("--net", nargs=2, type=int, metavar=("WIDTH", "DEPTH"), help="another size of the network")
+    parser.add_argument(
+        "--net", nargs=3, type=int, metavar=("WIDTH", "DEPTH", "BATCH"), help="another size of network and batch"
+    )
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after this time")
     parser.add_argument("--pictures", action="store_true", help="also six recipes on pictures")
     options = parser.parse_args()
