@@ -32,7 +32,7 @@ def sigmas(recipe: Recipe, steps: int) -> list[float]:
 
 
 def weights_like(recipe: Recipe, target: object) -> None:
-    torch.testing.assert_close(recipe.weight(LEVELS), unit(target)(LEVELS))  # type: ignore[arg-type]
+    torch.testing.assert_close(recipe.weight(LEVELS), unit(target)(LEVELS))
 
 
 def test_ddpm_is_that_of_section_4() -> None:

@@ -12,6 +12,7 @@ from diffusion_core.conditioning import Cond
 from diffusion_core.extras import closed_form
 from diffusion_core.extras.classifier import NoisyClassifier, guided, recipe_of
 from diffusion_core.nets.mlp import MLP
+from diffusion_core.recipe import Recipe
 from diffusion_core.schedules import Level, trig
 from diffusion_core.training.trainer import TrainConfig, Trainer
 
@@ -61,7 +62,7 @@ def test_strength_two_on_the_unconditional_denoiser_is_the_conditional_one() -> 
 
 
 @pytest.mark.parametrize("recipe", [presets.edm(0.7), presets.rectified_flow(0.7)], ids=["edm", "rectified flow"])
-def test_a_trained_classifier_comes_near_bayes_rule(recipe: presets.Recipe) -> None:
+def test_a_trained_classifier_comes_near_bayes_rule(recipe: Recipe) -> None:
     ids = torch.arange(2000)
     classes = torch.multinomial(SHARES, 2000, True, generator=torch.Generator().manual_seed(0))
     x0 = (MEANS[classes] + SD * rng.normal((2,), 1, ids)).float()
