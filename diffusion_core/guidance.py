@@ -65,11 +65,6 @@ def negative(denoiser: Denoiser, unwanted: Cond, strength: Strength) -> Denoiser
     return extrapolate(denoiser, lambda x, level, cond: denoiser(x, level, {**cond, **unwanted}), strength)
 
 
-def beyond_one(strength: Strength) -> Strength:
-    """The strength minus 1."""
-    return (lambda level: strength(level) - 1) if callable(strength) else strength - 1
-
-
 def interval(strength: Strength, low: float, high: float) -> Strength:
     """The strength where low < sigma <= high, and 1 elsewhere. Kynkaanniemi et al. 2024 (arXiv 2404.07724)."""
 

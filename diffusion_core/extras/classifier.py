@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned
-from diffusion_core.guidance import Strength, beyond_one, classifier_guidance
+from diffusion_core.guidance import Strength, classifier_guidance
 from diffusion_core.losses import Weight
 from diffusion_core.recipe import Recipe
 from diffusion_core.schedules import Level
@@ -59,7 +59,9 @@ def guided(denoiser: Denoiser, classifier: NoisyClassifier, key: str, strength: 
     That is the law which classifier-free guidance of the same strength w has as its aim. Nothing is added at a = 0, where x
     holds no signal.
     """
-    beyond = beyond_one(strength)
+
+    def beyond(level: Level) -> float | Tensor:
+        return (strength(level) if callable(strength) else strength) - 1
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
         if key not in cond or not bool((level.a > 0).all()):
