@@ -65,4 +65,4 @@ def load(folder: Path, model: Model) -> NoisyClassifier:
     except RuntimeError as error:
         raise DataError(f"{path} was written by another version: its weights do not fit the network.") from error
     device = next(model.denoiser.parameters()).device
-    return classifier.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return classifier.to(device).eval().requires_grad_(False)
