@@ -24,11 +24,11 @@ def _strength_at(strength: Strength, level: Level) -> float | Tensor:
     return strength(level) if callable(strength) else strength
 
 
-def extrapolate(good: Denoiser, bad: Denoiser, strength: Strength) -> Denoiser:
+def extrapolate(good: Denoiser, bad: Denoiser, strength: Strength, rescale: float = 0.0) -> Denoiser:
     """bad + w (good - bad): strength w = 1 gives `good`, a larger w extrapolates beyond it.
 
     This is autoguidance (Karras et al. 2024, arXiv 2406.02507) if `bad` is a smaller or less trained model. `bad` is not
-    evaluated where w is 1.
+    evaluated where w is 1. `rescale`: share by which the result is drawn to the standard deviation of `good`, see `rescaled`.
     """
 
     def guided(x: Tensor, level: Level, cond: Cond) -> Tensor:
@@ -39,8 +39,9 @@ def extrapolate(good: Denoiser, bad: Denoiser, strength: Strength) -> Denoiser:
             w = expand_like(w, x)
         elif w == 1:
             return good(x, level, cond)
-        bad_x0 = bad(x, level, cond)
-        return bad_x0 + w * (good(x, level, cond) - bad_x0)
+        good_x0, bad_x0 = good(x, level, cond), bad(x, level, cond)
+        x0 = bad_x0 + w * (good_x0 - bad_x0)
+        return rescaled(x0, good_x0, rescale) if rescale else x0
 
     return guided
 
@@ -50,19 +51,19 @@ def unconditional(denoiser: Denoiser, *names: str) -> Denoiser:
     return lambda x, level, cond: denoiser(x, level, without(cond, *names))
 
 
-def cfg(denoiser: Denoiser, strength: Strength, *names: str) -> Denoiser:
+def cfg(denoiser: Denoiser, strength: Strength, *names: str, rescale: float = 0.0) -> Denoiser:
     """Classifier-free guidance; strength 1 means no guidance. Ho & Salimans 2022 (arXiv 2207.12598).
 
     Extrapolating x0 is the same as extrapolating eps, v or the velocity. If names are given, only these conditions are
     withheld from the second evaluation; nested calls then give each condition its own strength (Brooks et al. 2023, arXiv
     2211.09800).
     """
-    return extrapolate(denoiser, unconditional(denoiser, *names), strength)
+    return extrapolate(denoiser, unconditional(denoiser, *names), strength, rescale)
 
 
-def negative(denoiser: Denoiser, unwanted: Cond, strength: Strength) -> Denoiser:
+def negative(denoiser: Denoiser, unwanted: Cond, strength: Strength, rescale: float = 0.0) -> Denoiser:
     """Guidance away from an unwanted condition: the negative prompt. Liu et al. 2022 (arXiv 2206.01714), section 4, "NOT"."""
-    return extrapolate(denoiser, lambda x, level, cond: denoiser(x, level, {**cond, **unwanted}), strength)
+    return extrapolate(denoiser, lambda x, level, cond: denoiser(x, level, {**cond, **unwanted}), strength, rescale)
 
 
 def interval(strength: Strength, low: float, high: float) -> Strength:
@@ -99,19 +100,14 @@ def _number(value: Tensor) -> float | Tensor:
     return float(value) if value.ndim == 0 else value
 
 
-def rescale(guided: Denoiser, plain: Denoiser, share: float = 0.7) -> Denoiser:
-    """The guided estimate rescaled to the standard deviation of the plain one, mixed with the unscaled estimate by `share`.
+def rescaled(x0: Tensor, plain: Tensor, share: float = 0.7) -> Tensor:
+    """A guided estimate of x0 whose standard deviation is moved by `share` of the way to that of the plain estimate.
 
-    Standard deviations are per sample. Lin et al. 2023 (arXiv 2305.08891), eq. 14 to 16, applied to x0 instead of to the
-    network's prediction.
+    Guidance raises the contrast; this lowers it again. Standard deviations are per sample. Lin et al. 2023 (arXiv 2305.08891),
+    eq. 14 to 16, applied to x0 instead of to the network's prediction.
     """
-
-    def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
-        x0 = guided(x, level, cond)
-        ratio = plain(x, level, cond).flatten(1).std(1) / x0.flatten(1).std(1)
-        return x0 * expand_like(1 + share * (ratio - 1), x)
-
-    return denoise
+    ratio = plain.flatten(1).std(1) / x0.flatten(1).std(1)
+    return x0 * expand_like(1 + share * (ratio - 1), x0)
 
 
 def threshold(denoiser: Denoiser, limit: float = 1.0) -> Denoiser:
@@ -134,7 +130,7 @@ def dynamic_threshold(denoiser: Denoiser, quantile: float = 0.995, limit: float 
 
 
 def classifier_guidance(
-    denoiser: Denoiser, log_p: Callable[[Tensor, Level], Tensor], strength: Strength = 1.0
+    denoiser: Denoiser, log_p: Callable[[Tensor, Level], Tensor], strength: Strength = 1.0, rescale: float = 0.0
 ) -> Denoiser:
     """Classifier guidance: x0 + w (s^2 / a) grad_x log p(y | x), with log_p `[B]` of a noise-aware classifier.
 
@@ -149,7 +145,9 @@ def classifier_guidance(
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(log_p(leaf, level).sum(), leaf)
-        return denoiser(x, level, cond) + expand_like(w * level.s**2 / level.a, x) * gradient
+        plain = denoiser(x, level, cond)
+        x0 = plain + expand_like(w * level.s**2 / level.a, x) * gradient
+        return rescaled(x0, plain, rescale) if rescale else x0
 
     return denoise
 

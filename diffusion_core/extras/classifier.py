@@ -53,7 +53,9 @@ def recipe_of(recipe: Recipe, key: str) -> Recipe:
     return recipe.replace(loss=loss, importance=None, density=lambda u: density(u))
 
 
-def guided(denoiser: Denoiser, classifier: NoisyClassifier, key: str, strength: Strength) -> Denoiser:
+def guided(
+    denoiser: Denoiser, classifier: NoisyClassifier, key: str, strength: Strength, rescale: float = 0.0
+) -> Denoiser:
     """The denoiser of p(x | c) p(c | x)^(w - 1) for the class c in the condition `key`: w = 1 is no guidance.
 
     That is the law which classifier-free guidance of the same strength w has as its aim. Nothing is added at a = 0, where x
@@ -67,7 +69,7 @@ def guided(denoiser: Denoiser, classifier: NoisyClassifier, key: str, strength: 
         if key not in cond or not bool((level.a > 0).all()):
             return denoiser(x, level, cond)
         labels = cond[key]
-        towards = classifier_guidance(denoiser, lambda x, level: classifier.log_p(x, level, labels), beyond)
+        towards = classifier_guidance(denoiser, lambda x, level: classifier.log_p(x, level, labels), beyond, rescale)
         return towards(x, level, cond)
 
     return denoise

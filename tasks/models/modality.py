@@ -34,7 +34,7 @@ from diffusion_core.extras.classifier import NoisyClassifier
 from diffusion_core.extras.classifier import guided as classifier_guided
 from diffusion_core.extras.corruptions import GaussianStart
 from diffusion_core.extras.learned_variance import LearnedVariance, measured_variance
-from diffusion_core.guidance import cfg, extrapolate, interval, negative, rescale, self_condition
+from diffusion_core.guidance import cfg, extrapolate, interval, negative, self_condition
 from diffusion_core.losses import SelfConditioned
 from diffusion_core.recipe import Recipe
 from diffusion_core.sampling.timesteps import Timesteps
@@ -233,7 +233,7 @@ class Model:
         category or `weak` is another kind of model.
         """
         guidance = Guidance.of(guidance)
-        denoiser = plain = self.as_sampled(self.denoiser)
+        denoiser = self.as_sampled(self.denoiser)
         schedule, options = guidance.schedule, guidance.options
         strength = choices.GUIDANCE_SCHEDULES[schedule].make(
             guidance.scale, choices.options_of(choices.GUIDANCE_SCHEDULES, schedule, options), timesteps
@@ -243,17 +243,17 @@ class Model:
         if guidance.weak_model is not None:
             if weak is None:
                 raise UserError("guidance.weak_model names a model that is not at hand: set it to null.")
-            denoiser = extrapolate(denoiser, self.check_same_kind(weak).as_sampled(weak.denoiser), strength)
+            denoiser = extrapolate(
+                denoiser, self.check_same_kind(weak).as_sampled(weak.denoiser), strength, guidance.rescale
+            )
         elif guidance.classifier is not None:
             if classifier is None:
                 raise UserError("guidance.classifier names a classifier that is not at hand: set it to null.")
-            denoiser = classifier_guided(denoiser, classifier, KEYS["category"], strength)
+            denoiser = classifier_guided(denoiser, classifier, KEYS["category"], strength, guidance.rescale)
         elif guidance.negative is not None:
-            denoiser = negative(denoiser, self.category(guidance.negative), strength)
+            denoiser = negative(denoiser, self.category(guidance.negative), strength, guidance.rescale)
         else:
-            denoiser = cfg(denoiser, strength, *(KEYS[name] for name in guidance.without))
-        if guidance.rescale:
-            denoiser = rescale(denoiser, plain, guidance.rescale)
+            denoiser = cfg(denoiser, strength, *(KEYS[name] for name in guidance.without), rescale=guidance.rescale)
         if guidance.threshold is not None:
             denoiser = self._limited(denoiser, guidance.threshold, options)
         return denoiser

@@ -47,9 +47,14 @@ def test_rescale_and_thresholds():
     def strong(x, here, cond):
         return 4 * x
 
-    full = guidance.rescale(strong, plain, 1.0)(x, here, {})
-    torch.testing.assert_close(full.std(1), x.std(1))
-    torch.testing.assert_close(guidance.rescale(strong, plain, 0.0)(x, here, {}), 4 * x)
+    def less(x, here, cond):
+        return x / 2
+
+    full = guidance.extrapolate(plain, less, 4.0, rescale=1.0)(x, here, {})
+    torch.testing.assert_close(full, x)  # 2.5 x, with the spread of x
+    half = guidance.extrapolate(plain, less, 4.0, rescale=0.5)(x, here, {})
+    torch.testing.assert_close(half, (2.5 + 1) / 2 * x)
+    torch.testing.assert_close(guidance.rescaled(4 * x, x, 0.0), 4 * x)
     assert float(guidance.threshold(strong)(x, here, {}).abs().max()) == 1
     dynamic = guidance.dynamic_threshold(strong, 0.9)(x, here, {})
     assert float(dynamic.abs().max()) == pytest.approx(1)
@@ -85,7 +90,7 @@ def test_self_conditioning_passes_the_first_estimate():
 def test_guidance_functions_compose():
     share, means, sds = toy()
     oracle = closed_form.mixture(share, means, sds)
-    composed = guidance.threshold(guidance.rescale(guidance.cfg(oracle, guidance.interval(2, 0.1, 10)), oracle), 3.0)
+    composed = guidance.threshold(guidance.cfg(oracle, guidance.interval(2, 0.1, 10), rescale=0.7), 3.0)
     here = sigma_level(torch.tensor(0.5, dtype=torch.float64))
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(composed(x, here, {}), oracle(x, here, {}).clamp(-3, 3))  # no condition, no guidance
