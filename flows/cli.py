@@ -105,6 +105,7 @@ def up() -> None:
     from tasks.registry import ui
 
     params = load(paths.PARAMS)
+    ui.prepare(params, Path.cwd())
     services.up(params, Path.cwd())
     print(f"runs     in MLflow: {ui.address(params, Path.cwd())}")
 
@@ -133,8 +134,12 @@ def service(name: Annotated[str, typer.Argument(help="prefect, mlflow, worker or
     """Run one of them in the foreground, for a service manager such as systemd."""
     from flows import services
     from tasks.config.params import load
+    from tasks.registry import ui
 
-    services.foreground(load(paths.PARAMS), Path.cwd(), name)
+    params = load(paths.PARAMS)
+    if name == "mlflow":
+        ui.prepare(params, Path.cwd())
+    services.foreground(params, Path.cwd(), name)
 
 
 @app.command(rich_help_panel=INFORMATION)

@@ -13,7 +13,7 @@ import pytest
 from flows.private_server import Server, bypass_proxy
 from flows.private_server import start as start_server
 from tasks.common import log
-from tasks.registry.tracking_client import Client
+from tasks.registry import tracking_client
 from tests.support.dvc_project import GRAPH, dvc, ran
 from tests.support.project import PROJECT
 
@@ -52,21 +52,15 @@ def _environment_is_restored() -> Iterator[None]:
 def _mlflow_databases_are_copies_of_an_empty_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Run MLflow's migrations once, and not for every workspace: they take longer than the training of a tiny model."""
     empty = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    initialise = Client.__init__
+    create = tracking_client.create_database
 
-    def from_copy(client: Client, uri: str, database: Path | None) -> None:
-        if database is not None and not database.exists() and os.access(database.parent, os.W_OK):
-            if not empty.exists():
-                from mlflow.store.db import utils
-
-                engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{empty}")
-                utils._initialize_tables(engine)
-                engine.dispose()
-            shutil.copyfile(empty, database)
-        initialise(client, uri, database)
+    def from_copy(database: Path) -> None:
+        if not empty.exists():
+            create(empty)
+        shutil.copyfile(empty, database)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "__init__", from_copy)
+        patch.setattr(tracking_client, "create_database", from_copy)
         yield
 
 

@@ -9,12 +9,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.registry import store_location
 
 
 class StoreAway(UserError):
     """MLflow's store does not answer or cannot be written. Finished work is kept."""
+
+
+def create_database(path: Path) -> None:
+    """Make MLflow's tables in a new SQLite file. MLflow itself, stopped half-way, leaves a file that it refuses for ever."""
+    from mlflow.store.db import utils
+
+    with files.new_file(path) as temporary:
+        temporary.unlink(missing_ok=True)  # of an earlier attempt that was killed
+        engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{temporary}")
+        try:
+            utils._initialize_tables(engine)
+        finally:
+            engine.dispose()
 
 
 class Client:
@@ -30,6 +44,8 @@ class Client:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of what it raises
         self._name = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)  # without the password
         self._database = database
+        if database is not None and not (database.exists() and database.stat().st_size):
+            self._guarded(create_database)(database)
         self._client = self._guarded(MlflowClient)(tracking_uri=uri, registry_uri=uri)
 
     def __getattr__(self, name: str) -> Any:

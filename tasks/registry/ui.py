@@ -39,6 +39,13 @@ def address(params: Params, root: Path) -> str:
     return f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
+def prepare(params: Params, root: Path) -> None:
+    """Make the database of the store if there is none yet: MLflow's server, stopped while it does so, leaves a broken one."""
+    path = store_location.database(params.tracking, root)
+    if path is not None and not path.exists():
+        Store(params.tracking, root)
+
+
 def serve(params: Params, root: Path) -> int:
     """Print the address and serve the page until interrupted; returns the exit code of the server.
 

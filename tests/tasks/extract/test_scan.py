@@ -105,6 +105,9 @@ def test_the_level_and_the_size_of_each_category_are_told(tmp_path: Path) -> Non
     touch(tmp_path, *(f"yoga/pose{i:02d}/1.jpg" for i in range(30)))
     (line,) = scan(tmp_path).describe()
     assert line.startswith("32 categories") and line.endswith("and 20 more")
+    (tmp_path / "labels.csv").write_text("file,category\nyoga/tree/1.jpg,oak\n")
+    labels, line = scan(tmp_path).describe()
+    assert "1 of 1" in labels and line.startswith("33 categories (labels.csv and the folders in yoga/)")
 
 
 def test_odd_entries_are_sources_and_the_walk_never_fails(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from tasks.common.errors import UserError
 from tasks.config.params import Tracking, load
-from tasks.registry import model_registry, store_location
+from tasks.registry import model_registry, store_location, tracking_client
 from tasks.registry.tracking import Store
 from tests.support.workspaces import write_params
 
+CREATE = tracking_client.create_database  # the tests get copies of an empty database instead
 NAME_NOTHING = [
     "http://", "https:///mlflow", "http://:5000", "http://[::1", "http://host:port", "http://my host", "sqlite://",
     "sqlite:///", "sqlite:////", "sqlite:///folder/", "sqlite:///:memory:", "sqlite://runs.db", "postgresql://",
@@ -105,6 +106,22 @@ def test_a_damaged_database_is_one_sentence(made: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="damaged"):
             Store(Tracking(), tmp_path)
         assert time.monotonic() - began < 60  # MLflow itself retries for minutes
+
+
+def test_a_database_is_made_whole_or_not_at_all(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow cannot open a file in which only some of its tables were made."""
+    path = tmp_path / "mlflow.db"
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.store.db.utils._upgrade_db", lambda engine: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            CREATE(path)
+    assert list(tmp_path.iterdir()) == []
+    path.with_name("mlflow.db.tmp").write_bytes(
+        (made / "mlflow.db").read_bytes()[:8192]
+    )  # of an attempt that was killed
+    CREATE(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+    Store(Tracking(), tmp_path).start("run", {}).finish("FINISHED")
 
 
 def test_a_folder_and_another_programs_database_are_refused(tmp_path: Path) -> None:
