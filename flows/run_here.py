@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import importlib
-import json
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 from flows import private_server, services, workspace
 from tasks import paths
+from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.common.text import one_line
 
@@ -87,7 +87,7 @@ def _show(root: Path) -> None:
     from tasks.config.params import load
     from tasks.registry import ui
 
-    summary = json.loads((root / paths.SUMMARY / "summary.json").read_bytes())
+    summary = files.read_json(root / paths.SUMMARY / "summary.json")
     table = Table(show_header=False, box=None, pad_edge=False)
     for label, value in summary["rows"]:
         table.add_row(label, str(value))

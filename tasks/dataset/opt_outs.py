@@ -9,6 +9,7 @@ mirrored, cropped, turned, recoloured or delivered in another part. The picture 
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def read(root: Path) -> list[OptOut]:
     if not path.is_file():
         return []
     try:
-        return [_decode(entry) for entry in files.read_json(path)["forgotten"]]
+        return [_decode(entry) for entry in json.loads(path.read_bytes())["forgotten"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it from version control.") from error
 

@@ -112,8 +112,8 @@ class ShardDataset:
     """Random access to the samples of one or several splits of a shard folder, the only reader of shards.
 
     `keys`: the sample keys in stored order, split after split; `splits`: the names of all splits of the folder.
-    Raises DataError if the folder has no such split, a key
-    occurs twice, or a tar has another length than its index says. `verify()` reads all bytes and compares their sha256.
+    Raises DataError if the folder has no such split, its index is damaged, a key occurs twice, or a tar has another length than
+    its index says. `verify()` reads all bytes and compares their sha256.
     """
 
     def __init__(self, folder: Path, *splits: str) -> None:
@@ -121,7 +121,7 @@ class ShardDataset:
         path = folder / "index.json"
         if not path.is_file():
             raise DataError(f"{folder} has no index.json: it is not a shard folder.")
-        index = json.loads(path.read_bytes())
+        index = files.read_json(path)
         for split in splits:
             if split not in index["samples"]:
                 raise DataError(f"{folder} has no split {split!r}; it has {', '.join(index['samples'])}.")

@@ -93,6 +93,10 @@ def test_damage_is_detected(tmp_path: Path) -> None:
         ShardDataset(tmp_path / "s", "train")
     with pytest.raises(DataError, match="no split 'dev'"):
         ShardDataset(tmp_path / "s", "dev")
+    index = tmp_path / "s/index.json"
+    index.write_bytes(index.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"index\.json is damaged"):
+        ShardDataset(tmp_path / "s", "train")
 
 
 def test_duplicate_and_dotted_keys_are_refused_and_leave_the_old_folder(tmp_path: Path) -> None:

@@ -165,9 +165,11 @@ def test_opt_outs_are_read_back_unchanged_and_show_no_heads(workspace):
         assert np.ptp(around.astype(int)) == 0
         assert (two.thumbnail != found.thumbnail[row]).mean() < 0.2
     assert len((workspace / opt_outs.FILE).read_bytes()) < 5000 * len(opted_out)
-    (workspace / opt_outs.FILE).write_text('{"forgotten": [{"key": "x"}]}')
-    with pytest.raises(UserError, match="damaged"):
-        opt_outs.read(workspace)
+    for damaged in ('{"forgotten": [{"key": "x"}]}', '{"forgotten": [', "[]", ""):
+        (workspace / opt_outs.FILE).write_text(damaged)
+        with pytest.raises(UserError, match="restore it from version control") as caught:
+            opt_outs.read(workspace)
+        assert "remove it" not in str(caught.value)
 
 
 def test_other_persons_match_no_opt_out(tmp_path):
