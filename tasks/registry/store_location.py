@@ -19,6 +19,7 @@ from tasks.config.params import Tracking
 ARTIFACTS = "mlruns"  # folder of the workspace
 HTTP = ("http://", "https://")
 SQLITE = "sqlite:///"
+PATIENCE = 20.0  # seconds for which another program may lock the database
 
 
 def is_server(tracking: Tracking) -> bool:
@@ -95,9 +96,19 @@ def check(path: Path) -> None:
 def relocate(path: Path, experiment: str, location: str) -> None:
     """Make the records of a moved or copied workspace point to its present folder for artifacts.
 
-    MLflow stores absolute URIs of artifacts. `path`: the SQLite file; `location`: the URI of the folder for artifacts.
+    MLflow stores absolute URIs of artifacts. `path`: the SQLite file; `location`: the URI of the folder for artifacts. Raises
+    UserError if the file is damaged, or locked by another program for PATIENCE seconds.
     """
-    with closing(sqlite3.connect(path)) as connection:
+    try:
+        _relocate(path, experiment, location)
+    except sqlite3.OperationalError as error:
+        raise UserError(f"tracking.store: {path} cannot be used ({error}); run again later.", code=1) from error
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"tracking.store: {path} is damaged ({error}); restore it from a backup.") from error
+
+
+def _relocate(path: Path, experiment: str, location: str) -> None:
+    with closing(sqlite3.connect(path, timeout=PATIENCE)) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         if "experiments" not in tables:
             return

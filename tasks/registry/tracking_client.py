@@ -24,9 +24,9 @@ def create_database(path: Path) -> None:
 
     with files.new_file(path) as temporary:
         temporary.unlink(missing_ok=True)  # of an earlier attempt that was killed
-        engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{temporary}")
+        engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{temporary}")  # type: ignore[no-untyped-call]
         try:
-            utils._initialize_tables(engine)
+            utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
         finally:
             engine.dispose()
 

@@ -124,6 +124,19 @@ def test_a_database_is_made_whole_or_not_at_all(made: Path, tmp_path: Path, monk
     Store(Tracking(), tmp_path).start("run", {}).finish("FINISHED")
 
 
+def test_a_database_that_another_program_holds_is_one_sentence(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(made, root)
+    monkeypatch.setattr(store_location, "PATIENCE", 0.1)
+    with closing(sqlite3.connect(root / "mlflow.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match="locked"):
+            Store(Tracking(), root)
+    assert len(Store(Tracking(), root).client.search_registered_models()) == 1
+
+
 def test_a_folder_and_another_programs_database_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").mkdir()
     with pytest.raises(UserError, match="is a folder"):
