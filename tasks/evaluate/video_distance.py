@@ -64,7 +64,7 @@ def _videos(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
-                if video.container(file.read(16)) is not None:
+                if video.container(file.read(video.HEAD)) is not None:
                     videos.append(path)
     return videos
 

@@ -92,6 +92,8 @@ def _decoded(file: BufferedReader, min_side: int) -> Iterator[tuple[int, float, 
     """Every frame's number, its time in seconds since the first frame, and a function that converts it to a picture."""
     file.seek(0)
     name = container(file.read(HEAD))
+    if name is None:
+        raise Refusal(Reason.NOT_A_PICTURE, f"no video in a known container ({CONTAINERS})")
     if name == "mov" and not _has_index(file):
         raise Refusal(
             Reason.DAMAGED, "its index (the moov atom) is missing: the recording or a copy of it was interrupted"

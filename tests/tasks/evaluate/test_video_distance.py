@@ -17,6 +17,7 @@ from tasks.extract.poses_table import Pose, Writer
 from tasks.metrics.frechet import frechet_estimate
 from tasks.metrics.trajectories import FEATURES
 from tasks.metrics.video_networks import I3d
+from tests.support.extraction import write_video
 from tests.support.project import PROJECT
 
 STANDING = np.random.default_rng(1).normal(0, 0.3, (33, 3))
@@ -200,6 +201,14 @@ def test_clips_are_frames_in_order_eight_a_second_in_red_green_blue(tmp_path: Pa
     assert (first[:, :8] == 250).all()
     shown = np.concatenate([first, second])[:, 20, 10]
     assert shown.tolist() == [[4 * i, 200 - 2 * i, 40] for i in range(32)]
+
+
+def test_videos_of_every_container_are_found(tmp_path: Path) -> None:
+    pictures = [np.full((64, 96, 3), 9 * i, np.uint8) for i in range(25)]
+    for name in ("a.mp4", "b.ts", "c.mts", "d.mpg"):
+        write_video(tmp_path / name, pictures, rate=25)
+    (tmp_path / "notes.txt").write_text("no video")
+    assert [path.name for path in video_distance._videos(tmp_path)] == ["a.mp4", "b.ts", "c.mts", "d.mpg"]
 
 
 def test_folders_that_cannot_be_compared_are_refused(tmp_path: Path, params: Params) -> None:

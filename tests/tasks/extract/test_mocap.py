@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +160,12 @@ def test_malformed_motion_captures_are_damaged(content: bytes) -> None:
     with pytest.raises(Refusal) as caught:
         read(content)
     assert caught.value.reason is Reason.DAMAGED
+
+
+def test_a_motion_capture_without_frames_is_told_in_words() -> None:
+    content = re.sub(rb"Frames: \d+\nFrame Time: (\S+)\n.*", rb"Frames: 0\nFrame Time: \1\n", text(), flags=re.DOTALL)
+    with pytest.raises(Refusal, match="no frames"):
+        read(content)
 
 
 def test_a_skeleton_that_is_not_a_person_is_refused() -> None:

@@ -75,6 +75,27 @@ def test_pixels_that_are_not_square_become_square(tmp_path: Path) -> None:
         assert next(video.sampled(file, 4.0, 64)).picture.shape == (64, 192, 3)
 
 
+def test_packets_with_arrival_times_are_read_as_those_without(tmp_path: Path) -> None:
+    """Cameras put four bytes before each packet of 188 (M2TS)."""
+    plain = write_video(tmp_path / "a.ts", numbered_pictures(15))
+    content = plain.read_bytes()
+    packets = [content[i : i + 188] for i in range(0, len(content), 188)]
+    (tmp_path / "a.m2ts").write_bytes(b"".join(struct.pack(">I", i) + packet for i, packet in enumerate(packets)))
+    read = []
+    for path in (plain, tmp_path / "a.m2ts"):
+        with open_regular(path) as file:
+            read.append([(frame.number, frame.picture.tobytes()) for frame in video.sampled(file, 4.0, 64)])
+    assert len(read[0]) == 6 and read[0] == read[1]
+
+
+def test_what_is_no_video_never_reaches_ffmpeg(tmp_path: Path) -> None:
+    """Left to itself it would open other files and the network for a playlist."""
+    (tmp_path / "a.mp4").write_text("#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n")
+    with open_regular(tmp_path / "a.mp4") as file, pytest.raises(Refusal) as caught:
+        next(video.sampled(file, 4.0, 64))
+    assert caught.value.reason is Reason.NOT_A_PICTURE
+
+
 def test_containers_are_recognised_by_their_first_bytes(tmp_path: Path) -> None:
     assert video.container(b"\0\0\0\x18ftypmp42\0\0\0\0") == "mov"
     assert video.container(b"RIFF\0\0\0\0AVI LIST") == "avi"
