@@ -17,6 +17,7 @@ import numpy as np
 
 from tasks import paths
 from tasks.common import files
+from tasks.common.errors import DataError
 from tasks.config.params import Raw
 from tasks.extract import poses_table
 from tasks.extract.poses_table import Poses, Reject
@@ -33,8 +34,13 @@ class SourcePaths:
     raw: Raw
 
     def __call__(self, source: str) -> Path:
-        """The file of `<part>/<path in the part>`."""
+        """The file of `<part>/<path in the part>`. Raises DataError if params.yaml no longer has the part."""
         part, path = source.split("/", 1)
+        if part not in self.raw.parts:
+            raise DataError(
+                f"The dataset has pictures of the part {part!r}, which raw.parts of params.yaml no longer names: run the "
+                "stages before this one again; `dvc repro` runs them in order."
+            )
         return behind_dvc_link(self.root / self.raw.parts[part] / path, self._cache)
 
     @cached_property
