@@ -17,13 +17,13 @@ LEFT_HIP, RIGHT_HIP = INDEX["left_hip"], INDEX["right_hip"]
 PATH = RIGHT_HIP  # the place in the features that holds the path of the hips
 PATH_SCALE = 0.5  # of the path in the features: people go farther than their limbs reach
 
-# The landmarks that are one token of the motion model: those of a rigid or nearly rigid part of the body.
+# The landmarks that are one token of the motion model: head, trunk and limbs. With a token for each rigid part a step took
+# twice as long.
 PARTS: tuple[tuple[int, ...], ...] = (
     tuple(range(11)),  # the head
-    (11,), (12,), (13,), (14,),  # shoulders, elbows
-    (15, 17, 19, 21), (16, 18, 20, 22),  # hands
-    (23, 24), (25,), (26,),  # pelvis, knees
-    (27, 29, 31), (28, 30, 32),  # feet
+    (11, 12, 23, 24),  # shoulders and hips
+    (13, 15, 17, 19, 21), (14, 16, 18, 20, 22),  # arms
+    (25, 27, 29, 31), (26, 28, 30, 32),  # legs
 )  # fmt: skip
 
 
