@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
+from typing import Any, cast
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from diffusion_core.sampling.solvers import unipc
 from diffusion_core.schedules import Level
 from diffusion_core.training_choices import Training
 from tasks.config.sampling import SamplingChoices
+from tasks.models import sampler
 from tasks.models.modality import Model
 from tasks.models.sampler import draw
 
@@ -82,3 +84,19 @@ def test_joints_that_are_not_given_have_the_conditional_mean_and_variance() -> N
     free = samples[:, ~mask]
     assert float((free.mean(0) - mean).norm() / mean.norm()) < 0.2  # 0.69 without guidance
     assert 0.7 < float(free.var(0).sum() / variance.sum()) < 1.3
+
+
+def test_given_joints_are_restored_after_every_step_and_not_only_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network takes each step from the given joints with the noise of that step, so that the other joints fit them."""
+    drawn = []
+    generate = sampler.generate
+
+    def recorded(*arguments: Any, **options: Any) -> Tensor:
+        drawn.append(generate(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(sampler, "generate", recorded)
+    joints = torch.full((33, 3), torch.nan)
+    joints[10] = torch.tensor([0.9, 0.8, 0.7])
+    draw(cast(Model, Poses(correlated())), {}, SamplingChoices(steps=4), 0, torch.arange(3), joints=joints)
+    torch.testing.assert_close(drawn[0][:, 10].double(), joints[10].double().expand(3, -1), rtol=0, atol=1e-6)
