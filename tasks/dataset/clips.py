@@ -57,7 +57,8 @@ class Refused(StrEnum):
 class Track:
     """One person over time: `poses` `[n, 33, 3]` in metres at `times` `[n]` in seconds, and how visible each pose is.
 
-    `path`: whether the hips move as they did; otherwise they stay at 0. `rows`: the key of each pose, empty without a table.
+    `path`: whether the hips move as they did; otherwise they stay at 0. `rows`: the key of each pose, empty without a table;
+    of a motion capture, which has more frames than rows, the keys of all its rows.
     """
 
     kind: str
@@ -193,8 +194,10 @@ def cut(track: Track, settings: Clips, refused: Counter[str]) -> Iterator[Clip]:
             if torso < 1e-6:
                 refused[Refused.NO_TORSO] += 1
                 continue
-            inside = (times >= start - settings.max_gap) & (times <= at[-1] + settings.max_gap)
-            rows = tuple(track.rows[i] for i, used in zip(run, inside, strict=True) if used) if track.rows else ()
+            rows = track.rows
+            if rows and track.kind == Kind.VIDEO:
+                inside = (times >= start - settings.max_gap) & (times <= at[-1] + settings.max_gap)
+                rows = tuple(track.rows[i] for i, used in zip(run, inside, strict=True) if used)
             normal = motion.canonical(clip[None] / torso)[0]
             yield Clip(track, round(float(start), 6), normal.astype(np.float32), torso, rows)
     if not found:

@@ -46,6 +46,18 @@ def test_motion_at_any_rate_is_resampled_to_one() -> None:
         assert found[1].start == pytest.approx(4 / 6)
 
 
+def test_a_clip_names_the_rows_that_it_is_made_from() -> None:
+    times = np.arange(0, 30.0, 0.5)
+    names = tuple(f"row-{i:03d}" for i in range(len(times)))
+    video = Track(**{**vars(_track(times)), "rows": names})
+    found, _ = _cut(video)
+    assert found[0].rows == names[: len(found[0].rows)] and 2 <= len(found[0].rows) < 10
+    # A motion capture has frames at its own rate, and few of them are rows of the table.
+    capture = Track(**{**vars(_track(np.arange(0, 3, 1 / 120))), "kind": "mocap", "rows": names[:4]})
+    found, _ = _cut(capture)
+    assert len(found) == 3 and all(clip.rows == names[:4] for clip in found)
+
+
 def test_a_short_gap_is_bridged_and_a_long_one_ends_the_run() -> None:
     times = np.arange(0, 4, 0.1)
     bridged, _ = _cut(_track(np.delete(times, slice(18, 22))))
