@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_core import choices, presets
+from diffusion_core import choices, generate, presets
 from diffusion_core.codecs import Affine
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
@@ -18,7 +18,6 @@ from diffusion_core.sampling.solvers import unipc
 from diffusion_core.schedules import Level
 from diffusion_core.training_choices import Training
 from tasks.config.sampling import SamplingChoices
-from tasks.models import sampler
 from tasks.models.modality import Model
 from tasks.models.sampler import draw
 
@@ -89,13 +88,12 @@ def test_joints_that_are_not_given_have_the_conditional_mean_and_variance() -> N
 def test_given_joints_are_restored_after_every_step_and_not_only_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network takes each step from the given joints with the noise of that step, so that the other joints fit them."""
     drawn = []
-    generate = sampler.generate
 
     def recorded(*arguments: Any, **options: Any) -> Tensor:
         drawn.append(generate(*arguments, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(sampler, "generate", recorded)
+    monkeypatch.setattr("tasks.models.sampler.generate", recorded)
     joints = torch.full((33, 3), torch.nan)
     joints[10] = torch.tensor([0.9, 0.8, 0.7])
     draw(cast(Model, Poses(correlated())), {}, SamplingChoices(steps=4), 0, torch.arange(3), joints=joints)
