@@ -214,7 +214,7 @@ def _groups(params: Params, root: Path, clips: list[Clip]) -> dict[str, tuple[st
     sources = [clip.track.source for clip in clips]
     curate = params.curate
     new = [source for source in sources if source not in known]
-    splits, _ = assign(new, curate.seed, curate.val, curate.test)
+    splits = assign(new, curate.seed, curate.val, curate.test)[0] if new else {}
     return {source: known[source] if source in known else (source, splits[source]) for source in sources}
 
 

@@ -164,3 +164,14 @@ def test_without_motion_there_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         clips.run(params, tmp_path)
     assert files.read_json(tmp_path / "data/animation/clips.json")["clips"] == []
+
+
+def test_clips_of_sources_that_are_all_in_the_dataset_need_no_new_split(tmp_path: Path) -> None:
+    params = motion_workspace.params(tmp_path, motion__animation__count=0)
+    animate.run(params, tmp_path)
+    rows = motion_workspace.tracked("bend/known.mp4", np.arange(0, 4, 0.25))
+    motion_workspace.write(tmp_path, rows, {"mannequin/bend/known.mp4": ("the-group", "test")})
+    clips.run(params, tmp_path)
+    made = ShardDataset(tmp_path / "data/clips", "test")
+    assert len(made) and not len(ShardDataset(tmp_path / "data/clips", "train"))
+    assert {meta["group"] for meta in made.metas()} == {"the-group"}
