@@ -296,9 +296,9 @@ def main() -> int:
         for count in EVALUATIONS:
             for sampler in filter(fits, SAMPLERS):
                 measure(sampler, count)
-        if (best := best_at_few(drawn)) is not None:
-            for sampler in dict.fromkeys([default_sampler(DEFAULT), best]):
-                measure(sampler, MANY)
+            if count == FEW and (best := best_at_few(drawn)) is not None:
+                for sampler in dict.fromkeys([default_sampler(DEFAULT), best]):
+                    measure(sampler, MANY)
     pictures = {}
     if options.pictures:
         pictures = {
