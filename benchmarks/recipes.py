@@ -16,6 +16,7 @@ it finds a person.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -250,6 +251,13 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
+def filled(page: str, tables: dict[str, str]) -> str:
+    """The page with each table between `<!-- name -->` and `<!-- end -->` replaced."""
+    for name, table in tables.items():
+        page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + table + m[2], page, flags=re.S)  # noqa: B023
+    return page
+
+
 def main() -> int:
     """Do what is not done yet, and write the tables of what is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -270,6 +278,7 @@ def main() -> int:
         "--net", nargs=3, type=int, metavar=("WIDTH", "DEPTH", "BATCH"), help="another size of network and batch"
     )
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after this time")
+    parser.add_argument("--page", type=Path, help="Markdown page whose tables are replaced, such as docs/choosing.md")
     parser.add_argument("--pictures", action="store_true", help="also six recipes on pictures")
     options = parser.parse_args()
     prepare(options.root, options.shards)
@@ -307,7 +316,7 @@ def main() -> int:
             name: work.result(f"pictures-{name}", lambda name=name: train_pictures(work, name))  # type: ignore[misc]
             for name in PICTURE_RECIPES
         }
-    return report(work, base or {}, trained, drawn, pictures)
+    return report(work, base or {}, trained, drawn, pictures, options.page)
 
 
 def report(
@@ -316,6 +325,7 @@ def report(
     trained: dict[str, Result | None],
     drawn: dict[tuple[str, int], Result | None],
     pictures: dict[str, Result | None],
+    page: Path | None = None,
 ) -> int:
     """Write the tables and the picture, print the last line, and return the exit code."""
     done = {name: result for name, result in trained.items() if result is not None}
@@ -323,27 +333,31 @@ def report(
     for name, result in sorted(done.items(), key=lambda item: float(item[1]["frechet"])):
         rows.append([f"`{name}`", interval(result), f"`{result['sampler']}`", str(result["evaluations"]),
                      f"{result['train_seconds']:.0f}", f"{result['seconds']:.1f}"])  # fmt: skip
-    text = markdown(rows)
+    tables = {"recipes": markdown(rows)}
     samplers = list(dict.fromkeys(sampler for sampler, _ in drawn))
     head = ["sampler", *(f"{count} evaluations" for count in (*EVALUATIONS, MANY))]
     cells = {
         sampler: [interval(one) if (one := drawn.get((sampler, count))) else "" for count in (*EVALUATIONS, MANY)]
         for sampler in samplers
     }
-    text += "\n" + markdown([head, *([f"`{sampler}`", *cells[sampler]] for sampler in samplers)])
+    tables["samplers"] = markdown([head, *([f"`{sampler}`", *cells[sampler]] for sampler in samplers)])
     if pictures:
         head = ["recipe", "kernel distance of pixels", "accuracy"]
-        text += "\n" + markdown([head, *(
+        tables["pictures"] = markdown([head, *(
             [f"`{name}`", f"{one['kid']:.4f} ({one['low']:.4f} to {one['high']:.4f})", str(one["accuracy"])]
             for name, one in pictures.items() if one is not None
         )])  # fmt: skip
+    text = "\n".join(tables.values())
     print(text)
     files.write_bytes(work.root / "recipes.md", text.encode())
+    if page is not None:
+        files.write_bytes(page, filled(page.read_text(encoding="utf-8"), tables).encode())
     if done:
         from PIL import Image
 
         tiles = [np.asarray(Image.open(work.keep("poses", name) / "poses.png").convert("RGB")) for name in done]
-        drawing.save_png(work.root / "recipes.png", drawing.sheet(tiles, 1, list(done), 14))
+        names = [f"{name}: {one['frechet']:.2f}" for name, one in done.items()]
+        drawing.save_png(work.root / "recipes.png", drawing.sheet(tiles, 1, names, 14))
     goals = {
         "every recipe and sampler was measured": all(one is not None for one in (*trained.values(), *drawn.values())),
         "every sample is finite": all(one["finite"] for one in (*done.values(), *filter(None, drawn.values()))),
