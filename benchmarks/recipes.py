@@ -293,10 +293,12 @@ def main() -> int:
     drawn: dict[tuple[str, int], Result | None] = {}
 
     def measure(sampler: str, count: int) -> None:
-        if steps := steps_for(sampler, count):
-            drawn[sampler, count] = work.result(
-                f"sampler-{sampler}-{count}", lambda: draw(work, sampler, steps), sampler in options.samplers
-            )
+        steps, wanted = steps_for(sampler, count), sampler in options.samplers
+        if not steps:
+            return
+        result = work.result(f"sampler-{sampler}-{count}", lambda: draw(work, sampler, steps), wanted)
+        if wanted or result is not None:
+            drawn[sampler, count] = result
 
     source: Path = options.model or work.keep("poses", DEFAULT)
     if source.is_dir():
