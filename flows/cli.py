@@ -88,7 +88,9 @@ def sweep(
 ) -> None:
     """Run DVC experiments with other parameters, several at once, each in a folder of its own."""
     from flows.run_here import run_flow
-    from flows.sweep import read
+
+    # Not flows.sweep: it imports Prefect, which must not happen before the private server has its address.
+    from flows.sweep_file import read
 
     read(Path.cwd(), file)  # a mistake in it is told before a server starts
     raise typer.Exit(run_flow("sweep", "flows.sweep", file=str(file)))

@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.private_server import Server
-from flows.sweep import override, read
+from flows.sweep_file import override, read
 from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.params import load
