@@ -72,7 +72,7 @@ def pictures(some: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _rows(prefix: str, some: np.ndarray, pictures: np.ndarray | None, **about: Any) -> Iterator[tuple[str, dict]]:
     for i, pose in enumerate(some):
         key = f"{prefix}{i:05d}"
-        meta = {"category": "stand", "group": key, "source": f"{key}.png", **about}
+        meta = {"category": "stand", "group": key, "source": f"{key}.png", "side": 64, **about}
         members = {"pose.npy": shards.encode_pose(pose), "json": shards.encode_json(meta)}
         if pictures is not None:
             members["png"] = encode_png(pictures[i])
