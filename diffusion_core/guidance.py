@@ -39,7 +39,8 @@ def extrapolate(good: Denoiser, bad: Denoiser, strength: Strength, rescale: floa
             w = expand_like(w, x)
         elif w == 1:
             return good(x, level, cond)
-        good_x0, bad_x0 = good(x, level, cond), bad(x, level, cond)
+        bad_x0 = bad(x, level, cond)
+        good_x0 = good(x, level, cond)
         x0 = bad_x0 + w * (good_x0 - bad_x0)
         return rescaled(x0, good_x0, rescale) if rescale else x0
 

@@ -42,7 +42,7 @@ def sizes(smallest: int, largest: int) -> list[int]:
     return doubled
 
 
-class CropDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
+class CropDataset(Dataset[tuple[list[int], Tensor, Cond]]):
     """Crops in data units by index, each with the same crop of the picture at half the size.
 
     They are of the persons whose own square is at least as large as the cascade's size; an enlarged picture would teach the
@@ -107,9 +107,9 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
         size, i = self.shown[n]
         return self.dataset.picture(i, size)
 
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, Cond]:
-        batch = self.read(indices)
-        return indices, batch.x0, batch.cond
+    def __getitem__(self, rows: list[int]) -> tuple[list[int], Tensor, Cond]:
+        batch = self.read(torch.tensor(rows))
+        return rows, batch.x0, batch.cond
 
 
 def transform(config: Upscaler, codec: Affine | Latent) -> Transform:

@@ -37,7 +37,7 @@ FITTED = 4096  # examples that the codec is fitted to where not all fit into mem
 AHEAD = 4  # batches that each worker reads ahead
 
 
-class ExampleDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
+class ExampleDataset(Dataset[tuple[list[int], Tensor, Cond]]):
     """Examples in data units by index: the originals, then their mirror images, then jittered copies of all these.
 
     `factor`: that of the codec; pose maps and weights have the resolution of its latents, the pictures stay pixels. `padded`:
@@ -98,9 +98,9 @@ class ExampleDataset(Dataset[tuple[Tensor, Tensor, Cond]]):
             cond = conditioning.weights(cond, self.config.body_weight)
         return Examples(x0, conditioning.at_latents(cond, self.factor))
 
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, Cond]:
-        batch = self.read(indices)
-        return indices, batch.x0, batch.cond
+    def __getitem__(self, rows: list[int]) -> tuple[list[int], Tensor, Cond]:
+        batch = self.read(torch.tensor(rows))
+        return rows, batch.x0, batch.cond
 
     def bytes(self) -> int:
         """The memory that all examples would take."""
@@ -234,25 +234,30 @@ def from_shards(
 
 
 def read_ahead(
-    dataset: Dataset[tuple[Tensor, Tensor, Cond]], source: Source, upcoming: Iterator[Tensor], workers: int, pin: bool
+    dataset: Dataset[tuple[list[int], Tensor, Cond]],
+    source: Source,
+    upcoming: Iterator[Tensor],
+    workers: int,
+    pin: bool,
 ) -> Data:
     """The data of `source`, with the upcoming micro-batches decoded ahead by processes, into pinned memory for a GPU."""
     loader = iter(
         DataLoader(
             dataset,
             batch_size=None,  # the indices come in batches already
-            sampler=upcoming,
+            # Lists: a tensor would be shared, and a process that still waits for one when the training ends would fail.
+            sampler=(index.tolist() for index in upcoming),
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             pin_memory=pin,
         )
     )
-    waiting: list[tuple[Tensor, Tensor, Cond]] = []
+    waiting: list[tuple[list[int], Tensor, Cond]] = []
 
     def data(index: Tensor) -> tuple[Tensor, Cond]:
         if not waiting:
             waiting.extend(islice(loader, 1))
-        if not waiting or not torch.equal(waiting[0][0], index):  # a measurement asks for other examples than the next
+        if not waiting or waiting[0][0] != index.tolist():  # a measurement asks for other examples than the next
             return source.data(index)
         _, x0, cond = waiting.pop()
         return source.encoded(index, x0), cond
