@@ -131,6 +131,7 @@ def test_a_changed_parameter_reruns_its_stage_and_those_below(finished: Path) ->
     assert "samples/pictures" in changed and "samples/poses" not in changed and "data/shards" not in changed
 
 
+@pytest.mark.slow
 def test_nobody_found_is_a_sentence_and_an_exit_code(tmp_path: Path) -> None:
     from PIL import Image
 

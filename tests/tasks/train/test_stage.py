@@ -182,6 +182,7 @@ def test_a_model_can_start_with_the_weights_of_another(uninterrupted: Path, tmp_
         train_here(root)
 
 
+@pytest.mark.slow
 def test_two_ranks_end_with_their_launcher_and_one_goes_on(tmp_path: Path) -> None:
     # bf16, which some processors multiply, rounds by more than the tolerances below.
     exact = {"poses__cpu": {"precision": "fp32"}}
