@@ -58,7 +58,12 @@ def test_videos_and_motion_captures_become_a_model_of_motion(tmp_path: Path) -> 
     assert not any(word in meta["source"] for meta in metas for word in ("car-detection", "bottle-detection"))
     assert all(meta["path"] == (meta["kind"] == "mocap") for meta in metas)
     torsos = np.array([meta["torso"] for meta in metas if meta["kind"] == "video"])
-    assert (torsos > 0.2).all() and (torsos < 0.9).all()  # metres
+    # Metres. MediaPipe sees people from above as shorter than they are, in one of these videos by far.
+    assert (
+        (torsos > 0.1).all()
+        and (torsos < 0.9).all()
+        and 0.4 < np.quantile(torsos, 0.1) < np.quantile(torsos, 0.9) < 0.6
+    )
     poses = made.clips()
     assert poses.shape[1:] == (FRAMES, 33, 3) and np.isfinite(poses).all()
     of_source = {(meta["source"], meta["split"]) for meta in metas}
