@@ -19,7 +19,7 @@ from diffusion_core.schedules import Level, expand_like
 Strength = float | Callable[[Level], float | Tensor]
 
 
-def _strength_at(strength: Strength, level: Level) -> float | Tensor:
+def strength_at(strength: Strength, level: Level) -> float | Tensor:
     """The strength at a level: a number, or `[B]`."""
     return strength(level) if callable(strength) else strength
 
@@ -32,7 +32,7 @@ def extrapolate(good: Denoiser, bad: Denoiser, strength: Strength, rescale: floa
     """
 
     def guided(x: Tensor, level: Level, cond: Cond) -> Tensor:
-        w = _strength_at(strength, level)
+        w = strength_at(strength, level)
         if isinstance(w, Tensor):
             if bool((w == 1).all()):
                 return good(x, level, cond)
@@ -72,7 +72,7 @@ def interval(strength: Strength, low: float, high: float) -> Strength:
 
     def limited(level: Level) -> float | Tensor:
         inside = (low < level.sigma) & (level.sigma <= high)
-        return _number(torch.where(inside, torch.as_tensor(_strength_at(strength, level)).to(level.sigma), 1.0))
+        return _number(torch.where(inside, torch.as_tensor(strength_at(strength, level)).to(level.sigma), 1.0))
 
     return limited
 
@@ -140,7 +140,7 @@ def classifier_guidance(
     """
 
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
-        w = _strength_at(strength, level)
+        w = strength_at(strength, level)
         if not isinstance(w, Tensor) and w == 0:
             return denoiser(x, level, cond)
         with torch.enable_grad():

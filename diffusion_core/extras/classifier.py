@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned
-from diffusion_core.guidance import Strength, classifier_guidance
+from diffusion_core.guidance import Strength, classifier_guidance, strength_at
 from diffusion_core.losses import Weight
 from diffusion_core.recipe import Recipe
 from diffusion_core.schedules import Level
@@ -62,14 +62,13 @@ def guided(
     holds no signal.
     """
 
-    def beyond(level: Level) -> float | Tensor:
-        return (strength(level) if callable(strength) else strength) - 1
-
     def denoise(x: Tensor, level: Level, cond: Cond) -> Tensor:
         if key not in cond or not bool((level.a > 0).all()):
             return denoiser(x, level, cond)
-        labels = cond[key]
-        towards = classifier_guidance(denoiser, lambda x, level: classifier.log_p(x, level, labels), beyond, rescale)
+        labels, beyond = cond[key], strength_at(strength, level) - 1
+        towards = classifier_guidance(
+            denoiser, lambda x, level: classifier.log_p(x, level, labels), lambda _: beyond, rescale
+        )
         return towards(x, level, cond)
 
     return denoise

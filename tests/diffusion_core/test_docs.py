@@ -61,7 +61,7 @@ def public(module) -> set[str]:
     [
         (presets, set()),
         (solvers, {"consistency_step"}),
-        (guidance, {"unconditional"}),
+        (guidance, {"unconditional", "strength_at"}),
         (inverse, {"matrix", "gaussian_posterior", "normal_prior"}),
         (loss_weights, set()),
         (ema, {"power_gamma", "mix_averages", "post_hoc_error"}),
