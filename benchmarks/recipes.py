@@ -3,9 +3,10 @@
     python -m benchmarks.recipes --root DIR [--shards DIR] [--images 40000] [--seconds 400] [--pictures]
 
 Every recipe is trained on the same poses for the same number of images, with everything else as in params.yaml, and sampled
-with its default sampler. Then every sampler draws from the model of the default recipe at 5, 10, 20 and 50 evaluations of the
-network, and UniPC and the sampler that was best at 10 also at 200. All sets of samples are judged by their bias-corrected
-Frechet pose distance to held-out poses with its 95 % interval, as in the stage `fidelity`.
+with its default sampler. Models that predict noise are also sampled with a clipped estimate of x0. Then every sampler draws
+from the model of the default recipe at 5, 10, 20 and 50 evaluations of the network, and UniPC and the sampler that was best at
+10 also at 200. All sets of samples are judged by their bias-corrected Frechet pose distance to held-out poses with its 95 %
+interval, as in the stage `fidelity`.
 
 Each result is stored in DIR/results. With --seconds nothing new is begun after that time; called again, it goes on, also after
 SIGTERM. DIR/recipes.md has the tables and DIR/recipes.png the poses, one row for each recipe. `--pictures` trains six recipes
@@ -61,6 +62,14 @@ SHOWN = 8  # poses in the picture
 # Beside the recipes as they are: the log noise levels that were measured of the data.
 MEASURED = {"edm_auto": ("edm", {"edm": {"p_mean": "auto", "p_std": "auto"}})}
 PICTURE_RECIPES = ("edm", "edm2", "ddpm", "rectified_flow", "simple_diffusion", "trigflow")
+# Other ways to draw from models of the first table: (recipe, name, steps, parameters of `sample.poses`). The papers of these
+# recipes clip the estimate of x0; torso lengths.
+CLIP = {"guidance": {"threshold": "static", "options": {"static": {"limit": 3.0}}}}
+VARIANTS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
+    *((recipe, "clipped", STEPS, CLIP) for recipe in ("ddpm", "score_vp", "score_subvp", "score_ve", "vdm")),
+    ("ddpm", "karras", STEPS, {"timesteps": "karras"}),
+    ("ncsn", "60 steps", 60, {}),
+)
 Result = dict[str, Any]
 
 
@@ -86,6 +95,11 @@ class Workspace:
     def set(self, **values: Any) -> None:
         """Write parameters; `__` stands for the dot."""
         set_values(self.root / paths.PARAMS, {key.replace("__", "."): value for key, value in values.items()})
+
+    def restore(self, source: Path) -> None:
+        """Make a kept model the trained model of poses."""
+        shutil.rmtree(paths.model_folder(self.root, "poses"), ignore_errors=True)
+        shutil.copytree(source, paths.model_folder(self.root, "poses"))
 
     def keep(self, model: str, name: str) -> Path:
         """Where the trained model of a recipe is kept."""
@@ -180,6 +194,17 @@ def train_poses(work: Workspace, name: str) -> Result:
     row = np.concatenate([drawing.draw_pose(pose) for pose in poses], axis=1)
     drawing.save_png(kept / "poses.png", row)
     return {"recipe": name, "train_seconds": seconds, **drawn}
+
+
+def draw_variant(work: Workspace, recipe: str, steps: int, changes: Result) -> Result:
+    """Draw from the kept model of a recipe in another way, and judge it."""
+    work.restore(work.keep("poses", recipe))
+    sampler = default_sampler(recipe)
+    changed = {f"sample__poses__{key}": value for key, value in changes.items()}
+    work.set(poses__recipe=recipe, poses__options={}, sample__poses__sampler=sampler, **changed)
+    drawn = draw(work, sampler, steps)
+    work.set(sample__poses__guidance=1.0, sample__poses__timesteps=None)
+    return drawn
 
 
 def train_pictures(work: Workspace, recipe: str) -> Result:
@@ -290,6 +315,14 @@ def main() -> int:
         name: work.result(f"recipe-{name}", lambda name=name: train_poses(work, name), name in options.recipes)  # type: ignore[misc]
         for name in names
     }
+    variants = {}
+    for recipe, way, steps, changes in VARIANTS:
+        wanted = recipe in options.recipes and trained[recipe] is not None
+
+        def make(recipe: str = recipe, steps: int = steps, changes: Result = changes) -> Result:
+            return draw_variant(work, recipe, steps, changes)
+
+        variants[recipe, way] = work.result(f"variant-{recipe}-{way.replace(' ', '-')}", make, wanted)
     drawn: dict[tuple[str, int], Result | None] = {}
 
     def measure(sampler: str, count: int) -> None:
@@ -302,8 +335,7 @@ def main() -> int:
 
     source: Path = options.model or work.keep("poses", DEFAULT)
     if source.is_dir():
-        shutil.rmtree(paths.model_folder(work.root, "poses"), ignore_errors=True)
-        shutil.copytree(source, paths.model_folder(work.root, "poses"))
+        work.restore(source)
         work.set(poses__recipe=DEFAULT, poses__options={}, sample__poses__sampler=default_sampler(DEFAULT))
         for count in EVALUATIONS:
             for sampler in filter(fits, SAMPLERS):
@@ -318,13 +350,14 @@ def main() -> int:
             name: work.result(f"pictures-{name}", lambda name=name: train_pictures(work, name))  # type: ignore[misc]
             for name in PICTURE_RECIPES
         }
-    return report(work, base or {}, trained, drawn, pictures, options.page)
+    return report(work, base or {}, trained, variants, drawn, pictures, options.page)
 
 
 def report(
     work: Workspace,
     base: Result,
     trained: dict[str, Result | None],
+    variants: dict[tuple[str, str], Result | None],
     drawn: dict[tuple[str, int], Result | None],
     pictures: dict[str, Result | None],
     page: Path | None = None,
@@ -336,6 +369,11 @@ def report(
         rows.append([f"`{name}`", interval(result), f"`{result['sampler']}`", str(result["evaluations"]),
                      f"{result['train_seconds']:.0f}", f"{result['seconds']:.1f}"])  # fmt: skip
     tables = {"recipes": markdown(rows)}
+    rows = [["recipe", "drawn", "Frechet pose distance", "evaluations"]]
+    for (recipe, way), variant in variants.items():
+        if variant is not None:
+            rows.append([f"`{recipe}`", way, interval(variant), str(variant["evaluations"])])
+    tables["variants"] = markdown(rows)
     samplers = list(dict.fromkeys(sampler for sampler, _ in drawn))
     head = ["sampler", *(f"{count} evaluations" for count in (*EVALUATIONS, MANY))]
     cells = {

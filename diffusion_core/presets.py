@@ -160,9 +160,8 @@ def simple_diffusion(sd: float = 1.0, size: float = 64, shift: float | None = No
 
     The network predicts v; the loss is the squared error of the noise. `shift` replaces 64 / size.
     """
-    low = float(
-        schedules.trig().invert(torch.tensor(15.0, dtype=torch.float64))
-    )  # the paper's largest log-SNR, unshifted
+    # t of the largest log-SNR, which the paper clips before it shifts.
+    low = float(schedules.trig().invert(torch.tensor(15.0, dtype=torch.float64)))
     schedule = schedules.shift(schedules.trig(), 64 / size if shift is None else shift)
     return Recipe(
         target=V,

@@ -57,10 +57,8 @@ def read(file: IO[bytes]) -> Motion:
         if (label, words[:2]) != (b"Frames:", [b"Frame", b"Time:"]):
             raise ValueError("expected Frames: and Frame Time:")
         frame_time = float(words[2])
-        # Without frames nothing follows.
-        values = np.fromstring(
-            words[3] if len(words) > 3 else b"", sep=" "
-        )  # parses numbers directly, without a list of words
+        numbers = words[3] if len(words) > 3 else b""  # without frames nothing follows
+        values = np.fromstring(numbers, sep=" ")  # parses them directly, without a list of words
         channels = sum(len(joint.channels) for joint in joints)
         values = values.reshape(int(count), channels)
     except (ValueError, IndexError, KeyError, StopIteration) as error:
