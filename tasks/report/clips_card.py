@@ -56,7 +56,7 @@ def _cards(sources: list[dict[str, Any]], rate: float) -> list[Card]:
         Card(
             "seconds of motion", f"{total['seconds']:.0f}", ", ".join(f"{kind}: {n:.0f}" for kind, n in kinds.items())
         ),
-        Card("clips", str(total["clips"]), f"at {rate:g} frames a second; clips of a source overlap"),
+        Card("clips", str(total["clips"]), f"at {rate:g} frames a second; clips of a source may overlap"),
         Card("sources", str(total["sources"]), "a file or an animation; all clips of a source are in one split"),
         Card("categories", str(len({row["category"] for row in sources})), "as labelled"),
     ]
