@@ -37,9 +37,7 @@ _MAX_PENDING = 512  # results that may wait for an earlier, slower one
 _MAX_FAILED_STARTS = 3  # workers that may die before they start an item; more are the fault of the machine or the code
 # Workers are never forked from this process: native thread pools do not survive a fork. On Linux they are forked from a
 # server process that has only imported what they need; macOS frameworks do not survive even that.
-_CONTEXT = (
-    multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
-)
+CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
 _READY, _ANSWERS, _ERROR = "ready", "answers", "error"  # kinds of messages from a worker
 
 
@@ -70,8 +68,8 @@ def preload(module: str) -> None:
 
     Does nothing on systems where every worker imports for itself.
     """
-    if _CONTEXT.get_start_method() == "forkserver":
-        _CONTEXT.set_forkserver_preload([module])
+    if CONTEXT.get_start_method() == "forkserver":
+        CONTEXT.set_forkserver_preload([module])
         forkserver.ensure_running()
 
 
@@ -215,9 +213,9 @@ class _Worker(Generic[Item, Result]):
     """One process, the pipe to it, and the positions of the items that it was assigned and has not answered."""
 
     def __init__(self, open_function: OpenFunction[Item, Result]) -> None:
-        self.pipe, worker_end = _CONTEXT.Pipe()
-        self.progress: _Progress = _CONTEXT.RawValue(_Progress, -1, time.monotonic())
-        self.process = _CONTEXT.Process(target=_serve, args=(worker_end, self.progress, open_function), daemon=True)
+        self.pipe, worker_end = CONTEXT.Pipe()
+        self.progress: _Progress = CONTEXT.RawValue(_Progress, -1, time.monotonic())
+        self.process = CONTEXT.Process(target=_serve, args=(worker_end, self.progress, open_function), daemon=True)
         self.process.start()
         worker_end.close()
         self.assigned: deque[int] = deque()

@@ -22,6 +22,7 @@ from diffusion_core.codecs import Affine, Latent
 from diffusion_core.conditioning import Cond
 from diffusion_core.rng import Stream
 from diffusion_core.training.trainer import Data
+from tasks.common import pool
 from tasks.common.errors import DataError
 from tasks.common.subset import evenly_spaced
 from tasks.config.motion import MotionModel
@@ -198,7 +199,6 @@ def from_shards(
     """Examples that are read when they are needed; without an encoder or an affine codec, an affine one is fitted to `fitted`
     of them.
 
-
     The identity is that of the shards and, since the same shards may be turned into other examples, of those `fitted`
     examples. Raises DataError if one of these is not finite.
     """
@@ -241,12 +241,14 @@ def read_ahead(
     pin: bool,
 ) -> Data:
     """The data of `source`, with the upcoming micro-batches decoded ahead by processes, into pinned memory for a GPU."""
+    if workers:
+        pool.preload(__name__)
     loader = iter(
         DataLoader(
             dataset,
             batch_size=None,  # the indices come in batches already
-            # Lists: a tensor would be shared, and a process that still waits for one when the training ends would fail.
             sampler=(index.tolist() for index in upcoming),
+            multiprocessing_context=pool.CONTEXT if workers else None,
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             pin_memory=pin,
