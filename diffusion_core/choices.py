@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion_core.choice_table import Choice, Parameter, Value, check_name, check_parameters, core, numbers
-from diffusion_core.training_choices import RECIPES, Training
+from diffusion_core.training_choices import RANGE, RECIPES, Training
 
 if TYPE_CHECKING:
     from diffusion_core.denoiser import Denoiser
@@ -472,8 +472,13 @@ GUIDANCE_SCHEDULES: Mapping[str, GuidanceSchedule] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdChoice(Choice):
-    """Limits of the estimate of x0. `make`: (denoiser, v) -> denoiser."""
+    """Limits of the estimate of x0. `make`: (denoiser, v) -> denoiser.
 
+    `measured`: v also has `low` and `high`, the smallest and largest values of the training data in the network's units. Models
+    have them whose recipe uses this threshold by default.
+    """
+
+    measured: bool = False
     make: Callable[[Denoiser, Any], Denoiser]
 
 
@@ -491,6 +496,13 @@ THRESHOLDS: Mapping[str, ThresholdChoice] = {
             "limit": LIMIT,
             "quantile": Parameter("of the absolute values of an estimate, beyond which it is clamped", 0.995, 0.5, 1.0),
         },
+    ),
+    RANGE: ThresholdChoice(
+        title="Range of the training data, by coordinate or channel", code="guidance.within", paper="arXiv 2006.11239",
+        make=lambda denoiser, v: core("guidance").within(denoiser, v["low"], v["high"]), measured=True,
+    ),
+    "none": ThresholdChoice(
+        title="No limit", code="denoiser.Preconditioned", paper="arXiv 2206.00364", make=lambda denoiser, v: denoiser
     ),
 }  # fmt: skip
 

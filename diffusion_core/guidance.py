@@ -116,6 +116,14 @@ def threshold(denoiser: Denoiser, limit: float = 1.0) -> Denoiser:
     return lambda x, level, cond: denoiser(x, level, cond).clamp(-limit, limit)
 
 
+def within(denoiser: Denoiser, low: Tensor, high: Tensor) -> Denoiser:
+    """Clamp x0_hat to the range low ... high, such as the data's. The bounds are broadcast to one example.
+
+    Ho et al. 2020 (arXiv 2006.11239) do so with pixels in -1 ... 1.
+    """
+    return lambda x, level, cond: denoiser(x, level, cond).clamp(low.to(x), high.to(x))
+
+
 def dynamic_threshold(denoiser: Denoiser, quantile: float = 0.995, limit: float = 1.0) -> Denoiser:
     """Dynamic thresholding: clamp each estimate to +-q and scale it by limit / q, where q = max(limit, its |x0| quantile).
 

@@ -29,6 +29,7 @@ class RecipeChoice(Choice):
     a loss of its own, which is derived for squared errors and normal noise. `learned_levels`: it learns its noise schedule.
     `samplers`: the only ones that it can be sampled with; empty if all. `cold`: it degrades examples instead of adding noise.
     `tokens`: it models the codes of a codec with a codebook; `make` gets their number too, as `codes`.
+    `threshold`: what limits the estimate of x0 in sampling where nothing else is chosen, see `choices.THRESHOLDS`.
     `pictures_only`: it cannot be trained on poses. `check_size`: (side, parameters), raises ValueError if they do not fit.
     """
 
@@ -41,6 +42,7 @@ class RecipeChoice(Choice):
     samplers: tuple[str, ...] = ()
     cold: bool = False
     tokens: bool = False
+    threshold: str = "none"
     pictures_only: bool = False
     check_size: Callable[..., None] | None = None
 
@@ -53,6 +55,10 @@ FLOW_TARGETS = ("velocity", "x0", "v")
 STOCHASTIC = (
     "ddpm", "analytic_dpm", "restart", "dpmpp_2m_sde", "dpmpp_3m_sde", "predictor_corrector", "langevin",
 )  # fmt: skip
+
+# For recipes that predict noise and start where there is hardly anything else, so that small errors of the prediction become
+# large errors of x0. The code of DDPM and improved DDPM clips the estimate to the range of pixels.
+RANGE = "range"
 
 _BETAS = {
     "beta_min": Parameter("beta(t) at t = 0", 0.1, 0.0, 5.0),
@@ -135,6 +141,7 @@ RECIPES: Mapping[str, RecipeChoice] = {
         paper="arXiv 2006.11239",
         make=lambda sd, size, **p: core("presets").ddpm(sd, **p),
         parameters=_chain(1000),
+        threshold=RANGE,
         targets=ALL_TARGETS,
         schedule=_linear_chain,
     ),
@@ -144,6 +151,7 @@ RECIPES: Mapping[str, RecipeChoice] = {
         paper="arXiv 2102.09672",
         make=lambda sd, size, **p: core("presets").iddpm(sd, **p),
         parameters=_chain(4000),
+        threshold=RANGE,
         targets=ALL_TARGETS,
         own_loss=True,
     ),
@@ -162,6 +170,7 @@ RECIPES: Mapping[str, RecipeChoice] = {
         paper="arXiv 2011.13456",
         make=lambda sd, size, **p: core("presets").score_sde(_vp(size, **p), sd),
         parameters=_BETAS,
+        threshold=RANGE,
         targets=ALL_TARGETS,
         schedule=_vp,
     ),
@@ -171,6 +180,7 @@ RECIPES: Mapping[str, RecipeChoice] = {
         paper="arXiv 2011.13456",
         make=lambda sd, size, **p: core("presets").score_sde(_sub_vp(size, **p), sd),
         parameters=_BETAS,
+        threshold=RANGE,
         targets=ALL_TARGETS,
         schedule=_sub_vp,
     ),
@@ -180,6 +190,7 @@ RECIPES: Mapping[str, RecipeChoice] = {
         paper="arXiv 2011.13456",
         make=lambda sd, size, **p: core("presets").score_ve(sd, **p),
         parameters=_sigmas(0.01, 50.0),
+        threshold=RANGE,
         targets=ALL_TARGETS,
     ),
     "vdm": RecipeChoice(
@@ -191,6 +202,7 @@ RECIPES: Mapping[str, RecipeChoice] = {
             "highest": Parameter("log-SNR of the least noisy level", 13.3, 5.0, 20.0),
             "lowest": Parameter("log-SNR of the noisiest level", -5.0, -20.0, 0.0),
         },
+        threshold=RANGE,
         targets=ALL_TARGETS,
         own_weight=True,
         own_loss=True,

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from diffusion_core.choices import THRESHOLDS
 from diffusion_core.training_choices import RECIPES
 from tasks import paths
 from tasks.common import files
@@ -176,7 +177,8 @@ class Params(Section):
                 raise ValueError(f"sample.{name}.{error}") from error
             guidance, pixels = sample.guidance_options, name == "pictures" and self.codec.kind == "none"
             limit = guidance.options.get(guidance.threshold or "", {}).get("limit")
-            if guidance.threshold and limit is None and not pixels:
+            needed = guidance.threshold is not None and "limit" in THRESHOLDS[guidance.threshold].parameters
+            if needed and limit is None and not pixels:
                 raise ValueError(
                     f"sample.{name}.guidance.options.{guidance.threshold}.limit is missing: only pixels have a natural limit"
                 )
@@ -198,6 +200,10 @@ def check_sampling(name: str, model: Poses | Pictures | MotionModel, sample: Sam
             raise ValueError(f"guidance.{key} needs category in {name}.conditions")
     if guidance.classifier is not None and (RECIPES[model.recipe].cold or RECIPES[model.recipe].tokens):
         raise ValueError(f"guidance.classifier does not go with recipe {model.recipe}, which adds no noise")
+    if guidance.threshold is not None and THRESHOLDS[guidance.threshold].measured:
+        fitting = [name for name, choice in RECIPES.items() if choice.threshold == guidance.threshold]
+        if model.recipe not in fitting:
+            raise ValueError(f"guidance.threshold {guidance.threshold} needs one of the recipes {', '.join(fitting)}")
     if not guidance.withholds:
         return
     if not model.conditions:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from diffusion_core import choices, training_choices
 from diffusion_core.codecs import Affine, Latent, Tokens
 from diffusion_core.conditioning import PADDING, Cond
-from diffusion_core.denoiser import Denoiser, Preconditioned, UncertainDenoiser
+from diffusion_core.denoiser import Denoiser, Posterior, Preconditioned, UncertainDenoiser
 from diffusion_core.distill_choices import Student
 from diffusion_core.error_curve import ErrorCurve
 from diffusion_core.extras.classifier import NoisyClassifier
@@ -38,6 +38,7 @@ from diffusion_core.guidance import cfg, extrapolate, interval, negative, self_c
 from diffusion_core.losses import SelfConditioned
 from diffusion_core.recipe import Recipe
 from diffusion_core.sampling.timesteps import Timesteps
+from diffusion_core.schedules import Level
 from diffusion_core.training import compute, parallel
 from tasks import paths
 from tasks.common import checkpoint
@@ -67,6 +68,7 @@ SCHEDULE = "schedule."  # prefix of the weights of a learned noise schedule
 ERRORS = "errors"  # key of the measured errors in a model's file
 STUDENT = "student"  # key of what a distilled model learned in its file
 INITIAL = "initial."  # prefix of the tensors of a `GaussianStart`
+LIMITS = ("limits.low", "limits.high")
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ class Model:
     meta: dict[str, Any]
     initial: GaussianStart | None = None  # from which sampling starts if the recipe adds no noise
     clip: ClipShape | None = None  # of the motion model
+    # The smallest and largest values of the training data in the network's units, if the recipe limits its estimate to them.
+    limits: tuple[Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -254,16 +258,28 @@ class Model:
             denoiser = negative(denoiser, self.category(guidance.negative), strength, guidance.rescale)
         else:
             denoiser = cfg(denoiser, strength, *(KEYS[name] for name in guidance.without), rescale=guidance.rescale)
-        if guidance.threshold is not None:
-            denoiser = self._limited(denoiser, guidance.threshold, options)
-        return denoiser
+        return self.limited(denoiser, guidance)
 
-    def _limited(self, denoiser: Denoiser, name: str, options: choices.Options) -> Denoiser:
-        """The denoiser with a threshold in data units, or in the network's units if those are latents."""
-        values = choices.options_of(choices.THRESHOLDS, name, options)
+    def limited(self, denoiser: Denoiser, guidance: Guidance | None = None) -> Denoiser:
+        """The denoiser with the chosen threshold, or the recipe's own.
+
+        Limits are in data units, or in the network's units if those are latents. Raises UserError if the threshold needs the
+        range of the training data and the model does not have it.
+        """
+        guidance = guidance or Guidance()
+        name = guidance.threshold or training_choices.RECIPES[self.config.recipe].threshold
+        choice, codec = choices.THRESHOLDS[name], self.codec
+        make, values = choice.make, choices.options_of(choices.THRESHOLDS, name, guidance.options)
+        if choice.measured:
+            if self.limits is None:
+                raise UserError(
+                    f"The {self.name} model has no range of its training data, because an older version trained it: set "
+                    "guidance.threshold to none, or train it again."
+                )
+            return make(denoiser, {**values, "low": self.limits[0], "high": self.limits[1]})
+        if "limit" not in values:
+            return make(denoiser, values)
         values["limit"] = values["limit"] or 1.0
-        make = choices.THRESHOLDS[name].make
-        codec = self.codec
         if isinstance(codec, Latent):
             return make(denoiser, values)
         limited = make(lambda x, level, cond: codec.decode(denoiser(x, level, cond)), values)
@@ -336,15 +352,38 @@ class Model:
         uses = choices.SAMPLERS[sampler].variance
         plain = not guidance.active and guidance.threshold is None and not self.config.self_condition
         if uses == "learned" and plain and isinstance(self.denoiser, LearnedVariance):
-            return self.denoiser.posterior
+            return self._posterior(self.denoiser)
         guided = self.guided(guidance, timesteps, weak, classifier)
         return measured_variance(guided, self.errors) if uses == "measured" else guided
 
-    def with_initial(self, x0: Tensor) -> Model:
-        """The model with the start of its sampling fitted to examples in the network's units, if the recipe adds no noise."""
-        if self.recipe.degrade is None:
-            return self
-        return replace(self, initial=GaussianStart.fit(self.recipe.degrade, x0))
+    def _posterior(self, denoiser: LearnedVariance) -> UncertainDenoiser:
+        """Mean and variance of x0, the mean within the recipe's limits."""
+
+        def posterior(x: Tensor, level: Level, cond: Cond) -> Posterior:
+            found = denoiser.posterior(x, level, cond)
+            return found._replace(mean=self.limited(lambda *_: found.mean)(x, level, cond))
+
+        return posterior
+
+    def fitted(self, x0: Tensor) -> Model:
+        """The model with what its recipe's sampling needs of the training examples x0, in the network's units.
+
+        That is the start if the recipe adds no noise, and the range of the data if it limits the estimate to that.
+        """
+        model = self
+        if self.recipe.degrade is not None:
+            model = replace(model, initial=GaussianStart.fit(self.recipe.degrade, x0))
+        if training_choices.RECIPES[self.config.recipe].threshold == training_choices.RANGE:
+            model = replace(model, limits=(self._extreme(x0, torch.amin), self._extreme(x0, torch.amax)))
+        return model
+
+    def _extreme(self, x0: Tensor, of: Callable[..., Tensor]) -> Tensor:
+        """The smallest or largest values of each coordinate of poses, or of each channel of pictures."""
+        dims = (
+            (0, 2, 3) if isinstance(self.config, Pictures) else (0, 1) if isinstance(self.config, MotionModel) else (0,)
+        )
+        values = of(x0, dim=dims, keepdim=True)[0].float().cpu()
+        return values[0] if isinstance(self.config, MotionModel) else values
 
     def as_sampled(self, denoiser: Preconditioned) -> Denoiser:
         """A denoiser with the model's network, such as an average of its weights, as sampling uses it: self-conditioned or not.
@@ -422,6 +461,8 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
     tensors = {f"weights.{name}": value for name, value in weights.items()}
     if model.initial is not None:
         tensors |= {f"{INITIAL}mean": model.initial.mean, f"{INITIAL}factors": model.initial.factors}
+    if model.limits is not None:
+        tensors |= dict(zip(LIMITS, model.limits, strict=True))
     checkpoint.save(folder / paths.MODEL_FILE, tensors | stored_codec.tensors(model.codec), about)
 
 
@@ -453,7 +494,8 @@ def load(folder: Path, device: torch.device) -> Model:
         )
     model.denoiser.to(device).eval().requires_grad_(False)
     initial = GaussianStart(tensors[f"{INITIAL}mean"], tensors[f"{INITIAL}factors"]) if model.recipe.degrade else None
-    return replace(model, meta=meta, initial=initial)
+    limits = (tensors[LIMITS[0]], tensors[LIMITS[1]]) if LIMITS[0] in tensors else None
+    return replace(model, meta=meta, initial=initial, limits=limits)
 
 
 def with_weights(model: Model, weights: dict[str, Tensor], device: torch.device) -> Model:
@@ -461,7 +503,7 @@ def with_weights(model: Model, weights: dict[str, Tensor], device: torch.device)
     other = build(model.name, model.config, model.categories, model.codec, model.margin, model.padded, model.clip)
     other.denoiser.load_state_dict(weights, strict=False)  # some files have no buffers
     other.denoiser.to(device).eval().requires_grad_(False)
-    return replace(other, meta=model.meta, initial=model.initial)
+    return replace(other, meta=model.meta, initial=model.initial, limits=model.limits)
 
 
 def config_of(params: Params, name: str) -> AnyModel:

@@ -166,9 +166,10 @@ class Evaluator:
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
         cond = rows(cond, ids % len(source))
         made = self.model.sampler(self._sampling())
+        limited = self.model.limited(self.model.as_sampled(denoiser))
         with self.model.autocast():
             z = generate(
-                self.model.as_sampled(denoiser), made.visited, made.step, self.model.shape, self.seed, ids, cond,
+                limited, made.visited, made.step, self.model.shape, self.seed, ids, cond,
                 noise=self.model.recipe.noise, initial=self.model.initial, codes=self.model.recipe.codes,
             )  # fmt: skip
         return self.model.codec.decode(z, cond).cpu()

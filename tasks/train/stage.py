@@ -80,7 +80,7 @@ def _train(
         data.dataset.padded,
         ClipShape.of(data.train),
     )
-    model = model.with_initial(source.subset.x0)
+    model = model.fitted(source.subset.x0)
     model.denoiser.to(device)
     trainer = preparation.trainer(model, config, data, device)
     if config.start is not None:

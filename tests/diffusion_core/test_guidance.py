@@ -56,6 +56,8 @@ def test_rescale_and_thresholds():
     torch.testing.assert_close(half, (2.5 + 1) / 2 * x)
     torch.testing.assert_close(guidance.rescaled(4 * x, x, 0.0), 4 * x)
     assert float(guidance.threshold(strong)(x, here, {}).abs().max()) == 1
+    inside = guidance.within(strong, torch.full((50,), -0.5), torch.full((50,), 2.0))(x, here, {})
+    torch.testing.assert_close(inside, (4 * x).clamp(-0.5, 2.0))
     dynamic = guidance.dynamic_threshold(strong, 0.9)(x, here, {})
     assert float(dynamic.abs().max()) == pytest.approx(1)
     assert ((dynamic.abs() > 0.999).float().mean(1) - 0.1).abs().max() < 0.03

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion_core import method_tables
-from diffusion_core.choices import SAMPLERS, Sampling
+from diffusion_core.choices import SAMPLERS, THRESHOLDS, Sampling
 from diffusion_core.distill_choices import DISTILLATIONS
 from diffusion_core.training_choices import RECIPES, Training, default_sampler
 from tasks.common import files
@@ -77,8 +77,12 @@ def _changes(table: str, name: str) -> dict[str, Any]:
         changes = {"distill": {"poses": student}, "sample__MODEL__model": "poses_student"}
         way = Sampling(DISTILLATIONS[name].sampler, 2)
     else:
-        options = {name: {"limit": 2.0}} if table == "threshold" else {}
-        changes = {"sample__MODEL__guidance": {"scale": 2.0, table: name, "options": options}}
+        options = {}
+        if table == "threshold":
+            options = {name: {"limit": 2.0}} if "limit" in THRESHOLDS[name].parameters else {}
+            recipe = next(one for one, entry in RECIPES.items() if name in (entry.threshold, "static", "dynamic"))
+            changes = {"MODEL__recipe": recipe}
+        changes |= {"sample__MODEL__guidance": {"scale": 2.0, table: name, "options": options}}
         way = _way(recipe)
     changes |= {"sample__MODEL__sampler": way.sampler, "sample__MODEL__steps": way.steps}
     changes |= {"sample__MODEL__timesteps": way.timesteps}

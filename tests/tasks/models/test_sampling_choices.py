@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def test_every_part_of_guidance_changes_the_samples(model: modality.Model) -> No
     assert torch.allclose(drawn["negative"][0], drawn["none"][0], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", choices.THRESHOLDS)
+@pytest.mark.parametrize("name", [name for name, one in choices.THRESHOLDS.items() if "limit" in one.parameters])
 def test_thresholds_bound_the_estimate_in_the_datas_units(name: str, model: modality.Model) -> None:
     limit = 0.75
     guidance = Guidance(scale=30.0, threshold=name, options={name: {"limit": limit}})
@@ -127,6 +128,47 @@ def test_thresholds_bound_the_estimate_in_the_datas_units(name: str, model: moda
     for one, bounded in ((Guidance(scale=30.0), False), (guidance, True)):
         x0 = model.codec.decode(model.guided(one)(x, level, cond))
         assert (float(x0.abs().max()) <= limit + 1e-6) == bounded
+
+
+@pytest.mark.parametrize("recipe", ["ddpm", "iddpm"])
+def test_recipes_that_predict_noise_keep_to_the_range_of_the_training_data(recipe: str, tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    images = {"poses__images": 32, "poses__warmup_images": 0, "poses__checkpoint_images": 32}
+    params = load(write_params(tmp_path, poses__recipe=recipe, poses__cooldown_images=0, **images))
+    train.run(params, tmp_path, "poses")
+    model = modality.load(paths.model_folder(tmp_path, "poses"), torch.device("cpu"))
+    poses = torch.from_numpy(ShardDataset(tmp_path / paths.SHARDS, "train").poses())
+    low, high = (of(model.codec.encode(poses), 0) for of in (torch.amin, torch.amax))
+    assert model.limits is not None
+    assert bool(
+        (model.limits[0] <= low + 1e-5).all() and (model.limits[1] >= high - 1e-5).all()
+    )  # mirror images widen it
+    level = sigma_level(torch.tensor(100.0, dtype=torch.float64))
+    x = 100 * torch.randn(2, 33, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cond = model.conditions(["calm", "wild"])
+
+    def inside(guidance: Guidance, sampler: str) -> bool:
+        denoised = model.sampling_denoiser(guidance, sampler)(x, level, cond)
+        x0 = denoised if isinstance(denoised, Tensor) else denoised.mean
+        assert model.limits is not None
+        return bool((x0 >= model.limits[0] - 1e-6).all() and (x0 <= model.limits[1] + 1e-6).all())
+
+    assert inside(Guidance(), "unipc") and inside(Guidance(), "ddpm") and inside(Guidance(scale=5.0), "unipc")
+    assert not inside(Guidance(threshold="none"), "unipc")
+    unknown = replace(model, limits=None)
+    with pytest.raises(UserError, match="has no range"):
+        unknown.guided(1.0)
+    assert not torch.allclose(
+        unknown.guided(Guidance(threshold="none"))(x, level, cond), model.guided(1.0)(x, level, cond)
+    )
+
+
+def test_the_default_recipe_has_no_limits(root: Path, model: modality.Model) -> None:
+    level = sigma_level(torch.tensor(100.0, dtype=torch.float64))
+    x = 100 * torch.randn(2, 33, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cond = model.conditions(["calm", "wild"])
+    assert model.limits is None
+    assert torch.equal(model.guided(1.0)(x, level, cond), model.denoiser(x, level, cond))
 
 
 def test_autoguidance_by_the_model_itself_is_no_guidance_and_by_a_snapshot_it_is(
@@ -215,6 +257,7 @@ def test_the_stage_samples_with_all_of_it_and_says_so(root: Path) -> None:
             "option of guidance ramp has no parameter low; it has first",
         ),
         ({"guidance": {"threshold": "dynamic"}}, "sample.poses.guidance.options.dynamic.limit is missing"),
+        ({"guidance": {"threshold": "range"}}, "guidance.threshold range needs one of the recipes ddpm, iddpm"),
         ({"guidance": {"weak_model": SNAPSHOT, "negative": "calm"}}, "weak_model and negative exclude each other"),
         ({"guidance": {"weak_model": "champion"}}, "weak_model"),
     ],
