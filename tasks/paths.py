@@ -95,9 +95,14 @@ def student(model: str) -> str:
     return f"{model}_student"
 
 
+def classifier(model: str) -> str:
+    """The name of the classifier that guides a model."""
+    return f"{model}_classifier"
+
+
 def classifier_folder(root: Path, model: str) -> Path:
     """The folder of the classifier that guides a model."""
-    return root / ARTIFACTS / f"{model}_classifier"
+    return root / ARTIFACTS / classifier(model)
 
 
 def sample_folder(root: Path, model: str) -> Path:

@@ -3,6 +3,8 @@
     mlflow/                 an MLflow model for `mlflow models serve -m` and `mlflow models build-docker -m`
     huggingface/<model>/    model.safetensors, config.json, README.md: the layout of a model repository
 
+The classifier of a model's noisy examples is exported with it if `artifacts/<model>_classifier/` has one that fits the model.
+
 Weights are safetensors and the rest is text: there are no pickles. ALIAS defaults to champion.
 """
 
@@ -11,11 +13,17 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from tasks import paths
 from tasks.common import checkpoint, files
+from tasks.common.errors import UserError
 from tasks.config.params import Params
+from tasks.models import classifier as classifiers
+from tasks.models import modality
 from tasks.registry import model_registry, served_model
 from tasks.registry.tracking import Store
 
@@ -57,6 +65,23 @@ clips = motion.from_features(samples.numpy())  # [4, frames, 33, 3] in torso len
 """
 
 
+def fitting_classifiers(root: Path, sources: Mapping[str, Path]) -> dict[str, Path]:
+    """The folders of the classifiers in this workspace that can guide these models, by name. One that cannot is announced."""
+    found: dict[str, Path] = {}
+    for model, source in sources.items():
+        folder = paths.classifier_folder(root, model)
+        if not (folder / paths.MODEL_FILE).is_file():
+            continue
+        try:
+            classifiers.load(folder, modality.load(source, torch.device("cpu")))
+        except UserError as error:
+            log.warning(f"The classifier of {model} is not exported. {error}")
+            continue
+        found[paths.classifier(model)] = folder
+        log.info(f"The classifier of {model}: guidance: {{classifier: {paths.sha256(folder)}}}")
+    return found
+
+
 def run(params: Params, root: Path, alias: str = model_registry.CHAMPION) -> None:
     """Export the models with this alias. Raises UserError if there are none, DataError if a file is damaged."""
     store = Store(params.tracking, root)
@@ -65,6 +90,9 @@ def run(params: Params, root: Path, alias: str = model_registry.CHAMPION) -> Non
         for model, source in sources.items():
             version = model_registry.version(store, model, alias)
             repository(folder / "huggingface" / model, source, version.description if version else "")
+        guides = fitting_classifiers(root, sources)
+        for name, guide in guides.items():
+            shutil.copytree(guide, folder / "huggingface" / name)
         needed = list(SERVED_WITH)
         if any(
             "diffusers" in (checkpoint.about(source / paths.MODEL_FILE).get("codec") or {})
@@ -72,7 +100,7 @@ def run(params: Params, root: Path, alias: str = model_registry.CHAMPION) -> Non
         ):
             needed.append("diffusers")  # a published codec
         requirements = [f"{package}=={importlib.metadata.version(package)}" for package in needed]
-        served_model.save(folder / "mlflow", sources, requirements)
+        served_model.save(folder / "mlflow", {**sources, **guides}, requirements)
     exported = root / paths.EXPORTS / alias
     log.info(f"exported to {exported}")
     log.info(f"serve it:  mlflow models serve -m {exported / 'mlflow'} --env-manager local --port 5001")

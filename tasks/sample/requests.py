@@ -17,9 +17,11 @@ from diffusion_core import choices
 from diffusion_core.training_choices import RECIPES, default_sampler
 from tasks import paths
 from tasks.common import checkpoint
+from tasks.common.errors import UserError
 from tasks.common.images import encode_png
 from tasks.config.params import Upscaler, Upscaling, check_sampling
 from tasks.config.sampling import GuidanceOrScale, SamplingChoices
+from tasks.models import classifier as classifiers
 from tasks.models import modality, upscaler
 from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
@@ -70,20 +72,24 @@ class Artist:
     """The trained models in their folders: samples poses, then a picture of each, and enlarges it if there is an upscaler.
 
     With an upscaler one model is in memory at a time; without, both stay there. `enlarging`: how pictures are enlarged.
+    `classifier`: the folder of the one that can guide the pictures. `prepare` makes what draws from a model; by default a
+    `Sampler` that knows no other models than these.
     """
 
     def __init__(
         self,
         poses: Path,
         pictures: Path,
-        prepare: Callable[[Model, SamplingChoices], Sampler] = Sampler,
+        prepare: Callable[[Model, SamplingChoices], Sampler] | None = None,
         upscaler: Path | None = None,
         enlarging: Upscaling | None = None,
+        classifier: Path | None = None,
     ) -> None:
         self._folders = {"poses": poses, "pictures": pictures} | ({paths.UPSCALER: upscaler} if upscaler else {})
         self._about = {name: checkpoint.about(path / paths.MODEL_FILE) for name, path in self._folders.items()}
         self._loaded: dict[str, Model] = {}
-        self.prepare = prepare
+        self.classifier = classifier
+        self.prepare = prepare or self._prepared
         self.enlarging = enlarging or Upscaling()
         self.samplers: dict[str, Sampler] = {}  # timesteps may have been learned for them
 
@@ -148,6 +154,17 @@ class Artist:
                 self.samplers.clear()
             self.samplers[key] = self.prepare(model, how)
         return self.samplers[key]
+
+    def _prepared(self, model: Model, how: SamplingChoices) -> Sampler:
+        """The model with a way to sample it. Raises UserError if the classifier that shall guide it is not at hand."""
+        wanted, own = how.guidance_options.classifier, self.classifier
+        if wanted is None:
+            return Sampler(model, how)
+        if own is None:
+            raise UserError("guidance.classifier: no classifier was exported with these models, so it must be null.")
+        if (known := paths.sha256(own)) != wanted:
+            raise UserError(f"guidance.classifier: the classifier of these models is {known}, not {wanted}.")
+        return Sampler(model, how, classifier=classifiers.load(own, model))
 
     def answer(self, request: Request) -> list[dict[str, Any]]:
         """For each sample: `png` (base64), `landmarks` (33 times x, y, z), `category`, `seed` and `number`."""

@@ -54,7 +54,12 @@ class Studio:
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.artist = self.animator = None
         if set(paths.MODELS) <= set(folders):
-            self.artist = Artist(folders["poses"], folders["pictures"], upscaler=folders.get(paths.UPSCALER))
+            self.artist = Artist(
+                folders["poses"],
+                folders["pictures"],
+                upscaler=folders.get(paths.UPSCALER),
+                classifier=folders.get(paths.classifier("pictures")),
+            )
         if paths.MOTION in folders:
             self.animator = Animator(folders[paths.MOTION])
 

@@ -12,19 +12,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ruamel.yaml import YAML
 from safetensors import safe_open
 
 from tasks import paths
+from tasks.common import checkpoint
 from tasks.common.errors import UserError
+from tasks.config.classifier import Classifier
 from tasks.config.params import Upscaling, load
-from tasks.config.sampling import Guidance
+from tasks.config.sampling import Guidance, SamplingChoices
+from tasks.models import classifier as classifiers
 from tasks.models import modality
+from tasks.models.sampler import Sampler
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.sample import export
 from tasks.sample.motion_requests import MotionRequest
 from tasks.sample.requests import Artist, Request
-from tasks.sample.served_requests import Body
+from tasks.sample.served_requests import Body, Studio
 from tests.support.serving import post, served
 from tests.support.workspaces import TINY_UPSCALER, write_params, write_shards, write_untrained, write_upscaler
 
@@ -44,8 +49,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = paths.model_folder(root, model)
         numbers[model] = store.register(model, folder, paths.model_sha256(root, model), f"# a card of {model}")
     model_registry.make_champions(store, numbers)
+    write_classifier(root, "pictures")
     export.run(params, root)
     return root
+
+
+def write_classifier(root: Path, model: str) -> str:
+    """Write a classifier with random weights, and return its sha256."""
+    config = Classifier(width=16, depth=1, heads=2)
+    guided = modality.load(paths.model_folder(root, model), torch.device("cpu"))
+    folder = paths.classifier_folder(root, model)
+    folder.mkdir(parents=True, exist_ok=True)
+    classifier, generator = classifiers.build(config, guided), torch.Generator().manual_seed(0)
+    for parameter in classifier.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)  # a new network has no gradient
+    classifiers.save(folder, classifier, config, guided, {})
+    return paths.sha256(folder)
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +194,53 @@ def test_a_request_says_how_to_sample(artist: Artist) -> None:
 def test_what_the_models_cannot_do_is_refused(how: dict[str, Any], words: str, artist: Artist) -> None:
     with pytest.raises((ValueError, UserError), match=words):
         artist.samples(Request.model_validate({"steps": 2, **how}), torch.arange(1))
+
+
+def test_a_classifier_is_exported_with_its_model_and_guides_what_is_served(exported: Path) -> None:
+    sha256 = paths.sha256(paths.classifier_folder(exported, "pictures"))
+    folder = exported / "exports/champion"
+    assert paths.sha256(folder / "huggingface/pictures_classifier") == sha256
+    assert not (folder / "huggingface/poses_classifier").exists()
+    described = YAML(typ="safe").load(folder / "mlflow/MLmodel")["flavors"]["python_function"]["artifacts"]
+    studio = Studio({name: folder / "mlflow" / artifact["path"] for name, artifact in described.items()})
+
+    def png(guidance: Any) -> str:
+        return str(studio.answer(Body(category="wild", steps=3, guidance=guidance))[0]["png"])
+
+    assert png({"scale": 1.0, "classifier": sha256}) == png(1.0)
+    assert png({"scale": 50.0, "classifier": sha256}) != png(1.0)
+    with pytest.raises(UserError, match=f"the classifier of these models is {sha256}"):
+        png({"scale": 2.0, "classifier": "0" * 64})
+
+
+def test_generate_guides_by_the_classifier_of_the_workspace(exported: Path, artist: Artist) -> None:
+    params = load(exported / paths.PARAMS)
+    folders = {model: paths.model_folder(exported, model) for model in paths.MODELS}
+
+    def prepare(model: modality.Model, how: SamplingChoices) -> Sampler:
+        return model_registry.sampler(params, exported, folders[model.name], how, model)
+
+    generating = Artist(*folders.values(), prepare)
+    sha256 = paths.sha256(paths.classifier_folder(exported, "pictures"))
+    request = Request(category="wild", steps=3, guidance=Guidance(scale=50.0, classifier=sha256))
+    guided = generating.samples(request, torch.arange(1))
+    plain = generating.samples(request.model_copy(update={"guidance": 1.0}), torch.arange(1))
+    assert not np.array_equal(guided.pictures, plain.pictures) and np.array_equal(guided.poses, plain.poses)
+    with pytest.raises(UserError, match="no classifier was exported"):
+        artist.samples(request, torch.arange(1))
+
+
+def test_a_classifier_of_other_categories_is_not_exported(
+    exported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = paths.model_folder(exported, "pictures")
+    own = paths.classifier_folder(exported, "pictures")
+    assert export.fitting_classifiers(exported, {"pictures": source}) == {"pictures_classifier": own}
+    tensors, about = checkpoint.load(own / paths.MODEL_FILE)
+    other = paths.classifier_folder(tmp_path, "pictures")
+    checkpoint.save(other / paths.MODEL_FILE, tensors, {**about, "categories": ["loud", "quiet"]})
+    assert export.fitting_classifiers(tmp_path, {"pictures": source}) == {}
+    assert "is not exported" in caplog.text
 
 
 def test_what_mlflow_reads_has_the_keys_of_a_request() -> None:
