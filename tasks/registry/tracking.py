@@ -169,6 +169,7 @@ class Store:
     def model_run(self, model: str, digest: str, what: str = "") -> Run:
         """The run of one training: the one that already carries this digest (an interrupted training), or a new one.
 
+        A run of another process that is alive is not continued: two experiments may train the same model at once.
         `what`: the network, its size and the length of the training, for the run's name.
         """
         same = f"tags.`contrapposto.model` = '{model}' and tags.`contrapposto.digest` = '{digest}'"
@@ -177,7 +178,9 @@ class Store:
         tags |= {tag: os.environ[variable] for tag, variable in parents.items() if variable in os.environ}
         tags["mlflow.source.name"] = f"{SOURCE} stage train {model}"
         for run in self.client.search_runs([self.experiment], same, order_by=["attributes.start_time DESC"]):
-            if run.info.status != "FINISHED":
+            owner = run.data.tags.get("contrapposto.owner", "")
+            elsewhere = run.info.status == "RUNNING" and owner != _owner() and _alive(owner)
+            if run.info.status != "FINISHED" and not elsewhere:
                 self.client.update_run(run.info.run_id, status="RUNNING")
                 resumed = Run(self, run.info.run_id)
                 resumed.tag(**tags, **{"contrapposto.owner": _owner()})

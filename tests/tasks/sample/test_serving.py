@@ -220,7 +220,7 @@ def test_generate_guides_by_the_classifier_of_the_workspace(exported: Path, arti
     def prepare(model: modality.Model, how: SamplingChoices) -> Sampler:
         return model_registry.sampler(params, exported, folders[model.name], how, model)
 
-    generating = Artist(*folders.values(), prepare)
+    generating = Artist(folders["poses"], folders["pictures"], prepare)
     sha256 = paths.sha256(paths.classifier_folder(exported, "pictures"))
     request = Request(category="wild", steps=3, guidance=Guidance(scale=50.0, classifier=sha256))
     guided = generating.samples(request, torch.arange(1))
