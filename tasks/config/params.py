@@ -25,6 +25,7 @@ from tasks.config.codec import Codec
 from tasks.config.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.config.distill import Distill
 from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Upscaling, Weights
+from tasks.config.folds import Folds
 from tasks.config.motion import Motion, MotionModel
 from tasks.config.nets import PATCHLESS
 from tasks.config.operations import Generate, Limits, Notify, Retrain, Services
@@ -34,8 +35,8 @@ from tasks.config.training import Pictures, Poses, Train
 from tasks.config.upscaler import Upscaler
 
 __all__ = [
-    "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Motion",
-    "Params", "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Upscaler",
+    "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Folds", "Generate", "Limits", "Mannequin", "Memorization",
+    "Motion", "Params", "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Upscaler",
     "Upscaling", "Weights", "edit", "load", "parse", "read_text", "set_value", "set_values",
 ]  # fmt: skip
 
@@ -55,6 +56,7 @@ class Params(Section):
     distill: dict[str, Distill] = Field({})  # by the model's name
     classifier: dict[str, Classifier] = Field({})  # by the name of the model that it guides
     upscaler: Upscaler = Upscaler.model_validate({})
+    folds: Folds = Folds()
     motion: Motion = Motion()
     sample: Sampling
     memorization: Memorization
