@@ -216,6 +216,94 @@ def certify(
     raise typer.Exit(result.exit_code)
 
 
+@app.command(rich_help_panel=cli_tasks.PANEL)
+def base(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that diffusers stored a pipeline in.")],
+    write: Annotated[bool, typer.Option("--write", help="Write it into params.yaml as base.")] = False,
+) -> None:
+    """Say what a published model is, and its sha256 for `base` of params.yaml."""
+    from tasks.config.params import set_value
+    from tasks.foreign import draw
+
+    _, about = draw.describe(folder)
+    print(f"{about['pipeline']}: {about['network']}, which predicts {about['prediction']}")
+    entry = {"source": str(folder), "sha256": about["sha256"]}
+    print(f"base: {{source: {json.dumps(entry['source'], ensure_ascii=False)}, sha256: {entry['sha256']}}}")
+    if write:
+        set_value(paths.PARAMS, "base", entry)
+
+
+@app.command(name="draw", rich_help_panel=cli_tasks.PANEL)
+def draw_command(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures and their prompts.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A prompt; several are shown in turn.", show_default=False)
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text file with a prompt in each line.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--base", metavar="DIR", help="The published model; without it `base` of params.yaml."),
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="Of --base, as `contrapposto base` prints it; not checked without.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Pictures; without it one of each prompt.")] = None,
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What guidance leads away from.")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="Pixels; without it those of the model's training.")] = None,
+    sampler: Annotated[str, typer.Option(help="As in `contrapposto methods`.")] = "dpmpp_2m",
+    steps: Annotated[int, typer.Option(min=1, max=1000)] = 25,
+    guidance: Annotated[float, typer.Option(min=0, max=100, help="Scale of classifier-free guidance; 1: none.")] = 7.5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at once; it changes memory, not the pictures.")] = 4,
+    precision: Annotated[str, typer.Option(help="Of the network: fp32, bf16, fp16, or auto.")] = "auto",
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A LoRA of the model, such as artifacts/lora.")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="What the LoRA's change is multiplied by; 0: the model alone.")] = 1.0,
+) -> None:
+    """Draw pictures of prompts with a published model, such as a Stable Diffusion folder, by any sampler.
+
+    A run that is stopped and started again draws the missing pictures. `contrapposto certify` tests the folder.
+    """
+    from pydantic import ValidationError
+
+    from tasks.config.params import load, validation_sentence
+    from tasks.config.sampling import SamplingChoices
+    from tasks.foreign import draw
+
+    given = {"sampler": sampler, "steps": steps, "guidance": guidance}
+    try:
+        how = SamplingChoices.model_validate(given)
+    except ValidationError as error:
+        raise UserError(validation_sentence(dict(error.errors()[0]), "command line", given)) from error
+    if precision not in ("auto", *draw.DTYPES):
+        raise UserError(f"--precision must be auto, fp32, fp16 or bf16, got {precision}.")
+    params = load(paths.PARAMS) if source is None and paths.PARAMS.is_file() else None
+    where, expected = draw.located(params, Path.cwd(), source, sha256)
+    texts = draw.read_prompts(prompt or [], prompts)
+    request = draw.Request(texts, count or len(texts), how, negative, size, seed, batch, precision)  # type: ignore[arg-type]
+    print(draw.draw(where, expected, request, out, adapter, scale))
+
+
+@app.command(rich_help_panel=cli_tasks.PANEL)
+def merge(
+    adapter: Annotated[Path, typer.Argument(metavar="DIR", help="A LoRA, such as artifacts/lora.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the new model.")],
+    source: Annotated[
+        Path | None, typer.Option("--base", metavar="DIR", help="Its base; without it `base` of params.yaml.")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="What the LoRA's change is multiplied by.")] = 1.0,
+) -> None:
+    """Add a LoRA to the weights of its published model: a folder that diffusers loads without the LoRA."""
+    from tasks.config.params import load
+    from tasks.foreign import draw
+
+    params = load(paths.PARAMS) if source is None and paths.PARAMS.is_file() else None
+    print(draw.merge(*draw.located(params, Path.cwd(), source, None), adapter, out, scale))
+
+
 @app.command(rich_help_panel=INFORMATION)
 def methods(
     words: Annotated[list[str] | None, typer.Argument(help="Show only methods whose row contains all words.")] = None,

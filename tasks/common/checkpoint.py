@@ -22,15 +22,17 @@ class NotWritten(UserError):
     """A checkpoint could not be written. The file that was there before is unchanged."""
 
 
-def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], key: str = "json") -> None:
     """Write `tensors` (name -> tensor) and `meta` (JSON values) to `path`, atomically and durably.
+
+    `key`: of the JSON in the file's metadata; `load` expects the default.
 
     Raises NotWritten if the disk is full or the file cannot be written. The message says what is still there.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with files.new_file(path, durable=True) as temporary:
-            save_file(whole, temporary, {"json": json.dumps(meta, sort_keys=True)})
+            save_file(whole, temporary, {key: json.dumps(meta, sort_keys=True)})
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL)
         reason = "the disk is full" if full else str(error)

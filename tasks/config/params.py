@@ -20,12 +20,12 @@ from diffusion_core.training_choices import RECIPES
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import UserError
+from tasks.config.adapt import Adapt
 from tasks.config.classifier import Classifier
 from tasks.config.codec import Codec
 from tasks.config.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.config.distill import Distill
 from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Upscaling, Weights
-from tasks.config.folds import Folds
 from tasks.config.motion import Motion, MotionModel
 from tasks.config.nets import PATCHLESS
 from tasks.config.operations import Generate, Limits, Notify, Retrain, Services
@@ -35,8 +35,8 @@ from tasks.config.training import Pictures, Poses, Train
 from tasks.config.upscaler import Upscaler
 
 __all__ = [
-    "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Folds", "Generate", "Limits", "Mannequin", "Memorization",
-    "Motion", "Params", "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Upscaler",
+    "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Motion",
+    "Params", "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Upscaler",
     "Upscaling", "Weights", "edit", "load", "parse", "read_text", "set_value", "set_values",
 ]  # fmt: skip
 
@@ -56,8 +56,9 @@ class Params(Section):
     distill: dict[str, Distill] = Field({})  # by the model's name
     classifier: dict[str, Classifier] = Field({})  # by the name of the model that it guides
     upscaler: Upscaler = Upscaler.model_validate({})
-    folds: Folds = Folds()
     motion: Motion = Motion()
+    base: Weights | None = None  # a published model: a folder, and its sha256 as `contrapposto base` prints it
+    adapt: Adapt = Adapt()  # by method
     sample: Sampling
     memorization: Memorization
     fidelity: Fidelity
@@ -145,6 +146,12 @@ class Params(Section):
                 raise ValueError(f"classifier.{name} does not go with recipe {model.recipe}, which adds no noise")
             if "category" not in model.conditions:
                 raise ValueError(f"classifier.{name} needs category in {name}.conditions")
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_adapt(self) -> Params:
+        if self.base is None and self.adapt != Adapt():
+            raise ValueError("adapt needs base, the published model that is adapted")
         return self
 
     def _check_student(self, name: str) -> None:

@@ -1,6 +1,6 @@
 """Published autoencoders as codecs: diffusers' `AutoencoderKL` and `AutoencoderTiny`, from a folder that diffusers wrote.
 
-The only module that uses diffusers, which is the optional extra `foreign`.
+diffusers is the optional extra `foreign`. Whole published models are in `tasks/foreign`.
 """
 
 from __future__ import annotations

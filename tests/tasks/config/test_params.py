@@ -39,6 +39,8 @@ TEXT = FILE.read_text()
         ("mannequin: data/raw/mannequin", "a/b: data/raw", "raw.parts.a/b", "match pattern"),
         ("mannequin: data/raw/mannequin", "{}", "raw.parts", "at least 1 item"),
         ("mannequin: data/raw/mannequin", "{a: pictures, b: pictures/b}", "raw", "or lies in it"),
+        ("adapt: {}", "adapt: {lora: {}}", "params.yaml: adapt", "needs base"),
+        ("adapt: {}", "adapt: {lora: {template: 'a {thing}'}}", "adapt.lora", "{category}"),
     ],
 )
 def test_impossible_values_are_named(old: str, new: str, key: str, allowed: str) -> None:

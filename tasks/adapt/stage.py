@@ -1,0 +1,233 @@
+"""Stage `adapt METHOD [CHECKPOINT]`: train a small change of the published model `base`, and leave it in `artifacts/METHOD/`.
+
+    the files of the adapter           see `tasks/foreign/adapter.py`
+    training.json, loss.csv, denoising_loss.csv, trained_on.json   as of every training, see `tasks/train/stage.py`
+
+Latents of the pictures and embeddings of the captions are computed once, then the encoders are freed. A run that is killed
+resumes and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from diffusion_core import rng
+from diffusion_core.conditioning import Cond, rows
+from diffusion_core.denoiser import Preconditioned
+from diffusion_core.lora import Adapter
+from diffusion_core.rng import Stream
+from diffusion_core.training.compute import computes_bf16
+from diffusion_core.training.monitoring import NoiseScale
+from diffusion_core.training.trainer import Trainer
+from tasks import paths
+from tasks.adapt import pictures
+from tasks.adapt.pictures import Captioned, Splits
+from tasks.common.code_digest import code_digest
+from tasks.common.errors import UserError
+from tasks.common.subset import evenly_spaced
+from tasks.config.adapt import Lora
+from tasks.config.params import Params
+from tasks.config.sampling import SamplingChoices
+from tasks.foreign import adapter as adapters
+from tasks.foreign import model as foreign
+from tasks.foreign.library import package
+from tasks.foreign.model import ForeignModel
+from tasks.metrics import membership_inference
+from tasks.models.modality import Examples, as_pictures
+from tasks.plots import drawing
+from tasks.registry import lineage
+from tasks.train import latent_cache, launch, run_fingerprint
+from tasks.train.core_settings import averages, core_compute, core_config
+from tasks.train.evaluation import EVALUATED, SIGMAS, Evaluation
+from tasks.train.loop import TrainingLoop
+from tasks.train.state import TrainingFolder
+
+CODE = ("tasks/adapt/*.py", "tasks/foreign/*.py", "tasks/extract/decode.py")
+SHOWN = 8  # pictures in the sheet
+STEPS = 12  # of these pictures
+BASE = "the published model"  # its key in the fingerprint of a training
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A published model with an adapter as the training loop knows it."""
+
+    name: str
+    config: Lora
+    denoiser: Preconditioned
+
+
+@dataclass(frozen=True)
+class AdapterEvaluator:
+    """Measures the denoising loss of examples of `train` and, if there are any, `val` at each noise level."""
+
+    model: ForeignModel
+    examples: dict[str, Examples]
+    size: int
+    seed: int
+    sigmas: ClassVar[tuple[float, ...]] = SIGMAS
+    noise_scale: ClassVar[bool] = False  # two passes more through a large network would cost as much as they tell
+
+    def evaluate(self, denoiser: Preconditioned, nimg: int, noise_scale: NoiseScale | None) -> Evaluation:
+        """Losses at SIGMAS, and whether they tell training from held-out pictures."""
+        losses = {}
+        for split, examples in self.examples.items():
+            x0, cond = examples.x0.to(self.model.device), _moved(examples.cond, self.model.device)
+            losses[split] = membership_inference.losses(denoiser, x0, cond, SIGMAS, self.seed, draws=1)
+        variances = membership_inference.noise_variances(SIGMAS, None)
+        means = {split: (loss.mean(1) * variances).tolist() for split, loss in losses.items()}
+        gaps = None
+        if "val" in losses and min(loss.shape[1] for loss in losses.values()) >= 2:
+            gaps = membership_inference.gaps(SIGMAS, losses["train"], losses["val"])
+        return Evaluation(nimg, means["train"], means.get("val"), gaps)
+
+    def picture(self, denoiser: Preconditioned, path: Path) -> None:
+        """Pictures of captions, always from the same noise."""
+        examples = self.examples.get("val", self.examples["train"]).some(SHOWN)
+        ids = torch.arange(len(examples))
+        how = SamplingChoices(sampler="dpmpp_2m", steps=STEPS)
+        drawn = self.model.draw(examples.cond, how, self.seed, ids, self.size, denoiser=denoiser)
+        drawing.save_png(path, drawing.sheet(list(as_pictures(drawn)), 4))
+
+
+def _moved(cond: Cond, device: torch.device) -> Cond:
+    return {key: value.to(device) for key, value in cond.items()}
+
+
+def run(params: Params, root: Path, method: str, checkpoint: str | None = None) -> None:
+    """Train the change that `adapt.METHOD` describes. Raises UserError if it is missing, or if the base cannot be used."""
+    config = getattr(params.adapt, method, None)
+    if config is None or params.base is None:
+        raise UserError(f"params.yaml: adapt.{method} is missing: it says how the published model is adapted.")
+    if not launch.under_torchrun():
+        ranks = launch.ranks(config)
+        if ranks > 1:
+            launch.torchrun(["tasks", "adapt", method, *([checkpoint] if checkpoint else [])], ranks, root)
+            return
+    with launch.device() as device:
+        _train(params, root, method, config, device, Path(checkpoint) if checkpoint else None)
+
+
+def _train(params: Params, root: Path, name: str, config: Lora, device: torch.device, checkpoint: Path | None) -> None:
+    base = params.base
+    assert base is not None  # `run` has seen to that
+    half = config.cuda.precision in ("auto", "bf16") and device.type == "cuda" and computes_bf16(device)
+    model = foreign.load(root / base.source, base.sha256, device, torch.bfloat16 if half else torch.float32)
+    size = config.size or model.size
+    model.shape(size)  # a size that does not fit is told before any picture is read
+    splits = pictures.load(root, config, size)
+    data = Embedded(root, model, splits, config, base.sha256)
+    adapted, adapter = adapters.adapted(model, config.rank, config.alpha, config.targets, config.seed, config.recompute)
+    adapted.denoiser.to(device)
+    trainer = Trainer(
+        adapted.denoiser,
+        model.recipe,
+        core_config(config, config.caption_dropout),
+        data.train,
+        data.count,
+        averages(config),
+        compute=core_compute(config, device),
+    )
+    fingerprint = run_fingerprint.of(config, splits.train.digest, splits.val.digest) | {
+        BASE: base.sha256, "the code of adapters": code_digest(CODE), "diffusers": package("diffusers").__version__,
+    }  # fmt: skip
+    if trainer.rank == 0:
+        _announce(name, config, model, adapter, splits, size)
+    loop = TrainingLoop(
+        params, root, AdaptedModel(name, config, adapted.denoiser), trainer,
+        TrainingFolder(root, name, fingerprint, config.checkpoints_kept),
+        AdapterEvaluator(adapted, data.evaluated(), size, rng.fold(config.seed, Stream.WATCH)), data.keys,
+        _trained_on(splits, base.sha256), partial(_save, model=model, adapter=adapter, sha256=base.sha256),
+    )  # fmt: skip
+    loop.resume(checkpoint)
+    loop.run()
+    if trainer.rank == 0:
+        log.info(f"{name}: at most {_peak(device) / 1e9:.2f} GB of memory were used.")
+
+
+class Embedded:
+    """Latents of the pictures and embeddings of their captions, computed once."""
+
+    def __init__(self, root: Path, model: ForeignModel, splits: Splits, config: Lora, sha256: str) -> None:
+        self.splits = splits
+        every = sorted({*splits.train.captions, *splits.val.captions})
+        self.number = {caption: i for i, caption in enumerate(every)}
+        self.embeddings = model.conditions(every)
+        sides = [(splits.train, False), *([(splits.train, True)] if config.mirror else [])]
+        parts = [_latents(root, model, part, flipped, sha256) for part, flipped in sides]
+        self.latents = torch.cat(parts)
+        self.count = len(self.latents)
+        self.keys = splits.train.keys * len(sides)
+        self.captions = torch.tensor([self.number[caption] for caption in splits.train.captions] * len(sides))
+        self.held_out = _latents(root, model, splits.val, False, sha256) if len(splits.val) else None
+
+    def train(self, indices: Tensor) -> tuple[Tensor, Cond]:
+        """Training examples by index."""
+        return self.latents[indices], rows(self.embeddings, self.captions[indices])
+
+    def evaluated(self) -> dict[str, Examples]:
+        """At most EVALUATED examples of each split."""
+        chosen = torch.tensor(evenly_spaced(len(self.splits.train), EVALUATED))
+        examples = {"train": Examples(*self.train(chosen))}
+        if self.held_out is not None:
+            captions = torch.tensor([self.number[caption] for caption in self.splits.val.captions])
+            examples["val"] = Examples(self.held_out, rows(self.embeddings, captions)).some(EVALUATED)
+        return examples
+
+
+def _latents(root: Path, model: ForeignModel, part: Captioned, flipped: bool, sha256: str) -> Tensor:
+    values = torch.from_numpy(part.pictures).permute(0, 3, 1, 2)
+
+    def read(indices: Tensor) -> Tensor:
+        chosen = values[indices].float() / 127.5 - 1
+        return chosen.flip(3) if flipped else chosen
+
+    identity = f"{sha256} {part.digest} {flipped}"
+    return latent_cache.latents(root / paths.LATENTS / "adapt", model.codec, read, len(part), identity, model.device)
+
+
+def _trained_on(splits: Splits, start: str) -> dict[str, Any]:
+    if splits.shards is not None:
+        return lineage.trained_on(splits.shards, start)
+    return {"shards": {}, "keys": sorted(set(splits.train.keys)), "start": start}
+
+
+def _save(
+    folder: Path, weights: dict[str, Tensor], meta: dict[str, Any], model: ForeignModel, adapter: Adapter, sha256: str
+) -> None:
+    """Write the adapter with the weights that the training kept."""
+    prefix = "net.adapter."
+    adapter.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
+    adapters.save(folder, model, adapter, {"base": sha256, "pipeline": model.folder.pipeline, **meta})
+
+
+def _announce(name: str, config: Lora, model: ForeignModel, adapter: Adapter, splits: Splits, size: int) -> None:
+    trained = sum(p.numel() for p in adapter.parameters())
+    frozen = sum(p.numel() * p.element_size() for p in model.net.parameters())
+    held_out = (
+        f"{len(splits.val)} held out" if len(splits.val) else "too few to hold any out, so there is no validation loss"
+    )
+    log.info(
+        f"{name}: {len(splits.train)} pictures of {size} pixels, {held_out}; for example {splits.train.captions[0]!r}."
+    )
+    log.info(
+        f"{name}: {trained:,} weights in {len(adapter.layers)} layers. The network takes {frozen / 1e9:.2f} GB, the "
+        f"adapter with gradients, average and optimiser {trained * 20 / 1e9:.2f} GB; activations come on top."
+    )
+
+
+def _peak(device: torch.device) -> float:
+    """The largest memory so far in bytes: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,0 +1,62 @@
+"""The section `adapt`: small trained changes of a published model (personalisation)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.config.optimisation import Device, Optimisation
+from tasks.config.section import Fraction, Positive, Section
+
+
+class Adaptation(Optimisation):
+    """What a published model learns from, and how it is trained."""
+
+    # A folder of pictures with captions: NAME.txt beside a picture, captions.csv (columns file, caption), or the template.
+    # null: the pictures of the workspace's shards.
+    pictures: str | None = Field(None, min_length=1)
+    template: str = "a photo of a {category}"  # of a caption; the category of a picture is the name of its folder
+    val: Fraction = 0.2  # share of a folder that is held out, for the validation loss; shards are split already
+    size: Positive | None = None  # pixels; null: those of the published model's training
+    mirror: bool = False  # also train on mirror images
+    caption_dropout: Fraction = 0.0  # probability of training without the caption
+
+    images: Positive = 2000
+    batch: Positive = 4
+    learning_rate: float = Field(1e-4, gt=0, lt=1)
+    warmup_images: int = Field(0, ge=0)
+    ema_halflife_images: int = Field(0, ge=0)
+    checkpoint_images: Positive = 400
+    optimiser: Literal["adamw"] = "adamw"
+    cuda: Device = Device()
+    sharded: Literal[False] = False
+    start: None = None
+    distance_samples: Literal[0] = 0
+
+    @model_validator(mode="after")
+    def _template_has_a_category(self) -> Adaptation:
+        try:
+            self.template.format(category="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"template may have the field {{category}} only, got {self.template!r}") from error
+        return self
+
+
+class Lora(Adaptation):
+    """Low-rank changes of some layers (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1, le=1024)
+    alpha: float | None = Field(None, gt=0)  # the change is multiplied by alpha / rank; null: rank
+    targets: list[str] | None = Field(None, min_length=1)  # names of layers, or their ends; null: those of attention
+
+    @property
+    def net_name(self) -> str:
+        """The kind's name in the description of a run."""
+        return f"LoRA of rank {self.rank}"
+
+
+class Adapt(Section):
+    """By name of the method."""
+
+    lora: Lora | None = None

@@ -1,0 +1,160 @@
+"""`contrapposto draw` and `contrapposto base`: pictures by a published model, and what such a model is.
+
+Picture i shows prompt i (prompts are taken in turn) and is a function of (model, prompt, sampling, seed, i): a run that is
+stopped and started again draws the missing pictures, and any batch gives the same ones up to rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from diffusion_core.conditioning import Cond, rows
+from diffusion_core.training.compute import computes_bf16
+from tasks import paths
+from tasks.common import files
+from tasks.common.errors import UserError
+from tasks.common.images import encode_png
+from tasks.config.params import Params
+from tasks.config.sampling import SamplingChoices
+from tasks.foreign import adapter as adapters
+from tasks.foreign import folder, levels, model
+from tasks.foreign.folder import PipelineFolder
+from tasks.models.modality import as_pictures
+
+ABOUT = "draw.json"  # beside the pictures: what they were drawn with
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw."""
+
+    prompts: Sequence[str]
+    count: int
+    how: SamplingChoices
+    negative: str | None = None
+    size: int | None = None  # pixels; None: as in the model's training
+    seed: int = 0
+    batch: int = 4
+    precision: Precision = "auto"
+
+
+def located(params: Params | None, root: Path, source: Path | None, sha256: str | None) -> tuple[Path, str | None]:
+    """The folder and sha256 of the published model: those that are given, or `base` of the parameters."""
+    if source is not None:
+        return source, sha256
+    if params is None or params.base is None:
+        raise UserError(
+            "There is no published model: give --base DIR, or set base in params.yaml (contrapposto base DIR)."
+        )
+    return root / params.base.source, params.base.sha256
+
+
+def read_prompts(texts: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts that are given, and those in the lines of a UTF-8 file. Raises UserError without any."""
+    prompts = [*texts]
+    if file is not None:
+        try:
+            prompts += [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} cannot be read as UTF-8 text: {error}.") from error
+    if not prompts:
+        raise UserError("There is no prompt: give --prompt TEXT or --prompts FILE.")
+    return prompts
+
+
+def describe(path: Path) -> tuple[PipelineFolder, dict[str, Any]]:
+    """The pipeline in a folder, and what to say about it: kind, prediction, sha256."""
+    found = folder.opened(path)
+    scheduler = levels.read(path / "scheduler")
+    name = next(key for key, target in levels.TARGETS.items() if target is levels.target(scheduler))
+    net = files.read_json(path / found.net_name / "config.json")["_class_name"]
+    return found, {"pipeline": found.pipeline, "network": net, "prediction": name, "sha256": folder.digest(path)}
+
+
+def draw(
+    path: Path, sha256: str | None, request: Request, out: Path, adapter: Path | None = None, scale: float = 1.0
+) -> Path:
+    """Draw `count` pictures into a folder: `000000.png` and its prompt `000000.txt` for each. Returns the folder.
+
+    `adapter`: the folder of a LoRA, whose change is multiplied by `scale`. Raises UserError if the folder holds pictures of
+    another request, or if the model cannot be used.
+    """
+    loaded = load(path, sha256, request.precision)
+    about: dict[str, Any] = {"sha256": sha256 or folder.digest(path)}
+    if adapter is not None:
+        loaded = adapters.load(adapter, loaded, scale)
+        about |= {"adapter": paths.sha256(adapter), "scale": scale}
+    return into(loaded, request, out, about)
+
+
+def merge(path: Path, sha256: str | None, adapter: Path, out: Path, scale: float = 1.0) -> Path:
+    """Write the published model with a LoRA added to its weights, as a folder that diffusers loads. Returns the folder.
+
+    Raises UserError if `out` exists, or if the model cannot be used.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder.")
+    loaded = model.load(path, sha256, torch.device("cpu"))
+    return adapters.merged(adapter, loaded, out, scale)
+
+
+def load(path: Path, sha256: str | None, precision: Precision = "auto") -> model.ForeignModel:
+    """The published model in a folder on the best device, with its network in this precision."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and computes_bf16(device) else "fp32"
+    return model.load(path, sha256, device, DTYPES[precision])
+
+
+def into(loaded: model.ForeignModel, request: Request, out: Path, about: dict[str, Any]) -> Path:
+    """As `draw`, by a model that is in memory. `about`: what names it."""
+    size = request.size or loaded.size
+    loaded.walk(request.how, loaded.shape(size))  # a mistake is told before the text encoders are loaded
+    about = {
+        **about, "prompts": list(request.prompts), "negative": request.negative, "seed": request.seed, "size": size,
+        "precision": str(loaded.dtype).removeprefix("torch."), **request.how.sampling_json,
+    }  # fmt: skip
+    if (out / ABOUT).is_file() and files.read_json(out / ABOUT) != about:
+        raise UserError(f"{out} holds pictures that were drawn in another way (see {ABOUT}): choose another folder.")
+    if not (out / ABOUT).is_file() and any(out.glob("*")):
+        raise UserError(f"{out} is not empty: choose another folder.")
+    files.write_json(out / ABOUT, about)
+    missing = [i for i in range(request.count) if not (out / f"{i:06d}.png").is_file()]
+    encoded = loaded.conditions([*request.prompts, request.negative or ""])
+    unwanted = rows(encoded, slice(-1, None)) if request.negative else None
+    with tqdm(total=len(missing), desc="draw", unit="picture", mininterval=1) as bar:
+        for begin in range(0, len(missing), request.batch):
+            ids = torch.tensor(missing[begin : begin + request.batch])
+            _write(loaded, request, encoded, unwanted, ids, size, out)
+            bar.update(len(ids))
+    return out
+
+
+def _write(
+    loaded: model.ForeignModel,
+    request: Request,
+    encoded: Cond,
+    unwanted: Cond | None,
+    ids: torch.Tensor,
+    size: int,
+    out: Path,
+) -> None:
+    """Draw some pictures, and write each after its prompt."""
+    numbers = ids % len(request.prompts)
+    values = loaded.draw(rows(encoded, numbers), request.how, request.seed, ids, size, unwanted, batch=len(ids))
+    if not values.isfinite().all():
+        raise UserError("The model gives pictures that are not finite; try --precision fp32.")
+    for i, number, picture in zip(ids.tolist(), numbers.tolist(), as_pictures(values), strict=True):
+        files.write_bytes(out / f"{i:06d}.txt", request.prompts[number].encode())
+        files.write_bytes(out / f"{i:06d}.png", encode_png(picture))

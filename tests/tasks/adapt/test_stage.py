@@ -1,0 +1,193 @@
+"""LoRA of a tiny published model: files that diffusers and peft read, resumption, and diffusers' own training loop."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion_core import rng
+from diffusion_core.rng import Stream
+from diffusion_core.training.trainer import TrainConfig, Trainer
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+import diffusers
+import peft
+
+from tasks.adapt import stage
+from tasks.config.params import load
+from tasks.config.sampling import SamplingChoices
+from tasks.foreign import adapter as adapters
+from tasks.foreign import folder, model
+from tasks.train.state import TrainingFolder
+from tests.support import tiny_pipelines
+from tests.support.workspaces import write_params, write_shards
+
+pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
+HOW = SamplingChoices(sampler="ddim", steps=4, guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipelines.stored(tmp_path_factory.mktemp("published") / "sd", "sd")
+
+
+def workspace(root: Path, published: Path, **lora: object) -> Path:
+    section = {
+        "pictures": "photos", "images": 48, "checkpoint_images": 16, "rank": 2, "alpha": 6.0, "learning_rate": 1e-2,
+        "ema_halflife_images": 8, "mirror": True, "caption_dropout": 0.2, "val": 0.3, **lora,
+    }  # fmt: skip
+    write_params(root, base={"source": str(published), "sha256": folder.digest(published)}, adapt={"lora": section})
+    random = np.random.default_rng(0)
+    for i in range(8):
+        path = root / f"photos/red_cat/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (64, 70, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def train(root: Path) -> Path:
+    torch.set_num_threads(1)
+    stage.run(load(root / "params.yaml"), root, "lora")
+    return root / "artifacts/lora"
+
+
+@pytest.fixture(scope="module")
+def trained(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(workspace(tmp_path_factory.mktemp("workspace"), published))
+
+
+def test_the_validation_loss_at_every_level_is_there_without_being_asked_for(trained: Path) -> None:
+    training = json.loads((trained / "training.json").read_text())
+    assert [len(row["val"]) for row in training["levels"]] == [len(training["sigmas"])] * 3
+    assert "held-out" in training["kept"]
+    assert training["levels"][-1]["train"] != training["levels"][0]["train"]
+
+
+def test_diffusers_and_peft_read_the_files_and_give_the_same_outputs(trained: Path, published: Path) -> None:
+    base = model.load(published, None, CPU)
+    ours = adapters.load(trained, base)
+    x, t = rng.normal((4, 8, 8), 0, torch.arange(2)), torch.tensor([10.0, 700.0])
+    text = base.conditions(["a cat", "dogs"])["tok:text"]
+    with torch.no_grad():
+        wanted = ours.denoiser.net(x, t, {"tok:text": text})
+        plain = base.net(x, t, {"tok:text": text})
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(published, local_files_only=True)
+        pipeline.load_lora_weights(trained)
+        by_diffusers = pipeline.unet(x, t, text).sample
+        unet = diffusers.UNet2DConditionModel.from_pretrained(published / "unet")
+        by_peft = peft.PeftModel.from_pretrained(unet, trained)(x, t, text).sample
+    assert (wanted - plain).abs().max() > 1e-3
+    assert torch.allclose(wanted, by_diffusers, atol=1e-5)
+    assert torch.allclose(wanted, by_peft, atol=1e-5)
+
+
+def test_scale_zero_is_the_base_bit_for_bit_and_merging_changes_nothing(
+    trained: Path, published: Path, tmp_path: Path
+) -> None:
+    base = model.load(published, None, CPU)
+    cond, ids = base.conditions(["a cat"]), torch.arange(1)
+    plain = base.draw(cond, HOW, 0, ids)
+    assert torch.equal(adapters.load(trained, base, 0.0).draw(cond, HOW, 0, ids), plain)
+    changed = adapters.load(trained, base, 0.7).draw(cond, HOW, 0, ids)
+    assert torch.equal(base.draw(cond, HOW, 0, ids), plain) and not torch.equal(changed, plain)
+    out = adapters.merged(trained, base, tmp_path / "merged", 0.7)
+    merged = model.load(out, None, CPU).draw(cond, HOW, 0, ids)
+    assert torch.allclose(merged, changed, atol=1e-4)
+    diffusers.StableDiffusionPipeline.from_pretrained(out, local_files_only=True)
+
+
+def test_killed_and_resumed_it_has_the_same_bits(
+    trained: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = workspace(tmp_path, published)
+    save = TrainingFolder.save
+
+    def killed(self: TrainingFolder, tensors: dict[str, Tensor], meta: dict[str, Any], nimg: int) -> None:
+        save(self, tensors, meta, nimg)
+        if nimg == 16:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingFolder, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(root)
+    monkeypatch.undo()
+    again = train(root)
+    for name in ("model.safetensors", "pytorch_lora_weights.safetensors", "training.json"):
+        assert (again / name).read_bytes() == (trained / name).read_bytes(), name
+
+
+def test_the_shards_of_the_workspace_are_learned(published: Path, tmp_path: Path) -> None:
+    root = workspace(tmp_path, published, pictures=None, images=16, mirror=False, size=64)
+    write_shards(root, train=12, val=6)
+    keys = json.loads((train(root) / "trained_on.json").read_text())["keys"]
+    assert len(keys) == 12
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd3"])
+def test_other_kinds_of_models_learn_and_diffusers_reads_them(kind: str, tmp_path: Path) -> None:
+    source = tiny_pipelines.stored(tmp_path / kind, kind)
+    out = train(workspace(tmp_path / "workspace", source, images=16, mirror=False))
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(source, local_files_only=True)
+    pipeline.load_lora_weights(out)
+    pipeline.set_progress_bar_config(disable=True)
+    base = model.load(source, None, CPU)
+    ours = adapters.load(out, base)
+    how = SamplingChoices(sampler="euler", steps=4, guidance=2.0)
+    drawn = ours.latents(ours.conditions(["a cat"]), how, 3, torch.arange(1), 64, ours.conditions(["blue"]))
+    start = rng.normal(ours.shape(64), rng.fold(3, 0), torch.arange(1))
+    theirs = pipeline(
+        "a cat", negative_prompt="blue", height=64, width=64, num_inference_steps=4, guidance_scale=2.0, latents=start,
+        output_type="latent",
+    ).images  # fmt: skip
+    assert (drawn - theirs).abs().max() < 1e-3
+
+
+def test_the_loss_curve_is_that_of_the_training_loop_of_diffusers(published: Path) -> None:
+    """50 steps of the loop of `train_text_to_image_lora.py` (peft's adapter, DDPM's noise, AdamW) from the same noise."""
+    base = model.load(published, None, CPU)
+    latents = rng.normal((4, 8, 8), 5, torch.arange(6))
+    text = base.conditions([f"picture {i}" for i in range(6)])["tok:text"]
+    config = TrainConfig(images=200, batch=4, learning_rate=1e-3, grad_clip=1.0, weight_decay=0.01)
+    ours, adapter = adapters.adapted(base, 4, 4.0)
+    data = lambda i: (latents[i], {"tok:text": text[i]})  # noqa: E731
+    trainer = Trainer(ours.denoiser, base.recipe, config, data, n=6)
+
+    unet = copy.deepcopy(diffusers.UNet2DConditionModel.from_pretrained(published / "unet"))
+    unet.requires_grad_(False)
+    targets = ["to_k", "to_q", "to_v", "to_out.0"]
+    unet.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, target_modules=targets, init_lora_weights="gaussian"))
+    peft.set_peft_model_state_dict(unet, adapter.tensors())
+    scheduler = diffusers.DDPMScheduler.from_pretrained(published / "scheduler")
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == sum(p.numel() for p in adapter.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, eps=1e-8)
+    curves: list[tuple[float, float]] = []
+    for step in range(50):
+        ids = torch.arange(4 * step, 4 * step + 4)
+        examples = trainer._examples(ids)
+        u = base.recipe.draw(rng.fold(0, Stream.LEVEL), 4 * step, 4)
+        timesteps = (u * 1000).floor().long()
+        noise = rng.normal((4, 8, 8), rng.fold(0, Stream.NOISE), ids)
+        noisy = scheduler.add_noise(latents[examples], noise, timesteps)
+        prediction = unet(noisy, timesteps, text[examples], return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        curves.append((trainer.step().loss, float(loss.detach())))
+    assert max(abs(a - b) for a, b in curves) < 1e-4
+    after = peft.get_peft_model_state_dict(unet)
+    assert max(float((after[name] - value).abs().max()) for name, value in adapter.tensors().items()) < 1e-3
+    assert any(float(value.abs().max()) > 1e-3 for name, value in adapter.tensors().items() if "lora_B" in name)
