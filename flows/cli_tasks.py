@@ -113,6 +113,12 @@ def train_classifier(model: Model) -> None:
     _call_stage("train_classifier", model)
 
 
+@stages.command(name="train_recogniser")
+def train_recogniser() -> None:
+    """Train the classifiers that name a person's category, and judge them on held-out people."""
+    _call_stage("train_recogniser")
+
+
 @stages.command()
 def sample(model: Model) -> None:
     """Draw the samples of one trained model."""
@@ -247,6 +253,14 @@ def extract_slice(
 def forget(keys: Annotated[list[str], typer.Argument(help="Keys of persons, as in tables and shards.")]) -> None:
     """Exclude persons from all later datasets, and list the models that were trained on them."""
     _call("forget", *keys)
+
+
+@commands.command(rich_help_panel=PANEL)
+def recognise(
+    pictures: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.")],
+) -> None:
+    """Name the category of each person in pictures, from landmarks and from pixels."""
+    _call("recognise", pictures)
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -33,6 +33,7 @@ STAGES = {
     "train_classifier": "tasks.train.classifier",
     "adapt": "tasks.adapt.stage",
     "train_upscaler": "tasks.train.upscaler_stage",
+    "train_recogniser": "tasks.recognise.stage",
     "sample": "tasks.sample.stage",
     "memorization": "tasks.evaluate.memorization.stage",
     "membership_inference": "tasks.evaluate.membership_inference",
@@ -59,6 +60,7 @@ COMMANDS = {
     "extract_slice": "tasks.extract.slices",
     "forget": "tasks.registry.forget",
     "generate": "tasks.sample.generate",
+    "recognise": "tasks.recognise.recognise",
     "rollback": "tasks.registry.rollback",
     "video_distance": "tasks.evaluate.video_distance",
 }

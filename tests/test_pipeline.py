@@ -19,8 +19,8 @@ from tests.support.workspaces import small_project
 
 STAGES = {
     "mannequin", "list_parts", "extract@mannequin", "curate", "shard", "dataset_card", "train_poses", "train_codec",
-    "train_pictures", "train_upscaler", "sample_poses", "sample_pictures", "memorization", "membership_inference",
-    "pose_accuracy", "codec_quality", "fidelity", "promote", "report",
+    "train_pictures", "train_upscaler", "train_recogniser", "sample_poses", "sample_pictures", "memorization",
+    "membership_inference", "pose_accuracy", "codec_quality", "fidelity", "promote", "report",
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tr
 from tasks.config.motion import Motion, MotionModel
 from tasks.config.nets import PATCHLESS
 from tasks.config.operations import Generate, Limits, Notify, Retrain, Services
+from tasks.config.recognition import Recognition
 from tasks.config.sampling import SamplingChoices
 from tasks.config.section import Section
 from tasks.config.training import Pictures, Poses, Train
@@ -36,8 +37,8 @@ from tasks.config.upscaler import Upscaler
 
 __all__ = [
     "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Motion",
-    "Params", "Pictures", "Poses", "Raw", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train", "Upscaler",
-    "Upscaling", "Weights", "edit", "load", "parse", "read_text", "set_value", "set_values",
+    "Params", "Pictures", "Poses", "Raw", "Recognition", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train",
+    "Upscaler", "Upscaling", "Weights", "edit", "load", "parse", "read_text", "set_value", "set_values",
 ]  # fmt: skip
 
 
@@ -55,6 +56,7 @@ class Params(Section):
     pictures: Pictures
     distill: dict[str, Distill] = Field({})  # by the model's name
     classifier: dict[str, Classifier] = Field({})  # by the name of the model that it guides
+    recognition: Recognition = Recognition()
     upscaler: Upscaler = Upscaler.model_validate({})
     motion: Motion = Motion()
     base: Weights | None = None  # a published model: a folder, and its sha256 as `contrapposto base` prints it

@@ -63,6 +63,7 @@ class Page:
     verdicts: list[VerdictSection]
     train_conditions: str  # a sentence; empty if it cannot be said
     membership_inference: list[Row]  # model, sentence
+    recognition: list[Row]  # view, sentence
     metrics: list[Row]
     absent: list[Row]  # metric, reason
     promoted: bool
@@ -90,6 +91,7 @@ def make(params: Params, root: Path, results: Results) -> Page:
         membership_inference=[
             (model, entry["sentence"]) for model, entry in results.membership_inference["models"].items()
         ],
+        recognition=_recognition(results.recognition),
         metrics=_metrics(results),
         absent=sorted(results.fidelity["absent"].items()),
         promoted=results.promotion["promote"],
@@ -112,6 +114,26 @@ def _metrics(results: Results) -> list[Row]:
         for stage, entry in stages
         for key, value in sorted(entry["metrics"].items())
     ]
+
+
+def _recognition(measured: dict[str, Any]) -> list[Row]:
+    """How well each view names the categories of held-out people, or why it does not."""
+    metrics, rows = measured["metrics"], list(measured["absent"].items())
+    for view in measured["confusion"]:
+        of = {key.removeprefix(f"{view}."): value for key, value in metrics.items() if key.startswith(f"{view}.")}
+        sentence = (
+            f"{of['accuracy']:.1%} of {of['people']:.0f} held-out people are recognised (95% interval "
+            f"{of['accuracy_low']:.1%} to {of['accuracy_high']:.1%}). For {of['answered']:.1%} a category is named"
+        )
+        if "accuracy_answered" in of:
+            sentence += f", and {of['accuracy_answered']:.1%} of these names are right"
+        sentence += (
+            f". The confidence is off by {of['calibration_error']:.3f} on average (expected calibration error; "
+            f"{of['calibration_error_floor']:.3f} would be chance, {of['calibration_error_raw']:.3f} without temperature "
+            f"scaling). {of['rejected']:.1%} are called unknown; {of['false_rejection_stated']:.1%} was the limit."
+        )
+        rows.append((view, sentence))
+    return rows
 
 
 def _style(verdict: str) -> str:

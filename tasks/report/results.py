@@ -31,6 +31,8 @@ KEY_FIGURES = {
     "pictures.pixel_kid": "fidelity.pictures.pixel_kernel_distance",
     "pictures.found": "pose_accuracy.pictures.found",
     "pictures.within_0.2_torso": "pose_accuracy.pictures.within_0.2",
+    "recognition.landmarks": "recognition.landmarks.accuracy",
+    "recognition.pixels": "recognition.pixels.accuracy",
 }
 
 
@@ -45,6 +47,7 @@ class Results:
     membership_inference: dict[str, Any]
     pose_accuracy: dict[str, Any]
     codec_quality: dict[str, Any]
+    recognition: dict[str, Any]
     fidelity: dict[str, Any]
     promotion: dict[str, Any]
 
@@ -71,6 +74,7 @@ def read(params: Params, root: Path) -> Results:
         membership_inference=files.read_json(root / paths.MEMBERSHIP_INFERENCE / "membership_inference.json"),
         pose_accuracy=files.read_json(root / paths.POSE_ACCURACY / "pose_accuracy.json"),
         codec_quality=files.read_json(root / paths.CODEC_QUALITY / "codec_quality.json"),
+        recognition=files.read_json(root / paths.RECOGNITION / "recognition.json"),
         fidelity=files.read_json(root / paths.FIDELITY / "fidelity.json"),
         promotion=files.read_json(root / paths.PROMOTE / "promote.json"),
     )
@@ -149,6 +153,7 @@ def summarise(results: Results) -> Summary:
         **{f"memorization.{key}": value for key, value in results.membership_inference["metrics"].items()},
         **{f"pose_accuracy.{key}": value for key, value in results.pose_accuracy["metrics"].items()},
         **results.codec_quality["metrics"],
+        **{f"recognition.{key}": value for key, value in results.recognition["metrics"].items()},
         **{f"fidelity.{key}": value for key, value in results.fidelity["metrics"].items()},
         **{f"memorization.{key}": value for key, value in results.memorization["metrics"].items()},
     }

@@ -69,6 +69,10 @@ def run(params: Params, root: Path) -> None:
                 root / paths.CODEC_QUALITY,
                 "Held-out pictures and what the codec makes of them: the picture model can do no better.",
             ),
+            "recognition": _figures(
+                root / paths.RECOGNITION,
+                "Held-out people: their label, and what they were recognised as.",
+            ),
             "pose_accuracy": _figures(
                 root / paths.POSE_ACCURACY,
                 "Generated pictures, the pose that was asked for and the pose that is read in them.",

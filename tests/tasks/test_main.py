@@ -65,7 +65,8 @@ def test_data_errors_keep_their_exit_code_and_bugs_their_traceback(
     "stage",
     [
         ["curate"], ["shard"], ["dataset_card"], ["train", "poses"], ["train", "codec"], ["sample", "poses"], ["memorization"],
-        ["membership_inference"], ["pose_accuracy"], ["codec_quality"], ["fidelity"], ["promote"], ["report"], ["clips"],
+        ["membership_inference"], ["pose_accuracy"], ["codec_quality"], ["fidelity"], ["train_recogniser"],
+        ["promote"], ["report"], ["clips"],
         ["sample_motion"], ["motion_quality"], ["promote_motion"], ["motion_page"], ["explain"],
         ["generate"],
     ],

@@ -21,6 +21,7 @@ def measured(**changes: Any) -> Results:
         "membership_inference": {"metrics": {}},
         "pose_accuracy": {"metrics": {"pictures.found": 0.75, "pictures.within_0.2": 0.5}},
         "codec_quality": {"metrics": {"codec.psnr_heldout": 31.0}},
+        "recognition": {"metrics": {"landmarks.accuracy": 0.9}, "confusion": {}, "absent": {}},
         "fidelity": {"metrics": {"poses.frechet_pose_distance": 0.33819, "poses.frechet_pose_distance_floor": 0.1598},
                      "absent": {}},
         "promotion": {"promote": False, "reasons": ["Worse than the champion."]},

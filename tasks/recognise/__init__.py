@@ -1,0 +1,1 @@
+"""Recognition: the category of each person, from landmarks and from pixels."""
