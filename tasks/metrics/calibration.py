@@ -15,7 +15,7 @@ BINS = 10
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities float64 `[n, k]` of logits `[n, k]`."""
     powers: np.ndarray = np.exp(np.asarray(logits, np.float64) - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
