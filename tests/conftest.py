@@ -23,7 +23,8 @@ log.to_stdout()  # as every command does
 SET_BY_COMMANDS = {
     "WDS_SECURE", "DO_NOT_TRACK", "GOMP_SPINCOUNT", "CUBLAS_WORKSPACE_CONFIG", "MLFLOW_DISABLE_TELEMETRY",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
-    "TORCHINDUCTOR_CACHE_DIR",  # torch sets it when something is compiled, or an optimiser made, for the first time
+    # torch sets them when something is compiled, or an optimiser made, for the first time
+    "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
     "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK",  # scikit-learn sets them when it is imported
 }  # fmt: skip
 
