@@ -17,6 +17,18 @@ PANEL = "Tools"
 
 Model = Annotated[Literal["poses", "pictures"], typer.Argument(help="Which model.")]
 Trainable = Annotated[Literal["poses", "pictures", "codec", "motion"], typer.Argument(help="Which model.")]
+Checkpoint = Annotated[Path | None, typer.Argument(help="Resume from this checkpoint.", show_default=False)]
+Folds = Annotated[
+    int | None,
+    typer.Option(
+        "--folds",
+        metavar="K",
+        min=3,
+        max=10,
+        show_default=False,
+        help="Train on everything, for as long as short trainings on K folds say is safe; nothing is held out.",
+    ),
+]
 Alias = Annotated[
     Literal["champion", "challenger", "previous"], typer.Argument(help="Alias of the models in MLflow's registry.")
 ]
@@ -28,15 +40,16 @@ stages = typer.Typer(
 commands = typer.Typer()
 
 
-def _call(name: str, *arguments: object) -> None:
-    raise typer.Exit(call(name, [str(value) for value in arguments if value is not None], Path.cwd()))
+def _call(name: str, *arguments: object, folds: int | None = None) -> None:
+    given = [str(value) for value in arguments if value is not None]
+    raise typer.Exit(call(name, given, Path.cwd(), None if folds is None else str(folds)))
 
 
-def _call_stage(name: str, *arguments: object) -> None:
+def _call_stage(name: str, *arguments: object, folds: int | None = None) -> None:
     from flows import workspace
 
     with workspace.alone(Path.cwd()):  # a stage replaces files that a pipeline run may be reading
-        _call(name, *arguments)
+        _call(name, *arguments, folds=folds)
 
 
 @stages.command()
@@ -76,18 +89,16 @@ def dataset_card() -> None:
 
 
 @stages.command()
-def train(
-    model: Trainable,
-    checkpoint: Annotated[Path | None, typer.Argument(help="Resume from this checkpoint.", show_default=False)] = None,
-) -> None:
+def train(model: Trainable, checkpoint: Checkpoint = None, folds: Folds = None) -> None:
     """Train one model; an interrupted training resumes."""
-    _call_stage("train", model, checkpoint)
+    _call_stage("train", model, checkpoint, folds=folds)
+
+
+commands.command(name="train", rich_help_panel=PANEL)(train)
 
 
 @stages.command(name="train_upscaler")
-def train_upscaler(
-    checkpoint: Annotated[Path | None, typer.Argument(help="Resume from this checkpoint.", show_default=False)] = None,
-) -> None:
+def train_upscaler(checkpoint: Checkpoint = None) -> None:
     """Train the model that enlarges pictures, if upscaler.size is set; an interrupted training resumes."""
     _call_stage("train_upscaler", checkpoint)
 

@@ -1,4 +1,4 @@
-"""`python -m tasks STAGE [ARGUMENT ...] [--root DIR]`: what every stage of dvc.yaml runs, by way of stage.sh.
+"""`python -m tasks STAGE [ARGUMENT ...] [--root DIR] [--folds K]`: what every stage of dvc.yaml runs, by way of stage.sh.
 
 It calls the function of the stage as `run(params, root, *arguments)`. A problem that the user can fix ends as one line
 `contrapposto: <sentence>` on stderr and an exit code (2: parameters or command line, 3: data); a bug keeps its traceback.
@@ -65,10 +65,18 @@ COMMANDS = {
     "video_distance": "tasks.evaluate.video_distance",
 }
 
+# Stages that do something else with `--folds K`, which is then their last argument.
+FOLDED = {"train": "tasks.folds.stage"}
 
-def body(name: str) -> Callable[..., None]:
-    """The function of a stage or command: `run` of its module. Raises UserError if the name is unknown."""
-    module = (STAGES | COMMANDS).get(name)
+
+def body(name: str, folded: bool = False) -> Callable[..., None]:
+    """The function of a stage or command: `run` of its module. Raises UserError if there is none.
+
+    `folded`: its form with `--folds`.
+    """
+    if folded and name not in FOLDED:
+        raise UserError(f"Only {', '.join(FOLDED)} has --folds.")
+    module = FOLDED[name] if folded else (STAGES | COMMANDS).get(name)
     if module is None:
         raise UserError(
             f"There is no stage {name!r}; the stages are {', '.join(STAGES)}, the commands are {', '.join(COMMANDS)}."
@@ -91,12 +99,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("stage", help="the stage or command")
     parser.add_argument("arguments", nargs="*", help="its own arguments, such as a model's name")
     parser.add_argument("--root", type=Path, help="the workspace (default: the current folder)")
+    parser.add_argument("--folds", metavar="K", help="of train: on everything, see docs/training.md")
     options = parser.parse_args(argv)
-    return call(options.stage, options.arguments, options.root)
+    return call(options.stage, options.arguments, options.root, options.folds)
 
 
-def call(stage: str, arguments: Sequence[str], root: Path | None) -> int:
-    """Run one stage or command in this process; returns the exit code. `root`: the workspace; None: the current folder."""
+def call(stage: str, arguments: Sequence[str], root: Path | None, folds: str | None = None) -> int:
+    """Run one stage or command in this process; returns the exit code.
+
+    `root`: the workspace; None: the current folder. `folds`: the value of `--folds`, if it was given.
+    """
     os.environ.setdefault("WDS_SECURE", "1")  # webdataset must never unpickle
     os.environ.setdefault("DO_NOT_TRACK", "true")
     # torch's threads spin while they wait: with the default count training is ten times slower on a busy machine.
@@ -107,12 +119,13 @@ def call(stage: str, arguments: Sequence[str], root: Path | None) -> int:
     def work() -> int:
         workspace = command.current_folder() if root is None else root
         params = load(workspace / paths.PARAMS)
-        run = body(stage)
+        run = body(stage) if folds is None else body(stage, folded=True)
+        given = [*arguments, *([] if folds is None else [folds])]
         try:
-            inspect.signature(run).bind(params, workspace, *arguments)
+            inspect.signature(run).bind(params, workspace, *given)
         except TypeError as error:
             raise UserError(f"Stage {stage}: {error}.") from error
-        run(params, workspace, *arguments)
+        run(params, workspace, *given)
         return 0
 
     return command.run(work, root)

@@ -41,6 +41,7 @@ SUMMARY = REPORTS / "summary"
 REPORT = REPORTS / "report.html"
 
 # What the commands write.
+FOLDS = REPORTS / "folds"  # one folder per model
 COMPARE = REPORTS / "compare"
 EXPLAIN = REPORTS / "explain"
 RECOGNISED = REPORTS / "recognised.json"
@@ -59,6 +60,7 @@ NETWORK_WEIGHTS = STATE / "weights"  # downloaded, one file per sha256
 REGISTERED_MODELS = STATE / "models"  # fetched from the registry, one folder per sha256
 LATENTS = STATE / "latents"  # of the training pictures, one file per digest
 TRAINING = STATE / "training"  # one folder per model and training
+FOLD_MODELS = STATE / "folds"  # models of parts of the data, one folder per model
 STUDENTS = STATE / "students"  # intermediate students of distillations, one folder per training
 DATASET_HISTORY = STATE / "datasets.json"
 SEEN_DATA = STATE / "seen.json"
@@ -101,6 +103,11 @@ def student(model: str) -> str:
 def classifier(model: str) -> str:
     """The name of the classifier that guides a model."""
     return f"{model}_classifier"
+
+
+def on_everything(model: str) -> str:
+    """The name of the form of a model that was trained without held-out examples, see tasks/folds."""
+    return f"{model}_all"
 
 
 def classifier_folder(root: Path, model: str) -> Path:

@@ -32,6 +32,7 @@ class Stop(Section):
 
     memorizing: bool = False  # when the losses tell training examples from held-out ones
     converged: bool = False  # when the distance of samples to held-out data stops falling
+    turned: bool = False  # when the held-out loss rises
     patience: Positive = 3  # evaluations in a row that must agree
 
 

@@ -26,6 +26,7 @@ from tasks.config.codec import Codec
 from tasks.config.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.config.distill import Distill
 from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Upscaling, Weights
+from tasks.config.folds import Folds
 from tasks.config.motion import Motion, MotionModel
 from tasks.config.nets import PATCHLESS
 from tasks.config.operations import Generate, Limits, Notify, Retrain, Services
@@ -36,9 +37,9 @@ from tasks.config.training import Pictures, Poses, Train
 from tasks.config.upscaler import Upscaler
 
 __all__ = [
-    "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Generate", "Limits", "Mannequin", "Memorization", "Motion",
-    "Params", "Pictures", "Poses", "Raw", "Recognition", "Sample", "Sampling", "Section", "Shard", "Tracking", "Train",
-    "Upscaler", "Upscaling", "Weights", "edit", "load", "parse", "read_text", "set_value", "set_values",
+    "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Folds", "Generate", "Limits", "Mannequin", "Memorization",
+    "Motion", "Params", "Pictures", "Poses", "Raw", "Recognition", "Sample", "Sampling", "Section", "Shard", "Tracking",
+    "Train", "Upscaler", "Upscaling", "Weights", "edit", "load", "parse", "read_text", "set_value", "set_values",
 ]  # fmt: skip
 
 
@@ -58,6 +59,7 @@ class Params(Section):
     classifier: dict[str, Classifier] = Field({})  # by the name of the model that it guides
     recognition: Recognition = Recognition()
     upscaler: Upscaler = Upscaler.model_validate({})
+    folds: Folds = Folds()
     motion: Motion = Motion()
     base: Weights | None = None  # a published model: a folder, and its sha256 as `contrapposto base` prints it
     adapt: Adapt = Adapt()  # by method

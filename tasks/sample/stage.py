@@ -75,7 +75,7 @@ def run(params: Params, root: Path, model: str) -> None:
             COMPARISON: Conditions.of(train, resampled(len(train), params.sample.train_conditions, choice.seed)),
             NEW_POSES: Conditions.of(new, fixed),
         }
-        drawn = {split: _pictures(trained, choice, conditions, split) for split, conditions in asked.items()}
+        drawn = {split: draw_pictures(trained, choice, conditions, split) for split, conditions in asked.items()}
         if paths.UPSCALER in paths.trained_models(root):
             del trained  # one model in memory at a time
             about["upscaler_digest"] = _enlarge(params, root, drawn)
@@ -86,12 +86,12 @@ def run(params: Params, root: Path, model: str) -> None:
             tiles.insert(row * GRID, pose)
         columns, captions = GRID + 1, None
         samples = {
-            split: list(_picture_samples(choice, asked[split], pictures, split)) for split, pictures in drawn.items()
+            split: list(picture_samples(choice, asked[split], pictures, split)) for split, pictures in drawn.items()
         }
     else:
         categories = [held_out.meta(i)["category"] for i in rows]
-        poses = _draw(trained, choice, categories, None, SAMPLES).numpy()
-        samples = {SAMPLES: list(_pose_samples(choice, categories, poses))}
+        poses = draw_poses(trained, choice, categories, SAMPLES)
+        samples = {SAMPLES: list(pose_samples(choice, categories, poses))}
         tiles, columns = [drawing.draw_pose(pose) for pose in poses[: GRID * GRID]], GRID
         captions = categories[: GRID * GRID]
     folder = paths.sample_folder(root, model)
@@ -105,7 +105,8 @@ def resampled(n: int, count: int, seed: int) -> list[int]:
     return [int(i) for i in (u * n).long()]
 
 
-def _pose_samples(choice: Sample, categories: list[str], poses: np.ndarray) -> Iterator[tuple[str, dict[str, bytes]]]:
+def pose_samples(choice: Sample, categories: list[str], poses: np.ndarray) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Poses in the format of the shards."""
     for i, (category, pose) in enumerate(zip(categories, poses, strict=True)):
         about = {
             "model": "poses", "category": category, "seed": choice.seed, "number": i, **_how(choice)
@@ -116,9 +117,10 @@ def _pose_samples(choice: Sample, categories: list[str], poses: np.ndarray) -> I
         )
 
 
-def _picture_samples(
+def picture_samples(
     choice: Sample, asked: Conditions, pictures: np.ndarray, split: str
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Pictures in the format of the shards."""
     name = "pictures" if split == SAMPLES else f"pictures-{split}"
     for i, picture in enumerate(pictures):
         about = {
@@ -140,7 +142,12 @@ def _how(choice: Sample) -> dict[str, Any]:
     return {"sampler": choice.sampler, "guidance": choice.model_dump(include={"guidance"})["guidance"]}
 
 
-def _pictures(model: Sampler, choice: Sample, asked: Conditions, split: str) -> np.ndarray:
+def draw_poses(model: Sampler, choice: Sample, categories: list[str], split: str) -> np.ndarray:
+    """Poses float32 `[n, 33, 3]` of these categories."""
+    return _draw(model, choice, categories, None, split).numpy()
+
+
+def draw_pictures(model: Sampler, choice: Sample, asked: Conditions, split: str) -> np.ndarray:
     """Pictures uint8 `[n, size, size, 3]` for these conditions."""
     if not asked.key:
         side = model.model.shape[-1] * model.model.codec.factor

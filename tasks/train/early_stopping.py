@@ -11,6 +11,8 @@ from tasks.train.evaluation import Evaluation
 
 Keep = KeepName | KeptAverage
 
+RISE = 0.01  # of the held-out loss above its lowest value: smaller changes may be the noise of a training that barely learns
+
 
 def relative_loss(sigmas: Sequence[float], losses: Sequence[float]) -> float:
     """The mean over noise levels of loss / baseline; the baseline is a denoiser that knows only the variance of the data.
@@ -53,12 +55,16 @@ def kept(evaluations: Sequence[Evaluation], sigmas: Sequence[float], keep: Keep)
     return f"The weights are those of image {chosen.images}: {reason}."
 
 
-def stop_reason(evaluations: Sequence[Evaluation], stop: Stop) -> str | None:
+def stop_reason(evaluations: Sequence[Evaluation], stop: Stop, sigmas: Sequence[float]) -> str | None:
     """One sentence that says why to stop now; None to continue."""
     if stop.memorizing and memorizing(evaluations, stop.patience):
         return f"The losses told training examples from held-out ones in {stop.patience} evaluations in a row."
     if stop.converged and converged(evaluations, stop.patience):
         return f"The distance to held-out data did not fall below its interval in {stop.patience} evaluations."
+    if stop.turned and turned(evaluations, stop.patience, sigmas):
+        return (
+            f"The held-out loss was {RISE:.0%} above its lowest value or more in {stop.patience} evaluations in a row."
+        )
     return None
 
 
@@ -66,6 +72,16 @@ def memorizing(evaluations: Sequence[Evaluation], patience: int) -> bool:
     """Whether each of the last `patience` evaluations has a noise level whose loss gap is alarming."""
     last = evaluations[-patience:]
     return len(last) == patience and all(any(gap.alarming for gap in row.gaps or []) for row in last)
+
+
+def turned(evaluations: Sequence[Evaluation], patience: int, sigmas: Sequence[float]) -> bool:
+    """Whether all of the last `patience` held-out losses exceed the lowest one before them by RISE."""
+    return has_turned([relative_loss(sigmas, row.val) for row in evaluations if row.val is not None], patience)
+
+
+def has_turned(losses: Sequence[float], patience: int) -> bool:
+    """`turned` for the losses themselves."""
+    return len(losses) > patience and min(losses[-patience:]) > (1 + RISE) * min(losses[:-patience])
 
 
 def converged(evaluations: Sequence[Evaluation], patience: int) -> bool:

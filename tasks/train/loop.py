@@ -77,6 +77,7 @@ class TrainingLoop:
         self.trained_on, self.save = trained_on, save
         self.leader = trainer.rank == 0
         self.history = History()
+        self.milestones: tuple[int, ...] = ()  # images at which to evaluate, and only there; (): as the config says
         self.record: tracking.Run | None = None  # only the leader has one
         self.signal: int | None = None
 
@@ -143,7 +144,7 @@ class TrainingLoop:
                     self.history.pending = []
                 if self._passed(before, self.config.snapshot_interval) and not trainer.done:
                     self._snapshot()
-                if self._passed(before, checkpoint_images):
+                if self._passed(before, checkpoint_images) or (self.milestones and self._evaluation_is_due()):
                     self._checkpoint(speed)
                 if step.stop:
                     self._save()
@@ -163,13 +164,19 @@ class TrainingLoop:
         """Whether the last step crossed a multiple of `every` images, or was the last."""
         return self.trainer.nimg // max(every, 1) > before // max(every, 1) or self.trainer.done
 
+    def _evaluation_is_due(self) -> bool:
+        last, now = self.history.evaluated, self.trainer.nimg
+        if self.milestones:
+            return any(last < images <= now for images in self.milestones) or self.trainer.done
+        return self._passed(last, self.config.watch_images or 1)
+
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self.trainer.stop = True
 
     def _checkpoint(self, speed: Speed) -> None:
         """Evaluate if it is time, save, and tell MLflow."""
-        if self._passed(self.history.evaluated, self.config.watch_images or 1):
+        if self._evaluation_is_due():
             self.history.speed.append(speed.measure())
             self._evaluate()
             self.history.evaluated = self.trainer.nimg
@@ -195,7 +202,7 @@ class TrainingLoop:
             self.evaluator.picture(denoiser, path)
             if self.record is not None:
                 self.record.artifact(path, "samples")
-            self.history.stopped = early_stopping.stop_reason(evaluations, self.config.stop)
+            self.history.stopped = early_stopping.stop_reason(evaluations, self.config.stop, self.evaluator.sigmas)
             if trainer.done:
                 self.history.stopped = f"All {trainer.nimg} images were seen."
         self.history.stopped = parallel.broadcast(self.history.stopped)

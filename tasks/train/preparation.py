@@ -59,12 +59,17 @@ def load_data(
     device: torch.device,
     codec: PictureCodec | None,
     categories: list[str] | None = None,
+    datasets: tuple[ShardDataset, ShardDataset] | None = None,
 ) -> TrainingData:
-    """The data of a model. Without a codec one is fitted; without categories they are those of the training split.
+    """The data of a model. Without a codec one is fitted; without categories they are those of the training set.
+
+    `datasets`: training set and held-out examples, by default the splits `train` and `val`.
 
     Raises DataError if there is nothing to train on.
     """
-    train, held_out = (modality.usable(root, split, config) for split in ("train", "val"))
+    if datasets is None:
+        datasets = modality.usable(root, "train", config), modality.usable(root, "val", config)
+    train, held_out = datasets
     if not len(train):
         missing = (
             "There is no clip in the training split" if name == paths.MOTION else "No training person has a picture"

@@ -13,11 +13,12 @@ resumes from there and ends with the same bits. A CHECKPOINT that is given is re
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from diffusion_core.codecs import Tokens
+from diffusion_core.codecs import Latent, Tokens
 from diffusion_core.training import data_scale
 from diffusion_core.training.trainer import Trainer
 from diffusion_core.training_choices import RECIPES, fill_in
@@ -26,10 +27,13 @@ from tasks.common.errors import DataError
 from tasks.config.codec import Codec
 from tasks.config.params import Params, Pictures, Upscaler
 from tasks.models import codec, modality
+from tasks.models.codec import PictureCodec
 from tasks.models.conditioning import AnyModel
 from tasks.models.modality import ClipShape, Examples, Model
 from tasks.train import codec as codec_training
 from tasks.train import launch, preparation, upscaler, warm_start
+from tasks.train.loop import TrainingLoop
+from tasks.train.preparation import TrainingData
 
 MEASURED = 512  # examples from which the scale of the data is estimated
 
@@ -63,10 +67,32 @@ def _config_of(params: Params, model: str) -> AnyModel | Codec | Upscaler:
 def _train(
     params: Params, root: Path, name: str, config: AnyModel, device: torch.device, checkpoint: Path | None
 ) -> None:
+    data = preparation.load_data(root, name, config, device, codec_of(params, root, name, config))
+    preparation.run(assembled(params, root, name, config, data, device), data, checkpoint)
+
+
+def codec_of(params: Params, root: Path, name: str, config: AnyModel) -> PictureCodec | None:
+    """The trained codec of the picture model; None if there is none, and for other models."""
     latents = codec_training.trained(params, root) if name == "pictures" else None
-    if latents is not None and RECIPES[config.recipe].tokens:
-        latents = Tokens.of(latents)
-    data = preparation.load_data(root, name, config, device, latents)
+    return Tokens.of(latents) if isinstance(latents, Latent) and RECIPES[config.recipe].tokens else latents
+
+
+def assembled(
+    params: Params,
+    root: Path,
+    name: str,
+    config: AnyModel,
+    data: TrainingData,
+    device: torch.device,
+    training: str | None = None,
+    more: Mapping[str, str] | None = None,
+    output: Path | None = None,
+) -> TrainingLoop:
+    """The loop that trains the model `name` on these data.
+
+    `training`: the name of the training, by default the model's; `more`: what else identifies it; `output`: the folder of the
+    finished model.
+    """
     source = data.source
     if isinstance(config, Pictures):
         _announce_enlarged(data.train.sides(), config.size)
@@ -85,10 +111,11 @@ def _train(
     trainer = preparation.trainer(model, config, data, device)
     if config.start is not None:
         trainer.warm_start(warm_start.weights(root, config.start, model))
-    if trainer.rank == 0:
+    if trainer.rank == 0 and training is None:
         _announce(trainer, model, source.subset, len(data.train))
-    loop = preparation.training_loop(params, root, name, model, config, trainer, data)
-    preparation.run(loop, data, checkpoint)
+    return preparation.training_loop(
+        params, root, training or name, model, config, trainer, data, more=more, output=output
+    )
 
 
 def _measured(config: AnyModel, examples: Examples) -> AnyModel:

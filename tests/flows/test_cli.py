@@ -71,6 +71,10 @@ def test_arguments_reach_the_function(tmp_path: Path, monkeypatch: pytest.Monkey
     expected: list[tuple[str, ...]] = [("poses",), ("champion", "challenger"), ("a", "0", "3")]
     assert calls == [(tmp_path, arguments) for arguments in expected]
     assert main(["stage", "train", "nonsense"]) == 2
+    assert main(["train", "poses", "--folds", "2"]) == 2 and len(calls) == 3
+    monkeypatch.setattr("tasks.__main__.body", lambda name, folded: run if (name, folded) == ("train", True) else None)
+    assert main(["train", "poses", "--folds", "3"]) == main(["stage", "train", "poses", "--folds", "4"]) == 0
+    assert [arguments for _, arguments in calls[3:]] == [("poses", "3"), ("poses", "4")]
 
 
 @pytest.mark.parametrize("module", ["flows", "flows.cli"])
@@ -93,7 +97,7 @@ def test_shell_completion_lists_the_flows(tmp_path: Path) -> None:
     code = "import os; " + "".join(f"os.environ[{k!r}] = {v!r}; " for k, v in words.items())
     code += "from flows.cli import main; main([])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert result.stdout.split() == ["train-poses", "train-motion"], result.stderr
+    assert set(result.stdout.split()) == {"train-poses", "train-motion", "train"}, result.stderr
 
 
 def test_set_takes_yaml_values_and_refuses_what_does_not_fit() -> None:

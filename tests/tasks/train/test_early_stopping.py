@@ -63,23 +63,31 @@ def test_memorization_stops_after_so_many_alarms_in_a_row() -> None:
     stop = Stop(memorizing=True, patience=2)
     signs = [False, True, False, True, True]
     rows = [_evaluation(100 * i, alarming=sign) for i, sign in enumerate(signs, 1)]
-    assert [early_stopping.stop_reason(rows[:i], stop) is not None for i in range(1, 6)] == [
+    assert [early_stopping.stop_reason(rows[:i], stop, SIGMAS) is not None for i in range(1, 6)] == [
         False,
         False,
         False,
         False,
         True,
     ]
-    assert "2 evaluations in a row" in str(early_stopping.stop_reason(rows, stop))
-    assert early_stopping.stop_reason(rows, Stop(patience=2)) is None  # not asked for
+    assert "2 evaluations in a row" in str(early_stopping.stop_reason(rows, stop, SIGMAS))
+    assert early_stopping.stop_reason(rows, Stop(patience=2), SIGMAS) is None  # not asked for
 
 
 def test_convergence_waits_until_nothing_falls_below_the_interval_of_the_best() -> None:
     stop = Stop(converged=True, patience=2)
     values = [4.0, 2.0, 1.0, 0.95, 0.92, 0.5, 0.45, 0.48]
     rows = [_evaluation(100 * i, distance=(value, 0.1)) for i, value in enumerate(values, 1)]
-    found = [early_stopping.stop_reason(rows[:i], stop) is not None for i in range(1, len(rows) + 1)]
+    found = [early_stopping.stop_reason(rows[:i], stop, SIGMAS) is not None for i in range(1, len(rows) + 1)]
     assert found == [False, False, False, False, True, False, False, True]
+
+
+def test_a_loss_has_turned_when_it_stays_clearly_above_its_lowest_value() -> None:
+    stop = Stop(turned=True, patience=2)
+    rows = [_evaluation(100 * i, val) for i, val in enumerate([0.5, 0.4, 0.403, 0.402, 0.41, 0.39, 0.40, 0.41], 1)]
+    found = [early_stopping.stop_reason(rows[:i], stop, SIGMAS) is not None for i in range(1, len(rows) + 1)]
+    assert found == [False] * 7 + [True]
+    assert early_stopping.stop_reason(rows, Stop(patience=2), SIGMAS) is None
 
 
 def test_evaluations_survive_json() -> None:

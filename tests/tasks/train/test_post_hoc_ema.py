@@ -141,7 +141,7 @@ def test_another_width_needs_no_training(kept: Path, tmp_path: Path, monkeypatch
 def test_an_average_is_computed_where_early_stopping_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"poses__watch_images": 256, "poses__snapshot_images": 100, "poses__power_averages": [0.05]}
     root = workspace(tmp_path, **{**SMALL, **changes}, poses__keep={"ema": 0.05})
-    monkeypatch.setattr(early_stopping, "stop_reason", lambda evaluations, stop: "Enough.")
+    monkeypatch.setattr(early_stopping, "stop_reason", lambda evaluations, stop, sigmas: "Enough.")
     train_here(root)
     told = files.read_json(root / "artifacts/poses/training.json")
     assert told["stopped"] == "Enough." and told["computed_average"]["snapshots"] == 3
