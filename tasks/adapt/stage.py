@@ -9,6 +9,8 @@ resumes and ends with the same bits.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import resource
 from dataclasses import dataclass
@@ -20,10 +22,11 @@ import torch
 from torch import Tensor
 
 from diffusion_core import rng
-from diffusion_core.conditioning import Cond, rows
+from diffusion_core.conditioning import WEIGHT, Cond, rows
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.lora import Adapter
 from diffusion_core.rng import Stream
+from diffusion_core.training import parallel
 from diffusion_core.training.compute import computes_bf16
 from diffusion_core.training.monitoring import NoiseScale
 from diffusion_core.training.trainer import Trainer
@@ -33,10 +36,11 @@ from tasks.adapt.pictures import Captioned, Splits
 from tasks.common.code_digest import code_digest
 from tasks.common.errors import UserError
 from tasks.common.subset import evenly_spaced
-from tasks.config.adapt import Lora
+from tasks.config.adapt import Dreambooth, Lora
 from tasks.config.params import Params
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
+from tasks.foreign import draw
 from tasks.foreign import model as foreign
 from tasks.foreign.library import package
 from tasks.foreign.model import ForeignModel
@@ -52,6 +56,7 @@ from tasks.train.state import TrainingFolder
 
 CODE = ("tasks/adapt/*.py", "tasks/foreign/*.py", "tasks/extract/decode.py")
 SHOWN = 8  # pictures in the sheet
+PRIOR = 1  # what else the seed is for: the pictures of the class
 STEPS = 12  # of these pictures
 BASE = "the published model"  # its key in the fingerprint of a training
 
@@ -126,7 +131,11 @@ def _train(params: Params, root: Path, name: str, config: Lora, device: torch.de
     size = config.size or model.size
     model.shape(size)  # a size that does not fit is told before any picture is read
     splits = pictures.load(root, config, size)
-    data = Embedded(root, model, splits, config, base.sha256)
+    if isinstance(config, Dreambooth):
+        prior = _prior(root, model, config, size, base.sha256)
+        data = Embedded(root, model, splits, config.mirror, base.sha256, prior, config.prior.weight)
+    else:
+        data = Embedded(root, model, splits, config.mirror, base.sha256)
     adapted, adapter = adapters.adapted(model, config.rank, config.alpha, config.targets, config.seed, config.recompute)
     adapted.denoiser.to(device)
     trainer = Trainer(
@@ -134,7 +143,7 @@ def _train(params: Params, root: Path, name: str, config: Lora, device: torch.de
         model.recipe,
         core_config(config, config.caption_dropout),
         data.train,
-        data.count,
+        len(data.keys),
         averages(config),
         compute=core_compute(config, device),
     )
@@ -155,34 +164,79 @@ def _train(params: Params, root: Path, name: str, config: Lora, device: torch.de
         log.info(f"{name}: at most {_peak(device) / 1e9:.2f} GB of memory were used.")
 
 
-class Embedded:
-    """Latents of the pictures and embeddings of their captions, computed once."""
+def _prior(root: Path, model: ForeignModel, config: Dreambooth, size: int, sha256: str) -> Captioned:
+    """The pictures of the class, which the published model draws once, in `.contrapposto/prior/`."""
+    prior = config.prior
+    how = SamplingChoices(sampler="dpmpp_2m", steps=prior.steps, guidance=prior.guidance)
+    seed = rng.fold(config.seed, PRIOR)
+    request = draw.Request([prior.prompt], prior.count, how, size=size, seed=seed)
+    named = json.dumps([sha256, prior.prompt, prior.count, how.sampling_json, size, seed, str(model.dtype)])
+    folder = root / paths.PRIOR / hashlib.sha256(named.encode()).hexdigest()[:32]
+    if parallel.ranks()[0] == 0:
+        draw.into(model, request, folder, {"sha256": sha256})
+    parallel.broadcast(None)  # wait for them
+    return pictures.from_folder(folder, prior.prompt, size)
 
-    def __init__(self, root: Path, model: ForeignModel, splits: Splits, config: Lora, sha256: str) -> None:
+
+class Embedded:
+    """Latents of the pictures and embeddings of their captions, computed once.
+
+    `prior`: pictures of the class, which become half of the examples; an error on them costs `prior_weight` times as much.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        model: ForeignModel,
+        splits: Splits,
+        mirror: bool,
+        sha256: str,
+        prior: Captioned | None = None,
+        prior_weight: float = 1.0,
+    ) -> None:
         self.splits = splits
-        every = sorted({*splits.train.captions, *splits.val.captions})
-        self.number = {caption: i for i, caption in enumerate(every)}
+        captions = [*splits.train.captions * (2 if mirror else 1), *(prior.captions if prior else ())]
+        every = sorted({*captions, *splits.val.captions})
+        number = {caption: i for i, caption in enumerate(every)}
         self.embeddings = model.conditions(every)
-        sides = [(splits.train, False), *([(splits.train, True)] if config.mirror else [])]
+        self.captions = torch.tensor([number[caption] for caption in captions])
+        sides = [(splits.train, False), *([(splits.train, True)] if mirror else [])]
         parts = [_latents(root, model, part, flipped, sha256) for part, flipped in sides]
+        own = sum(map(len, parts))
+        if prior is not None:
+            parts.append(_latents(root, model, prior, False, sha256))
         self.latents = torch.cat(parts)
-        self.count = len(self.latents)
-        self.keys = splits.train.keys * len(sides)
-        self.captions = torch.tensor([self.number[caption] for caption in splits.train.captions] * len(sides))
-        self.held_out = _latents(root, model, splits.val, False, sha256) if len(splits.val) else None
+        # The examples of a pass over the data, by their places in `latents`.
+        self.order = torch.arange(own) if prior is None else _halves(own, len(prior))
+        self.weights = None if prior is None else torch.where(self.order < own, 1.0, prior_weight)
+        keys = [*splits.train.keys * len(sides), *(prior.keys if prior else ())]
+        self.keys = [keys[place] for place in self.order.tolist()]
+        self.held_out: Examples | None = None
+        if len(splits.val):
+            numbers = torch.tensor([number[caption] for caption in splits.val.captions])
+            self.held_out = Examples(_latents(root, model, splits.val, False, sha256), rows(self.embeddings, numbers))
 
     def train(self, indices: Tensor) -> tuple[Tensor, Cond]:
         """Training examples by index."""
-        return self.latents[indices], rows(self.embeddings, self.captions[indices])
+        places = self.order[indices]
+        cond = rows(self.embeddings, self.captions[places])
+        if self.weights is not None:
+            cond[WEIGHT] = self.weights[indices, None, None, None]
+        return self.latents[places], cond
 
     def evaluated(self) -> dict[str, Examples]:
-        """At most EVALUATED examples of each split."""
+        """At most EVALUATED examples of each split, without those of the class."""
         chosen = torch.tensor(evenly_spaced(len(self.splits.train), EVALUATED))
-        examples = {"train": Examples(*self.train(chosen))}
+        examples = {"train": Examples(self.latents[chosen], rows(self.embeddings, self.captions[chosen]))}
         if self.held_out is not None:
-            captions = torch.tensor([self.number[caption] for caption in self.splits.val.captions])
-            examples["val"] = Examples(self.held_out, rows(self.embeddings, captions)).some(EVALUATED)
+            examples["val"] = self.held_out.some(EVALUATED)
         return examples
+
+
+def _halves(own: int, prior: int) -> Tensor:
+    """Places of as many own pictures as of the class, the fewer of both repeated."""
+    most = torch.arange(max(own, prior))
+    return torch.cat([most % own, own + most % prior])
 
 
 def _latents(root: Path, model: ForeignModel, part: Captioned, flipped: bool, sha256: str) -> Tensor:

@@ -56,7 +56,29 @@ class Lora(Adaptation):
         return f"LoRA of rank {self.rank}"
 
 
+class Prior(Section):
+    """Pictures that the published model draws itself, and goes on drawing: they keep the class from becoming the subject."""
+
+    prompt: str = Field(min_length=1)  # of the class, such as "a photo of a cat"
+    count: Positive = 100
+    weight: float = Field(1.0, gt=0, le=100)  # of their loss beside that of the pictures
+    steps: int = Field(25, ge=1, le=1000)
+    guidance: float = Field(7.5, ge=0, le=100)
+
+
+class Dreambooth(Lora):
+    """A LoRA of one subject with prior preservation (Ruiz et al. 2022, arXiv 2208.12242)."""
+
+    prior: Prior
+
+    @property
+    def net_name(self) -> str:
+        """The kind's name in the description of a run."""
+        return f"Dreambooth, {super().net_name}"
+
+
 class Adapt(Section):
     """By name of the method."""
 
     lora: Lora | None = None
+    dreambooth: Dreambooth | None = None

@@ -23,7 +23,7 @@ pytest.importorskip("peft")
 import diffusers
 import peft
 
-from tasks.adapt import stage
+from tasks.adapt import pictures, stage
 from tasks.config.params import load
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
@@ -132,6 +132,32 @@ def test_the_shards_of_the_workspace_are_learned(published: Path, tmp_path: Path
     write_shards(root, train=12, val=6)
     keys = json.loads((train(root) / "trained_on.json").read_text())["keys"]
     assert len(keys) == 12
+
+
+def test_half_of_a_dreambooth_training_are_pictures_that_the_base_drew(published: Path, tmp_path: Path) -> None:
+    root = workspace(tmp_path, published)
+    path = root / "params.yaml"
+    prior = {"prompt": "a photo of a cat", "count": 5, "weight": 3.0, "steps": 2}
+    section = load(path).adapt.lora.model_dump() | {"images": 16, "prior": prior}
+    write_params(
+        root, base={"source": str(published), "sha256": folder.digest(published)}, adapt={"dreambooth": section}
+    )
+    stage.run(load(path), root, "dreambooth")
+    drawn = sorted((root / ".contrapposto/prior").rglob("*.png"))
+    assert len(drawn) == 5 and drawn[0].with_suffix(".txt").read_text() == "a photo of a cat"
+    keys = json.loads((root / "artifacts/dreambooth/trained_on.json").read_text())["keys"]
+    assert len(keys) == 6  # the class is not what it was trained on
+
+    config = load(path).adapt.dreambooth
+    base, splits = model.load(published, None, CPU), pictures.load(root, config, 64)
+    class_pictures = pictures.from_folder(drawn[0].parent, "", 64)
+    data = stage.Embedded(root, base, splits, True, "0" * 64, class_pictures, 3.0)
+    x0, cond = data.train(torch.arange(24))
+    assert len(data.keys) == 24  # 6 pictures, their mirror images, and as many of the class
+    assert torch.equal(x0[12:17], data.latents[12:]) and torch.equal(x0[17], x0[12])
+    assert torch.equal(cond["weight:x"].flatten(), torch.tensor([1.0] * 12 + [3.0] * 12))
+    assert torch.equal(cond["tok:text"][12], base.conditions(["a photo of a cat"])["tok:text"][0])
+    assert len(data.evaluated()["train"]) == 6
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3"])
