@@ -238,7 +238,8 @@ SAMPLERS: Mapping[str, SamplerChoice] = {
         step=lambda recipe, v: core("extras.corruptions").cold(recipe.degrade), cold=True,
     ),
     "unmask": SamplerChoice(
-        title="Unmasking of tokens, as the recipe says", code="extras.corruptions.unmask", paper="arXiv 2202.04200",
+        title="Unmasking, or exchange, of tokens, as the recipe says", code="extras.corruptions.unmask",
+        paper="arXiv 2202.04200",
         step=lambda recipe, v: recipe.step, tokens=True, noisy=_always,
     ),
 }  # fmt: skip

@@ -8,8 +8,8 @@ network replaces a withheld condition by a learned embedding.
 Some entries describe the example or a condition and are never withheld: `vec:augment`, how the example was augmented (zeros
 when sampling), `vec:<name>_level`, how much noise the condition <name> has, `mask:x` `[B, N]`, which tokens of x exist,
 `segment:x` `[B, F]`, which frames of x belong to the same clip, `map:padding`, which parts of x are padding (zeros when
-sampling), and `weight:x`, which broadcasts against x: what an error costs at each of its coordinates. The loss uses the last
-one, networks do not.
+sampling), `map:latent` and `map:draft`, shaped as x, noise and a first reconstruction that mixed models get, and `weight:x`,
+which broadcasts against x: what an error costs at each of its coordinates. The loss uses the last one, networks do not.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ MASK = "mask:x"
 SEGMENT = "segment:x"
 AUGMENT = "vec:augment"
 PADDING = "map:padding"
+LATENT = "map:latent"
+DRAFT = "map:draft"
 WEIGHT = "weight:x"
 
 
@@ -47,7 +49,9 @@ def keys(cond: Cond) -> list[str]:
     return [
         key
         for key in cond
-        if not (key.startswith(KEEP) or key in (MASK, SEGMENT, AUGMENT, PADDING, WEIGHT) or is_level(key))
+        if not (
+            key.startswith(KEEP) or key in (MASK, SEGMENT, AUGMENT, PADDING, LATENT, DRAFT, WEIGHT) or is_level(key)
+        )
     ]
 
 

@@ -314,6 +314,16 @@ RECIPES: Mapping[str, RecipeChoice] = {
         tokens=True,
         pictures_only=True,
     ),
+    "uniform": RecipeChoice(
+        title="Uniform diffusion of tokens (D3PM)",
+        code="extras.tokens.uniform(512)",
+        paper="arXiv 2107.03006",
+        make=lambda sd, size, codes, **p: core("extras.tokens").uniform(codes, **p),
+        parameters={"chain": Parameter("steps of the chain whose bound is trained", 1000, 20, 100000, integer=True)},
+        samplers=("unmask",),
+        tokens=True,
+        pictures_only=True,
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 from diffusion_core import rng
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
+from diffusion_core.extras import likelihood
 from diffusion_core.losses import Weight
 from diffusion_core.schedules import Level, NoiseSchedule, logsnr_level
 
@@ -101,31 +102,36 @@ def bits_per_dim(
     draws: int = 8,
     largest_logsnr: float = 14.0,
     smallest_logsnr: float = -14.0,
+    decoder: likelihood.Decoder = likelihood.normal_decoder,
+    levels: likelihood.LevelProposal | None = None,
 ) -> Tensor:
-    """The variational upper bound on -log2 p(x0) / d, `[B]`, for continuous data x0 `[B, *S]` and t in [0, 1].
+    """The variational upper bound on -log2 p(x0) / d, `[B]`, for x0 `[B, *S]` and t in [0, 1].
 
-    The sum of the prior, diffusion and reconstruction terms (eq. 11 and 17). The decoder of the reconstruction term is normal
-    with mean x / a and variance sigma^2 at the least noisy level. In continuous time the bound depends on the schedule through
-    its ends alone, which are limited to the given log-SNRs. The diffusion term is therefore estimated at `draws` stratified
-    levels per example with uniform log-SNR, and with a control variate, so that its variance is small for every schedule.
+    The sum of the prior, diffusion and reconstruction terms (eq. 11 and 17). Continuous data need a decoder that is a density,
+    as the default one is; for discrete values take one of `likelihood`. In continuous time the bound depends on the schedule
+    through its ends alone, which are limited to the given log-SNRs. The diffusion term is therefore estimated at `draws`
+    stratified levels per example, whose log-SNR is uniform or follows `levels` (`likelihood.important_levels`), and with a
+    control variate, so that its variance is small for every schedule. `likelihood.mean_and_error` gives the standard error.
     """
-    ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64)).logsnr.clamp(smallest_logsnr, largest_logsnr)
-    highest, lowest = float(ends[0]), float(ends[1])
-    a1, s1 = logsnr_level(ends[1])
-    flat = x0.flatten(1).double()
-    prior = 0.5 * (s1**2 + (a1 * flat) ** 2 - 1 - torch.log(s1**2)).mean(1)
-    reconstruction = 0.5 * (math.log(2 * math.pi) - highest + 1)
+    lowest, highest = likelihood.log_snr_ends(schedule, largest_logsnr, smallest_logsnr)
+    proposal = levels or likelihood.even_levels(lowest, highest)
     ids = torch.arange(len(x0), device=x0.device)
-    total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    flat = x0.flatten(1).double()
+    a1, s1 = logsnr_level(torch.tensor(lowest, dtype=torch.float64))
+    prior = 0.5 * (s1**2 + (a1 * flat) ** 2 - 1 - torch.log(s1**2)).mean(1)
+    last = logsnr_level(torch.tensor(highest, dtype=torch.float64))
+    noise = rng.normal(x0.shape[1:], (seed, 4), ids).to(x0)
+    if decoder is likelihood.normal_decoder:  # its mean is known
+        reconstruction = 0.5 * (math.log(2 * math.pi) - highest + 1) + torch.zeros_like(prior)
+    else:
+        x = last.corrupt(x0, noise)
+        reconstruction = -decoder(x0, x, last, denoiser(x, last, cond or {})).double() / flat.shape[1]
+    total = torch.zeros_like(prior)
     offset = rng.uniform((), (seed, 0), ids)
     for draw in range(draws):
-        logsnr = highest + (lowest - highest) * (offset + draw) / draws
+        logsnr, density, control = proposal.draw((offset + draw) / draws)
         level = logsnr_level(logsnr)
         noise = rng.normal(x0.shape[1:], (seed, 1, draw), ids).to(x0)
         error = (denoiser(level.corrupt(x0, noise), level, cond or {}) - x0).double().square().flatten(1).mean(1)
-        # At little noise x0 is estimated with an error of sigma * noise, so SNR * error is close to noise^2. The difference of
-        # noise^2 from its mean 1 is a control variate, with a weight that falls to 0 at much noise.
-        excess = torch.sigmoid(logsnr) ** 2 * (noise.double().square().flatten(1).mean(1) - 1)
-        total += (logsnr.exp() * error - excess) / 2
-    diffusion = (highest - lowest) * total / draws
-    return (prior + reconstruction + diffusion) / math.log(2)
+        total += likelihood.integrand(error, logsnr, noise, control) / density
+    return (prior + reconstruction + total / draws) / math.log(2)

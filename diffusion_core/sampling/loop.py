@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core import rng
-from diffusion_core.conditioning import Cond, rows
+from diffusion_core.conditioning import LATENT, Cond, rows
 from diffusion_core.denoiser import Denoiser, Posterior, UncertainDenoiser
 from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.sampling.transition import renoise
@@ -45,16 +45,19 @@ def sample(
     cond: Cond | None = None,
     constrain: Constrain | None = None,
     progress: Callable[[int, int], None] | None = None,
+    fresh: bool = False,
 ) -> Tensor:
     """Carry x `[B, *S]` from the first timestep to the last, and return it.
 
     Where a timestep is noisier than the one before it, noise is added and the solver's history is cleared. After each step
     `constrain` may change x, and `progress(done, total)` is called. All arithmetic is in the dtype of x; use float64 for many
-    steps. Gradients flow through the sampler if they are enabled.
+    steps. Gradients flow through the sampler if they are enabled. With `fresh` the denoiser gets new noise as condition LATENT
+    in each step.
     """
+    given = dict(cond or {})
 
     def estimate(x: Tensor, level: Level) -> Estimate:
-        guess = denoiser(x, level, cond or {})
+        guess = denoiser(x, level, given)
         return Estimate(level, x, *guess) if isinstance(guess, Posterior) else Estimate(level, x, guess)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
@@ -66,6 +69,8 @@ def sample(
             x = renoise(x, level, to, next(noise))
             history.clear()
         else:
+            if fresh:
+                given[LATENT] = next(noise)
             history = [*history[1 - _HISTORY :], estimate(x, level)]
             x = step(history, to, denoise, noise)
         if constrain is not None:
@@ -91,14 +96,17 @@ def generate(
     initial: Callable[[Tensor], Tensor] | None = None,
     start: Tensor | None = None,
     codes: int | None = None,
+    fresh: bool = False,
+    prepare: Callable[[Tensor, Cond], Cond] | None = None,
 ) -> Tensor:
     """Samples `[len(ids), *shape]` float32, computed in float64 `batch` at a time.
 
     Sample i is a function of (seed, ids[i], its conditions) and does not depend on its batch. ids lie on the device to compute
     on; cond has one row per id. The first timestep is treated as pure noise, x = s * noise, unless `initial` makes x of the
     noise, or clean examples `start` `[len(ids), *shape]` are given, x = a * start + s * noise. `progress(done, total)` counts
-    steps over all batches. With `codes` samples are tokens below that number, int64; all are masked at first, and the noise of
-    a step has a number for each token and code.
+    steps over all batches. With `codes` samples are tokens below that number, int64; all are masked at first unless `initial`
+    says otherwise, and noise has a number for each token and code. `fresh`: see `sample`. `prepare` makes a sample's conditions
+    of noise and the given ones.
     """
     batch = batch or len(ids)
     begins = range(0, len(ids), batch)
@@ -107,7 +115,10 @@ def generate(
         chunk = slice(begin, begin + batch)
         drawn = shape if codes is None else (*shape, codes)
         draws = rng.stream(drawn, seed, ids[chunk], torch.float64, noise)
-        if codes is not None:
+        given = rows(cond, chunk) if cond else {}
+        if prepare is not None:
+            given = prepare(next(draws), given)
+        if codes is not None and initial is None:
             x = torch.full((len(ids[chunk]), *shape), codes, device=ids.device)
         else:
             first = next(draws)
@@ -119,7 +130,6 @@ def generate(
             if progress is not None:
                 progress(index * total + done, len(begins) * total)
 
-        chunk_cond = rows(cond, chunk) if cond else None
-        done = sample(denoiser, x, timesteps, step, draws, chunk_cond, constrain, report)
+        done = sample(denoiser, x, timesteps, step, draws, given, constrain, report, fresh)
         samples.append(done.float() if codes is None else done)
     return torch.cat(samples)

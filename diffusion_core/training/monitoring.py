@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion_core import rng
 from diffusion_core.conditioning import WEIGHT, Cond, rows
 from diffusion_core.denoiser import Denoiser
-from diffusion_core.extras.tokens import cross_entropies
 from diffusion_core.recipe import Recipe
 from diffusion_core.rng import Stream
 from diffusion_core.schedules import Level
@@ -51,8 +50,8 @@ def denoising_losses(
 
     Example i of any set gets the same noise at every level and in every call with this seed. Differences over training, and
     between training and held-out data, are therefore due to the model and the examples. Examples are corrupted as in the
-    recipe's training; without a recipe, by normal noise. Condition `weight:x` weighs the coordinates. Of tokens it is the
-    cross-entropy, see `tokens.cross_entropies`.
+    recipe's training; without a recipe, by normal noise. Condition `weight:x` weighs the coordinates. A recipe may measure
+    something else by its `error`, such as the cross-entropy of tokens.
     """
     draw = recipe.noise if recipe is not None else rng.normal
     losses = torch.zeros(len(levels.a), len(x0), dtype=torch.float64)
@@ -63,9 +62,8 @@ def denoising_losses(
         noise = noise.to(x0) if x0.is_floating_point() else noise
         for i in range(len(losses)):
             level = Level(levels.a[i], levels.s[i])
-            if recipe is not None and recipe.codes is not None:
-                nll = cross_entropies(denoiser, x0[part], level, noise, rows(cond, part), recipe.codes)
-                losses[i, part] = nll.double().cpu()
+            if recipe is not None and recipe.error is not None:
+                losses[i, part] = recipe.error(denoiser, x0[part], level, noise, rows(cond, part)).double().cpu()
                 continue
             x = level.corrupt(x0[part], noise) if recipe is None else recipe.corrupt(x0[part], level, noise)
             error = (denoiser(x, level, rows(cond, part)) - x0[part]).square()

@@ -86,7 +86,7 @@ def gaps(sigmas: Sequence[float], train: np.ndarray, heldout: np.ndarray) -> lis
 
 def noise_variances(sigmas: Sequence[float], recipe: Recipe | None) -> np.ndarray:
     """What `losses` divides by, `[levels]`."""
-    return np.ones(len(sigmas)) if recipe is not None and recipe.codes is not None else np.square(sigmas)
+    return np.ones(len(sigmas)) if recipe is not None and recipe.error is not None else np.square(sigmas)
 
 
 def losses(
@@ -101,8 +101,8 @@ def losses(
     """Mean of |D(x0 + sigma eps) - x0|^2 / sigma^2 for every example `[n, *S]` at every level: float64 `[levels, n]`.
 
     Example i of every set gets the same `draws` draws of noise, so that two sets differ in their examples only. A recipe with
-    another corruption than normal noise corrupts in its own way, at the time that its level sigma encodes. Of tokens it is
-    their cross-entropy, which is not divided.
+    another corruption than normal noise corrupts in its own way, at the time that its level sigma encodes. What a recipe
+    measures by its `error`, such as the cross-entropy of tokens, is not divided.
     """
     levels = sigma_level(torch.tensor(sigmas, dtype=torch.float64))
     variances = noise_variances(sigmas, recipe)[:, None]

@@ -356,6 +356,11 @@ class Model:
         guided = self.guided(guidance, timesteps, weak, classifier)
         return measured_variance(guided, self.errors) if uses == "measured" else guided
 
+    def drawing(self, denoiser: Preconditioned) -> dict[str, Any]:
+        """What `generate` must know of the recipe. `denoiser`: the model's, or one with an average of its weights."""
+        drawing = self.recipe.drawing(denoiser)
+        return drawing if self.initial is None else {**drawing, "initial": self.initial}
+
     def _posterior(self, denoiser: LearnedVariance) -> UncertainDenoiser:
         """Mean and variance of x0, the mean within the recipe's limits."""
 
@@ -430,8 +435,12 @@ def build(
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
     channels = shape[0] if pictured else shape[-1]
     conds = widths(config, len(categories), codec.factor, channels, padded)
-    outputs = 2 if recipe.form is LearnedVariance else 1
-    denoiser = recipe.denoiser(network(config, conds, shape if pictured else None, outputs, codes))
+
+    def build_network(maps: Sequence[str], outputs: int) -> nn.Module:
+        widths_of_all = {**conds, **dict.fromkeys(maps, channels)}
+        return network(config, widths_of_all, shape if pictured else None, outputs, codes)
+
+    denoiser = recipe.denoiser(recipe.network(build_network))
     return Model(name, config, categories, denoiser, recipe, codec, margin, padded, {}, clip=clip)
 
 

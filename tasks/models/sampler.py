@@ -93,10 +93,8 @@ class Sampler:
                 batch=batch,
                 constrain=constrain,
                 progress=progress,
-                noise=model.recipe.noise,
-                initial=model.initial,
                 start=start,
-                codes=model.recipe.codes,
+                **model.drawing(model.denoiser),
             )
         values: Tensor = model.codec.decode(z, given).cpu()
         if not values.isfinite().all():

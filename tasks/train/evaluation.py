@@ -169,8 +169,7 @@ class Evaluator:
         limited = self.model.limited(self.model.as_sampled(denoiser))
         with self.model.autocast():
             z = generate(
-                limited, made.visited, made.step, self.model.shape, self.seed, ids, cond,
-                noise=self.model.recipe.noise, initial=self.model.initial, codes=self.model.recipe.codes,
+                limited, made.visited, made.step, self.model.shape, self.seed, ids, cond, **self.model.drawing(denoiser),
             )  # fmt: skip
         return self.model.codec.decode(z, cond).cpu()
 

@@ -176,7 +176,7 @@ def _save(
 ) -> None:
     """Write the model with its error at each noise level, which some samplers and timesteps need."""
     own = {name: value for name, value in weights.items() if not name.startswith(modality.SCHEDULE)}
-    if model.recipe.degrade is None and model.recipe.codes is None and model.student is None:
+    if model.recipe.degrade is None and model.recipe.error is None and model.student is None:
         trained = modality.with_weights(model, own, device)
         x0, cond = examples.x0.to(device), {key: value.to(device) for key, value in examples.cond.items()}
         with trained.autocast():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from diffusion_core.codecs import Latent, Tokens
 from diffusion_core.conditioning import WEIGHT
 from diffusion_core.extras import tokens
 from diffusion_core.extras.corruptions import process_time
+from diffusion_core.guidance import cfg
 from diffusion_core.nets.autoencoder import Autoencoder
 from diffusion_core.nets.patch_transformer import PatchTransformer
 from diffusion_core.nets.unet import UNet
+from diffusion_core.recipe import Recipe
 from diffusion_core.sampling.loop import generate
 from diffusion_core.schedules import Level, trig
 from diffusion_core.training.lr_schedule import TrainConfig
@@ -59,22 +62,81 @@ def test_ancestral_sampling_keeps_the_distribution_and_reveals_what_it_should(st
         assert share == pytest.approx(time, abs=0.02)
 
 
-def test_a_sample_does_not_depend_on_its_batch() -> None:
-    recipe = tokens.masked(3)
-    whole = generate(guesser, recipe.timesteps(4), recipe.step, (9,), 5, torch.arange(7), codes=3)
-    parts = generate(guesser, recipe.timesteps(4), recipe.step, (9,), 5, torch.arange(7), batch=3, codes=3)
-    assert torch.equal(whole, parts) and torch.equal(
-        whole[2:4], generate(guesser, recipe.timesteps(4), recipe.step, (9,), 5, torch.tensor([2, 3]), codes=3)
-    )
+CHAIN = 40
 
 
-@pytest.mark.parametrize("method", ["masked", "absorbing"])
+def posterior(x: Tensor, level: Level, cond: object) -> Tensor:
+    """Log-probabilities of the clean token for independent ones, after uniform transitions."""
+    kept = (1 - process_time(level)).expand(len(x))[:, None, None]
+    likelihood = kept * torch.eye(3, dtype=torch.float64)[x] + (1 - kept) / 3
+    return (P.double() * likelihood).log()
+
+
+def test_the_bound_of_a_perfect_guesser_under_uniform_transitions_is_the_entropy() -> None:
+    n, length = 4000, 16
+    x0 = torch.multinomial(P, n * length, replacement=True, generator=torch.Generator().manual_seed(0)).reshape(n, -1)
+    recipe = tokens.uniform(3, CHAIN)
+    level = recipe.density(recipe.draw(0, 0, n))
+    noise = rng.normal((length,), 1, torch.arange(n))
+    loss = recipe.loss(posterior, x0, level, noise, recipe.weight, {})
+    entropy = -(P * P.log()).sum().item()
+    assert loss.mean().item() == pytest.approx(entropy, abs=4 * loss.std().item() / math.sqrt(n))
+    assert loss.std().item() / math.sqrt(n) < 0.03
+    worse = recipe.loss(guesser, x0, level, noise, recipe.weight, {}).mean()
+    assert worse > entropy + 0.2  # it does not look at the tokens
+    assert not recipe.loss(posterior, x0, level, noise, recipe.weight, {WEIGHT: torch.zeros(n, 1, 4, 4)}).any()
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_exchanging_tokens_keeps_the_distribution_at_every_time(steps: int) -> None:
+    recipe = tokens.uniform(3)
+    seen = []
+
+    def watching(x: Tensor, level: Level, cond: object) -> Tensor:
+        seen.append((process_time(level).item(), torch.bincount(x.flatten(), minlength=3) / x.numel()))
+        return posterior(x, level, cond)
+
+    timesteps, drawing = recipe.timesteps(steps), recipe.drawing(None)  # type: ignore[arg-type]
+    drawn = generate(watching, timesteps, recipe.step, (16,), 0, torch.arange(1000), **drawing)
+    seen.append((0.0, torch.bincount(drawn.flatten(), minlength=3) / drawn.numel()))
+    for time, shares in seen:
+        torch.testing.assert_close(shares, (1 - time) * P + time / 3, atol=0.015, rtol=0)
+
+
+def test_guidance_sharpens_the_guess_of_tokens() -> None:
+    """Guided logits are those of p(x | c)^w p(x)^(1 - w), as Muse draws them; the decoded shares follow."""
+    asked = torch.tensor([0.3, 0.6, 0.1])
+    guided = cfg(lambda x, level, cond: (asked if "vec:c" in cond else P).log().expand(*x.shape, 3), 2.0)
+    wanted = asked**2 / P
+    recipe = tokens.masked(3, temperature=1.0)
+    cond = {"vec:c": torch.ones(800, 1)}
+    drawn = generate(guided, recipe.timesteps(8), recipe.step, (16,), 0, torch.arange(800), cond, codes=3)
+    shares = torch.bincount(drawn.flatten(), minlength=3) / drawn.numel()
+    torch.testing.assert_close(shares, wanted / wanted.sum(), atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", [tokens.masked(3), tokens.uniform(3)], ids=["masked", "uniform"])
+def test_a_sample_does_not_depend_on_its_batch(recipe: Recipe) -> None:
+    how = {**recipe.drawing(None), "denoiser": posterior}  # type: ignore[arg-type]
+
+    def draw(ids: Tensor, **more: Any) -> Tensor:
+        known = {**how, "denoiser": guesser} if recipe.initial is None else how
+        return generate(
+            timesteps=recipe.timesteps(4), step=recipe.step, shape=(9,), seed=5, ids=ids, **known, **more
+        )  # fmt: skip
+
+    whole = draw(torch.arange(7))
+    assert torch.equal(whole, draw(torch.arange(7), batch=3))
+    assert torch.equal(whole[2:4], draw(torch.tensor([2, 3])))
+
+
+@pytest.mark.parametrize("method", ["masked", "absorbing", pytest.param("uniform", marks=pytest.mark.slow)])
 def test_a_net_for_pictures_learns_two_pictures_of_codes(method: str) -> None:
     """Each sample is one of the two, both occur, and the condition chooses between them."""
     data = torch.stack([torch.arange(16) % 4, torch.arange(16) // 4])
     torch.manual_seed(0)
     net = PatchTransformer(4, 1, channels=8, width=32, depth=2, heads=2, conds={"vec:which": 2}, out=4)
-    recipe = tokens.masked(4) if method == "masked" else tokens.absorbing(4)
+    recipe = {"masked": tokens.masked, "absorbing": tokens.absorbing, "uniform": tokens.uniform}[method](4)
     config = TrainConfig(
         images=64 * 100, batch=64, optimiser="muon", learning_rate=4e-3, muon_learning_rate=0.02, condition_dropout=0.2,
         ema_halflife_images=256,
@@ -88,7 +150,7 @@ def test_a_net_for_pictures_learns_two_pictures_of_codes(method: str) -> None:
     denoiser, ids = trainer.averaged(), torch.arange(40)
 
     def draw(cond: dict[str, Tensor]) -> Tensor:
-        return generate(denoiser, recipe.timesteps(16), recipe.step, (16,), 0, ids, cond, codes=4)
+        return generate(denoiser, recipe.timesteps(16), recipe.step, (16,), 0, ids, cond, **recipe.drawing(denoiser))
 
     for which in (0, 1):
         asked = draw({"vec:which": torch.eye(2)[[which] * 40]})

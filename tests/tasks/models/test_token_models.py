@@ -41,7 +41,12 @@ def _workspace(root: Path, recipe: str, **changes: Any) -> Params:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "net"), [("masked", "patch"), pytest.param("absorbing", "unet", marks=pytest.mark.slow)]
+    ("recipe", "net"),
+    [
+        ("masked", "patch"),
+        pytest.param("absorbing", "unet", marks=pytest.mark.slow),
+        pytest.param("uniform", "patch", marks=pytest.mark.slow),
+    ],
 )
 def test_a_model_of_codes_goes_through_the_stages(recipe: str, net: str, tmp_path: Path) -> None:
     params = _workspace(tmp_path, recipe, pictures__net=net, pictures__width=32)
