@@ -54,7 +54,8 @@ class SamplerChoice(Choice):
     `evaluations`: of the denoiser in each step by default; 0 if it depends on the model. `noisy`: v -> whether it adds noise.
     `follows_ode`: one deterministic step for each timestep, unless it adds noise. `variance`: that of x0 given x which it uses
     in the noise that it adds, if there is one: learned by the network, or measured. `cold`: it goes with cold diffusion only.
-    `tokens`: it goes with recipes of tokens only.
+    `tokens`: it goes with recipes of tokens only. `own`: with recipes that have steps of their
+    own only, whatever number is asked for.
     """
 
     step: Callable[[Recipe, Any], Step]
@@ -65,6 +66,7 @@ class SamplerChoice(Choice):
     variance: Literal["none", "learned", "measured"] = "none"
     cold: bool = False
     tokens: bool = False
+    own: bool = False
 
 
 def _always(v: Any) -> bool:
@@ -241,6 +243,10 @@ SAMPLERS: Mapping[str, SamplerChoice] = {
         title="Unmasking, or exchange, of tokens, as the recipe says", code="extras.corruptions.unmask",
         paper="arXiv 2202.04200",
         step=lambda recipe, v: recipe.step, tokens=True, noisy=_always,
+    ),
+    "own": SamplerChoice(
+        title="The steps that a mixed model was trained for", code="sampling.loop.ancestral", paper="arXiv 2112.07804",
+        step=lambda recipe, v: recipe.step, own=True, noisy=_always, variance="learned",
     ),
 }  # fmt: skip
 
@@ -554,7 +560,7 @@ class Sampling:
         restart = options_of(SAMPLERS, "restart", self.options)
         if restart["low"] >= restart["high"]:
             raise ValueError(f"low of method restart must be below high ({restart['high']:g}), got {restart['low']:g}")
-        if self.start is not None and (self.solver.cold or self.solver.tokens):
+        if self.start is not None and (self.solver.cold or self.solver.tokens or self.solver.own):
             raise ValueError(f"start must be null for sampler {self.sampler}, which has no noise levels")
         if self.timesteps is None:
             return
@@ -562,7 +568,7 @@ class Sampling:
             raise ValueError("timesteps must be null for sampler ode, which chooses its steps itself")
         if self.sampler == "langevin" and self.timesteps != "karras":
             raise ValueError("timesteps must be null or karras for sampler langevin, which starts at a finite sigma")
-        if self.solver.cold or self.solver.tokens:
+        if self.solver.cold or self.solver.tokens or self.solver.own:
             raise ValueError(f"timesteps must be null for sampler {self.sampler}, which has no noise levels")
         if self.timesteps == "learned" and (self.noisy or not self.solver.follows_ode):
             names = ", ".join(name for name, choice in SAMPLERS.items() if choice.follows_ode)
@@ -577,6 +583,13 @@ class Sampling:
         if self.solver.tokens and not choice.tokens:
             recipes = ", ".join(other for other, entry in RECIPES.items() if entry.tokens)
             raise ValueError(f"sampler {self.sampler} needs a recipe of tokens: {recipes}")
+        if self.solver.own and not choice.own_steps:
+            recipes = ", ".join(other for other, entry in RECIPES.items() if entry.own_steps)
+            raise ValueError(f"sampler {self.sampler} needs a recipe with steps of its own: {recipes}")
+        if self.timesteps == "searched" and choice.mixed:
+            raise ValueError(f"timesteps searched does not go with recipe {name}, whose errors are not measured")
+        if self.start is not None and choice.finished:
+            raise ValueError(f"start must be null for recipe {name}, which denoises latents")
         if self.solver.cold and not choice.cold:
             recipes = ", ".join(other for other, entry in RECIPES.items() if entry.cold)
             raise ValueError(f"sampler {self.sampler} needs a recipe that adds no noise: {recipes}")
@@ -599,6 +612,8 @@ class Sampling:
         elif self.sampler == "langevin":
             low, high = (0.01, 20.0) if training.recipe != "ncsn" else grid.sigmas()
             timesteps = [*core("sampling.timesteps").geometric(self.steps, low, high), _clean()]
+        elif self.solver.own:
+            timesteps = [_on_cpu(level) for level in recipe.timesteps(self.steps)]
         else:
             timesteps = grid.own(self.steps)
         if self.start is not None:

@@ -108,6 +108,8 @@ class Distillation:
         """Raise ValueError, with a clause that says why, if a model that is trained in this way cannot be the teacher."""
         if RECIPES[training.recipe].cold:
             raise ValueError(f"recipe {training.recipe} cannot be distilled, because it adds no noise")
+        if RECIPES[training.recipe].mixed:
+            raise ValueError(f"recipe {training.recipe} cannot be distilled, because it has several networks")
         if training.predicts == "noise":
             raise ValueError(
                 f"recipe {training.recipe} can be distilled only with target x0, v or velocity: a prediction of the noise does "

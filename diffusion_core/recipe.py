@@ -52,6 +52,9 @@ class Recipe:
     fresh: bool = False  # sampling gives the denoiser new noise in each step, as condition LATENT
     # (denoiser, noise [B, *S], conditions) -> the conditions of a sample, drawn before its first step.
     prepare: Callable[[Preconditioned, Tensor, Cond], Cond] | None = None
+    finish: Callable[[Preconditioned, Tensor, Cond], Tensor] | None = (
+        None  # what becomes of a sample after its last step
+    )
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy of this recipe with some fields changed."""
@@ -74,6 +77,7 @@ class Recipe:
         return {
             "noise": self.noise, "codes": self.codes, "initial": self.initial, "fresh": self.fresh,
             "prepare": None if self.prepare is None else partial(self.prepare, denoiser),
+            "finish": None if self.finish is None else partial(self.finish, denoiser),
         }  # fmt: skip
 
     def denoiser(self, net: nn.Module) -> Preconditioned:

@@ -30,6 +30,8 @@ class RecipeChoice(Choice):
     `samplers`: the only ones that it can be sampled with; empty if all. `cold`: it degrades examples instead of adding noise.
     `tokens`: it models the codes of a codec with a codebook; `make` gets their number too, as `codes`.
     `threshold`: what limits the estimate of x0 in sampling where nothing else is chosen, see `choices.THRESHOLDS`.
+    `mixed`: it has several networks, and losses of its own. `own_steps`: it is sampled in its own steps, whatever number is
+    asked for. `finished`: its samples are decoded after the last step.
     `pictures_only`: it cannot be trained on poses. `check_size`: (side, parameters), raises ValueError if they do not fit.
     """
 
@@ -43,6 +45,9 @@ class RecipeChoice(Choice):
     cold: bool = False
     tokens: bool = False
     threshold: str = "none"
+    mixed: bool = False
+    own_steps: bool = False
+    finished: bool = False
     pictures_only: bool = False
     check_size: Callable[..., None] | None = None
 
@@ -127,6 +132,14 @@ def _divides(size: int, factor: int = 4) -> None:
         raise ValueError(
             f"factor of recipe cold_downsample must divide the side that the network sees ({size}), got {factor}"
         )
+
+
+SIGMA = Parameter("standard deviation of noise in what it makes: where a truncated start begins", 0.0, 0.0, 1000.0)
+GAMMA = Parameter("gradient penalty of the discriminator", 0.1, 0.0, 1000.0)
+# Deterministic solvers, and those that add noise but need no measured or learned variance.
+SOLVERS = (
+    "unipc", "ddpm", "ddim", "euler", "heun", "restart", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "lms",
+)  # fmt: skip
 
 
 def _vdm(sd: float, size: int, **p: float) -> Recipe:
@@ -324,6 +337,64 @@ RECIPES: Mapping[str, RecipeChoice] = {
         tokens=True,
         pictures_only=True,
     ),
+    "vae": RecipeChoice(
+        title="Variational autoencoder",
+        code="extras.generators.vae()",
+        paper="arXiv 1312.6114",
+        make=lambda sd, size, **p: core("extras.generators").vae(sd, **p),
+        parameters={"sigma": SIGMA},
+        samplers=("own",),
+        mixed=True,
+        own_steps=True,
+    ),
+    "gan": RecipeChoice(
+        title="Conditional GAN (relativistic, with gradient penalties)",
+        code="extras.generators.gan()",
+        paper="arXiv 2501.05441",
+        make=lambda sd, size, **p: core("extras.generators").gan(sd, **p),
+        parameters={"sigma": SIGMA, "gamma": GAMMA},
+        samplers=("own",),
+        mixed=True,
+        own_steps=True,
+    ),
+    "diffuse_vae": RecipeChoice(
+        title="DiffuseVAE (EDM given a VAE's reconstruction)",
+        code="extras.diffuse_vae.diffuse_vae()",
+        paper="arXiv 2201.00308",
+        make=lambda sd, size, **p: core("extras.diffuse_vae").diffuse_vae(sd, **p),
+        parameters=_lognormal(-1.2, 1.2),
+        samplers=SOLVERS,
+        mixed=True,
+    ),
+    "ddgan": RecipeChoice(
+        title="Denoising diffusion GAN",
+        code="extras.denoising_gan.ddgan()",
+        paper="arXiv 2112.07804",
+        make=lambda sd, size, **p: core("extras.denoising_gan").ddgan(sd, **p),
+        parameters={"steps": Parameter("of the chain", 4, 1, 64, integer=True), "gamma": GAMMA},
+        samplers=("own",),
+        mixed=True,
+        own_steps=True,
+    ),
+    "lsgm": RecipeChoice(
+        title="LSGM (VAE and diffusion prior trained together)",
+        code="extras.lsgm.lsgm()",
+        paper="arXiv 2106.05931",
+        make=lambda sd, size: core("extras.lsgm").lsgm(sd),
+        samplers=SOLVERS,
+        mixed=True,
+        finished=True,
+    ),
+    "diffflow": RecipeChoice(
+        title="DiffFlow (learned forward process)",
+        code="extras.diffflow.diffflow()",
+        paper="arXiv 2110.07579",
+        make=lambda sd, size, **p: core("extras.diffflow").diffflow(sd, **p),
+        parameters={"steps": Parameter("of both processes", 24, 3, 256, integer=True)},
+        samplers=("own",),
+        mixed=True,
+        own_steps=True,
+    ),
 }
 
 
@@ -495,7 +566,9 @@ class Training:
             raise ValueError(f"noise must be normal for recipe {self.recipe}, which adds none")
         if self.noise != "normal" and choice.own_loss:
             raise ValueError(f"noise {self.noise} does not go with recipe {self.recipe}, whose loss needs normal noise")
-        if self.levels is not None and LEVELS[self.levels].changes_density and choice.tokens:
+        if self.noise != "normal" and choice.mixed:
+            raise ValueError(f"noise must be normal for recipe {self.recipe}")
+        if self.levels is not None and LEVELS[self.levels].changes_density and (choice.tokens or choice.mixed):
             raise ValueError(
                 f"levels {self.levels} does not go with recipe {self.recipe}, whose loss is no squared error"
             )
@@ -507,7 +580,7 @@ class Training:
     def _check_loss(self, choice: RecipeChoice) -> None:
         if self.weight is not None:
             weight = WEIGHTS[self.weight]
-            if choice.cold or choice.tokens:
+            if choice.cold or choice.tokens or choice.mixed:
                 raise ValueError(f"weight must be null for recipe {self.recipe}, whose loss has none")
             if choice.own_weight:
                 raise ValueError(f"weight must be null for recipe {self.recipe}, which learns its own")
@@ -520,7 +593,7 @@ class Training:
                 raise ValueError(
                     f"weight {self.weight} needs a recipe whose time is uniform on a noise schedule: {names}"
                 )
-        if self.loss is not None and (choice.own_loss or choice.cold or choice.tokens):
+        if self.loss is not None and (choice.own_loss or choice.cold or choice.tokens or choice.mixed):
             raise ValueError(f"loss must be null for recipe {self.recipe}, which has a loss of its own")
 
     def check_size(self, size: int) -> None:
@@ -542,6 +615,12 @@ class Training:
     def predicts(self) -> str | None:
         """What the network predicts, by its name in TARGETS; None if it is something of the recipe's own."""
         return self.target or next(iter(RECIPES[self.recipe].targets), None)
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The recipe's parameters with their defaults."""
+        known = RECIPES[self.recipe].parameters
+        return {name: self.parameters.get(name) or parameter.default for name, parameter in known.items()}
 
     @property
     def measured(self) -> list[str]:

@@ -13,7 +13,7 @@ from diffusion_core import rng
 from diffusion_core.conditioning import LATENT, Cond, rows
 from diffusion_core.denoiser import Denoiser, Posterior, UncertainDenoiser
 from diffusion_core.sampling.timesteps import Timesteps
-from diffusion_core.sampling.transition import renoise
+from diffusion_core.sampling.transition import renoise, transition
 from diffusion_core.schedules import Level
 
 
@@ -80,6 +80,15 @@ def sample(
     return x
 
 
+def ancestral(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
+    """DDPM's step with the variance of x0, if the denoiser gives one. Ho et al. 2020 (arXiv 2006.11239), eq. 11.
+
+    `solvers.ddim(eta=1)` is the same; this one is a part of recipes whose losses are derived for it.
+    """
+    level, x, x0, var, share = history[-1]
+    return transition(x, x0, level, to, 1.0, next(noise), var, share)
+
+
 @torch.no_grad()
 def generate(
     denoiser: Denoiser | UncertainDenoiser,
@@ -98,6 +107,8 @@ def generate(
     codes: int | None = None,
     fresh: bool = False,
     prepare: Callable[[Tensor, Cond], Cond] | None = None,
+    finish: Callable[[Tensor, Cond], Tensor] | None = None,
+    start_noise: float = 1.0,
 ) -> Tensor:
     """Samples `[len(ids), *shape]` float32, computed in float64 `batch` at a time.
 
@@ -106,7 +117,7 @@ def generate(
     noise, or clean examples `start` `[len(ids), *shape]` are given, x = a * start + s * noise. `progress(done, total)` counts
     steps over all batches. With `codes` samples are tokens below that number, int64; all are masked at first unless `initial`
     says otherwise, and noise has a number for each token and code. `fresh`: see `sample`. `prepare` makes a sample's conditions
-    of noise and the given ones.
+    of noise and the given ones, `finish` a sample of x after the last step. `start_noise`: 0 if `start` has its noise already.
     """
     batch = batch or len(ids)
     begins = range(0, len(ids), batch)
@@ -124,12 +135,14 @@ def generate(
             first = next(draws)
             x = timesteps[0].s.to(ids.device) * first if initial is None else initial(first)
             if start is not None:
-                x = timesteps[0].corrupt(start[chunk].to(first), first)
+                x = timesteps[0].corrupt(start[chunk].to(first), start_noise * first)
 
         def report(done: int, total: int, index: int = index) -> None:
             if progress is not None:
                 progress(index * total + done, len(begins) * total)
 
         done = sample(denoiser, x, timesteps, step, draws, given, constrain, report, fresh)
+        if finish is not None:
+            done = finish(done, given)
         samples.append(done.float() if codes is None else done)
     return torch.cat(samples)

@@ -142,22 +142,23 @@ def build(
     """The optimiser of `parameters`, which are those of `learned` that train.
 
     dtype: in which Muon orthogonalises. The groups say their `scale`, see `set_rate`; AdamW updates the parameters of a module
-    with a `rate_scale` at that multiple of its rate.
+    with a `rate_scale` at that multiple of its rate, and with the module's `betas` if it has any.
     """
     betas, fused = (0.9, 0.99), device.type == "cuda"
     own = {
-        id(p): float(module.rate_scale)  # type: ignore[arg-type]
+        id(p): (float(module.rate_scale), getattr(module, "betas", betas))  # type: ignore[arg-type]
         for module in learned.modules()
         if hasattr(module, "rate_scale")
         for p in module.parameters()
     }
     scaled = [
-        {"params": [p for p in parameters.values() if own.get(id(p)) == scale], SCALE: scale}
-        for scale in sorted(set(own.values()))
+        {"params": [p for p in parameters.values() if own.get(id(p)) == key], SCALE: key[0], "betas": key[1]}
+        for key in sorted(set(own.values()))
     ]
     parameters = {key: p for key, p in parameters.items() if id(p) not in own}
     if name == "adamw":
-        groups = [{"params": list(parameters.values()), SCALE: 1.0}, *scaled]
+        groups = [{"params": list(parameters.values()), SCALE: 1.0}] if parameters else []
+        groups += scaled
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
     hidden = hidden_matrices(learned)
     ours = [p for p in parameters.values() if p in hidden]

@@ -53,6 +53,8 @@ class MotionModel(Train):
         choice = RECIPES[self.recipe]
         if choice.pictures_only or choice.cold:
             raise ValueError(f"recipe {self.recipe} needs pictures")
+        if choice.mixed:
+            raise ValueError(f"recipe {self.recipe} is for poses and pictures")
         return self
 
 

@@ -146,8 +146,8 @@ class Params(Section):
                 raise ValueError(f"classifier: there is no model {name!r}; there are {', '.join(paths.MODELS)}")
             model = self.pictures if name == "pictures" else self.poses
             recipe = RECIPES[model.recipe]
-            if recipe.cold or recipe.tokens:
-                raise ValueError(f"classifier.{name} does not go with recipe {model.recipe}, which adds no noise")
+            if recipe.cold or recipe.tokens or recipe.mixed:
+                raise ValueError(f"classifier.{name} does not go with recipe {model.recipe}")
             if "category" not in model.conditions:
                 raise ValueError(f"classifier.{name} needs category in {name}.conditions")
         return self
@@ -211,8 +211,9 @@ def check_sampling(name: str, model: Poses | Pictures | MotionModel, sample: Sam
     for key in ("negative", "classifier"):
         if getattr(guidance, key) is not None and "category" not in model.conditions:
             raise ValueError(f"guidance.{key} needs category in {name}.conditions")
-    if guidance.classifier is not None and (RECIPES[model.recipe].cold or RECIPES[model.recipe].tokens):
-        raise ValueError(f"guidance.classifier does not go with recipe {model.recipe}, which adds no noise")
+    recipe = RECIPES[model.recipe]
+    if guidance.classifier is not None and (recipe.cold or recipe.tokens or recipe.mixed):
+        raise ValueError(f"guidance.classifier does not go with recipe {model.recipe}")
     if guidance.threshold is not None and THRESHOLDS[guidance.threshold].measured:
         fitting = [name for name, choice in RECIPES.items() if choice.threshold == guidance.threshold]
         if model.recipe not in fitting:

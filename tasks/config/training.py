@@ -67,7 +67,8 @@ class Train(Optimisation):
         for recipe, parameters in self.options.items():
             Training(recipe, parameters).check()
         self.training.check()
-        if self.self_condition and (RECIPES[self.recipe].cold or RECIPES[self.recipe].tokens):
+        choice = RECIPES[self.recipe]
+        if self.self_condition and (choice.cold or choice.tokens or choice.mixed):
             raise ValueError(f"self_condition must be false for recipe {self.recipe}")
         return self
 

@@ -43,6 +43,8 @@ class Upscaler(Train):
     def _starts_from_noise(self) -> Upscaler:
         if RECIPES[self.recipe].cold:
             raise ValueError(f"recipe {self.recipe} adds no noise and cannot be used by the upscaler")
+        if RECIPES[self.recipe].mixed:
+            raise ValueError(f"recipe {self.recipe} is for poses and pictures, not for the upscaler")
         if self.training.measured:
             raise ValueError(f"{', '.join(self.training.measured)} cannot be auto for the upscaler")
         return self

@@ -13,7 +13,7 @@ from diffusion_core.inverse import inpaint, matrix, moment_matching, project
 from diffusion_core.sampling.loop import Constrain, Step, generate
 from diffusion_core.sampling.timestep_search import match_solution
 from diffusion_core.sampling.timesteps import Timesteps
-from diffusion_core.training_choices import default_sampler
+from diffusion_core.training_choices import RECIPES, default_sampler
 from tasks.common.errors import DataError, UserError
 from tasks.config.sampling import SamplingChoices
 from tasks.models.modality import Model
@@ -94,6 +94,7 @@ class Sampler:
                 constrain=constrain,
                 progress=progress,
                 start=start,
+                start_noise=0.0 if self._start_is_noisy() else 1.0,
                 **model.drawing(model.denoiser),
             )
         values: Tensor = model.codec.decode(z, given).cpu()
@@ -106,6 +107,9 @@ class Sampler:
             raise UserError(
                 f"Recipe {self.model.config.recipe} cannot fill in joints, because it adds no noise to poses."
             )
+        recipe = RECIPES[self.model.config.recipe]
+        if recipe.own_steps or recipe.finished:
+            raise UserError(f"Recipe {self.model.config.recipe} cannot fill in joints.")
         if self.how.sampler == "ode":
             raise UserError("Sampler ode cannot fill in joints, because it takes one step: choose another sampler.")
 
@@ -122,6 +126,16 @@ class Sampler:
         how = SamplingChoices(sampler=default_sampler(source.config.recipe))
         drawn = Sampler(source, how).draw(cond, seed, ids, batch)
         return self.model.codec.encode(drawn.to(self.device))
+
+    def _start_is_noisy(self) -> bool:
+        """Whether the start has its noise already (TDPM). Raises UserError if that noise is of another level."""
+        start, source = self.how.start, self.source
+        if start is None or source is None:
+            return False
+        sigma = float(source.config.training.values.get("sigma") or 0.0)
+        if sigma and abs(sigma / start.sigma - 1) > 1e-6:
+            raise UserError(f"start.model makes examples with noise of sigma {sigma:g}: start.sigma must be the same.")
+        return sigma > 0
 
     def _match(self, step: Step, timesteps: Timesteps, fine: Timesteps, iterations: int, rate: float) -> Timesteps:
         """Timesteps learned for the model's categories in turn, so that they do not depend on what is asked for."""

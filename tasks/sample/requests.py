@@ -51,7 +51,10 @@ class Request(SamplingChoices):
     def for_poses(self, recipe: str) -> SamplingChoices:
         """How the pose model of this recipe is sampled: in the same way, unless the sampler is one of pictures alone."""
         solver, own = choices.SAMPLERS[self.sampler], RECIPES[recipe]
-        if (solver.tokens and not own.tokens) or (solver.cold and not own.cold):
+        of_pictures = (
+            (solver.tokens and not own.tokens) or (solver.cold and not own.cold) or (solver.own and not own.own_steps)
+        )
+        if of_pictures or (own.own_steps and not solver.own):
             return SamplingChoices(sampler=default_sampler(recipe), steps=self.steps)
         return SamplingChoices(sampler=self.sampler, steps=self.steps, timesteps=self.timesteps, options=self.options)
 
