@@ -36,8 +36,8 @@ def ddgan(sd: float = 1.0, steps: int = 4, gamma: float = 0.1) -> Recipe:
     """`steps` steps on the variance-preserving schedule; the discriminator judges x at the next level beside x at this one.
 
     Real pairs are drawn by the forward process; in the generator's, its x0 is carried to the next level by the posterior (eq.
-    6). The loss is `parts.Versus` with penalty gamma, in units of the standard deviation of x. Sampling takes these steps, whatever
-    number is asked for.
+    6). The loss is `parts.Versus` with penalty gamma, in units of the standard deviation of x. Sampling takes these steps,
+    whatever number is asked for.
     """
     visited = timesteps.uniform(schedules.vp(), steps, low=0.0)
     visited = [*visited[:-1], timesteps.clean()]

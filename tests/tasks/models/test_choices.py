@@ -58,7 +58,12 @@ def _goes_together(sampler_name: str, recipe: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("recipe", FOR_POSES)
+LONG = ("vae", "gan", "diffuse_vae", "lsgm", "diffflow")  # their stages are those of ddgan
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in FOR_POSES]
+)
 def test_every_recipe_trains_and_samples(recipe: str, shards: Path, tmp_path: Path) -> None:
     """The pose model through the stages; then every sampler, with and without guidance, on the trained model."""
     sampler_name = training_choices.default_sampler(recipe)
@@ -112,7 +117,7 @@ def _allowed(recipe: str, weight: str | None, levels: str | None) -> bool:
 @pytest.mark.parametrize("recipe", FOR_POSES)
 def test_every_weight_and_draw_of_levels_has_finite_gradients_or_is_refused(recipe: str, tmp_path: Path) -> None:
     refused = {name for name in training_choices.WEIGHTS if not _allowed(recipe, name, None)}
-    if recipe in ("vdm", "edm2", "cold_mask"):
+    if recipe in ("vdm", "edm2", "cold_mask") or training_choices.RECIPES[recipe].mixed:
         assert refused == set(training_choices.WEIGHTS)
     else:
         assert refused <= {"elbo", "uncertainty"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,26 +75,28 @@ def test_every_target_noise_and_loss_has_finite_gradients(recipe: str) -> None:
     x0 = 0.5 * torch.randn(16, 3, 8, 8)
     for training in (one for one in VARIANTS if one.recipe == recipe and _checked(one)):
         made = training.make(0.5, 8)
-        channels = 6 if recipe == "iddpm" else 3
-        net = torch.nn.Conv2d(3, channels, 3, padding=1)
-        denoiser = made.denoiser(_Unconditional(net))
+        net = made.network(
+            lambda maps, outputs: _Unconditional(torch.nn.Conv2d(3 * (1 + len(maps)), 3 * outputs, 3, padding=1), maps)
+        )
+        denoiser = made.denoiser(net)
         level = made.density(made.draw(0, 0, 16))
         loss = made.loss(denoiser, x0, level, made.noise((3, 8, 8), 0, torch.arange(16)), made.weight, {})
         assert loss.shape == (16,) and bool(loss.isfinite().all()), training
         loss.mean().backward()
-        assert net.weight.grad is not None and bool(net.weight.grad.isfinite().all()), training
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters()), training
         first, *_ = made.timesteps(5)
         denoised = denoiser(torch.randn(2, 3, 8, 8), first, {})
         assert bool(denoised.isfinite().all()), training
 
 
 class _Unconditional(torch.nn.Module):
-    def __init__(self, net: torch.nn.Module) -> None:
+    def __init__(self, net: torch.nn.Module, maps: Sequence[str]) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.maps = net, maps
 
     def forward(self, x: torch.Tensor, c_noise: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
-        y: torch.Tensor = self.net(x) + 0 * c_noise.mean()
+        given = [cond.get(key, torch.zeros_like(x)) for key in self.maps]
+        y: torch.Tensor = self.net(torch.cat([x, *given], 1)) + 0 * c_noise.mean()
         return y
 
 
@@ -120,9 +123,10 @@ def _fingerprint(training: Training) -> torch.Tensor:
     return torch.cat([part.detach().flatten() for part in parts])
 
 
-# Parameters of recipes of tokens act on decoding alone.
+# Parameters of recipes of tokens act on decoding alone, those of games on the loss.
 @pytest.mark.parametrize(
-    ("recipe", "name"), [(recipe, name) for recipe, c in RECIPES.items() if not c.tokens for name in c.parameters]
+    ("recipe", "name"),
+    [(recipe, name) for recipe, c in RECIPES.items() if not (c.tokens or c.own_steps) for name in c.parameters],
 )
 def test_every_parameter_changes_its_recipe(recipe: str, name: str) -> None:
     parameter = RECIPES[recipe].parameters[name]
