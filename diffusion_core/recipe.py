@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_core import denoiser, losses, rng
 from diffusion_core.conditioning import Cond
-from diffusion_core.denoiser import Denoiser, Preconditioned
+from diffusion_core.denoiser import Preconditioned
 from diffusion_core.extras.corruptions import Degrade, process_time
 from diffusion_core.extras.learned_variance import LearnedVariance
 from diffusion_core.importance_sampling import Importance
@@ -22,8 +22,8 @@ from diffusion_core.targets import Target
 
 # Builds one network: (map conditions that have as many channels as x, multiple of these channels that it returns).
 Build = Callable[[Sequence[str], int], nn.Module]
-# What an example `[B, *S]` costs at a level: (denoiser, x0, level, noise, cond) -> [B].
-Error = Callable[[Denoiser, Tensor, Level, Tensor, Cond], Tensor]
+# What an example `[B, *S]` costs at a level: (denoiser of the recipe's form, x0, level, noise, cond) -> [B].
+Error = Callable[[Any, Tensor, Level, Tensor, Cond], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,8 @@ class Recipe:
     nets: Callable[[Build], nn.Module] | None = None  # several networks as one module; None: one network
     fresh: bool = False  # sampling gives the denoiser new noise in each step, as condition LATENT
     # (denoiser, noise [B, *S], conditions) -> the conditions of a sample, drawn before its first step.
-    prepare: Callable[[Preconditioned, Tensor, Cond], Cond] | None = None
-    finish: Callable[[Preconditioned, Tensor, Cond], Tensor] | None = (
-        None  # what becomes of a sample after its last step
-    )
+    prepare: Callable[[Any, Tensor, Cond], Cond] | None = None
+    finish: Callable[[Any, Tensor, Cond], Tensor] | None = None  # what becomes of a sample after its last step
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy of this recipe with some fields changed."""
@@ -72,7 +70,7 @@ class Recipe:
             return self.nets(build)
         return build((), 2 if self.form is LearnedVariance else 1)
 
-    def drawing(self, denoiser: Preconditioned) -> dict[str, Any]:
+    def drawing(self, denoiser: Preconditioned | None) -> dict[str, Any]:
         """What `sampling.loop.generate` must know of the recipe, as its keywords. `denoiser`: without guidance."""
         return {
             "noise": self.noise, "codes": self.codes, "initial": self.initial, "fresh": self.fresh,

@@ -173,7 +173,11 @@ RECIPES: Mapping[str, RecipeChoice] = {
         code="presets.ncsn()",
         paper="arXiv 1907.05600",
         make=lambda sd, size, **p: core("presets").ncsn(sd, **p),
-        parameters=_sigmas(0.01, 20.0) | {"levels": Parameter("noise levels", 20, 2, 10000, integer=True)},
+        parameters={
+            "sigma_min": Parameter("smallest noise level", 0.01, 1e-4, 0.5),
+            "sigma_max": Parameter("largest noise level", 20.0, 1.0, 1000.0, measured=True),
+            "levels": Parameter("noise levels", 20, 2, 10000, integer=True, measured=True),
+        },
         targets=ALL_TARGETS,
         samplers=STOCHASTIC,
     ),

@@ -69,7 +69,8 @@ def ddgan(sd: float = 1.0, steps: int = 4, gamma: float = 0.1) -> Recipe:
     def error(denoiser: Drawing, x0: Tensor, level: Level, noise: Tensor, cond: Cond) -> Tensor:
         here, _, x, _ = pair(x0, level, noise)
         drawn = denoiser(x, here, {**cond, LATENT: torch.zeros_like(x0)})
-        return (drawn - x0).square().flatten(1).mean(1)
+        out: Tensor = (drawn - x0).square().flatten(1).mean(1)
+        return out
 
     def nets(build: Build) -> nn.Module:
         return nn.ModuleDict({

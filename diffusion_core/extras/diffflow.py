@@ -81,7 +81,8 @@ def diffflow(sd: float = 0.5, steps: int = 24) -> Recipe:
 
     def error(denoiser: TwoWays, x0: Tensor, level: Level, noise: Tensor, cond: Cond) -> Tensor:
         square = (denoiser(level.corrupt(x0, noise), level, cond) - x0).square()
-        return square.flatten(1).mean(1)
+        out: Tensor = square.flatten(1).mean(1)
+        return out
 
     def nets(build: Build) -> nn.Module:
         return nn.ModuleDict({"denoiser": build((), 2), "drift": build((), 1)})

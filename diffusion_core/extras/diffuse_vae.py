@@ -54,7 +54,8 @@ def diffuse_vae(sd: float = 0.5, p_mean: float = -1.2, p_std: float = 1.2) -> Re
         square = (denoiser(level.corrupt(x0, noise), level, denoiser.draft(mean, cond)) - x0).square()
         if WEIGHT in cond:
             square = square * cond[WEIGHT]
-        return square.flatten(1).mean(1)
+        out: Tensor = square.flatten(1).mean(1)
+        return out
 
     def nets(build: Build) -> nn.Module:
         return nn.ModuleDict({"denoiser": build((DRAFT,), 1), "coder": Coder(build((), 2), build((), 1), sd)})
@@ -62,4 +63,4 @@ def diffuse_vae(sd: float = 0.5, p_mean: float = -1.2, p_std: float = 1.2) -> Re
     def prepare(denoiser: Drafted, noise: Tensor, cond: Cond) -> Cond:
         return denoiser.draft(noise, cond)
 
-    return replace(recipe, form=Drafted, loss=loss, error=error, nets=nets, prepare=prepare)  # type: ignore[arg-type]
+    return replace(recipe, form=Drafted, loss=loss, error=error, nets=nets, prepare=prepare)

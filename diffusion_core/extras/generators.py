@@ -57,7 +57,8 @@ def vae(sd: float = 1.0, sigma: float = 0.0) -> Recipe:
 
     def error(denoiser: Autoencoder, x0: Tensor, level: Level, noise: Tensor, cond: Cond) -> Tensor:
         mean, _ = denoiser.coder.encode(x0, cond)
-        return (denoiser.coder.decode(mean, cond) - x0).square().flatten(1).mean(1)
+        out: Tensor = (denoiser.coder.decode(mean, cond) - x0).square().flatten(1).mean(1)
+        return out
 
     def nets(build: Build) -> nn.Module:
         return nn.ModuleDict({"coder": Coder(build((), 2), build((), 1), sd)})

@@ -56,7 +56,8 @@ def lsgm(sd: float = 0.5) -> Recipe:
     def error(denoiser: LatentDenoiser, x0: Tensor, level: Level, noise: Tensor, cond: Cond) -> Tensor:
         mean, _ = denoiser.coder.encode(x0, cond)
         z = denoiser(level.corrupt(mean, noise), level, cond)
-        return (denoiser.coder.decode(z, cond) - x0).square().flatten(1).mean(1)
+        out: Tensor = (denoiser.coder.decode(z, cond) - x0).square().flatten(1).mean(1)
+        return out
 
     def nets(build: Build) -> nn.Module:
         return nn.ModuleDict({"denoiser": build((), 1), "coder": Coder(build((), 2), build((), 1), sd)})
@@ -69,7 +70,7 @@ def lsgm(sd: float = 0.5) -> Recipe:
         timesteps=lambda n: [*timesteps.uniform(schedule, n - 1), timesteps.clean()] if n > 1 else _single(schedule),
         form=lambda net, target, _, c_noise: LatentDenoiser(net, target, sd, c_noise), loss=loss, error=error, nets=nets,
         finish=finish,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def _single(schedule: schedules.NoiseSchedule) -> list[Level]:

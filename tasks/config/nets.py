@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Net = Literal["patch", "dit", "mmdit", "uvit", "rin", "hourglass", "unet", "edm2", "efficient_unet"]
-PATCHLESS = ("unet", "edm2", "efficient_unet")  # networks without tokens, which ignore `patch`
+Net = Literal["patch", "dit", "mmdit", "uvit", "rin", "hourglass", "unet", "simple_uvit", "edm2", "efficient_unet"]
+PATCHLESS = ("unet", "simple_uvit", "edm2", "efficient_unet")  # networks without tokens, which ignore `patch`
 Preset = Literal["XS", "S", "B", "L"]
 
 
@@ -28,6 +28,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "rin": {"XS": Shape(128, 2, 4), "S": Shape(256, 3, 8), "B": Shape(512, 4, 8), "L": Shape(768, 6, 8)},
     "hourglass": {"XS": Shape(64, 2, 2), "S": Shape(128, 8, 2), "B": Shape(256, 8, 4), "L": Shape(384, 12, 6)},
     "unet": {"XS": Shape(32, 1, 1), "S": Shape(64, 2, 1), "B": Shape(128, 2, 2), "L": Shape(192, 3, 3)},
+    "simple_uvit": {"XS": Shape(32, 1, 1), "S": Shape(64, 2, 1), "B": Shape(128, 3, 2), "L": Shape(192, 6, 3)},
     "efficient_unet": {"XS": Shape(32, 1, 1), "S": Shape(64, 2, 1), "B": Shape(128, 3, 1), "L": Shape(192, 4, 1)},
     "edm2": {"XS": Shape(32, 1, 1), "S": Shape(64, 2, 1), "B": Shape(128, 3, 2), "L": Shape(192, 3, 3)},
 }

@@ -18,6 +18,7 @@ from diffusion_core.nets.motion_transformer import MotionTransformer
 from diffusion_core.nets.patch_transformer import PatchTransformer
 from diffusion_core.nets.pose_transformer import PoseTransformer
 from diffusion_core.nets.rin import RIN
+from diffusion_core.nets.simple_uvit import SimpleUViT
 from diffusion_core.nets.unet import UNet
 from diffusion_core.nets.uvit import UViT
 from tasks.common.errors import UserError
@@ -36,6 +37,7 @@ PICTURE_NETS: Mapping[str, Callable[..., nn.Module]] = {
     "rin": RIN,
     "hourglass": Hourglass,
     "unet": lambda size, patch, **keywords: UNet(size, **keywords),
+    "simple_uvit": lambda size, patch, **keywords: SimpleUViT(size, **keywords),
     "edm2": lambda size, patch, **keywords: EDM2UNet(size, **keywords),
     "efficient_unet": lambda size, patch, **keywords: EfficientUNet(size, **keywords),
 }

@@ -126,11 +126,16 @@ def _measured(config: AnyModel, examples: Examples) -> AnyModel:
     training = config.training
     if not training.measured:
         return config
+    x0 = examples.some(MEASURED).x0
     try:
-        scale = data_scale.data_scale(examples.some(MEASURED).x0)
+        if training.recipe == "ncsn":
+            levels = data_scale.annealed_levels(x0, float(training.values["sigma_min"] or 0))
+            values: dict[str, float] = {"sigma_max": round(levels.largest, 2), "levels": levels.count}
+        else:
+            scale = data_scale.data_scale(x0)
+            values = {"p_mean": round(scale.mean, 2), "p_std": round(scale.std, 2)}
     except ValueError as error:
         raise DataError(f"{', '.join(training.measured)} cannot be auto: {error}.") from error
-    values = {"p_mean": round(scale.mean, 2), "p_std": round(scale.std, 2)}
     shown = ", ".join(f"{name} {values[name]:.2f}" for name in training.measured)
     log.info(f"Measured of the data: {shown}.")
     return config.with_parameters(fill_in(training.parameters, values))

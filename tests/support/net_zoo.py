@@ -17,6 +17,7 @@ from diffusion_core.nets.motion_transformer import MotionTransformer
 from diffusion_core.nets.patch_transformer import PatchTransformer
 from diffusion_core.nets.pose_transformer import PoseTransformer
 from diffusion_core.nets.rin import RIN
+from diffusion_core.nets.simple_uvit import SimpleUViT
 from diffusion_core.nets.unet import UNet
 from diffusion_core.nets.uvit import UViT
 
@@ -56,6 +57,7 @@ KINDS = {
     ),
     "hourglass": _picture(lambda: Hourglass(SIZE, 2, width=16, depth=1, heads=2, conds=ALL)),
     "unet": _picture(lambda: UNet(SIZE, width=16, depth=1, heads=2, conds=ALL)),
+    "simple_uvit": _picture(lambda: SimpleUViT(SIZE, width=16, depth=1, heads=2, conds=ALL)),
     "edm2": _picture(lambda: EDM2UNet(SIZE, width=16, depth=1, heads=2, conds=ALL)),
     "efficient_unet": Kind(
         lambda: EfficientUNet(SIZE, width=16, depth=1, conds={**VECTORS, "map:low": 3}),

@@ -96,11 +96,33 @@ def test_exchanging_tokens_keeps_the_distribution_at_every_time(steps: int) -> N
         seen.append((process_time(level).item(), torch.bincount(x.flatten(), minlength=3) / x.numel()))
         return posterior(x, level, cond)
 
-    timesteps, drawing = recipe.timesteps(steps), recipe.drawing(None)  # type: ignore[arg-type]
+    timesteps, drawing = recipe.timesteps(steps), recipe.drawing(None)
     drawn = generate(watching, timesteps, recipe.step, (16,), 0, torch.arange(1000), **drawing)
     seen.append((0.0, torch.bincount(drawn.flatten(), minlength=3) / drawn.numel()))
     for time, shares in seen:
         torch.testing.assert_close(shares, (1 - time) * P + time / 3, atol=0.015, rtol=0)
+
+
+def test_uniform_transitions_of_bits_are_the_binomial_process() -> None:
+    """A step with beta gives a bit b the mean b (1 - beta) + beta / 2 (arXiv 1503.03585); `backward` reverses it."""
+    bits, then, now = torch.arange(2), torch.tensor(0.2).double(), torch.tensor(0.5).double()
+    beta = 1 - (1 - now) / (1 - then)
+    for mean0 in (0.1, 0.7):
+        before = mean0 * (1 - then) + then / 2  # mean of the bit at `then`
+        step = torch.stack([bits * (1 - beta) + beta / 2, 1 - (bits * (1 - beta) + beta / 2)])[
+            0
+        ]  # P(1 at now | b at then)
+        likelihood = torch.stack([1 - step, step])  # [at now, at then]
+        prior = torch.stack([1 - before, before])
+        wanted = likelihood * prior / (likelihood * prior).sum(1, keepdim=True)
+        kept = 1 - now
+        of_x0 = torch.stack([torch.tensor(1 - mean0), torch.tensor(mean0)]).double() * (
+            kept * torch.eye(2).double() + (1 - kept) / 2
+        )
+        guess = of_x0 / of_x0.sum(1, keepdim=True)  # p(clean | at now)
+        found = tokens.backward(bits[:, None], guess[:, None], now, then)[:, 0]
+        torch.testing.assert_close(found / found.sum(1, keepdim=True), wanted)
+        torch.testing.assert_close(found.sum(1), torch.ones(2).double())
 
 
 def test_guidance_sharpens_the_guess_of_tokens() -> None:
@@ -117,7 +139,7 @@ def test_guidance_sharpens_the_guess_of_tokens() -> None:
 
 @pytest.mark.parametrize("recipe", [tokens.masked(3), tokens.uniform(3)], ids=["masked", "uniform"])
 def test_a_sample_does_not_depend_on_its_batch(recipe: Recipe) -> None:
-    how = {**recipe.drawing(None), "denoiser": posterior}  # type: ignore[arg-type]
+    how = {**recipe.drawing(None), "denoiser": posterior}
 
     def draw(ids: Tensor, **more: Any) -> Tensor:
         known = {**how, "denoiser": guesser} if recipe.initial is None else how

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from diffusion_core import rng
+from diffusion_core.sampling.langevin import langevin
+from diffusion_core.sampling.loop import Estimate
+from diffusion_core.schedules import sigma_level
 from diffusion_core.training import data_scale as measure
+from diffusion_core.training.data_scale import annealed_levels, langevin_rate, level_ratio
 
 
 def normal(sds: torch.Tensor, count: int = 20_000) -> torch.Tensor:
@@ -59,3 +63,33 @@ def test_training_outlook_counts_passes():
     assert "1,000 examples, each seen 150.0 times in 150,000 images" in text
     assert "about 2,200,000 images" in text and "ends before that" in text and "sigma_data 0.5" in text
     assert "is longer" in measure.training_outlook(50, 150_000)
+
+
+@pytest.mark.parametrize("coordinates", [99, 3072])
+def test_half_of_the_noise_of_a_level_is_likely_at_the_next(coordinates):
+    """By the lengths of simulated noise: within three standard deviations of the mean length at the noisier level."""
+    ratio = level_ratio(coordinates)
+    torch.manual_seed(0)
+    lengths = torch.distributions.Chi2(coordinates).sample((100_000,)).sqrt()
+    share = ((lengths - coordinates**0.5 * ratio).abs() < 3 * ratio / 2**0.5).float().mean()
+    assert float(share) == pytest.approx(0.5, abs=0.03)
+    if coordinates == 3072:
+        assert ratio == pytest.approx(5000 ** (1 / 231), abs=0.003)  # CIFAR-10 in the paper: 232 levels from 50 to 0.01
+    assert level_ratio(2) == 2
+
+
+def test_the_levels_span_the_data_and_the_steps_keep_their_noise():
+    x0 = torch.randn(300, 4, 5, generator=torch.Generator().manual_seed(0))
+    found = annealed_levels(x0, 0.01)
+    assert found.largest == pytest.approx(float(torch.cdist(x0.flatten(1), x0.flatten(1)).max()), rel=1e-5)
+    ratio = (found.largest / 0.01) ** (1 / (found.count - 1))
+    assert level_ratio(20) * 0.98 < ratio <= level_ratio(20)
+    rate = langevin_rate(ratio, 20)
+    x, sigma = ratio * 0.3 * torch.randn(100_000, 1, generator=torch.Generator().manual_seed(1)).double(), 0.3
+    level = sigma_level(torch.tensor(sigma, dtype=torch.float64))
+    noise = iter(torch.randn(20, 100_000, 1, generator=torch.Generator().manual_seed(2)).double())
+    for _ in range(20):
+        x = langevin(rate)([Estimate(level, x, torch.zeros_like(x))], level, None, noise)
+    assert float(x.std()) == pytest.approx(sigma, rel=0.1)
+    with pytest.raises(ValueError, match="differ"):
+        annealed_levels(torch.ones(3, 2))
