@@ -60,7 +60,7 @@ class Subject(NamedTuple):
     data: Callable[[Tensor], Tensor]
     n: int
     judge: Callable[[Tensor], dict[str, float]]
-    count: int
+    samples: int
 
 
 def mixture_subject() -> Subject:
@@ -129,7 +129,7 @@ def draw(subject: Subject, recipe: Recipe, model: Any, levels: Any, step: Any, *
     """Samples `[count, d]`."""
     how = {**recipe.drawing(model), **more}
     denoiser = model.posterior if isinstance(model, diffflow.TwoWays) else model
-    return generate(denoiser, levels, step, (subject.d,), 0, torch.arange(subject.count), **how)
+    return generate(denoiser, levels, step, (subject.d,), 0, torch.arange(subject.samples), **how)
 
 
 def plain_rows(subject: Subject, steps: int) -> dict[str, Any]:

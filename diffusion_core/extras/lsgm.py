@@ -51,7 +51,8 @@ def lsgm(sd: float = 0.5) -> Recipe:
         entropy = 0.5 * (LOG_2PI + 1 + log_var).flatten(1).mean(1)
         square = (denoiser(level.corrupt(z, noise), level, cond) - z).square().flatten(1).mean(1)
         diffusion = (HIGHEST - LOWEST) / 2 * level.snr.to(z) * square
-        return denoiser.coder.reconstruction(x0, z, cond) - entropy + diffusion + ends(z)
+        bound: Tensor = denoiser.coder.reconstruction(x0, z, cond) - entropy + diffusion + ends(z)
+        return bound
 
     def error(denoiser: LatentDenoiser, x0: Tensor, level: Level, noise: Tensor, cond: Cond) -> Tensor:
         mean, _ = denoiser.coder.encode(x0, cond)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion_core.nets.embedding import ContextTokens
 from diffusion_core.nets.layers import DiTBlock
-from diffusion_core.nets.unet import UNet, pixels_as_tokens
+from diffusion_core.nets.unet import UNet, pixels_as_tokens, resolutions
 
 
 class SimpleUViT(UNet):
@@ -35,12 +35,11 @@ class SimpleUViT(UNet):
         out: int | None = None,
     ) -> None:
         super().__init__(size, channels, width, depth, heads, conds, dropout, out, attention=0)
-        wide = self.middle[0].conv2.out_channels
-        halvings = sum(not takes for takes in self.takes_skip)
-        side = size // 2**halvings
+        sides = resolutions(size)
+        wide = width * min(len(sides), 4)
         context = 4 * width if self.context is not None else None
         blocks = [MiddleBlock(wide, heads * wide // width, dropout, context, 4 * width) for _ in range(2 + 2 * depth)]
-        blocks[0].position = nn.Parameter(torch.randn(side**2, wide) * 0.02)
+        blocks[0].position = nn.Parameter(torch.randn(sides[-1] ** 2, wide) * 0.02)
         self.middle = nn.ModuleList(blocks)
 
 
@@ -59,4 +58,4 @@ class MiddleBlock(nn.Module):
         if self.position is not None:
             tokens = tokens + self.position
         tokens = self.block(tokens, emb, context=context)
-        return tokens.transpose(1, 2).unflatten(2, tuple(x.shape[2:]))
+        return torch.unflatten(tokens.transpose(1, 2), 2, tuple(x.shape[2:]))

@@ -49,7 +49,7 @@ class AnnealedLevels(NamedTuple):
     """Noise levels of annealed Langevin dynamics, evenly spaced in log sigma: the largest sigma, and how many there are."""
 
     largest: float
-    count: int
+    levels: int
 
 
 def annealed_levels(x0: Tensor, smallest: float = 0.01, most: int = 2000) -> AnnealedLevels:

@@ -130,7 +130,7 @@ def _measured(config: AnyModel, examples: Examples) -> AnyModel:
     try:
         if training.recipe == "ncsn":
             levels = data_scale.annealed_levels(x0, float(training.values["sigma_min"] or 0))
-            values: dict[str, float] = {"sigma_max": round(levels.largest, 2), "levels": levels.count}
+            values: dict[str, float] = {"sigma_max": round(levels.largest, 2), "levels": levels.levels}
         else:
             scale = data_scale.data_scale(x0)
             values = {"p_mean": round(scale.mean, 2), "p_std": round(scale.std, 2)}

@@ -82,7 +82,7 @@ def test_the_levels_span_the_data_and_the_steps_keep_their_noise():
     x0 = torch.randn(300, 4, 5, generator=torch.Generator().manual_seed(0))
     found = annealed_levels(x0, 0.01)
     assert found.largest == pytest.approx(float(torch.cdist(x0.flatten(1), x0.flatten(1)).max()), rel=1e-5)
-    ratio = (found.largest / 0.01) ** (1 / (found.count - 1))
+    ratio = (found.largest / 0.01) ** (1 / (found.levels - 1))
     assert level_ratio(20) * 0.98 < ratio <= level_ratio(20)
     rate = langevin_rate(ratio, 20)
     x, sigma = ratio * 0.3 * torch.randn(100_000, 1, generator=torch.Generator().manual_seed(1)).double(), 0.3

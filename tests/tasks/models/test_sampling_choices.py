@@ -213,6 +213,25 @@ def test_sampling_starts_from_a_normal_law_or_from_another_models_samples(root: 
     torch.testing.assert_close(model.codec.encode(again), start, rtol=0, atol=0.05)
 
 
+def test_a_gan_of_noisy_poses_is_a_start_without_more_noise(model: modality.Model) -> None:
+    """TDPM: its samples are x at the start's sigma already. Another sigma is refused."""
+    changes = {"recipe": "gan", "options": {"gan": {"sigma": 2.0}}}
+    config = model.config.model_copy(update=changes)
+    gan = modality.build("poses", config, model.categories, model.codec, model.margin)
+    gan.denoiser.eval().requires_grad_(False)
+    cond = model.conditions(["calm", "wild"])
+    start = Start(sigma=2.0, model="0" * 64)
+    prepared = sampler.Sampler(model, SamplingChoices(steps=4, start=start), source=gan)
+    assert prepared._start_is_noisy()
+    assert bool(prepared.draw(cond, 0, IDS).isfinite().all())
+    own = sampler.Sampler(model, SamplingChoices(steps=4, start=start), source=model)
+    assert not own._start_is_noisy()
+    with pytest.raises(UserError, match="sigma"):
+        sampler.Sampler(model, SamplingChoices(steps=4, start=Start(sigma=1.0, model="0" * 64)), source=gan).draw(
+            cond, 0, IDS
+        )
+
+
 def test_the_stage_samples_with_all_of_it_and_says_so(root: Path) -> None:
     chosen = {
         "sampler": "restart", "timesteps": "searched", "options": {"restart": {"times": 1}}, "start": {"sigma": 20.0},
