@@ -126,6 +126,9 @@ def test_two_recipes_and_two_samplers_on_the_real_pipeline(tmp_path: Path) -> No
     assert all(name in output for name in found.values())
     compared = call("flows", "compare", *found.values())
     assert "Differences beyond the intervals" in compared and "poses.recipe" in compared
+    two = [found["ddpm", "ddim"], found["edm", "ddim"]]
+    curves = json.loads(dvc(root, "plots", "diff", "--json", "--split", *two))["data"]["training loss"][0]
+    assert {point["rev"] for point in curves["anchor_definitions"]["<DVC_METRIC_DATA>"]} == set(two)
     trained = Counter(
         run.data.params["poses.recipe"] for run in Store(load(root / paths.PARAMS).tracking, root).trainings()
         if run.data.tags["contrapposto.model"] == "poses"
