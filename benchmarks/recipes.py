@@ -347,6 +347,12 @@ def interval(result: Result) -> str:
     return f"{result['frechet']:.3f} ({result['low']:.3f} to {result['high']:.3f})"
 
 
+def thousandths(result: Result) -> str:
+    """1000 times the kernel distance and its interval."""
+    value, low, high = (f"{1000 * result[key]:.0f}" for key in ("kid", "kid_low", "kid_high"))
+    return f"{value} ({low} to {high})"
+
+
 def pose_cells(metrics: Result, name: str) -> list[str]:
     """In which share of the pictures a person is found, and which share of their joints is where it was asked to be."""
     within = metrics.get(f"{name}.within_{pose_accuracy.NEAR}")
@@ -469,9 +475,7 @@ def report(
         ]
     ]
     for name, result in sorted(done.items(), key=lambda item: float(item[1]["frechet"])):
-        kernel = " to ".join(f"{1000 * result[key]:.0f}" for key in ("kid_low", "kid_high"))
-        kernel = f"{1000 * result['kid']:.0f} ({kernel})"
-        rows.append([f"`{name}`", interval(result), kernel, f"`{result['sampler']}`", str(result["evaluations"]),
+        rows.append([f"`{name}`", interval(result), thousandths(result), f"`{result['sampler']}`", str(result["evaluations"]),
                      f"{result['train_seconds']:.0f}", f"{result['seconds']:.1f}"])  # fmt: skip
     tables = {"recipes": markdown(rows)}
     rows = [["recipe", "drawn", "Frechet pose distance", "evaluations"]]
