@@ -103,6 +103,10 @@ class Workspace:
         stored: Result = files.read_json(path)
         return stored
 
+    def has(self, name: str) -> bool:
+        """Whether a piece of work is done."""
+        return (self.root / "results" / f"{name}.json").is_file()
+
     def set(self, **values: Any) -> None:
         """Write parameters; `__` stands for the dot."""
         set_values(self.root / paths.PARAMS, {key.replace("__", "."): value for key, value in values.items()})
@@ -422,10 +426,11 @@ def main() -> int:
     drawn: dict[tuple[str, int], Result | None] = {}
 
     def measure(sampler: str, count: int) -> None:
-        steps, wanted = steps_for(sampler, count), sampler in options.samplers
-        if not steps:
+        name, wanted = f"sampler-{sampler}-{count}", sampler in options.samplers
+        steps = 0 if work.has(name) or not wanted else steps_for(sampler, count)
+        if not steps and not work.has(name):
             return
-        result = work.result(f"sampler-{sampler}-{count}", lambda: draw(work, sampler, steps), wanted)
+        result = work.result(name, lambda: draw(work, sampler, steps), wanted)
         if wanted or result is not None:
             drawn[sampler, count] = result
 
