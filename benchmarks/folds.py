@@ -11,14 +11,18 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.memorization_training import BATCH, SD, mannequin_poses
+from benchmarks.memorization_training import SD, mannequin_poses
 from benchmarks.report import finish, table
 from diffusion_core import presets
 from diffusion_core.codecs import Affine
@@ -33,7 +37,9 @@ from tasks.metrics.membership_inference import SIGMAS, gaps, losses
 from tasks.train.early_stopping import has_turned, relative_loss
 
 FOLDS = 3
-SIZES = (90, 180)
+SIZES = (60, 120)
+BATCH = 64
+WIDTH, DEPTH = 128, 2
 FRESH = 300  # poses on which the training on all is evaluated
 LEVELS = SIGMAS[1:]
 EVALUATED = 128
@@ -45,7 +51,7 @@ def train(x0: Tensor, heldout: Tensor, settings: Folds, label: str) -> Curve:
     torch.manual_seed(0)
     recipe = presets.edm(sd=SD)
     trainer = Trainer(
-        recipe.denoiser(MLP(x0.shape[1], width=256, depth=4)),
+        recipe.denoiser(MLP(x0.shape[1], width=WIDTH, depth=DEPTH)),
         recipe,
         TrainConfig(images=LONGEST * BATCH, batch=BATCH, warmup_images=20 * BATCH, ema_halflife_images=50 * BATCH),
         data=lambda index: (x0[index], {}),
@@ -66,8 +72,16 @@ def train(x0: Tensor, heldout: Tensor, settings: Folds, label: str) -> Curve:
     return curve
 
 
-def one(n: int, seed: int, settings: Folds) -> dict[str, float | None]:
-    """Predicted and measured onsets for n poses."""
+def one(n: int, seed: int, settings: Folds, kept: dict[str, Any], keep: Callable[[], None]) -> dict[str, float | None]:
+    """Predicted and measured onsets for n poses. `kept`: finished trainings by name; `keep` writes them."""
+
+    def trained(some: Tensor, heldout: Tensor, name: str) -> Curve:
+        label = f"{n} poses, seed {seed}, {name}"
+        if label not in kept:
+            kept[label] = asdict(train(some, heldout, settings, label))
+            keep()
+        return Curve(**kept[label])
+
     x0 = torch.from_numpy(joints(mannequin_poses(1000 * (seed + 1), n)))
     fresh = torch.from_numpy(joints(mannequin_poses(10**6 + 1000 * seed, FRESH)))
     codec = Affine.fit(x0, SD, per_coordinate=True)
@@ -75,15 +89,16 @@ def one(n: int, seed: int, settings: Folds) -> dict[str, float | None]:
     fold = torch.from_numpy(deal([str(i) for i in range(n)], FOLDS, seed))
     large, small = (
         [
-            train(
-                x0[(fold == number) == alone], x0[(fold == number) != alone], settings,
-                f"{n}: {'on' if alone else 'without'} fold {number + 1}",
+            trained(
+                x0[(fold == number) == alone],
+                x0[(fold == number) != alone],
+                f"{'on' if alone else 'without'} fold {number + 1}",
             )
             for number in range(FOLDS)
         ]
         for alone in (False, True)
-    )  # fmt: skip
-    measured = train(x0, fresh, settings, f"{n}: all")
+    )
+    measured = trained(x0, fresh, "all")
     found: dict[str, float | None] = {"n": n, "seed": seed}
     for kind in ("turn", "alarm"):
         predicted = predict(kind, large, small, n)
@@ -102,14 +117,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.folds", description=__doc__)
     parser.add_argument("--n", type=int, nargs="*", default=SIZES, help="how many poses there are")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--state", type=Path, help="file that keeps finished cases")
+    parser.add_argument("--state", type=Path, help="file that keeps finished trainings")
     options = parser.parse_args()
-    found = files.read_json(options.state) if options.state and options.state.is_file() else []
-    cases = [(n, seed) for n in options.n for seed in range(options.seeds)]
-    for n, seed in cases[len(found) :]:
-        found.append(one(n, seed, Folds()))
-        if options.state:
-            files.write_json(options.state, found)
+    kept = files.read_json(options.state) if options.state and options.state.is_file() else {}
+    keep = partial(files.write_json, options.state, kept) if options.state else lambda: None
+    found = [one(n, seed, Folds(), kept, keep) for n in options.n for seed in range(options.seeds)]
     names = list(found[0])
     print(table([tuple(names), *(tuple(_cell(case[name]) for name in names) for case in found)]))
     goals = {}

@@ -37,6 +37,7 @@ from tasks.similarity.near_pairs import near_pairs
 
 BANKS: tuple[AnyBank, ...] = (COLOURS, EDGES, ALIGNED)
 NEAR_DUPLICATE = 0.17  # distance after alignment up to which two training pictures are one group
+SMALL_GROUP = 4  # pictures of one scene that need not all be near to each other
 CALIBRATION = 3000  # the most training pictures that calibrate the test
 PLANTED = 180
 NEEDED_GROUPS, NEEDED_HELDOUT, NEEDED_SAMPLES = 100, 10, 50
@@ -167,7 +168,7 @@ def grouped(some: list[Pictures], items: list[np.ndarray], near_duplicate: float
     gallery = as_gallery(np.concatenate(items))
     pairs = near_pairs(gallery, gallery, near_duplicate)
     near = Near(pairs.query.numpy(), pairs.reference.numpy(), pairs.distance.numpy())
-    return join_near(groups, near, near_duplicate, np.unique(keys, return_inverse=True)[1])
+    return join_near(groups, near, near_duplicate, np.unique(keys, return_inverse=True)[1], SMALL_GROUP)
 
 
 def _softened(items: np.ndarray, side: int) -> np.ndarray:

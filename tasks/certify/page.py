@@ -118,6 +118,7 @@ def _pair(findings: Findings, pair: dict[str, Any]) -> Pair:
     sample, original = _large(findings.samples, i), _large(findings.train, first)
     seen = laid_over(sample, original)
     overlay = np.clip(seen[..., :3] * 255, 0, 255).astype(np.uint8)
+    overlay[seen[..., 3] <= 0.75] = 255
     inside = (seen[..., 3] > 0.75) & (original[..., 3] > 0)
     difference = np.abs(overlay.astype(int) - original[..., :3]).astype(np.uint8)
     difference[~inside] = 0

@@ -77,12 +77,12 @@ def group(
     return [smallest[number] for number in numbers], joins
 
 
-def join_near(groups: np.ndarray, near: Near, cut: float, picture: np.ndarray) -> np.ndarray:
+def join_near(groups: np.ndarray, near: Near, cut: float, picture: np.ndarray, small: int = 2) -> np.ndarray:
     """The groups after uniting those of near pairs, so that no chain of doubtful pairs unites what is unrelated.
 
     A pair nearer than half the cut is certain, and unites its groups. A pair up to the cut is doubtful: it unites two groups of
-    one picture each; larger groups only together with a second pair between the same two groups. `picture`: number of the
-    picture of each row, `[n]`, -1 for none.
+    at most `small` pictures together; larger groups only together with a second pair between the same two groups. `picture`:
+    number of the picture of each row, `[n]`, -1 for none.
     """
     size = {number: len(set(members.tolist())) for number, members in _members(groups, picture)}
     parent = {number: number for number in size}
@@ -115,7 +115,7 @@ def join_near(groups: np.ndarray, near: Near, cut: float, picture: np.ndarray) -
         a, b = root(int(groups[near.rows[at]])), root(int(groups[near.others[at]]))
         if a == b:
             continue
-        if near.distance[at] <= cut / 2 or size[a] == size[b] == 1:
+        if near.distance[at] <= cut / 2 or size[a] + size[b] <= small:
             unite(a, b)
             continue
         doubtful[a][b] += 1

@@ -1,7 +1,7 @@
 """The certificate of a training on folds: no example is lost to it, and yet each is held out once.
 
 The model of each training without a fold, at the lowest of its held-out loss, is judged with that fold held out. There it has
-seen each example more often than the model of everything has, which stops before its own onset. The model of everything is
+seen each example at least as often as the model of everything, which stops before its own onset. The model of everything is
 judged too; nothing is held out of it, so its training examples calibrate the test, and there is no split test.
 """
 

@@ -148,20 +148,24 @@ def certify(
     control_p = np.minimum(1.0, len(nulls) * np.min([bank.p for bank in control_banks], axis=0))
     control_found = control_p < alone
     recognised = int((sample_p < alone).sum())
+    copies = false_discovery_control(sample_p) <= false_discovery
     measured = power.of(control_found)
+    p = min(1.0, tests * min(tail_p, split.p)) if len(heldout) else tail_p
+    # Many loose copies can make the verdict COPIES though none is recognised alone; the bound must not deny them.
+    known = max(recognised, int(copies.sum())) if p < level else recognised
     evidence = Evidence(
         what=what,
-        p=min(1.0, tests * min(tail_p, split.p)) if len(heldout) else tail_p,
+        p=p,
         tail_p=tail_p,
         split=split,
         sample_p=sample_p,
-        copies=false_discovery_control(sample_p) <= false_discovery,
+        copies=copies,
         leak_heldout=reference.leak_heldout,
         leak_train=reference.leak_train,
         recognised=recognised,
         power=measured,
         disguises=power.by_disguise(control.disguise, control_found),
-        share_bound=power.share_bound(recognised, samples, measured),
+        share_bound=power.share_bound(known, samples, measured),
         limits=limits(control_banks, control.disguise, ~control_found, alone / len(nulls)),
         banks=tuple(results),
         sizes=(len(train), len(heldout), samples),

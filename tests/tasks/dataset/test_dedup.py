@@ -116,11 +116,13 @@ def test_groups_are_transitive_and_named_by_their_smallest_key():
     assert joins == {"same_name": 2, "same_picture": 1, "near_duplicate": 1}
 
 
-def joined(distances: dict[tuple[int, int], float], n: int, groups: list[int] | None = None) -> list[set[int]]:
+def joined(
+    distances: dict[tuple[int, int], float], n: int, groups: list[int] | None = None, small: int = 2
+) -> list[set[int]]:
     """The groups of more than one row after joining pairs with these distances at a cut of 0.2."""
     rows, others = np.array(list(distances), np.int64).reshape(-1, 2).T
     near = Near(rows, others, np.array(list(distances.values())))
-    found = join_near(np.arange(n) if groups is None else np.array(groups), near, 0.2, np.arange(n))
+    found = join_near(np.arange(n) if groups is None else np.array(groups), near, 0.2, np.arange(n), small)
     return [set(rows) for rows in (np.flatnonzero(found == g).tolist() for g in range(n)) if len(rows) > 1]
 
 
@@ -132,6 +134,13 @@ def test_doubtful_pairs_do_not_chain():
     assert joined({(i, i + 1): 0.15 + 0.001 * i for i in range(7)}, 8) == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
     # two frames of a video and one doubtful picture
     assert joined({(1, 2): 0.15}, 3, [0, 0, 1]) == [{0, 1}]
+
+
+def test_doubtful_pairs_chain_up_to_a_small_group():
+    """Three frames of one scene, of which the first and the last are not near."""
+    chain = {(i, i + 1): 0.15 + 0.001 * i for i in range(7)}
+    assert joined(chain, 8, small=4) == [{0, 1, 2, 3}, {4, 5, 6, 7}]
+    assert joined({(0, 1): 0.12, (1, 2): 0.15}, 3, small=4) == [{0, 1, 2}]
 
 
 def test_a_doubtful_pair_joins_where_a_second_pair_supports_it():

@@ -153,6 +153,16 @@ def test_the_verdict_is_low_power_if_planted_copies_are_not_recognised() -> None
     assert far.share_bound > judged(generated, compared, rng).share_bound
 
 
+def test_the_bound_does_not_deny_loose_copies_that_are_on_the_list() -> None:
+    """Copies that are looser than the planted ones: together they are evidence, alone hardly any of them is."""
+    train, heldout, fresh, rng = draws(150, 50, 50, 0)
+    loose = moved(train, 0.45)(100, rng).items
+    certificate = judged(np.concatenate([loose, fresh]), reference_of(train, heldout), rng)
+    assert certificate.verdict is Verdict.COPIES
+    assert certificate.recognised < certificate.copies.sum() / 2
+    assert certificate.share_bound > certificate.copies.mean() > 0.5
+
+
 def test_too_few_samples_come_before_low_power() -> None:
     train, heldout, generated, rng = draws(300, 80, 99, 0)
     few = judged(generated, reference_of(train, heldout), rng)
