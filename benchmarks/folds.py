@@ -72,7 +72,7 @@ def train(x0: Tensor, heldout: Tensor, settings: Folds, label: str) -> Curve:
     return curve
 
 
-def one(n: int, seed: int, settings: Folds, kept: dict[str, Any], keep: Callable[[], None]) -> dict[str, float | None]:
+def one(n: int, seed: int, settings: Folds, kept: dict[str, Any], keep: Callable[[], None]) -> dict[str, Any]:
     """Predicted and measured onsets for n poses. `kept`: finished trainings by name; `keep` writes them."""
 
     def trained(some: Tensor, heldout: Tensor, name: str) -> Curve:
@@ -99,7 +99,7 @@ def one(n: int, seed: int, settings: Folds, kept: dict[str, Any], keep: Callable
         for alone in (False, True)
     )
     measured = trained(x0, fresh, "all")
-    found: dict[str, float | None] = {"n": n, "seed": seed}
+    found: dict[str, Any] = {"n": n, "seed": seed}
     for kind in ("turn", "alarm"):
         predicted = predict(kind, large, small, n)
         found |= {
