@@ -12,6 +12,7 @@ Each result is stored in DIR/results. With --seconds nothing new is begun after 
 SIGTERM. DIR/recipes.md has the tables and DIR/recipes.png the poses, one row for each recipe. `--pictures` trains six recipes
 on pictures of 64 pixels, too, on the latents of a principal-component codec. MediaPipe judges in how many of their pictures a
 person is found, and in which pose; the kernel distance of pixels judges the rest. DIR/pictures.png has a row for each recipe.
+`benchmarks.mixed` compares the mixed models.
 """
 
 from __future__ import annotations
@@ -387,7 +388,8 @@ def main() -> int:
         type=Path,
         help="artifacts/poses of a finished run, from which the samplers draw, instead of the one here",
     )
-    names = [DEFAULT, *MEASURED, *(name for name, one in RECIPES.items() if name != DEFAULT and not one.pictures_only)]
+    others = (name for name, one in RECIPES.items() if not one.pictures_only and not one.mixed)
+    names = list(dict.fromkeys([DEFAULT, *MEASURED, *others]))
     parser.add_argument("--recipes", nargs="*", default=names, help="train only these")
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), help="draw only with these")
     parser.add_argument("--images", type=int, default=40_000, help="length of each training")
