@@ -48,7 +48,7 @@ BATCH = 256
 COUNT = 4000  # samples of the mixture in a set
 LOW, HIGH = 0.02, 20.0  # sigmas of the plain model's timesteps
 PLAIN, FEW = 32, 8  # evaluations of the plain model, and of those that shall need a quarter
-START = 0.4  # sigma of truncated starts
+START = 0.7  # sigma of truncated starts
 GREYS = 17  # values of a digit's pixel
 
 
@@ -125,11 +125,11 @@ def plain(subject: Subject) -> Recipe:
     return presets.edm(SD, sigma_min=LOW, sigma_max=HIGH)
 
 
-def draw(subject: Subject, recipe: Recipe, model: Any, levels: Any, step: Any, **more: Any) -> Tensor:
+def draw(subject: Subject, recipe: Recipe, model: Any, levels: Any, step: Any, seed: int = 0, **more: Any) -> Tensor:
     """Samples `[count, d]`."""
     how = {**recipe.drawing(model), **more}
     denoiser = model.posterior if isinstance(model, diffflow.TwoWays) else model
-    return generate(denoiser, levels, step, (subject.d,), 0, torch.arange(subject.samples), **how)
+    return generate(denoiser, levels, step, (subject.d,), seed, torch.arange(subject.samples), **how)
 
 
 def plain_rows(subject: Subject, steps: int) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def plain_rows(subject: Subject, steps: int) -> dict[str, Any]:
         ("ES-DDPM (VAE)", generators.vae(SD), 1.0),
     ):
         source, own = train(subject, make, steps, 1e-3 if "GAN" in name else 3e-3)
-        begun = draw(subject, make, source, make.timesteps(1), make.step)
+        begun = draw(subject, make, source, make.timesteps(1), make.step, seed=1)  # not the noise that is added to it
         if noise:
             rows[name.split("(")[1][:-1]] = {**subject.judge(begun), "evaluations": 1, "seconds": own}
         levels = timesteps.truncate(timesteps.karras(FEW, LOW, START), level)
@@ -329,13 +329,13 @@ def main() -> int:
                     new = options.keep.with_suffix(".new")
                     new.write_text(json.dumps(kept))
                     new.rename(options.keep)
-    figures: dict[str, Any] = {"steps": options.steps}
+    figures: dict[str, Any] = {}
     goals: dict[str, bool] = {}
     for name in options.subjects:
         rows: dict[str, Any] = {}
         for key, value in kept.items():
             if key.startswith(f"{name}/"):
-                rows |= value
+                rows |= {row: {**found, "steps": int(key.split("/")[2])} for row, found in value.items()}
         columns = sorted({column for row in rows.values() for column in row}, key=lambda c: (c != "distance", c))
         print(
             table(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffusion_core import losses, rng, schedules
 from diffusion_core.conditioning import Cond
 from diffusion_core.extras.generators import Autoencoder
+from diffusion_core.extras.likelihood import integrand
 from diffusion_core.extras.parts import LOG_2PI, Coder
 from diffusion_core.losses import Weight
 from diffusion_core.presets import edm
@@ -39,8 +40,8 @@ def lsgm(sd: float = 0.5) -> Recipe:
     """The negative evidence lower bound in nats a coordinate: reconstruction, entropy of the encoder, and cross-entropy.
 
     The cross-entropy of the prior is that of a diffusion model in continuous time (theorem 1; here in log-SNR, as in VDM), with
-    its gradient into the encoder. Log-SNR is uniform in training, with the likelihood's weight for encoder and prior alike.
-    Sampling denoises latents, by any sampler, and decodes them.
+    its gradient into the encoder, and with the control variate of `likelihood.integrand`. Log-SNR is uniform in training, with
+    the likelihood's weight for encoder and prior alike. Sampling denoises latents, by any sampler, and decodes them.
     """
     schedule = schedules.logsnr(HIGHEST, LOWEST)
     target = edm_target(1.0)
@@ -50,7 +51,8 @@ def lsgm(sd: float = 0.5) -> Recipe:
         z = mean + torch.exp(log_var / 2) * torch.randn_like(x0)
         entropy = 0.5 * (LOG_2PI + 1 + log_var).flatten(1).mean(1)
         square = (denoiser(level.corrupt(z, noise), level, cond) - z).square().flatten(1).mean(1)
-        diffusion = (HIGHEST - LOWEST) / 2 * level.snr.to(z) * square
+        control = torch.sigmoid(level.logsnr) ** 2
+        diffusion = (HIGHEST - LOWEST) * integrand(square.double(), level.logsnr, noise, control).to(z)
         bound: Tensor = denoiser.coder.reconstruction(x0, z, cond) - entropy + diffusion + ends(z)
         return bound
 

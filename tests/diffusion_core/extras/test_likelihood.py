@@ -47,15 +47,20 @@ def test_far_tails_of_the_normal_decoder_fall_steadily() -> None:
 
 def test_a_logistic_mixture_of_two_channels_is_a_law_of_their_values() -> None:
     """All pairs of five values sum to 1, whatever the network returns, and the second channel depends on the first."""
-    count = likelihood.LogisticMixture.parameters_of(2, 3)
-    mixed = likelihood.LogisticMixture(nn.Identity(), 2, components=3, bins=5)
     grid = torch.linspace(-1, 1, 5, dtype=torch.float64)
     pairs = torch.stack([torch.stack(pair) for pair in product(grid, grid)])  # [25, 2]
-    raw = torch.randn(1, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64).expand(25, -1)
     centre = torch.tensor([[0.2, -0.3]], dtype=torch.float64).expand(25, -1)
-    p = mixed.log_p(pairs, centre, torch.tensor(-1.0, dtype=torch.float64), 2 * raw)[:, 0].exp().reshape(5, 5)
-    assert float(p.sum()) == pytest.approx(1, abs=1e-9)
-    assert float((p / p.sum(1, keepdim=True)).std(0).max()) > 0.01
+    for components in (1, 3):
+        count = likelihood.LogisticMixture.parameters_of(2, components)
+        mixed = likelihood.LogisticMixture(nn.Identity(), 2, components, bins=5)
+        raw = torch.randn(1, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64).expand(25, -1)
+        p = mixed.log_p(pairs, centre, torch.tensor(-1.0, dtype=torch.float64), 2 * raw)[:, 0].exp().reshape(5, 5)
+        assert float(p.sum()) == pytest.approx(1, abs=1e-9)
+    one = likelihood.LogisticMixture(nn.Identity(), 2, 1, bins=5)
+    raw = torch.tensor([[0.0, 0, 0, 0, 0, 2.0]], dtype=torch.float64).expand(25, -1)  # the last one is the coefficient
+    p = one.log_p(pairs, 0 * centre, torch.tensor(-1.0, dtype=torch.float64), raw)[:, 0].exp().reshape(5, 5)
+    means = (p / p.sum(1, keepdim=True)) @ grid  # of the second channel given the first
+    assert bool((means.diff() > 0.2).all()) and float(means[2]) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_logistic_mixture_learns_what_the_value_is() -> None:
