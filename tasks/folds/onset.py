@@ -8,7 +8,8 @@ The law: an onset grows with the number n of training examples as T(n) = c n^a, 
 2505.17638) find a = 1 for diffusion models: what matters is how often each example was seen. Here a is measured. With K folds
 some models train on K - 1 folds and some on one, which differ by a factor K - 1 in n; the whole set is only K / (K - 1) times
 as large as K - 1 folds. a is limited to 0 ... 1, so the prediction never exceeds the published law. A training that ended
-before its onset enters with its length, a lower bound.
+before its onset enters with its length, a lower bound. For the alarm a is 0: it depends on how many examples are compared more
+than on n, and it often comes at the first evaluation of the small trainings.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def predict(kind: str, large: Sequence[Curve], small: Sequence[Curve], n: int) -
     at_large, at_small = _mean(large, of_large), _mean(small, of_small)
     n_large, n_small = (_geometric([one.n for one in some]) for some in (large, small))
     exponent = math.log(at_large / at_small) / math.log(n_large / n_small)
-    if None in of_small:  # their onset is later than assumed, so it grows less than it seems
+    if (
+        kind == "alarm" or None in of_small
+    ):  # without an onset theirs is later than assumed, so it grows less than it seems
         exponent = 0.0
     exponent = min(max(exponent, 0.0), 1.0)
     images = at_large * (n / n_large) ** exponent

@@ -75,6 +75,12 @@ def test_trainings_that_ended_too_early_give_bounds() -> None:
     assert none.images is None and safe_length(none, 0.8, 7000) == 7000
 
 
+def test_the_alarm_is_not_expected_to_come_later_with_more_examples() -> None:
+    large, small = _curve(60, 9000, alarm=2000), _curve(30, 4500, alarm=1000)
+    predicted = predict("alarm", [large], [small], 90)
+    assert predicted.exponent == 0 and predicted.images == pytest.approx(large.alarm)
+
+
 def test_the_grid_grows_by_its_ratio_and_ends_at_the_end() -> None:
     points = grid(32, 2000, 1.5)
     assert points[0] == 32 and points[-1] == 2000 and points == sorted(set(points))
