@@ -66,6 +66,7 @@ class Generate(SamplingChoices):
     seed: Seed = 0
     near: float = Field(default=0.25, gt=0)  # torso lengths in the image plane: a joint this near is correct
     pck: float = Field(default=0.75, gt=0, le=1)  # share of the 12 limb joints that must be correct
+    recognised: bool = False  # also ask that the recogniser names the requested category, see tasks.recognise
     min_acceptance: float = Field(default=0.1, gt=0, le=1)  # share of kept samples below which the run stops
 
 

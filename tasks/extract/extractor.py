@@ -19,7 +19,7 @@ import numpy as np
 
 from tasks.common.pool import heartbeat
 from tasks.common.thumbnail import SIDE, thumbnail
-from tasks.extract import bvh, mocap, video
+from tasks.extract import bvh, mocap, second_pass, video
 from tasks.extract.content_keys import read_key
 from tasks.extract.decode import MAX_PIXELS, decode
 from tasks.extract.findings import Finding, Findings, Kind, Reason, Refused, Settings
@@ -127,6 +127,10 @@ def extractor(
             subject.close()
         if (picture := subject.picture) is not None:
             subject.persons = landmarker.detect(picture)
+            if settings.second_pass:
+                subject.persons = second_pass.search(
+                    picture, subject.persons, landmarker.detect, settings.second_pass, settings.max_people
+                )
             if not subject.persons:
                 raise Refusal(Reason.NO_PERSON, _pixels(picture))
             if picture.shape[0] * picture.shape[1] > _SMALL:

@@ -58,6 +58,7 @@ class Settings:
     max_people: int
     video_rate: float
     pose_change: float
+    second_pass: int = 0
 
 
 @dataclass(frozen=True)

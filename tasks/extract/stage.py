@@ -105,7 +105,12 @@ def settings(params: Params) -> Settings:
     """The parameters that findings depend on."""
     extract = params.extract
     return Settings(
-        extract.min_confidence, extract.min_side, extract.max_people, extract.video_rate, extract.pose_change
+        extract.min_confidence,
+        extract.min_side,
+        extract.max_people,
+        extract.video_rate,
+        extract.pose_change,
+        extract.second_pass,
     )
 
 

@@ -19,6 +19,7 @@ from tasks.common.errors import DataError, UserError
 from tasks.common.text import one_line
 from tasks.config.params import Params
 from tasks.dataset.crop import crop, square
+from tasks.extract import second_pass
 from tasks.extract.decode import open_picture
 from tasks.extract.scan import EntryKind, is_ignored, walk
 from tasks.extract.source_files import Refusal
@@ -115,7 +116,12 @@ def recognise(params: Params, root: Path, pictures: Path) -> Iterator[Recognised
             except Refusal as refusal:
                 yield f"{name}: {refusal.reason.replace('_', ' ')}: {refusal.detail}"
                 continue
-            found = [p for p in landmarker.detect(picture) if skeleton.torso_length(p.world) > 1e-3]
+            persons = landmarker.detect(picture)
+            if settings.second_pass:
+                persons = second_pass.search(
+                    picture, persons, landmarker.detect, settings.second_pass, settings.max_people
+                )
+            found = [p for p in persons if skeleton.torso_length(p.world) > 1e-3]
             if not found:
                 yield f"{name}: no person"
                 continue

@@ -38,6 +38,9 @@ from tasks.evaluate import pose_accuracy
 from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
 from tasks.plots import drawing
+from tasks.recognise import recognise
+from tasks.recognise.features import of_poses
+from tasks.recognise.recogniser import State
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.sample import coco, generate_motion
@@ -47,6 +50,8 @@ ROUND = 128  # samples per round
 SHOWN = 48
 SPLIT = "generated"
 Reader = Callable[[np.ndarray], np.ndarray]
+# From poses read `[n, 33, 3]` (NaN where nobody was found) and categories to which are recognised as theirs, bool `[n]`.
+Judge = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +95,10 @@ def right_joints(read: np.ndarray, asked: np.ndarray, near: float) -> np.ndarray
     return np.asarray(right.mean(axis=1))
 
 
-def sample(artist: Artist, settings: Generate, read: Reader) -> Accepted:
+def sample(artist: Artist, settings: Generate, read: Reader, judge: Judge | None = None) -> Accepted:
     """Draw samples until `settings.count` are kept. The rest of the last round is not counted.
+
+    `judge`: a second gate, which samples have to pass as well.
 
     Raises DataError when the acceptance is below `settings.min_acceptance`: after 3 / min_acceptance samples (at an acceptance
     of min_acceptance, the probability that none of them is kept is 5 %) and after count / min_acceptance samples.
@@ -112,14 +119,17 @@ def sample(artist: Artist, settings: Generate, read: Reader) -> Accepted:
         samples = _round(artist, settings, asked, numbers)
         poses_read = read(samples.pictures)
         share = right_joints(poses_read, samples.poses, settings.near)
-        for i in np.flatnonzero(share >= settings.pck):
+        passed = share >= settings.pck
+        chance = right_joints(poses_read, np.roll(samples.poses, 1, axis=0), settings.near) >= settings.pck
+        if judge is not None:
+            passed &= judge(poses_read, asked)
+            chance &= judge(poses_read, [*asked[-1:], *asked[:-1]])
+        for i in np.flatnonzero(passed):
             kept.append(
                 Kept(numbers[i], asked[i], samples.poses[i], samples.pictures[i], poses_read[i], float(share[i]))
             )
         drawn += len(numbers)
-        by_chance += int(
-            (right_joints(poses_read, np.roll(samples.poses, 1, axis=0), settings.near) >= settings.pck).sum()
-        )
+        by_chance += int(chance.sum())
         log.info(f"{drawn} drawn, {len(kept)} kept ({len(kept) / drawn:.1%})")
     return Accepted(kept[: settings.count], kept[settings.count - 1].number + 1, by_chance / drawn)
 
@@ -168,11 +178,32 @@ def run(params: Params, root: Path) -> None:
     read = partial(
         pose_accuracy.read_poses, model=root / params.extract.model, min_confidence=confidence, workers=workers
     )
-    accepted = sample(artist, settings, read)
+    accepted = sample(artist, settings, read, _judge(root, artist.categories) if settings.recognised else None)
     about = {"categories": artist.categories, "models": [folder.name for folder in folders.values()]}
     write(root / paths.GENERATED, accepted, settings, artist.margin, about)
     rate = f"acceptance {accepted.acceptance:.1%}, by chance {accepted.by_chance:.1%}"
     log.info(f"{len(accepted.kept)} samples in {root / paths.GENERATED}, of {accepted.drawn} drawn: {rate}")
+
+
+def _judge(root: Path, categories: Sequence[str]) -> Judge:
+    """Whether the workspace's recogniser names the requested category from the landmarks read.
+
+    Raises UserError if there is no recogniser, or if it does not know all categories of the models.
+    """
+    trained = recognise.load(root)
+    strange = sorted(set(categories) - set(trained.categories))
+    if strange:
+        raise UserError(f"params.yaml: generate.recognised: the recogniser does not know {', '.join(strange)}.")
+
+    def judge(read: np.ndarray, asked: Sequence[str]) -> np.ndarray:
+        recognised = np.zeros(len(read), bool)
+        found = np.flatnonzero(np.isfinite(read).all(axis=(1, 2)))
+        if len(found):
+            for i, named in zip(found, recognise.named(trained, "landmarks", of_poses(read[found])), strict=True):
+                recognised[i] = named.state is State.KNOWN and named.category == asked[i]
+        return recognised
+
+    return judge
 
 
 def write(folder: Path, accepted: Accepted, settings: Generate, margin: float, about: dict[str, Any]) -> None:
