@@ -1,8 +1,8 @@
 """`python -m benchmarks.people --photos DIR [--second-pass N]`: the landmarks found in photos beside annotated joints.
 
 DIR, or its folder `people`, holds pictures and COCO-like annotations (`images`, `annotations`, `categories` with the
-keypoints' names), in any sub-folders. The extract stage reads the pictures; each detected person is paired with the
-annotated one whose box of limb joints overlaps most, from an overlap (intersection over union) of 0.3 on. Of those pairs it prints
+keypoints' names), in any sub-folders. The extract stage reads the pictures; each detected person is paired with the annotated
+one whose box of limb joints overlaps most, from an overlap (intersection over union) of 0.3 on. Of those pairs it prints
 
     PCK@0.2, PCK@0.5   fraction of annotated limb joints nearer than that part of the torso (Yang & Ramanan 2013)
     swapped            fraction of persons who fit better with left and right exchanged
