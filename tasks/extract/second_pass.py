@@ -63,7 +63,7 @@ def needed(picture: np.ndarray, persons: list[Person]) -> bool:
     """Whether none of the persons found in a picture `[h, w, 3]` is large."""
     height, width = picture.shape[:2]
     longer = [float(np.ptp(p.landmarks[:, :2] * [width, height], axis=0).max()) for p in persons]
-    return max(longer, default=0.0) < LARGE * min(height, width)
+    return bool(max(longer, default=0.0) < LARGE * min(height, width))
 
 
 def search(picture: np.ndarray, persons: list[Person], detect: Detect, tiles: int, most: int) -> list[Person]:

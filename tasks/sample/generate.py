@@ -197,7 +197,7 @@ def _judge(root: Path, categories: Sequence[str]) -> Judge:
 
     def judge(read: np.ndarray, asked: Sequence[str]) -> np.ndarray:
         recognised = np.zeros(len(read), bool)
-        found = np.flatnonzero(np.isfinite(read).all(axis=(1, 2)))
+        found = np.flatnonzero(np.isfinite(read).all(axis=(1, 2))).tolist()
         if len(found):
             for i, named in zip(found, recognise.named(trained, "landmarks", of_poses(read[found])), strict=True):
                 recognised[i] = named.state is State.KNOWN and named.category == asked[i]
