@@ -259,7 +259,7 @@ def draw_command(
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once; it changes memory, not the pictures.")] = 4,
     precision: Annotated[str, typer.Option(help="Of the network: fp32, bf16, fp16, or auto.")] = "auto",
     adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A LoRA of the model, such as artifacts/lora.")
+        Path | None, typer.Option(metavar="DIR", help="A LoRA or a learned word, such as artifacts/lora.")
     ] = None,
     scale: Annotated[float, typer.Option(help="What the LoRA's change is multiplied by; 0: the model alone.")] = 1.0,
 ) -> None:

@@ -111,7 +111,9 @@ def distill(model: Model) -> None:
 
 @stages.command()
 def adapt(
-    method: Annotated[Literal["lora", "dreambooth"], typer.Argument(help="An entry of adapt in params.yaml.")],
+    method: Annotated[
+        Literal["lora", "dreambooth", "textual_inversion"], typer.Argument(help="An entry of adapt in params.yaml.")
+    ],
     checkpoint: Annotated[Path | None, typer.Argument(help="Resume from this checkpoint.", show_default=False)] = None,
 ) -> None:
     """Train a small change of the published model on your pictures, such as a LoRA; an interrupted training resumes."""

@@ -13,10 +13,11 @@ import hashlib
 import json
 import logging
 import resource
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,11 +37,11 @@ from tasks.adapt.pictures import Captioned, Splits
 from tasks.common.code_digest import code_digest
 from tasks.common.errors import UserError
 from tasks.common.subset import evenly_spaced
-from tasks.config.adapt import Dreambooth, Lora
+from tasks.config.adapt import Dreambooth, Lora, TextualInversion
 from tasks.config.params import Params
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
-from tasks.foreign import draw
+from tasks.foreign import draw, inversion
 from tasks.foreign import model as foreign
 from tasks.foreign.library import package
 from tasks.foreign.model import ForeignModel
@@ -60,6 +61,8 @@ PRIOR = 1  # what else the seed is for: the pictures of the class
 STEPS = 12  # of these pictures
 BASE = "the published model"  # its key in the fingerprint of a training
 
+AnyAdaptation = Lora | TextualInversion  # Dreambooth is a LoRA
+
 log = logging.getLogger(__name__)
 
 
@@ -68,7 +71,7 @@ class AdaptedModel:
     """A published model with an adapter as the training loop knows it."""
 
     name: str
-    config: Lora
+    config: AnyAdaptation
     denoiser: Preconditioned
 
 
@@ -123,7 +126,9 @@ def run(params: Params, root: Path, method: str, checkpoint: str | None = None) 
         _train(params, root, method, config, device, Path(checkpoint) if checkpoint else None)
 
 
-def _train(params: Params, root: Path, name: str, config: Lora, device: torch.device, checkpoint: Path | None) -> None:
+def _train(
+    params: Params, root: Path, name: str, config: AnyAdaptation, device: torch.device, checkpoint: Path | None
+) -> None:
     base = params.base
     assert base is not None  # `run` has seen to that
     half = config.cuda.precision in ("auto", "bf16") and device.type == "cuda" and computes_bf16(device)
@@ -131,15 +136,15 @@ def _train(params: Params, root: Path, name: str, config: Lora, device: torch.de
     size = config.size or model.size
     model.shape(size)  # a size that does not fit is told before any picture is read
     splits = pictures.load(root, config, size)
+    change = _change(model, config, base.sha256)
     if isinstance(config, Dreambooth):
         prior = _prior(root, model, config, size, base.sha256)
-        data = Embedded(root, model, splits, config.mirror, base.sha256, prior, config.prior.weight)
+        data = Embedded(root, model, change.conditions, splits, config.mirror, base.sha256, prior, config.prior.weight)
     else:
-        data = Embedded(root, model, splits, config.mirror, base.sha256)
-    adapted, adapter = adapters.adapted(model, config.rank, config.alpha, config.targets, config.seed, config.recompute)
-    adapted.denoiser.to(device)
+        data = Embedded(root, model, change.conditions, splits, config.mirror, base.sha256)
+    change.denoiser.to(device)
     trainer = Trainer(
-        adapted.denoiser,
+        change.denoiser,
         model.recipe,
         core_config(config, config.caption_dropout),
         data.train,
@@ -151,17 +156,42 @@ def _train(params: Params, root: Path, name: str, config: Lora, device: torch.de
         BASE: base.sha256, "the code of adapters": code_digest(CODE), "diffusers": package("diffusers").__version__,
     }  # fmt: skip
     if trainer.rank == 0:
-        _announce(name, config, model, adapter, splits, size)
+        _announce(name, model, trainer, splits, size)
     loop = TrainingLoop(
-        params, root, AdaptedModel(name, config, adapted.denoiser), trainer,
+        params, root, AdaptedModel(name, config, change.denoiser), trainer,
         TrainingFolder(root, name, fingerprint, config.checkpoints_kept),
-        AdapterEvaluator(adapted, data.evaluated(), size, rng.fold(config.seed, Stream.WATCH)), data.keys,
-        _trained_on(splits, base.sha256), partial(_save, model=model, adapter=adapter, sha256=base.sha256),
+        AdapterEvaluator(model, data.evaluated(), size, rng.fold(config.seed, Stream.WATCH)), data.keys,
+        _trained_on(splits, base.sha256), change.save,
     )  # fmt: skip
     loop.resume(checkpoint)
     loop.run()
     if trainer.rank == 0:
         log.info(f"{name}: at most {_peak(device) / 1e9:.2f} GB of memory were used.")
+
+
+class Change(NamedTuple):
+    """What is trained: a denoiser whose parameters are the change, what captions become, and how it is saved."""
+
+    denoiser: Preconditioned
+    conditions: Callable[[Sequence[str]], Cond]
+    save: Callable[..., None]  # (folder, weights=, meta=)
+
+
+def _change(model: ForeignModel, config: AnyAdaptation, sha256: str) -> Change:
+    """The untrained change that the section describes."""
+    if isinstance(config, TextualInversion):
+        word = inversion.Inversion(model, config.word, config.vectors, config.initial, config.seed)
+        if config.recompute:
+            model.net.inner.enable_gradient_checkpointing()
+        about = {"base": sha256}
+
+        def save_word(folder: Path, weights: dict[str, Tensor], meta: dict[str, Any]) -> None:
+            word.save(folder, weights, about | meta)
+
+        return Change(word.denoiser, word.conditions, save_word)
+    adapted, adapter = adapters.adapted(model, config.rank, config.alpha, config.targets, config.seed, config.recompute)
+    save = partial(_save, model=model, adapter=adapter, sha256=sha256)
+    return Change(adapted.denoiser, model.conditions, save)
 
 
 def _prior(root: Path, model: ForeignModel, config: Dreambooth, size: int, sha256: str) -> Captioned:
@@ -188,6 +218,7 @@ class Embedded:
         self,
         root: Path,
         model: ForeignModel,
+        conditions: Callable[[Sequence[str]], Cond],
         splits: Splits,
         mirror: bool,
         sha256: str,
@@ -198,7 +229,7 @@ class Embedded:
         captions = [*splits.train.captions * (2 if mirror else 1), *(prior.captions if prior else ())]
         every = sorted({*captions, *splits.val.captions})
         number = {caption: i for i, caption in enumerate(every)}
-        self.embeddings = model.conditions(every)
+        self.embeddings = conditions(every)
         self.captions = torch.tensor([number[caption] for caption in captions])
         sides = [(splits.train, False), *([(splits.train, True)] if mirror else [])]
         parts = [_latents(root, model, part, flipped, sha256) for part, flipped in sides]
@@ -265,8 +296,8 @@ def _save(
     adapters.save(folder, model, adapter, {"base": sha256, "pipeline": model.folder.pipeline, **meta})
 
 
-def _announce(name: str, config: Lora, model: ForeignModel, adapter: Adapter, splits: Splits, size: int) -> None:
-    trained = sum(p.numel() for p in adapter.parameters())
+def _announce(name: str, model: ForeignModel, trainer: Trainer, splits: Splits, size: int) -> None:
+    trained = sum(p.numel() for p in trainer.parameters.values())
     frozen = sum(p.numel() * p.element_size() for p in model.net.parameters())
     held_out = (
         f"{len(splits.val)} held out" if len(splits.val) else "too few to hold any out, so there is no validation loss"
@@ -275,8 +306,8 @@ def _announce(name: str, config: Lora, model: ForeignModel, adapter: Adapter, sp
         f"{name}: {len(splits.train)} pictures of {size} pixels, {held_out}; for example {splits.train.captions[0]!r}."
     )
     log.info(
-        f"{name}: {trained:,} weights in {len(adapter.layers)} layers. The network takes {frozen / 1e9:.2f} GB, the "
-        f"adapter with gradients, average and optimiser {trained * 20 / 1e9:.2f} GB; activations come on top."
+        f"{name}: {trained:,} weights are trained. The network takes {frozen / 1e9:.2f} GB, the change with gradients, average "
+        f"and optimiser {trained * 20 / 1e9:.2f} GB; activations come on top."
     )
 
 

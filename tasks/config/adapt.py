@@ -77,8 +77,24 @@ class Dreambooth(Lora):
         return f"Dreambooth, {super().net_name}"
 
 
+class TextualInversion(Adaptation):
+    """A new word of Stable Diffusion 1 or 2 (Gal et al. 2022, arXiv 2208.01618)."""
+
+    word: str = Field("<my-thing>", pattern=r"^[^\s,.;]+$")  # captions must contain it
+    vectors: int = Field(1, ge=1, le=32)  # of the word
+    initial: str | None = Field(None, min_length=1)  # a word whose vector they start from; null: the mean of all
+    template: str = "a photo of <my-thing>"
+    learning_rate: float = Field(5e-3, gt=0, lt=1)
+
+    @property
+    def net_name(self) -> str:
+        """The kind's name in the description of a run."""
+        return f"word of {self.vectors} vectors"
+
+
 class Adapt(Section):
     """By name of the method."""
 
     lora: Lora | None = None
     dreambooth: Dreambooth | None = None
+    textual_inversion: TextualInversion | None = None

@@ -89,14 +89,19 @@ def load(folder: Path, model: ForeignModel, scale: float = 1.0) -> ForeignModel:
 
     Raises DataError if the file is no adapter, UserError if it was trained on another kind of network.
     """
-    tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
-    if meta.get("kind") != KIND:
-        raise DataError(f"{folder / paths.MODEL_FILE} is not a LoRA.")
+    tensors, meta = _read(folder)
     changed, adapter = adapted(model, meta["rank"], meta["alpha"], meta["layers"])
     fill(adapter, tensors, folder)
     adapter.scaled(scale)
     changed.denoiser.to(model.device).eval().requires_grad_(False)
     return changed
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
+    if meta.get("kind") != KIND:
+        raise DataError(f"{folder / paths.MODEL_FILE} is not a LoRA.")
+    return tensors, meta
 
 
 def fill(adapter: Adapter, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -112,7 +117,7 @@ def merged(folder: Path, model: ForeignModel, out: Path, scale: float = 1.0) -> 
 
     The model's own network is changed, too. The other components are copied.
     """
-    tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
+    tensors, meta = _read(folder)
     inner = model.net.inner
     layers = targets(inner, meta["layers"])
     adapter = Adapter(layers, meta["rank"], meta["alpha"]).to(model.device)

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from diffusion_core.conditioning import Cond, rows
 from diffusion_core.training.compute import computes_bf16
 from tasks import paths
-from tasks.common import files
+from tasks.common import checkpoint, files
 from tasks.common.errors import UserError
 from tasks.common.images import encode_png
 from tasks.config.params import Params
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
-from tasks.foreign import folder, levels, model
+from tasks.foreign import folder, inversion, levels, model
 from tasks.foreign.folder import PipelineFolder
 from tasks.models.modality import as_pictures
 
@@ -87,13 +87,14 @@ def draw(
 ) -> Path:
     """Draw `count` pictures into a folder: `000000.png` and its prompt `000000.txt` for each. Returns the folder.
 
-    `adapter`: the folder of a LoRA, whose change is multiplied by `scale`. Raises UserError if the folder holds pictures of
-    another request, or if the model cannot be used.
+    `adapter`: the folder of a word of textual inversion, or of a LoRA, whose change is multiplied by `scale`. Raises UserError
+    if the folder holds pictures of another request, or if the model cannot be used.
     """
     loaded = load(path, sha256, request.precision)
     about: dict[str, Any] = {"sha256": sha256 or folder.digest(path)}
     if adapter is not None:
-        loaded = adapters.load(adapter, loaded, scale)
+        word = checkpoint.about(adapter / paths.MODEL_FILE).get("kind") == inversion.KIND
+        loaded = inversion.load(adapter, loaded) if word else adapters.load(adapter, loaded, scale)
         about |= {"adapter": paths.sha256(adapter), "scale": scale}
     return into(loaded, request, out, about)
 

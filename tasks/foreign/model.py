@@ -47,6 +47,7 @@ class ForeignModel:
     recipe: Recipe
     device: torch.device
     dtype: torch.dtype
+    word: Path | None = None  # a file of textual inversion: a word that prompts may use
 
     @property
     def size(self) -> int:
@@ -66,7 +67,7 @@ class ForeignModel:
 
     def conditions(self, prompts: Sequence[str]) -> Cond:
         """The conditions of prompts, a row each, on the CPU. The text encoders are loaded and freed again."""
-        with text.encoder(self.folder, self.device, self.dtype) as encode:
+        with text.encoder(self.folder, self.device, self.dtype, self.word) as encode:
             return encode(prompts)
 
     def guided(self, scale: float, unwanted: Cond | None = None, rescale: float = 0.0) -> Denoiser:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,8 +81,10 @@ class Categories:
 
 
 @contextmanager
-def encoder(folder: PipelineFolder, device: torch.device, dtype: torch.dtype) -> Iterator[Encoder | Categories]:
-    """The text encoders of a model, in memory until the `with` statement ends."""
+def encoder(
+    folder: PipelineFolder, device: torch.device, dtype: torch.dtype, word: Path | None = None
+) -> Iterator[Encoder | Categories]:
+    """The text encoders of a model, in memory until the `with` statement ends. `word`: a file of textual inversion."""
     package("transformers")
     diffusers = package("diffusers")
     if folder.kind == "dit":
@@ -95,6 +98,11 @@ def encoder(folder: PipelineFolder, device: torch.device, dtype: torch.dtype) ->
         )
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"The text encoders in {folder.path} cannot be loaded: {error}.") from error
+    if word is not None:
+        try:
+            pipeline.load_textual_inversion(word)
+        except ValueError as error:
+            raise UserError(f"{word} does not fit the model in {folder.path}: {error}.") from error
     yield Encoder(folder, pipeline.to(device), device)
 
 

@@ -24,10 +24,11 @@ import diffusers
 import peft
 
 from tasks.adapt import pictures, stage
+from tasks.common.errors import UserError
 from tasks.config.params import load
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
-from tasks.foreign import folder, model
+from tasks.foreign import folder, inversion, model
 from tasks.train.state import TrainingFolder
 from tests.support import tiny_pipelines
 from tests.support.workspaces import write_params, write_shards
@@ -151,13 +152,55 @@ def test_half_of_a_dreambooth_training_are_pictures_that_the_base_drew(published
     config = load(path).adapt.dreambooth
     base, splits = model.load(published, None, CPU), pictures.load(root, config, 64)
     class_pictures = pictures.from_folder(drawn[0].parent, "", 64)
-    data = stage.Embedded(root, base, splits, True, "0" * 64, class_pictures, 3.0)
+    data = stage.Embedded(root, base, base.conditions, splits, True, "0" * 64, class_pictures, 3.0)
     x0, cond = data.train(torch.arange(24))
     assert len(data.keys) == 24  # 6 pictures, their mirror images, and as many of the class
     assert torch.equal(x0[12:17], data.latents[12:]) and torch.equal(x0[17], x0[12])
     assert torch.equal(cond["weight:x"].flatten(), torch.tensor([1.0] * 12 + [3.0] * 12))
     assert torch.equal(cond["tok:text"][12], base.conditions(["a photo of a cat"])["tok:text"][0])
     assert len(data.evaluated()["train"]) == 6
+
+
+def test_a_learned_word_is_read_by_diffusers_and_the_model_stays_as_it_is(published: Path, tmp_path: Path) -> None:
+    root = workspace(tmp_path, published)
+    section = {
+        "pictures": "photos", "template": "a photo of <sks>", "word": "<sks>", "vectors": 2, "initial": "c", "images": 32,
+        "checkpoint_images": 16, "learning_rate": 0.05, "caption_dropout": 0.1, "val": 0.3,
+    }  # fmt: skip
+    source = {"source": str(published), "sha256": folder.digest(published)}
+    write_params(root, base=source, adapt={"textual_inversion": section})
+    stage.run(load(root / "params.yaml"), root, "textual_inversion")
+    out = root / "artifacts/textual_inversion"
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(published, local_files_only=True)
+    start = (
+        pipeline.text_encoder.get_input_embeddings().weight[pipeline.tokenizer.convert_tokens_to_ids("c</w>")].clone()
+    )
+    pipeline.load_textual_inversion(out / "learned_embeds.safetensors")
+    pipeline.set_progress_bar_config(disable=True)
+    numbers = pipeline.tokenizer.convert_tokens_to_ids(["<sks>", "<sks>_1"])
+    learned = pipeline.text_encoder.get_input_embeddings().weight[numbers]
+    assert all((vector - start).abs().max() > 0.01 for vector in learned)
+
+    base = model.load(published, None, CPU)
+    ours = inversion.load(out, base)
+    drawn = ours.latents(ours.conditions(["a <sks> on a boat"]), HOW, 3, torch.arange(1), 64)
+    noise = rng.normal(ours.shape(64), rng.fold(3, 0), torch.arange(1))
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    theirs = pipeline(
+        "a <sks> on a boat", height=64, width=64, num_inference_steps=4, guidance_scale=2.0, latents=noise,
+        output_type="latent",
+    ).images  # fmt: skip
+    assert (drawn - theirs).abs().max() < 1e-4
+
+    # What was trained sees the prompt as a pipeline does that has read the file.
+    word = inversion.Inversion(base, "<sks>", 2, None, 0)
+    word.module.vectors.data = learned.detach().clone()
+    text = word.module.embedded(word.conditions(["a <sks> on a boat"])["ids:text"])
+    assert torch.allclose(text, ours.conditions(["a <sks> on a boat"])["tok:text"], atol=1e-5)
+    with pytest.raises(UserError):
+        word.conditions(["a photo of a cat"])
+    with pytest.raises(UserError):
+        inversion.Inversion(base, "<sks>", 1, "catdog", 0)
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3"])
