@@ -11,7 +11,7 @@ names.
 from __future__ import annotations
 
 import logging
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,11 @@ log = logging.getLogger(__name__)
 
 
 @task(name="experiment", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def wait(name: str, root: Path) -> State[Any]:
-    """Wait until a worker of DVC's queue has finished the experiment."""
+def wait(name: str, root: Path, stopped: threading.Event) -> State[Any]:
+    """Wait until a worker of DVC's queue has finished the experiment, or the sweep is stopped."""
     while (state := dvc_graph.queue_state(root, name)) not in ENDED:
-        time.sleep(POLL_SECONDS)
+        if stopped.wait(POLL_SECONDS):
+            return Failed(message=f"{name}: The sweep was stopped.")
     if state == "Success":
         return Completed()
     sentence = dvc_graph.queue_failure(root, name)
@@ -57,14 +58,15 @@ def sweep(file: str) -> State[Any]:
         dvc_graph.start_queue(root, min(chosen.workers, len(names)))
     except UserError as error:
         return Failed(message=str(error), data=error)
-    finished = False
+    finished, stopped = False, threading.Event()
     try:
-        futures = [wait.submit(name, root) for name in names]
+        futures = [wait.submit(name, root, stopped) for name in names]
         for future in futures:
             future.wait()
         finished = True
     finally:
         if not finished:  # the flow was cancelled, and DVC's workers are processes of their own
+            stopped.set()  # what is still queued never ends
             dvc_graph.stop_queue(root)
     failed = [state for future in futures if not (state := future.state).is_completed()]
     if failed:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from flows import dvc_graph
 from flows.private_server import Server
+from flows.sweep import wait
 from flows.sweep_file import override, read
 from tasks import paths
 from tasks.common.errors import UserError
@@ -69,6 +72,18 @@ def test_values_have_the_syntax_of_hydra() -> None:
         'poses.options={edm:{p_mean:-0.5,p_std:"auto"}}'
     )
     assert override("poses.power_averages", [0.1, 0.2]) == "poses.power_averages=[0.1,0.2]"
+
+
+def test_a_stopped_sweep_does_not_wait_for_what_is_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment that no worker has begun stays queued for ever."""
+    monkeypatch.setattr(dvc_graph, "queue_state", lambda root, name: "Queued")
+    stopped = threading.Event()
+    waiting = threading.Thread(target=lambda: states.append(wait.fn("one", tmp_path, stopped)), daemon=True)
+    states: list[Any] = []
+    waiting.start()
+    stopped.set()
+    waiting.join(10)
+    assert [state.is_failed() for state in states] == [True]
 
 
 def _commit(root: Path) -> None:
