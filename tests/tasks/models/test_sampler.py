@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -40,10 +41,10 @@ class Poses:
     """What `draw` uses of a model."""
 
     name = "poses"
+    config = SimpleNamespace(recipe="edm")
     shape = (33, 3)
     codec = Affine(torch.zeros(33, 3), torch.ones(()))
     recipe = presets.edm(SD).replace(step=unipc())
-    initial = None
 
     def __init__(self, cov: Tensor) -> None:
         self.denoiser = GaussianDenoiser(cov)
@@ -52,6 +53,9 @@ class Poses:
         return self.denoiser
 
     sampling_denoiser = guided
+
+    def drawing(self, denoiser: Any) -> dict[str, Any]:
+        return self.recipe.drawing(denoiser)
 
     def sampler(self, sampling: choices.Sampling, known: choices.Known) -> choices.Made:
         return sampling.make(Training("edm"), self.recipe, known)

@@ -52,7 +52,9 @@ def draw(model: modality.Model, how: SamplingChoices, **given: Any) -> Tensor:
 
 
 def with_noise() -> list[str]:
-    return [name for name, choice in choices.SAMPLERS.items() if not choice.cold and not choice.tokens]
+    return [
+        name for name, choice in choices.SAMPLERS.items() if not choice.cold and not choice.tokens and not choice.own
+    ]
 
 
 @pytest.mark.parametrize("name", with_noise())
