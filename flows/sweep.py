@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import dvc_graph
 from flows.sweep_file import MOST, override, read, words
+from tasks import paths
 from tasks.common.errors import UserError
+from tasks.config.params import load
 
 POLL_SECONDS = 3.0
 ENDED = ("Success", "Failed", "Killed")
@@ -72,5 +75,24 @@ def sweep(file: str) -> State[Any]:
     if failed:
         problem = UserError(" ".join(str(state.message) for state in failed), code=1)
         return Failed(message=str(problem), data=problem)
-    log.info(f"compare them: contrapposto compare {' '.join(names)}")
+    try:
+        recorded = _recorded(root, names)
+    except UserError as error:
+        log.warning(f"{error} `dvc exp show` has the results.")
+        return Completed()
+    for name in names:
+        if name not in recorded:
+            log.info(f"{name} has no run of its own in MLflow, because its results were there before")
+    if len(recorded) > 1:
+        log.info(f"compare them: contrapposto compare {' '.join(recorded)}")
     return Completed()
+
+
+def _recorded(root: Path, names: Iterable[str]) -> list[str]:
+    """The experiments that have a run in MLflow. One whose parameters were run before has none: DVC restores its outputs."""
+    from tasks.registry.tracking import Store  # imports MLflow, which takes seconds
+
+    store = Store(load(root / paths.PARAMS).tracking, root)
+    runs = store.client.search_runs([store.experiment], max_results=1000, order_by=["attributes.start_time DESC"])
+    known = {run.info.run_name for run in runs}
+    return [name for name in names if name in known]

@@ -139,7 +139,10 @@ def test_two_recipes_and_two_samplers_on_the_real_pipeline(tmp_path: Path) -> No
         assert any(key.endswith("poses.loss") for key in _flat(metrics)), metrics
     assert set(found) == {(recipe, sampler) for recipe in ("ddpm", "edm") for sampler in ("ddim", "unipc")}
     assert all(name in output for name in found.values())
-    compared = call("flows", "compare", *found.values())
+    apart = {key: name for key, name in found.items() if key != ("edm", "unipc")}  # which is the run before the sweep
+    assert f"{found['edm', 'unipc']} has no run of its own" in output
+    assert sorted(output.split("contrapposto compare ")[1].split("\n")[0].split()) == sorted(apart.values())
+    compared = call("flows", "compare", *apart.values())
     assert "Differences beyond the intervals" in compared and "poses.recipe" in compared
     two = [found["ddpm", "ddim"], found["edm", "ddim"]]
     curves = json.loads(dvc(root, "plots", "diff", "--json", "--split", *two))["data"]["training loss"][0]
