@@ -91,6 +91,6 @@ def rows(cond: Cond, index: Tensor | slice) -> Cond:
     return {key: value[index] for key, value in cond.items()}
 
 
-def to(cond: Cond, device: torch.device) -> Cond:
+def to_device(cond: Cond, device: torch.device) -> Cond:
     """All conditions, moved to the device."""
     return {key: value.to(device) for key, value in cond.items()}

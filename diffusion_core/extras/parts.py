@@ -37,13 +37,18 @@ class Parts(Preconditioned):
         self, name: str, x: Tensor, c_noise: Tensor | float, cond: Cond, weights: dict[str, Tensor] | None = None
     ) -> Tensor:
         """What a network makes of x `[B, *S]`, in the dtype of x. `weights`: used instead of its own."""
-        net = self.part(name)
-        dtype = next(net.parameters()).dtype
-        embedded = torch.as_tensor(c_noise, device=x.device, dtype=dtype).expand(len(x))
-        typed = {k: v.to(dtype) if v.is_floating_point() else v for k, v in cond.items()}
-        given = (x.to(dtype), embedded, typed)
-        out: Tensor = net(*given) if weights is None else functional_call(net, weights, given)
-        return out.to(x.dtype)
+        return _called(self.part(name), x, c_noise, cond, weights)
+
+
+def _called(
+    net: nn.Module, x: Tensor, c_noise: Tensor | float, cond: Cond, weights: dict[str, Tensor] | None = None
+) -> Tensor:
+    dtype = next(net.parameters()).dtype
+    embedded = torch.as_tensor(c_noise, device=x.device, dtype=dtype).expand(len(x))
+    typed = {k: v.to(dtype) if v.is_floating_point() else v for k, v in cond.items()}
+    given = (x.to(dtype), embedded, typed)
+    out: Tensor = net(*given) if weights is None else functional_call(net, weights, given)
+    return out.to(x.dtype)
 
 
 class Coder(nn.Module):
@@ -65,18 +70,12 @@ class Coder(nn.Module):
     def encode(self, x0: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents given x0, `[B, *S]` each, of which zeros are a standard normal law."""
         dim = 2 if x0.ndim == 3 else 1
-        change, log_var = self._run(self.encoder, x0 / self.sd, cond).chunk(2, dim)
+        change, log_var = _called(self.encoder, x0 / self.sd, 0.0, cond).chunk(2, dim)
         return x0 / self.sd + change, (log_var + self.SMALL).clamp(-12, 4)
 
     def decode(self, z: Tensor, cond: Cond) -> Tensor:
         """The mean of x0 given latents."""
-        return self.sd * (z + self._run(self.decoder, z, cond))
-
-    def _run(self, net: nn.Module, x: Tensor, cond: Cond) -> Tensor:
-        dtype = next(net.parameters()).dtype
-        typed = {k: v.to(dtype) if v.is_floating_point() else v for k, v in cond.items()}
-        out: Tensor = net(x.to(dtype), torch.zeros(len(x), device=x.device, dtype=dtype), typed)
-        return out.to(x.dtype)
+        return self.sd * (z + _called(self.decoder, z, 0.0, cond))
 
     def reconstruction(self, x0: Tensor, z: Tensor, cond: Cond) -> Tensor:
         """-log p(x0 | z) in nats a coordinate, `[B]`. Condition `weight:x` weighs the coordinates."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core import rng
-from diffusion_core.conditioning import Cond, drop, to
+from diffusion_core.conditioning import Cond, drop, to_device
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.nets.magnitude import normalise_weights
 from diffusion_core.recipe import Recipe
@@ -223,7 +223,7 @@ class Trainer:
         x0 = x0.to(self.device, non_blocking=True)
         if x0.ndim == 4 and self.channels_last:
             x0 = x0.contiguous(memory_format=torch.channels_last)
-        cond = to(
+        cond = to_device(
             drop(cond, config.condition_dropout, rng.fold(config.seed, Stream.CONDITION_DROPOUT), ids), self.device
         )
         u = u.to(self.device)

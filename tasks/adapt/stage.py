@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core import rng
-from diffusion_core.conditioning import WEIGHT, Cond, rows
+from diffusion_core.conditioning import WEIGHT, Cond, rows, to_device
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.lora import Adapter
 from diffusion_core.rng import Stream
@@ -90,7 +90,7 @@ class AdapterEvaluator:
         """Losses at SIGMAS, and whether they tell training from held-out pictures."""
         losses = {}
         for split, examples in self.examples.items():
-            x0, cond = examples.x0.to(self.model.device), _moved(examples.cond, self.model.device)
+            x0, cond = examples.x0.to(self.model.device), to_device(examples.cond, self.model.device)
             losses[split] = membership_inference.losses(denoiser, x0, cond, SIGMAS, self.seed, draws=1)
         variances = membership_inference.noise_variances(SIGMAS, None)
         means = {split: (loss.mean(1) * variances).tolist() for split, loss in losses.items()}
@@ -106,10 +106,6 @@ class AdapterEvaluator:
         how = SamplingChoices(sampler="dpmpp_2m", steps=STEPS)
         drawn = self.model.draw(examples.cond, how, self.seed, ids, self.size, denoiser=denoiser)
         drawing.save_png(path, drawing.sheet(list(as_pictures(drawn)), 4))
-
-
-def _moved(cond: Cond, device: torch.device) -> Cond:
-    return {key: value.to(device) for key, value in cond.items()}
 
 
 def run(params: Params, root: Path, method: str, checkpoint: str | None = None) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from diffusion_core.conditioning import to_device
 from tasks import paths
 from tasks.common.errors import DataError
 from tasks.common.files import new_folder, write_json
@@ -41,7 +42,7 @@ def loss_gaps(root: Path, name: str, smallest: int) -> list[LevelGap]:
         if len(chosen) < 2:
             return []
         x0 = chosen.x0.to(modality.device())
-        cond = {key: value.to(x0.device) for key, value in chosen.cond.items()}
+        cond = to_device(chosen.cond, x0.device)
         with model.autocast():
             table.append(losses(model.as_sampled(model.denoiser), x0, cond, SIGMAS, recipe=model.recipe))
     return gaps(SIGMAS, *table)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_core import choices, losses
 from diffusion_core.codecs import Latent
-from diffusion_core.conditioning import Cond
+from diffusion_core.conditioning import Cond, to_device
 from diffusion_core.denoiser import Denoiser, Preconditioned
 from diffusion_core.guidance import cfg, negative
 from diffusion_core.recipe import Recipe
@@ -74,7 +74,7 @@ class ForeignModel:
         """The denoiser under guidance away from the unwanted prompt, one row, or from the empty one; scale 1: none."""
         if unwanted is None:
             return cfg(self.denoiser, scale, rescale=rescale)
-        return negative(self.denoiser, {key: value.to(self.device) for key, value in unwanted.items()}, scale, rescale)
+        return negative(self.denoiser, to_device(unwanted, self.device), scale, rescale)
 
     def draw(
         self,
@@ -120,7 +120,7 @@ class ForeignModel:
             shape,
             seed,
             ids.to(self.device),
-            {key: value.to(self.device) for key, value in cond.items()},
+            to_device(cond, self.device),
             batch=batch,
             initial=lambda noise: walk.start * noise,
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core import inverse
-from diffusion_core.conditioning import Cond
+from diffusion_core.conditioning import Cond, to_device
 from diffusion_core.inverse import Operator
 from diffusion_core.sampling.loop import generate
 from tasks.common import motion
@@ -148,7 +148,7 @@ def _sampled(
         denoiser = inverse.moment_matching(plain, a, y, GIVEN_SIGMA, iterations=1)
     else:
         denoiser = inverse.reconstruction_guidance(plain, operator, y, strength)
-    cond = {key: value.to(device) for key, value in cond.items()}
+    cond = to_device(cond, device)
     with model.autocast():
         z = generate(
             denoiser,

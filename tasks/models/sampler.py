@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_core import choices, rng
-from diffusion_core.conditioning import Cond
+from diffusion_core.conditioning import Cond, to_device
 from diffusion_core.extras.classifier import NoisyClassifier
 from diffusion_core.inverse import inpaint, matrix, moment_matching, project
 from diffusion_core.sampling.loop import Constrain, Step, generate
@@ -75,7 +75,7 @@ class Sampler:
             denoiser = moment_matching(guided, a.to(self.device), y, GIVEN_SIGMA, iterations=1)
             constrain = project(a.to(self.device), y)
         start = self._start(cond, seed, ids, batch)
-        given = {key: value.to(self.device) for key, value in cond.items()}
+        given = to_device(cond, self.device)
         with tqdm(desc=label, unit="step", mininterval=2, disable=label is None) as bar, model.autocast():
 
             def progress(done: int, total: int) -> None:
@@ -141,7 +141,7 @@ class Sampler:
         """Timesteps learned for the model's categories in turn, so that they do not depend on what is asked for."""
         model = self.model
         names = [model.categories[i % len(model.categories)] for i in range(LEARNING)]
-        cond = {key: value.to(self.device) for key, value in model.conditions(names).items()}
+        cond = to_device(model.conditions(names), self.device)
         ids = torch.arange(LEARNING, device=self.device)
         noise = model.recipe.noise(model.shape, rng.fold(0, LEARNED), ids).double()
         denoiser = model.guided(self.guidance, timesteps, self.weak, self.classifier)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffusion_core import rng
 from diffusion_core.codecs import Latent
-from diffusion_core.conditioning import PADDING, WEIGHT, Cond
+from diffusion_core.conditioning import PADDING, WEIGHT, Cond, to_device
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.nets.autoencoder import FirstStage
 from diffusion_core.rng import Stream
@@ -97,7 +97,7 @@ class CodecEvaluator:
         net = reconstruction.autoencoder(denoiser)
         device = next(net.parameters()).device
         codec = Latent(net, torch.zeros(net.latents, 1, 1, device=device), torch.ones((), device=device))
-        cond = at_latents({key: value.to(device) for key, value in examples.cond.items()}, net.factor)
+        cond = at_latents(to_device(examples.cond, device), net.factor)
         return codec.decode(codec.encode(examples.x0.to(device)), cond).cpu()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core import choices, training_choices
-from diffusion_core.conditioning import Cond, rows
+from diffusion_core.conditioning import Cond, rows, to_device
 from diffusion_core.denoiser import Preconditioned
 from diffusion_core.sampling.loop import generate
 from diffusion_core.training import compute, monitoring
@@ -203,7 +203,7 @@ class Evaluator:
 
 def _to_device(examples: Examples, denoiser: Preconditioned) -> tuple[Tensor, Cond]:
     device = next(denoiser.parameters()).device
-    return examples.x0.to(device), {key: value.to(device) for key, value in examples.cond.items()}
+    return examples.x0.to(device), to_device(examples.cond, device)
 
 
 class Speed:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_core import error_curve, rng
 from diffusion_core.codecs import Affine, Latent
+from diffusion_core.conditioning import to_device
 from diffusion_core.training import microbatch_size
 from diffusion_core.training.trainer import Trainer
 from tasks import paths
@@ -178,7 +179,7 @@ def _save(
     own = {name: value for name, value in weights.items() if not name.startswith(modality.SCHEDULE)}
     if model.recipe.degrade is None and model.recipe.error is None and model.student is None:
         trained = modality.with_weights(model, own, device)
-        x0, cond = examples.x0.to(device), {key: value.to(device) for key, value in examples.cond.items()}
+        x0, cond = examples.x0.to(device), to_device(examples.cond, device)
         with trained.autocast():
             errors = error_curve.measure(
                 trained.as_sampled(trained.denoiser), x0, error_curve.spaced(*ERROR_SIGMAS), model.config.seed, cond
