@@ -60,6 +60,7 @@ NETWORK_WEIGHTS = STATE / "weights"  # downloaded, one file per sha256
 REGISTERED_MODELS = STATE / "models"  # fetched from the registry, one folder per sha256
 LATENTS = STATE / "latents"  # of the training pictures, one file per digest
 PRIOR = STATE / "prior"  # pictures that published models draw of a class, one folder per digest
+CERTIFICATES = STATE / "certificates"  # pictures that adapters are tested with, one folder per method
 TRAINING = STATE / "training"  # one folder per model and training
 FOLD_MODELS = STATE / "folds"  # models of parts of the data, one folder per model
 STUDENTS = STATE / "students"  # intermediate students of distillations, one folder per training

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 class Captioned:
     """Square pictures with captions."""
 
+    names: list[str]  # of samples, or of files, relative to their folder
     keys: list[str]  # of samples, or content hashes of files
     captions: list[str]
     pictures: np.ndarray  # uint8 [n, size, size, 3]
@@ -48,7 +49,8 @@ class Captioned:
 
     def take(self, rows: Sequence[int]) -> Captioned:
         """Some of them."""
-        return Captioned([self.keys[i] for i in rows], [self.captions[i] for i in rows], self.pictures[list(rows)])
+        names, keys, captions = ([values[i] for i in rows] for values in (self.names, self.keys, self.captions))
+        return Captioned(names, keys, captions, self.pictures[list(rows)])
 
     @property
     def digest(self) -> str:
@@ -95,7 +97,7 @@ def split(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], list
 
 def _from_shards(dataset: ShardDataset, template: str, size: int) -> Captioned:
     captions = [template.format(category=readable(meta["category"])) for meta in dataset.metas()]
-    return Captioned(list(dataset.keys), captions, dataset.pictures_uint8(size))
+    return Captioned(list(dataset.keys), list(dataset.keys), captions, dataset.pictures_uint8(size))
 
 
 def readable(category: str) -> str:
@@ -112,7 +114,7 @@ def from_folder(folder: Path, template: str, size: int) -> Captioned:
         raise UserError(f"adapt: the folder {folder} does not exist.")
     listed = _listed(folder)
     names = sorted(entry.path for entry in walk(folder) if entry.path)
-    keys, captions, pictures = [], [], []
+    used, keys, captions, pictures = [], [], [], []
     for name in names:
         file_name = name.split("/")[-1]
         if is_ignored(file_name) or os.path.splitext(name)[1].lower() in BESIDE:
@@ -124,6 +126,7 @@ def from_folder(folder: Path, template: str, size: int) -> Captioned:
             log.info(f"{printable(name)} is not used: {refusal.detail or refusal.reason.value}.")
             continue
         category = name.split("/")[-2] if "/" in name else folder.resolve().name
+        used.append(name)
         keys.append(key)
         captions.append(_beside(folder / name) or listed.get(name) or template.format(category=readable(category)))
         pictures.append(square(picture, size))
@@ -132,7 +135,7 @@ def from_folder(folder: Path, template: str, size: int) -> Captioned:
     unused = sorted(set(listed) - set(names))
     if unused:
         raise UserError(f"{folder / CAPTIONS} names {unused[0]}, which is not there.")
-    return Captioned(keys, captions, np.stack(pictures))
+    return Captioned(used, keys, captions, np.stack(pictures))
 
 
 def square(picture: np.ndarray, size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Stage `adapt METHOD [CHECKPOINT]`: train a small change of the published model `base`, and leave it in `artifacts/METHOD/`.
 
     the files of the adapter           see `tasks/foreign/adapter.py`
+    certificate.json, certificate.html             whether it copies its pictures, see `tasks/adapt/certificate.py`
     training.json, loss.csv, denoising_loss.csv, trained_on.json   as of every training, see `tasks/train/stage.py`
 
 Latents of the pictures and embeddings of the captions are computed once, then the encoders are freed. A run that is killed
@@ -32,7 +33,7 @@ from diffusion_core.training.compute import computes_bf16
 from diffusion_core.training.monitoring import NoiseScale
 from diffusion_core.training.trainer import Trainer
 from tasks import paths
-from tasks.adapt import pictures
+from tasks.adapt import certificate, pictures
 from tasks.adapt.pictures import Captioned, Splits
 from tasks.common.code_digest import code_digest
 from tasks.common.errors import UserError
@@ -56,8 +57,10 @@ from tasks.train.loop import TrainingLoop
 from tasks.train.state import TrainingFolder
 
 CODE = ("tasks/adapt/*.py", "tasks/foreign/*.py", "tasks/extract/decode.py")
+AFTER = ("tasks/adapt/certificate.py",)  # of that code, what runs when the training has ended
 SHOWN = 8  # pictures in the sheet
 PRIOR = 1  # what else the seed is for: the pictures of the class
+DRAWN = 2  # and the pictures of the certificate
 STEPS = 12  # of these pictures
 BASE = "the published model"  # its key in the fingerprint of a training
 
@@ -148,8 +151,10 @@ def _train(
         averages(config),
         compute=core_compute(config, device),
     )
-    fingerprint = run_fingerprint.of(config, splits.train.digest, splits.val.digest) | {
-        BASE: base.sha256, "the code of adapters": code_digest(CODE), "diffusers": package("diffusers").__version__,
+    trained = config.model_copy(update={"certificate": None})  # the certificate changes no weight
+    fingerprint = run_fingerprint.of(trained, splits.train.digest, splits.val.digest) | {
+        BASE: base.sha256, "the code of adapters": code_digest(CODE, without=AFTER),
+        "diffusers": package("diffusers").__version__,
     }  # fmt: skip
     if trainer.rank == 0:
         _announce(name, model, trainer, splits, size)
@@ -158,6 +163,7 @@ def _train(
         TrainingFolder(root, name, fingerprint, config.checkpoints_kept),
         AdapterEvaluator(model, data.evaluated(), size, rng.fold(config.seed, Stream.WATCH)), data.keys,
         _trained_on(splits, base.sha256), change.save,
+        judge=partial(_judge, root, name, config, model, splits, size) if config.certificate is not None else None,
     )  # fmt: skip
     loop.resume(checkpoint)
     loop.run()
@@ -188,6 +194,18 @@ def _change(model: ForeignModel, config: AnyAdaptation, sha256: str) -> Change:
     adapted, adapter = adapters.adapted(model, config.rank, config.alpha, config.targets, config.seed, config.recompute)
     save = partial(_save, model=model, adapter=adapter, sha256=sha256)
     return Change(adapted.denoiser, model.conditions, save)
+
+
+def _judge(
+    root: Path, name: str, config: AnyAdaptation, model: ForeignModel, splits: Splits, size: int, folder: Path
+) -> dict[str, str]:
+    """Write the certificate of the trained change in a folder."""
+    assert config.certificate is not None  # or this is not called
+    changed = inversion.load(folder, model) if isinstance(config, TextualInversion) else adapters.load(folder, model)
+    seed = rng.fold(config.seed, DRAWN)
+    outcome = certificate.certify(root, name, config.certificate, changed, splits, size, seed, folder)
+    log.info(f"{name}: {outcome.verdict}. {outcome.sentence}")
+    return {"certificate": outcome.verdict, "certificate_sentence": outcome.sentence}
 
 
 def _prior(root: Path, model: ForeignModel, config: Dreambooth, size: int, sha256: str) -> Captioned:

@@ -6,8 +6,18 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.optimisation import Device, Optimisation
+from tasks.config.optimisation import Device, Keep, Optimisation
 from tasks.config.section import Fraction, Positive, Section
+
+
+class Certificate(Section):
+    """Pictures that the adapted model draws when its training has ended, for the test whether they are copies."""
+
+    samples: int = Field(default=64, ge=50)  # pictures drawn for the captions it was trained on
+    steps: int = Field(default=25, ge=1, le=1000)
+    guidance: float = Field(default=7.5, ge=0, le=100)
+    # A folder of further pictures of the same kind that are not trained on. They calibrate the test beside those of `val`.
+    heldout: str | None = Field(default=None, min_length=1)
 
 
 class Adaptation(Optimisation):
@@ -21,6 +31,7 @@ class Adaptation(Optimisation):
     size: Positive | None = None  # pixels; null: those of the published model's training
     mirror: bool = False  # also train on mirror images
     caption_dropout: Fraction = 0.0  # probability of training without the caption
+    certificate: Certificate | None = Certificate()  # null: the adapter is not tested for copies
 
     images: Positive = 2000
     batch: Positive = 4
@@ -29,6 +40,7 @@ class Adaptation(Optimisation):
     ema_halflife_images: int = Field(0, ge=0)
     checkpoint_images: Positive = 400
     optimiser: Literal["adamw"] = "adamw"
+    keep: Keep = "before_memorizing"
     cuda: Device = Device()
     sharded: Literal[False] = False
     start: None = None

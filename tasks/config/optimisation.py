@@ -53,7 +53,7 @@ def _keep_form(value: object) -> str:
     return "average" if isinstance(value, dict | KeptAverage) else "name"
 
 
-KeepName = Literal["validation_loss", "distance", "last"]
+KeepName = Literal["validation_loss", "before_memorizing", "distance", "last"]
 Keep = Annotated[Annotated[KeepName, Tag("name")] | Annotated[KeptAverage, Tag("average")], Discriminator(_keep_form)]
 
 

@@ -36,7 +36,18 @@ def score(evaluation: Evaluation, sigmas: Sequence[float], keep: Keep) -> float:
 
 def best(evaluations: Sequence[Evaluation], sigmas: Sequence[float], keep: Keep) -> int:
     """The index of the evaluation whose weights are kept; of equal ones the latest. An average is computed at the last one."""
+    if keep == "before_memorizing":
+        return max(0, first_alarm(evaluations) - 1)
     return min(range(len(evaluations)), key=lambda i: (score(evaluations[i], sigmas, keep), -i))
+
+
+def first_alarm(evaluations: Sequence[Evaluation]) -> int:
+    """The index of the first evaluation with an alarming loss gap; their number if there is none."""
+    return next((i for i, row in enumerate(evaluations) if _alarming(row)), len(evaluations))
+
+
+def _alarming(evaluation: Evaluation) -> bool:
+    return any(gap.alarming for gap in evaluation.gaps or [])
 
 
 def kept(evaluations: Sequence[Evaluation], sigmas: Sequence[float], keep: Keep) -> str:
@@ -46,6 +57,8 @@ def kept(evaluations: Sequence[Evaluation], sigmas: Sequence[float], keep: Keep)
         return f"The weights are their average of relative width {keep.ema:g} at image {chosen.images}."
     if keep == "last":
         reason = "the last"
+    elif keep == "before_memorizing" and chosen.gaps is not None:
+        reason = _reason(first_alarm(evaluations), len(evaluations))
     elif keep == "validation_loss" and chosen.val is not None:
         reason = "the lowest denoising loss on held-out examples"
     elif keep == "distance" and chosen.distance is not None:
@@ -53,6 +66,15 @@ def kept(evaluations: Sequence[Evaluation], sigmas: Sequence[float], keep: Keep)
     else:
         reason = "the last, since there are too few held-out examples to choose by"
     return f"The weights are those of image {chosen.images}: {reason}."
+
+
+def _reason(alarm: int, count: int) -> str:
+    """Why the weights are those of the evaluation before the first alarm."""
+    if alarm == count:
+        return "the last, since no losses tell training examples from held-out ones"
+    if alarm == 0:
+        return "the first, although its losses tell training examples from held-out ones already"
+    return "the last before the losses tell training examples from held-out ones"
 
 
 def stop_reason(evaluations: Sequence[Evaluation], stop: Stop, sigmas: Sequence[float]) -> str | None:
@@ -71,7 +93,7 @@ def stop_reason(evaluations: Sequence[Evaluation], stop: Stop, sigmas: Sequence[
 def memorizing(evaluations: Sequence[Evaluation], patience: int) -> bool:
     """Whether each of the last `patience` evaluations has a noise level whose loss gap is alarming."""
     last = evaluations[-patience:]
-    return len(last) == patience and all(any(gap.alarming for gap in row.gaps or []) for row in last)
+    return len(last) == patience and all(map(_alarming, last))
 
 
 def turned(evaluations: Sequence[Evaluation], patience: int, sigmas: Sequence[float]) -> bool:

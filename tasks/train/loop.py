@@ -62,19 +62,20 @@ class TrainingLoop:
 
     `keys`: the sample key of each of the trainer's examples. `trained_on`: the content of trained_on.json, see `lineage`.
     `save(folder, weights=, meta=)` writes the model file. `name`: of the training, by default the model's; `output`: the
-    folder of the finished model.
+    folder of the finished model. `judge(folder)` may add files to the folder in which the finished model lies, and returns
+    tags for MLflow by name.
     """
 
     def __init__(
         self, params: Params, root: Path, model: Trainable, trainer: Trainer, folder: TrainingFolder, evaluator: AnyEvaluator,
         keys: list[str], trained_on: dict[str, Any], save: Callable[..., None], name: str | None = None,
-        output: Path | None = None,
+        output: Path | None = None, judge: Callable[[Path], dict[str, str]] | None = None,
     ) -> None:  # fmt: skip
         self.name = name or model.name
         self.output = output or paths.model_folder(root, self.name)
         self.params, self.root, self.model, self.config = params, root, model, model.config
         self.trainer, self.folder, self.evaluator, self.keys = trainer, folder, evaluator, keys
-        self.trained_on, self.save = trained_on, save
+        self.trained_on, self.save, self.judge = trained_on, save, judge
         self.leader = trainer.rank == 0
         self.history = History()
         self.milestones: tuple[int, ...] = ()  # images at which to evaluate, and only there; (): as the config says
@@ -304,10 +305,12 @@ class TrainingLoop:
                 (folder / "snapshots").mkdir()
                 for path in sorted(self.folder.snapshots.glob("*.safetensors")):
                     (folder / "snapshots" / path.name).write_bytes(path.read_bytes())
+            tags = self.judge(folder) if self.judge is not None else {}
         log.info(f"{self.name}: {self.history.stopped} {kept}")
         record.tag(**{
             "contrapposto.model_sha256": paths.sha256(artifacts),
             "contrapposto.stopped": str(self.history.stopped), "contrapposto.kept": kept,
+            **{f"contrapposto.{name}": value for name, value in tags.items()},
         })  # fmt: skip
         for path in sorted(artifacts.iterdir()):
             record.artifact(path, "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ pytest.importorskip("peft")
 import diffusers
 import peft
 
-from tasks.adapt import pictures, stage
+from tasks.adapt import certificate, pictures, stage
 from tasks.common.errors import UserError
+from tasks.config.adapt import Certificate
 from tasks.config.params import load
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
-from tasks.foreign import folder, inversion, model
+from tasks.foreign import draw, folder, inversion, model
 from tasks.train.state import TrainingFolder
 from tests.support import tiny_pipelines
 from tests.support.workspaces import write_params, write_shards
@@ -46,7 +48,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(root: Path, published: Path, **lora: object) -> Path:
     section = {
         "pictures": "photos", "images": 48, "checkpoint_images": 16, "rank": 2, "alpha": 6.0, "learning_rate": 1e-2,
-        "ema_halflife_images": 8, "mirror": True, "caption_dropout": 0.2, "val": 0.3, **lora,
+        "ema_halflife_images": 8, "mirror": True, "caption_dropout": 0.2, "val": 0.3,
+        "certificate": None, **lora,
     }  # fmt: skip
     write_params(root, base={"source": str(published), "sha256": folder.digest(published)}, adapt={"lora": section})
     random = np.random.default_rng(0)
@@ -65,14 +68,58 @@ def train(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(workspace(tmp_path_factory.mktemp("workspace"), published))
+    certified = {"samples": 50, "steps": 2}
+    return train(workspace(tmp_path_factory.mktemp("workspace"), published, certificate=certified))
 
 
 def test_the_validation_loss_at_every_level_is_there_without_being_asked_for(trained: Path) -> None:
     training = json.loads((trained / "training.json").read_text())
     assert [len(row["val"]) for row in training["levels"]] == [len(training["sigmas"])] * 3
     assert "held-out" in training["kept"]
+    assert all(row["gaps"] for row in training["levels"])
     assert training["levels"][-1]["train"] != training["levels"][0]["train"]
+
+
+def test_few_pictures_have_a_certificate_of_low_power_with_the_reason(trained: Path) -> None:
+    report = json.loads((trained / "certificate.json").read_text())
+    assert report["verdict"] == "LOW-POWER" and "8 groups" in report["sentence"]
+    assert {name: some["pictures"] for name, some in report["folders"].items()} == {
+        "train": 6,
+        "heldout": 2,
+        "samples": 50,
+    }
+    assert 0 < report["share_bound"] <= 1
+    assert report["nearest"][0]["original"].startswith("red_cat/")
+    assert "LOW-POWER" in (trained / "certificate.html").read_text()
+
+
+def test_an_adapter_that_draws_its_pictures_is_told_with_the_names_of_its_pictures(
+    trained: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = model.load(published, None, CPU)
+    root = workspace(tmp_path, published)
+    random = np.random.default_rng(1)
+    smooth = random.integers(0, 256, (150, 7, 7, 3), dtype=np.uint8)
+    for i, picture in enumerate(smooth):
+        path = tmp_path / ("photos/dogs" if i < 40 else "more") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).resize((64, 64), Image.Resampling.BICUBIC).save(path)
+    config = Certificate(samples=50, steps=1, heldout="more")
+    splits = pictures.load(root, load(root / "params.yaml").adapt.lora, 64)
+
+    def copied(loaded: object, request: Any, out: Path, about: object) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        for i in range(50):
+            Image.fromarray(splits.train.pictures[i % len(splits.train)]).save(out / f"{i}.png", "PNG")
+
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    monkeypatch.setattr(draw, "into", copied)
+    outcome = certificate.certify(root, "lora", config, base, splits, 64, 0, out)
+    report = json.loads((out / "certificate.json").read_text())
+    assert outcome.verdict == report["verdict"] == "COPIES"
+    assert report["folders"]["heldout"]["pictures"] == 110 + len(splits.val)
+    assert report["copies"][0]["original"] in {f"{name}" for name in splits.train.names}
 
 
 def test_diffusers_and_peft_read_the_files_and_give_the_same_outputs(trained: Path, published: Path) -> None:
@@ -165,7 +212,7 @@ def test_a_learned_word_is_read_by_diffusers_and_the_model_stays_as_it_is(publis
     root = workspace(tmp_path, published)
     section = {
         "pictures": "photos", "template": "a photo of <sks>", "word": "<sks>", "vectors": 2, "initial": "c", "images": 32,
-        "checkpoint_images": 16, "learning_rate": 0.05, "caption_dropout": 0.1, "val": 0.3,
+        "checkpoint_images": 16, "learning_rate": 0.05, "caption_dropout": 0.1, "val": 0.3, "certificate": None,
     }  # fmt: skip
     source = {"source": str(published), "sha256": folder.digest(published)}
     write_params(root, base=source, adapt={"textual_inversion": section})

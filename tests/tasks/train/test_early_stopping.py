@@ -45,6 +45,18 @@ def test_the_nearest_samples_are_kept_if_distance_is_the_criterion() -> None:
     assert "image 200: the smallest distance" in early_stopping.kept(rows, SIGMAS, "distance")
 
 
+def test_the_last_before_the_first_alarm_is_kept() -> None:
+    rows = [_evaluation(100, 0.5), _evaluation(200, 0.3), _evaluation(300, 0.1, alarming=True), _evaluation(400, 0.2)]
+    keep = "before_memorizing"
+    assert [early_stopping.best(rows[:n], SIGMAS, keep) for n in (1, 2, 3, 4)] == [0, 1, 1, 1]
+    assert "image 200: the last before" in early_stopping.kept(rows, SIGMAS, keep)
+    assert early_stopping.best(rows[2:], SIGMAS, keep) == 0 and "already" in early_stopping.kept(rows[2:], SIGMAS, keep)
+    assert "image 200: the last, since no losses" in early_stopping.kept(rows[:2], SIGMAS, keep)
+    unmeasured = [Evaluation(100, train=[0.1]), Evaluation(200, train=[0.1])]
+    assert early_stopping.best(unmeasured, SIGMAS, keep) == 1
+    assert "too few held-out examples" in early_stopping.kept(unmeasured, SIGMAS, keep)
+
+
 def test_without_held_out_examples_the_last_are_kept_and_it_says_why() -> None:
     rows = [Evaluation(100, train=[0.1]), Evaluation(200, train=[0.1])]
     assert early_stopping.best(rows, SIGMAS, "validation_loss") == 1

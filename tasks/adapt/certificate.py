@@ -1,0 +1,90 @@
+"""The certificate of an adapter: are the pictures that it draws for its captions copies of what it was trained on?
+
+    certificate.json    verdict, sentence, share_bound (of copies, with 95% confidence), power, copies, nearest pairs
+    certificate.html    the same with the pictures
+
+It is `contrapposto certify` (tasks/certify) for the squares that the training saw. Pictures that were held out are the
+held-out side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tasks import paths
+from tasks.adapt import pictures
+from tasks.adapt.pictures import Captioned, Splits
+from tasks.certify import certify as copy_test
+from tasks.common import files
+from tasks.common.images import encode_png
+from tasks.common.subset import evenly_spaced
+from tasks.config.adapt import Certificate
+from tasks.config.sampling import SamplingChoices
+from tasks.evaluate.memorization.copy_test import Verdict
+from tasks.foreign import draw
+from tasks.foreign.model import ForeignModel
+
+SAMPLER = "dpmpp_2m"
+SIDES = ("train", "heldout")
+
+
+class Outcome(NamedTuple):
+    """What the certificate says."""
+
+    verdict: str
+    sentence: str
+
+
+def certify(
+    root: Path, name: str, config: Certificate, model: ForeignModel, splits: Splits, size: int, seed: int, folder: Path
+) -> Outcome:
+    """Draw pictures with the adapted model, compare them with those of the training, and write the certificate into `folder`.
+
+    `folder` holds the adapter. Too few pictures are LOW-POWER, with what there is too little of. Raises UserError if the folder
+    of held-out pictures is missing.
+    """
+    sides = [splits.train, *_heldout(root, config, splits, size)]
+    how = SamplingChoices(sampler=SAMPLER, steps=config.steps, guidance=config.guidance)
+    captions = sorted(set(splits.train.captions))
+    prompts = [captions[i] for i in evenly_spaced(len(captions), config.samples)]
+    about = {"adapter": paths.sha256(folder)}
+    named = json.dumps(
+        [about, prompts, how.sampling_json, size, seed, str(model.dtype), *(side.digest for side in sides)]
+    )
+    state = root / paths.CERTIFICATES / name / hashlib.sha256(named.encode()).hexdigest()[:32]
+    for other in state.parent.glob("*/"):
+        if other != state:
+            shutil.rmtree(other)
+    for label, side in zip(SIDES, sides, strict=False):
+        if not (state / label).is_dir():
+            _write(state / label, side)
+    draw.into(model, draw.Request(prompts, config.samples, how, size=size, seed=seed), state / "samples", about)
+    heldout = state / SIDES[1] if len(sides) > 1 else None
+    # Whoever adapts a model has few pictures. That no copies were found then says little, and the sentence says why.
+    result = copy_test(state / SIDES[0], state / "samples", heldout, folder, too_few=Verdict.LOW_POWER)
+    return Outcome(result.verdict.value, result.sentence)
+
+
+def _heldout(root: Path, config: Certificate, splits: Splits, size: int) -> list[Captioned]:
+    """The held-out side, if there is any: pictures of `val`, and those in the folder that the section names."""
+    if config.heldout is None:
+        return [splits.val] if len(splits.val) else []
+    more = pictures.from_folder(root / config.heldout, "", size)
+    names = [*splits.val.names, *(f"{Path(config.heldout).name}/{name}" for name in more.names)]
+    together = np.concatenate([splits.val.pictures, more.pictures])
+    return [Captioned(names, [*splits.val.keys, *more.keys], [*splits.val.captions, *more.captions], together)]
+
+
+def _write(folder: Path, side: Captioned) -> None:
+    """The pictures as PNG, named as their files are."""
+    with files.new_folder(folder) as temporary:
+        for name, picture in zip(side.names, side.pictures, strict=True):
+            path = temporary / (name if name.endswith(".png") else f"{name}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(picture))
