@@ -74,7 +74,7 @@ def test_rows_are_conserved_from_files_to_shards(finished: Path) -> None:
     index = files.read_json(finished / "data/shards/index.json")
     assert extraction["files"] == 60 == extraction["files_with_person"] + sum(extraction["rejects"].values())
     assert extraction["persons"] == curation["persons_kept"] + sum(curation["gated"].values())
-    assert {split: len(rows) for split, rows in index["samples"].items()} == curation["splits"]
+    assert {split: entry["samples"] for split, entry in index["splits"].items()} == curation["splits"]
     assert sum(curation["splits"].values()) == curation["persons_kept"] > 40
 
 

@@ -2,7 +2,8 @@
 
     folder/{split}-000000.tar   members `key.png` (not for motion captures), `key.pose.npy` (float32 [33, 3]), `key.json`;
                                 of motion `key.clip.npy` (float32 [frames, 33, 3], see tasks.common.motion) and `key.json`
-    folder/index.json           size and sha256 of each shard; for each sample its shard, and offset and size of its members
+    folder/index.json           size and sha256 of each shard; with {split}.jsonl and {split}.offsets the index of the samples,
+                                see tasks.dataset.shard_index
 
 WebDataset can stream the tars from anywhere. With the index they are a random-access dataset, so that the order of
 training is a function of (seed, image count) alone and not of the division into files.
@@ -16,9 +17,11 @@ import io
 import json
 import os
 import tarfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +31,12 @@ from PIL import Image
 from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.common.images import area_average
+from tasks.common.lazy import Lazy
+from tasks.dataset import shard_index
+from tasks.dataset.shard_index import Members, SplitIndex, SplitWriter, UniqueKeys
 
-FORMAT = 1
+OPEN = 64  # tars that a process keeps open
+ROWS = 1 << 20  # sample numbers hashed at a time
 T = TypeVar("T")
 
 
@@ -45,14 +52,29 @@ def encode_pose(pose: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _index_of(path: Path) -> list[tuple[str, dict[str, tuple[int, int]]]]:
+def _index_of(path: Path) -> list[tuple[str, Members]]:
     """The samples of a tar in order: key and, for each extension, (offset, size) of its bytes."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    samples: dict[str, Members] = {}
     with tarfile.open(path) as tar:
         for member in tar:
             key, _, extension = member.name.partition(".")
             samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
     return list(samples.items())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _written(path: Path, split: str, rows: SplitWriter) -> dict[str, Any]:
+    """Append the samples of a finished shard to the index of its split; returns the shard's entry in index.json."""
+    samples = _index_of(path)
+    for key, members in samples:
+        rows.add(key, members)
+    return {
+        "name": path.name, "split": split, "samples": len(samples), "bytes": path.stat().st_size, "sha256": _sha256(path),
+    }  # fmt: skip
 
 
 def _chunks(rows: Iterable[T], size: int) -> Iterator[Iterator[T]]:
@@ -70,32 +92,36 @@ def write(
 ) -> dict[str, Any]:
     """Write the (key, {extension: bytes}) samples of each split into `folder`, and return its index.
 
-    `about` is stored in the index (categories, origin of the samples). The folder appears under its name only when it is
+    `about` is stored in the index (categories, origin of the samples). Memory does not grow with the number of samples but
+    with those of one shard. The folder appears under its name only when it is
     complete. Raises ValueError if a key is not unique or contains a dot.
     """
     from webdataset import TarWriter  # imports torch, which readers do not need
 
-    index: dict[str, Any] = {"format": FORMAT, "about": dict(about), "shards": [], "samples": {}}
-    seen: set[str] = set()
-    with files.new_folder(folder) as temporary:
+    index: dict[str, Any] = {"format": shard_index.FORMAT, "about": dict(about), "shards": [], "splits": {}}
+    with files.new_folder(folder) as temporary, closing(UniqueKeys(temporary)) as keys:
         for split, samples in splits.items():
-            index["samples"][split] = []
-            for part, chunk in enumerate(_chunks(samples, samples_per_shard)):
-                path = temporary / f"{split}-{part:06d}.tar"
-                with (
-                    path.open("wb") as file,
-                    TarWriter(file, mtime=0, user="contrapposto", group="contrapposto") as tar,
-                ):
-                    for key, members in chunk:
-                        if key in seen or "." in key:
-                            raise ValueError(f"sample key {key!r} is not unique or has a dot")
-                        seen.add(key)
-                        tar.write({"__key__": key, **members})
-                number, digest = len(index["shards"]), hashlib.sha256(path.read_bytes()).hexdigest()
-                size = path.stat().st_size
-                index["shards"].append({"name": path.name, "split": split, "bytes": size, "sha256": digest})
-                index["samples"][split] += [[key, number, members] for key, members in _index_of(path)]
-        (temporary / "index.json").write_bytes(encode_json(index))
+            with SplitWriter(temporary, split) as rows:
+                for part, chunk in enumerate(_chunks(samples, samples_per_shard)):
+                    path = temporary / f"{split}-{part:06d}.tar"
+                    with (
+                        path.open("wb") as file,
+                        TarWriter(file, mtime=0, user="contrapposto", group="contrapposto") as tar,
+                    ):
+                        inside: set[str] = set()
+                        for key, members in chunk:
+                            if key in inside or "." in key:
+                                raise ValueError(f"sample key {key!r} is not unique or has a dot")
+                            inside.add(key)
+                            keys.add(key)
+                            tar.write({"__key__": key, **members})
+                    index["shards"].append(_written(path, split, rows))
+                index["splits"][split] = rows.summary()
+        opened = (SplitIndex(temporary, split, entry["samples"]) for split, entry in index["splits"].items())
+        repeated = keys.repeated(rows.row(i)[0] for rows in opened for i in range(len(rows)))
+        if repeated is not None:
+            raise ValueError(f"sample key {repeated!r} is not unique")
+        (temporary / shard_index.FILE).write_bytes(encode_json(index))
     return index
 
 
@@ -108,90 +134,143 @@ def resized(size: int, picture: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BOX))
 
 
+class _Tars:
+    """The shards of a dataset, of which a few are open. It can be pickled: a copy opens them again."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._open: OrderedDict[int, int] = OrderedDict()  # number of the shard -> descriptor, the latest used last
+
+    def __reduce__(self) -> tuple[type[_Tars], tuple[Sequence[Path]]]:
+        return _Tars, (self._paths,)
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Some bytes of a shard."""
+        if number not in self._open:
+            if len(self._open) == OPEN:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[number] = os.open(self._paths[number], os.O_RDONLY)
+        self._open.move_to_end(number)
+        return os.pread(self._open[number], size, offset)
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_open", {}).values():
+            os.close(descriptor)
+
+
 class ShardDataset:
     """Random access to the samples of one or several splits of a shard folder, the only reader of shards.
 
-    `keys`: the sample keys in stored order, split after split; `splits`: the names of all splits of the folder.
-    Raises DataError if the folder has no such split, its index is damaged, a key occurs twice, or a tar has another length than
-    its index says. `verify()` reads all bytes and compares their sha256.
+    `splits`: the names of all splits of the folder. Memory does not grow with the number of samples, except for the numbers
+    that `take` is given. Raises DataError if the folder has no such split, its index is damaged or of an older version, or a
+    tar has another length than its index says. `verify()` reads all bytes and compares their sha256.
     """
 
     def __init__(self, folder: Path, *splits: str) -> None:
         self.folder = folder
-        path = folder / "index.json"
-        if not path.is_file():
-            raise DataError(f"{folder} has no index.json: it is not a shard folder.")
-        index = files.read_json(path)
+        index = shard_index.read(folder)
         for split in splits:
-            if split not in index["samples"]:
-                raise DataError(f"{folder} has no split {split!r}; it has {', '.join(index['samples'])}.")
+            if split not in index["splits"]:
+                raise DataError(f"{folder} has no split {split!r}; it has {', '.join(index['splits'])}.")
         self.about: dict[str, Any] = index["about"]
-        self.splits: list[str] = list(index["samples"])
-        self.shards: list[dict[str, Any]] = index["shards"]
-        self._rows: list[tuple[str, int, dict[str, tuple[int, int]]]] = [
-            row for split in splits for row in index["samples"][split]
-        ]
-        self.keys: list[str] = [row[0] for row in self._rows]
-        self._files: dict[int, int] = {}
-        repeated = [key for key, count in Counter(self.keys).items() if count > 1]
-        if repeated:
+        self.splits: list[str] = list(index["splits"])
+        self._entries: dict[str, dict[str, Any]] = index["splits"]
+        self._all_shards: list[dict[str, Any]] = index["shards"]
+        self._shards = [shard for split in splits for shard in self._all_shards if shard["split"] == split]
+        self._shard_starts = list(accumulate((shard["samples"] for shard in self._shards), initial=0))
+        self._indices = [SplitIndex(folder, split, self._entries[split]["samples"]) for split in splits]
+        self._split_starts = list(accumulate(map(len, self._indices), initial=0))
+        self._rows: np.ndarray | None = None  # the samples that were taken, int64; None: all
+        self._tars = _Tars([folder / shard["name"] for shard in self._shards])
+        if self._shard_starts[-1] != self._split_starts[-1]:
             raise DataError(
-                f"{folder}: {len(repeated)} keys of {', '.join(splits)} occur more than once, the first is {repeated[0]!r}."
+                f"{folder}: the shards hold {self._shard_starts[-1]} samples, the index {self._split_starts[-1]}."
             )
-        for number in {row[1] for row in self._rows}:
-            shard = self.shards[number]
-            file = folder / shard["name"]
-            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+        for shard in self._shards:
+            file = os.path.join(folder, shard["name"])
+            if not os.path.isfile(file) or os.path.getsize(file) != shard["bytes"]:
                 raise DataError(f"{file} is missing or not {shard['bytes']} bytes long: it does not match its index.")
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._split_starts[-1] if self._rows is None else len(self._rows)
+
+    def _row(self, i: int) -> int:
+        """The number of sample `i` among all samples of these splits."""
+        return i if self._rows is None else int(self._rows[i])
+
+    def _sample(self, row: int) -> tuple[str, Members]:
+        split = bisect_right(self._split_starts, row) - 1
+        return self._indices[split].row(row - self._split_starts[split])
+
+    def key(self, i: int) -> str:
+        """The key of sample `i`."""
+        return self._sample(self._row(i))[0]
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The sample keys in stored order, split after split. Each is read when it is looked at."""
+        return Lazy(len(self), self.key)
 
     def digests(self) -> dict[str, str]:
         """The sha256 of the shards that hold samples of these splits, by name."""
-        shards = [self.shards[number] for number in sorted({row[1] for row in self._rows})]
-        return {shard["name"]: shard["sha256"] for shard in shards}
+        holding: set[int] = set()
+        for rows in self._row_numbers():
+            holding.update(np.unique(np.searchsorted(self._shard_starts, rows, side="right") - 1).tolist())
+        return {self._shards[number]["name"]: self._shards[number]["sha256"] for number in sorted(holding)}
+
+    def identity(self) -> str:
+        """A digest of the samples and their order: of the shards' sha256, and of which of their samples these are."""
+        content = [self.about, [shard["sha256"] for shard in self._shards]]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        for rows in self._row_numbers():
+            digest.update(rows.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _row_numbers(self) -> Iterator[np.ndarray]:
+        """The numbers of the samples, int64, a part at a time."""
+        for start in range(0, len(self), ROWS):
+            stop = min(start + ROWS, len(self))
+            yield np.arange(start, stop) if self._rows is None else self._rows[start:stop]
 
     def pictured(self) -> ShardDataset:
         """The samples that have a picture (motion captures have none)."""
-        return self.take([i for i, row in enumerate(self._rows) if "png" in row[2]])
+        if all(self._entries[one.split]["members"].get("png", 0) == len(one) for one in self._indices):
+            return self
+        having = (i for i in range(len(self)) if "png" in self._sample(self._row(i))[1])
+        return self.take(np.fromiter(having, np.int64))
 
-    def take(self, rows: Iterable[int]) -> ShardDataset:
-        """The samples with these numbers, in this order."""
+    def take(self, rows: Iterable[int] | np.ndarray) -> ShardDataset:
+        """The samples with these numbers, in this order. Raises IndexError if there is no such sample."""
+        chosen = np.array(rows if isinstance(rows, np.ndarray | Sequence) else list(rows), np.int64)
+        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"{self.folder} has samples 0 to {len(self) - 1}, not {chosen.min()} to {chosen.max()}")
         other = copy.copy(self)
-        other._rows = [self._rows[i] for i in rows]
-        other.keys = [row[0] for row in other._rows]
-        other._files = {}
+        other._rows = chosen if self._rows is None else self._rows[chosen]
         return other
 
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
-
     def verify(self) -> None:
-        """Compare every shard's sha256 with the index; raises DataError naming the first that differs."""
-        for shard in self.shards:
-            path, expected = self.folder / shard["name"], shard["sha256"]
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        """Compare every sha256 with index.json; raises DataError naming the first file that differs."""
+        written = {shard["name"]: shard["sha256"] for shard in self._all_shards}
+        written |= {f"{split}.jsonl": entry["sha256"] for split, entry in self._entries.items()}
+        for name, expected in written.items():
+            digest = _sha256(self.folder / name)
             if digest != expected:
-                raise DataError(f"{path} is damaged: sha256 mismatch: expected {expected}, got {digest}.")
+                raise DataError(f"{self.folder / name} is damaged: sha256 mismatch: expected {expected}, got {digest}.")
 
     def read(self, i: int, extension: str) -> bytes:
         """The bytes of one member of sample `i`; KeyError if the sample has no such member."""
-        _, number, members = self._rows[i]
-        offset, size = members[extension]
-        if number not in self._files:
-            self._files[number] = os.open(self.folder / self.shards[number]["name"], os.O_RDONLY)
-        return os.pread(self._files[number], size, offset)
+        row = self._row(i)
+        offset, size = self._sample(row)[1][extension]
+        return self._tars.read(bisect_right(self._shard_starts, row) - 1, offset, size)
 
     def meta(self, i: int) -> dict[str, Any]:
         """The JSON of sample `i`."""
         value: dict[str, Any] = json.loads(self.read(i, "json"))
         return value
 
-    def metas(self) -> list[dict[str, Any]]:
-        """The JSON of all samples."""
-        return [self.meta(i) for i in range(len(self))]
+    def metas(self) -> Sequence[dict[str, Any]]:
+        """The JSON of all samples. Each is read when it is looked at."""
+        return Lazy(len(self), self.meta)
 
     def categories(self) -> list[str]:
         """The categories of the samples, each once, sorted."""

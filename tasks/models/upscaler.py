@@ -9,6 +9,8 @@ one, and the network is told the level: the smaller pictures of a sample have er
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from diffusion_core.sampling.loop import generate
 from diffusion_core.tiling import tiled
 from diffusion_core.training.trainer import Transform
 from tasks.common.errors import DataError
+from tasks.common.lazy import Lazy
 from tasks.config.params import Upscaler, Upscaling
 from tasks.dataset.padding import any_padding, padding_maps
 from tasks.dataset.shards import ShardDataset
@@ -76,9 +79,9 @@ class CropDataset(Dataset[tuple[list[int], Tensor, Cond]]):
         return self.uncopied * self.config.crops
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         """The sample key of each example."""
-        return [self.dataset.keys[i] for _, i in self.shown] * (len(self) // len(self.shown))
+        return Lazy(len(self), lambda i: self.dataset.key(self.shown[i % len(self.shown)][1]))
 
     def read(self, indices: Tensor) -> Examples:
         """The crops of indices `[B]`, with conditions `map:low` (half as large, in data units) and `vec:size` (pixels).

@@ -91,7 +91,7 @@ class Run:
         if not index.is_file():
             return
         content = index.read_bytes()
-        sizes = {split: len(keys) for split, keys in json.loads(content)["samples"].items()}
+        sizes = {split: entry["samples"] for split, entry in json.loads(content)["splits"].items()}
         dataset = Dataset(
             name=", ".join(sorted(parts)),
             digest=hashlib.sha256(content).hexdigest()[:DIGEST],

@@ -25,7 +25,7 @@ def run(params: Params, root: Path) -> None:
     """Write the page from data/clips."""
     clips = ShardDataset(root / paths.CLIPS, *SPLITS)
     sources: list[dict[str, Any]] = clips.about["sources"]
-    metas = clips.metas()
+    metas = list(clips.metas())
     names = [str(meta["category"]) for meta in metas]
     rows = [names.index(name) for name in sorted(set(names))[:SHOWN]]
     strips = motion_plots.strips(clips.take(rows).clips(), [names[i] for i in rows])

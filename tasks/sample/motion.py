@@ -89,7 +89,7 @@ def controlled(
     model: Model, choice: MotionSample, given: ShardDataset
 ) -> dict[str, tuple[np.ndarray, list[str], list[str]]]:
     """Examples of every way to control the model; what is given is taken from these clips. Split -> clips, categories, keys."""
-    clips, keys = given.clips(), given.keys
+    clips, keys = given.clips(), list(given.keys)
     categories = [str(meta["category"]) for meta in given.metas()]
     plan = Plan(choice, choice.seed)
     ids, cond = torch.arange(len(clips)), model.conditions(categories)

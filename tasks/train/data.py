@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from diffusion_core.rng import Stream
 from diffusion_core.training.trainer import Data
 from tasks.common import pool
 from tasks.common.errors import DataError
+from tasks.common.lazy import Lazy
 from tasks.common.subset import evenly_spaced
 from tasks.config.motion import MotionModel
 from tasks.config.params import Pictures
@@ -58,9 +59,9 @@ class ExampleDataset(Dataset[tuple[list[int], Tensor, Cond]]):
         return len(self.dataset) * (2 if self.config.mirror else 1)
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         """The sample key of each example; mirror images and copies have that of their original."""
-        return self.dataset.keys * (len(self) // max(len(self.dataset), 1))
+        return Lazy(len(self), lambda i: self.dataset.key(i % len(self.dataset)))
 
     def read(self, indices: Tensor) -> Examples:
         """The examples of indices `[B]`."""
@@ -116,7 +117,7 @@ class Readable(Protocol):
     config: Any
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         """The sample key of each example."""
 
     def __len__(self) -> int: ...
@@ -208,8 +209,7 @@ def from_shards(
     check_finite(raw, [keys[i] for i in indices])
     codec: Affine | Latent
     codec = (affine or _fitted(dataset, raw.x0, per_coordinate)) if encoder is None else encoder.codec
-    shards = dataset.dataset
-    about = [shards.digests(), shards.keys, shards.about]
+    stored = dataset.dataset.identity()
     encoded: Callable[[Tensor, Tensor], Tensor]  # indices and their examples -> in the network's units
     if encoder is None:
 
@@ -217,14 +217,14 @@ def from_shards(
             return codec.encode(x0)
     else:
         view = dataset.config.model_dump(include={"size", "mirror", "copies", "seed"})
-        identity = json.dumps([*about, view, digest(raw)], sort_keys=True)
+        identity = json.dumps([stored, view, digest(raw)], sort_keys=True)
         kept = encoder.latents(lambda i: dataset.read(i).x0, len(dataset), identity)
 
         def encoded(indices: Tensor, x0: Tensor) -> Tensor:
             return kept[indices]
 
     subset = Examples(encoded(torch.tensor(indices, dtype=torch.int64), raw.x0), raw.cond)
-    identity = json.dumps([*about, digest(subset)], sort_keys=True)
+    identity = json.dumps([stored, digest(subset)], sort_keys=True)
 
     def data(index: Tensor) -> tuple[Tensor, Cond]:
         batch = dataset.read(index)
@@ -276,7 +276,7 @@ def digest(examples: Examples) -> str:
     return data.hexdigest()
 
 
-def check_finite(examples: Examples, keys: list[str]) -> None:
+def check_finite(examples: Examples, keys: Sequence[str]) -> None:
     """Raise DataError, naming the keys, if examples are not finite: a single one would spoil the codec for all."""
     bad = torch.zeros(len(examples), dtype=torch.bool)
     for values in (examples.x0, *examples.cond.values()):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -68,7 +68,7 @@ class TrainingLoop:
 
     def __init__(
         self, params: Params, root: Path, model: Trainable, trainer: Trainer, folder: TrainingFolder, evaluator: AnyEvaluator,
-        keys: list[str], trained_on: dict[str, Any], save: Callable[..., None], name: str | None = None,
+        keys: Sequence[str], trained_on: dict[str, Any], save: Callable[..., None], name: str | None = None,
         output: Path | None = None, judge: Callable[[Path], dict[str, str]] | None = None,
     ) -> None:  # fmt: skip
         self.name = name or model.name

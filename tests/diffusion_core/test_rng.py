@@ -1,7 +1,9 @@
 """Counter-based random numbers and the order of the training data."""
 
 import math
+from itertools import permutations
 
+import pytest
 import torch
 
 from diffusion_core import rng
@@ -53,16 +55,38 @@ def test_uniform_is_uniform():
     assert 55 < chi < 155  # chi-squared with 99 degrees of freedom, beyond 3.5 standard deviations on either side
 
 
-def test_every_pass_is_another_permutation():
-    n = 13
+@pytest.fixture(params=["in memory", "place by place"])
+def order(request, monkeypatch):
+    """Both ways to compute the order of the examples."""
+    if request.param == "place by place":
+        monkeypatch.setattr(data_order, "LARGE", 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 13, 64, 65])
+def test_every_pass_is_another_permutation(n, order):
     whole = data_order.indices(5, 0, 4 * n, n)
     for epoch in whole.split(n):
         assert sorted(epoch.tolist()) == list(range(n))
-    assert not torch.equal(whole[:n], whole[n : 2 * n])
+    assert n < 13 or not torch.equal(whole[:n], whole[n : 2 * n])
     assert whole.tolist() == [data_order.index(5, i, n) for i in range(4 * n)]
 
 
-def test_order_does_not_depend_on_ranks_or_restarts():
+def test_every_order_is_about_as_likely(order):
+    orders = [tuple(data_order.indices(seed, 0, 4, 4).tolist()) for seed in range(1200)]
+    counts = torch.tensor([orders.count(each) for each in permutations(range(4))], dtype=torch.float64)
+    chi = float(((counts - 50) ** 2 / 50).sum())
+    assert 6 < chi < 54  # chi-squared with 23 degrees of freedom, its 0.02 % and 99.97 % quantiles
+
+
+def test_the_order_of_a_hundred_million_needs_no_memory():
+    n = 100_000_000
+    shown = data_order.indices(3, n - 500, 1000, n)
+    assert len(set(shown[:500].tolist())) == len(set(shown[500:].tolist())) == 500
+    assert 0 <= int(shown.min()) and int(shown.max()) < n
+    assert abs(float(shown.double().mean()) / n - 0.5) < 4 * 12**-0.5 / 1000**0.5  # the mean of 1000 uniform numbers
+
+
+def test_order_does_not_depend_on_ranks_or_restarts(order):
     n, batch = 10, 12  # a batch longer than the data is allowed
     whole = data_order.indices(1, 0, 5 * batch, n)
     for world in (1, 2, 4):

@@ -11,7 +11,7 @@ held-out people. Two more questions give no verdict on a model:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -80,14 +80,14 @@ class Question(NamedTuple):
 
     name: str
     what: str  # the samples' name in sentences
-    keys: list[str]
+    keys: Sequence[str]
     samples: np.ndarray
     train: ShardDataset  # the items of the reference's training set
     reference: Callable[[], Reference]  # may raise TooFewItems
     plant: Callable[[], Planter]
 
 
-def _rows(certificate: Certificate, keys: list[str], train: ShardDataset) -> list[SampleRow]:
+def _rows(certificate: Certificate, keys: Sequence[str], train: ShardDataset) -> list[SampleRow]:
     """All samples, the most suspicious first."""
     rows = []
     for i in np.argsort(certificate.sample_p, kind="stable"):

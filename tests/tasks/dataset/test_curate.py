@@ -213,7 +213,8 @@ def test_processes_write_the_same_shards_as_one(tmp_path, monkeypatch):
         shard.run(load(tmp_path / "params.yaml"), tmp_path)
         written.append({path.name: path.read_bytes() for path in (tmp_path / "data/shards").iterdir()})
     assert written[0] == written[1]
-    assert {"train-000000.tar", "val-000000.tar", "test-000000.tar", "index.json"} == set(written[0])
+    names = {f"{split}{end}" for split in dataset_table.SPLITS for end in ("-000000.tar", ".jsonl", ".offsets")}
+    assert names | {"index.json"} == set(written[0])
 
 
 @pytest.mark.parametrize("few", [1000, 0])

@@ -1,9 +1,11 @@
 """Shards: reproducible bytes, the same samples by index and by stream, damage is detected."""
 
+import copy
 import hashlib
 import io
 import json
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from tasks.common.errors import DataError
 from tasks.common.images import encode_png
-from tasks.dataset import shards
+from tasks.dataset import shard_index, shards
 from tasks.dataset.shards import ShardDataset
 
 
@@ -42,7 +44,10 @@ def test_written_twice_is_byte_identical(tmp_path: Path) -> None:
         _write(tmp_path / "b")
     time.tzset()
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["index.json", *(f"train-{i:06d}.tar" for i in range(3)), "val-000000.tar"]
+    assert set(names) == {
+        "index.json", *(f"{split}.{kind}" for split in ("train", "val", "test") for kind in ("jsonl", "offsets")),
+        *(f"train-{i:06d}.tar" for i in range(3)), "val-000000.tar",
+    }  # fmt: skip
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -54,7 +59,7 @@ def test_read_by_index_equals_stream(tmp_path: Path) -> None:
     dataset = ShardDataset(tmp_path / "s", "train")
     urls = [str(tmp_path / "s" / f"train-{i:06d}.tar") for i in range(3)]
     streamed = list(wds.WebDataset(urls, shardshuffle=False))
-    assert [sample["__key__"] for sample in streamed] == dataset.keys == [key for key, _ in _samples(7)]
+    assert [sample["__key__"] for sample in streamed] == list(dataset.keys) == [key for key, _ in _samples(7)]
     for i, sample in enumerate(streamed):
         for extension in ("png", "pose.npy", "json"):
             assert sample[extension] == dataset.read(i, extension) == _samples(7)[i][1][extension]
@@ -93,6 +98,10 @@ def test_damage_is_detected(tmp_path: Path) -> None:
         ShardDataset(tmp_path / "s", "train")
     with pytest.raises(DataError, match="no split 'dev'"):
         ShardDataset(tmp_path / "s", "dev")
+    lines = tmp_path / "s/val.jsonl"
+    lines.write_bytes(lines.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"val\.jsonl is damaged"):
+        ShardDataset(tmp_path / "s", "val")
     index = tmp_path / "s/index.json"
     index.write_bytes(index.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"index\.json is damaged"):
@@ -103,6 +112,84 @@ def test_duplicate_and_dotted_keys_are_refused_and_leave_the_old_folder(tmp_path
     _write(tmp_path / "s")
     before = (tmp_path / "s/index.json").read_bytes()
     for bad in (_samples(2) + _samples(1), [("a.b", _samples(1)[0][1])]):
-        with pytest.raises(ValueError, match="not unique or has a dot"):
-            shards.write(tmp_path / "s", {"train": bad}, 10, {})
+        for samples_per_shard in (10, 2):  # the same key in one shard, and in two
+            with pytest.raises(ValueError, match="not unique"):
+                shards.write(tmp_path / "s", {"train": bad}, samples_per_shard, {})
+    with pytest.raises(ValueError, match="not unique"):
+        shards.write(tmp_path / "s", {"train": _samples(2), "val": _samples(1)}, 10, {})
     assert (tmp_path / "s/index.json").read_bytes() == before
+
+
+def test_a_subset_has_its_samples_shards_and_an_identity_of_its_own(tmp_path: Path) -> None:
+    _write(tmp_path / "s")
+    both = ShardDataset(tmp_path / "s", "val", "train")
+    keys = [key for key, _ in (*_samples(3, 100), *_samples(7))]
+    assert list(both.keys) == keys and both.keys[-1] == keys[-1] and both.keys[2:5] == keys[2:5]
+    some = both.take([9, 0, 4]).take(np.array([2, 0]))
+    assert list(some.keys) == [keys[4], keys[9]] and [meta["i"] for meta in some.metas()] == [1, 6]
+    assert list(some.digests()) == ["train-000000.tar", "train-000002.tar"]
+    assert list(both.take([]).keys) == [] and both.take([]).digests() == {}
+    assert both.pictured() is both
+    identities = [part.identity() for part in (both, some, both.take([9, 4]), ShardDataset(tmp_path / "s", "train"))]
+    assert len(set(identities)) == 4
+    assert both.take(range(len(both))).identity() == both.identity()
+    with pytest.raises(IndexError):
+        both.take([0, len(both)])
+    copied = copy.deepcopy(some)  # as when it is sent to another process
+    assert list(copied.keys) == list(some.keys) and copied.read(1, "png") == some.read(1, "png")
+
+
+def test_samples_without_a_picture_are_left_out(tmp_path: Path) -> None:
+    samples = [(key, members if i % 2 else {"json": members["json"]}) for i, (key, members) in enumerate(_samples(7))]
+    shards.write(tmp_path / "s", {"train": samples}, 3, {})
+    assert [meta["i"] for meta in ShardDataset(tmp_path / "s", "train").pictured().metas()] == [1, 3, 5]
+
+
+def test_few_tars_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "OPEN", 2)
+    shards.write(tmp_path / "s", {"train": _samples(9)}, 1, {})
+    dataset = ShardDataset(tmp_path / "s", "train")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert [dataset.meta(i)["i"] for i in (*range(9), 3, 0)] == [*range(9), 3, 0]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 2
+
+
+def test_an_index_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "s")
+    (tmp_path / "s/index.json").write_text(json.dumps({"format": 1, "about": {}, "shards": [], "samples": {}}))
+    with pytest.raises(DataError, match="older version"):
+        ShardDataset(tmp_path / "s", "train")
+
+
+def test_writing_and_reading_take_constant_memory(tmp_path: Path) -> None:
+    """Beyond what one shard takes, 3,000 samples take hardly more memory than 600."""
+
+    def peak(n: int) -> int:
+        tracemalloc.start()
+        samples = ((f"{i:08d}", {"json": b"{}"}) for i in range(n))
+        shards.write(tmp_path / str(n), {"train": samples}, 100, {})
+        dataset = ShardDataset(tmp_path / str(n), "train")
+        assert sum(1 for _ in dataset.keys) == n and dataset.pictured().keys[:] == []
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    assert peak(3000) < 1.5 * peak(600) + 100_000
+
+
+@pytest.mark.parametrize("collide", [False, True])
+def test_repeated_keys_are_found_in_several_passes(
+    collide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_index, "AT_ONCE", 16)
+    if collide:  # different keys with the same digest are no repetition
+        monkeypatch.setattr(shard_index, "_digest", lambda key: int(key) % 50)
+    keys = [str(i) for i in range(100)]
+    for repeated in (None, "73"):
+        added = [*keys, repeated] if repeated else keys
+        unique = shard_index.UniqueKeys(tmp_path)
+        for key in added:
+            unique.add(key)
+        assert unique.repeated(iter(added)) == repeated
+        unique.close()
+    assert list(tmp_path.iterdir()) == []

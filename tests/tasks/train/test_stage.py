@@ -18,6 +18,7 @@ from tasks.common import checkpoint, files
 from tasks.common.errors import DataError, UserError
 from tasks.config.params import Poses, load
 from tasks.dataset import shards
+from tasks.dataset.shard_index import SplitIndex
 from tasks.dataset.shards import ShardDataset
 from tasks.models import modality
 from tasks.models.modality import Examples, Model
@@ -141,9 +142,9 @@ def test_a_sample_that_is_not_a_number_is_named(tmp_path: Path) -> None:
     data = ShardDataset(root / "data/shards", "train")
     broken = data.poses()
     broken[7, 4, 1] = np.nan
-    key, number, members = data._rows[7]
+    key, members = SplitIndex(root / "data/shards", "train", len(data)).row(7)
     offset, size = members["pose.npy"]
-    with (root / "data/shards" / data.shards[number]["name"]).open("r+b") as file:
+    with (root / "data/shards/train-000000.tar").open("r+b") as file:
         file.seek(offset)
         file.write(shards.encode_pose(broken[7]))
     assert size == len(shards.encode_pose(broken[7]))

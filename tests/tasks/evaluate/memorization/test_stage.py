@@ -9,6 +9,7 @@ from PIL import Image
 from tasks.common.errors import DataError, UserError
 from tasks.config.params import Params, load
 from tasks.dataset import shards
+from tasks.dataset.shards import ShardDataset
 from tasks.evaluate.memorization import stage as memorization
 from tasks.evaluate.memorization.positive_control import PICTURE_DISGUISES
 from tasks.report import explain
@@ -88,10 +89,11 @@ def test_too_little_data_is_a_verdict(
 
 
 def empty_heldout(root: Path) -> None:
-    path = root / "data/shards/index.json"
-    index = json.loads(path.read_text())
-    index["samples"] |= {"val": [], "test": []}
-    path.write_text(json.dumps(index))
+    train = ShardDataset(root / "data/shards", "train")
+    rows = [
+        (key, {name: train.read(i, name) for name in ("png", "pose.npy", "json")}) for i, key in enumerate(train.keys)
+    ]
+    shards.write(root / "data/shards", {"train": rows, "val": [], "test": []}, 1000, train.about)
 
 
 def test_missing_samples_are_a_data_error(tmp_path: Path, params: Params) -> None:
@@ -122,11 +124,9 @@ def test_bad_samples_are_an_error_not_a_verdict(tmp_path: Path, params: Params) 
         memorization.run(params, tmp_path)
 
     write_poses(tmp_path, list(poses(5, 0)))
-    path = tmp_path / "samples/poses/index.json"
-    index = json.loads(path.read_text())
-    index["samples"]["samples"].append(index["samples"]["samples"][2])
-    path.write_text(json.dumps(index))
-    with pytest.raises(DataError, match=r"1 keys of samples occur more than once, the first is 'p2'\.$"):
+    with (tmp_path / "samples/poses/samples.jsonl").open("a") as index:
+        index.write('["p2",{}]\n')
+    with pytest.raises(DataError, match=r"samples\.jsonl is damaged"):
         memorization.run(params, tmp_path)
     assert not (tmp_path / "reports").exists() or not list((tmp_path / "reports").rglob("*.json"))
 
