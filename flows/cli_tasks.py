@@ -257,9 +257,10 @@ def extract_slice(
     folder: Annotated[
         Path | None, typer.Argument(help="Folder with the files of the slice, if the part is not on this machine.")
     ] = None,
+    workers: Annotated[int, typer.Argument(min=0, help="Processes that extract; 0: as extract.workers says.")] = 0,
 ) -> None:
     """Extract one slice of a part, as a worker does."""
-    _call("extract_slice", part, rank, world, folder)
+    _call("extract_slice", part, rank, world, folder or "", workers)
 
 
 @commands.command(rich_help_panel=PANEL)

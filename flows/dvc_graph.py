@@ -175,7 +175,7 @@ def run_stage(root: Path, stage: str, environment: Mapping[str, str]) -> None:
     OutOfTime if it was stopped. However this function is left, no process that the stage started is still running.
     """
     for _ in range(LOCK_ATTEMPTS):
-        code, errors = _run(root, ["dvc", "repro", "--single-item", stage], environment)
+        code, errors = _run(root, stage, ["dvc", "repro", "--single-item", stage], environment)
         if code == 0:
             return
         if not any(sign in errors for sign in LOCKED):
@@ -263,12 +263,17 @@ def _output(root: Path, command: Sequence[str]) -> str:
 
 def run_task(root: Path, task: str, *arguments: str) -> None:
     """Run `python -m tasks TASK ARGUMENT ...`, outside the graph. Output and errors are those of `run_stage`."""
-    code, errors = _run(root, ["tasks", task, *arguments], {})
+    run_module(root, task, "tasks", task, *arguments)
+
+
+def run_module(root: Path, name: str, module: str, *arguments: str) -> None:
+    """Run `python -m MODULE ARGUMENT ...`, called `name` in errors. Output and errors are those of `run_stage`."""
+    code, errors = _run(root, name, [module, *arguments], {})
     if code:
-        raise _failure(task, f"{errors}\nexited with {code}")
+        raise _failure(name, f"{errors}\nexited with {code}")
 
 
-def _run(root: Path, module: Sequence[str], extra: Mapping[str, str]) -> tuple[int, str]:
+def _run(root: Path, name: str, module: Sequence[str], extra: Mapping[str, str]) -> tuple[int, str]:
     """Run a Python module and print its output; returns its exit code and the error lines that `_failure` reads."""
     binaries = str(Path(sys.executable).parent)  # so that `python` in dvc.yaml is this one
     environment = {
@@ -292,7 +297,7 @@ def _run(root: Path, module: Sequence[str], extra: Mapping[str, str]) -> tuple[i
     finally:
         process.stop(guard)
     if code == process.OUT_OF_TIME:
-        raise OutOfTime(module[-1] if module[0] == "dvc" else module[1])
+        raise OutOfTime(name)
     return code, "\n".join(errors)
 
 

@@ -17,9 +17,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows import data_fingerprint, dvc_graph, notify, workspace
+from flows import data_fingerprint, dvc_graph, engines, notify, workspace
 from flows.param_changes import Changes
-from flows.remote_extract import extract_on_workers
 from tasks import paths
 from tasks.common import log as logs
 from tasks.common.errors import UserError
@@ -161,11 +160,17 @@ def _stages(
     flow_run = runtime.flow_run.id
     if flow_run:
         environment = {**environment, "PREFECT__FLOW_RUN_ID": flow_run}
-    try:
-        extract_on_workers(params, root, plan)
-    except UserError as error:
-        return _failed(error)
+    extractions = {f"extract@{part}": part for part in params.raw.parts} if engines.cuts(params) else {}
     for number, step in enumerate(plan, start=1):
+        if step.name in extractions:  # the first of them: what the others need is there, too
+            planned = {name: part for name, part in extractions.items() if name in {step.name for step in plan}}
+            extractions = {}
+            try:
+                changed = [part for name, part in planned.items() if not dvc_graph.is_unchanged(root, name)]
+                if changed:
+                    engines.extract(params, root, changed)
+            except UserError as error:
+                return _failed(error)
         parents = [states[parent] for parent in step.parents]
         place = f"[{number}/{len(plan)}]"
         state = stage(step.name, place, root, environment, return_state=True, wait_for=parents)

@@ -55,7 +55,6 @@ class Extract(Section):
     # Tiles along each side of a picture in which people are small, for a second look; 0: there is none.
     second_pass: int = Field(0, ge=0, le=6)
     workers: int = Field(0, ge=0)  # 0: one per core
-    slices: int = Field(0, ge=0, le=1000)  # a part is cut into this many slices for remote workers; 0: extracted here
     time_limit: float = Field(120.0, gt=0)  # seconds for a picture or a frame, then its file is rejected
 
 

@@ -1,4 +1,4 @@
-"""The sections of operations: services, limits, retrain, generate, notify. None changes the output of a stage."""
+"""The sections of operations: services, engine, limits, retrain, generate, notify. None changes the output of a stage."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ class Services(Section):
     def _ports_differ(self) -> Services:
         if self.prefect_port == self.mlflow_port:
             raise ValueError(f"prefect_port and mlflow_port must differ, both are {self.mlflow_port}")
+        return self
+
+
+class Engine(Section):
+    """What runs the slices of a part."""
+
+    kind: Literal["local", "prefect", "ray"] = "local"
+    # That a part is cut into; 0: one for every thousand files, or with `local` none.
+    slices: int = Field(default=0, ge=0, le=10_000)
+    # Of the Ray cluster; null: a cluster on this machine, started for the run.
+    address: str | None = Field(default=None, pattern=r"^(auto|(ray://)?[^/\s:]+:\d{1,5})$")
+
+    @model_validator(mode="after")
+    def _address_is_for_ray(self) -> Engine:
+        if self.address is not None and self.kind != "ray":
+            raise ValueError(f"address is for kind: ray, but kind is {self.kind}")
         return self
 
 

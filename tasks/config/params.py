@@ -29,7 +29,7 @@ from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tr
 from tasks.config.folds import Folds
 from tasks.config.motion import Motion, MotionModel
 from tasks.config.nets import PATCHLESS
-from tasks.config.operations import Generate, Limits, Notify, Retrain, Services
+from tasks.config.operations import Engine, Generate, Limits, Notify, Retrain, Services
 from tasks.config.recognition import Recognition
 from tasks.config.sampling import SamplingChoices
 from tasks.config.section import Section
@@ -37,9 +37,10 @@ from tasks.config.training import Pictures, Poses, Train
 from tasks.config.upscaler import Upscaler
 
 __all__ = [
-    "Card", "Codec", "Curate", "Distill", "Extract", "Fidelity", "Folds", "Generate", "Limits", "Mannequin", "Memorization",
-    "Motion", "Params", "Pictures", "Poses", "Raw", "Recognition", "Sample", "Sampling", "Section", "Shard", "Tracking",
-    "Train", "Upscaler", "Upscaling", "Weights", "edit", "load", "parse", "read_text", "set_value", "set_values",
+    "Card", "Codec", "Curate", "Distill", "Engine", "Extract", "Fidelity", "Folds", "Generate", "Limits", "Mannequin",
+    "Memorization", "Motion", "Params", "Pictures", "Poses", "Raw", "Recognition", "Sample", "Sampling", "Section",
+    "Shard", "Tracking", "Train", "Upscaler", "Upscaling", "Weights", "edit", "load", "parse", "read_text",
+    "set_value", "set_values",
 ]  # fmt: skip
 
 
@@ -68,6 +69,7 @@ class Params(Section):
     fidelity: Fidelity
     tracking: Tracking
     services: Services = Services()
+    engine: Engine = Engine()
     limits: Limits = Limits()
     retrain: Retrain = Retrain()
     generate: Generate = Generate()

@@ -1,4 +1,4 @@
-"""`python -m tasks extract_slice PART RANK WORLD [FOLDER]`: extract every WORLD-th file of a part, starting at the RANK-th.
+"""`python -m tasks extract_slice PART RANK WORLD [FOLDER [WORKERS]]`: extract every WORLD-th file of a part, from the RANK-th.
 
 This distributes a part over several machines. Each extracts a slice, and `absorb` puts the findings into the cache of one
 machine, where the stage `extract` then finds all files known. The stage's output does not depend on the number of slices.
@@ -58,13 +58,18 @@ def digest(params: Params, root: Path) -> str:
     return findings_digest(settings(params), root / params.extract.model)
 
 
-def run(params: Params, root: Path, part: str, rank: str, world: str, folder: str = "") -> None:
+def run(params: Params, root: Path, part: str, rank: str, world: str, folder: str = "", workers: str = "0") -> None:
     """Extract one slice. `folder` holds just the files of the slice, for a machine that does not have the whole part.
+
+    `workers`: processes that extract, for an engine that shares a machine out; 0: as `extract.workers` says.
 
     Raises UserError if there is no such part or slice, or the folder or the model cannot be used.
     """
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UserError(f"A slice is a RANK below WORLD, such as 0 3; got {rank} {world}.")
+    if workers != "0":
+        extract = params.extract.model_copy(update={"workers": int(workers)})
+        params = params.model_copy(update={"extract": extract})
     preload(PRELOAD)
     whole_part = part_folder(params, root, part)
     source_folder = root / folder if folder else whole_part

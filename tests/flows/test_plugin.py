@@ -29,7 +29,7 @@ def _prefect(server: Server, cwd: Path, *arguments: str) -> subprocess.Completed
 def _deployable(folder: Path) -> None:
     """Make a folder deployable. A deployment runs where it was deployed from, so tests do not deploy the project itself."""
     (folder / "flows").mkdir(parents=True)
-    for name in ("prefect.yaml", "pyproject.toml", "flows/train_poses.py", "flows/remote_extract.py"):
+    for name in ("prefect.yaml", "pyproject.toml", "flows/train_poses.py", "flows/on_prefect.py"):
         (folder / name).write_bytes((PROJECT / name).read_bytes())
 
 

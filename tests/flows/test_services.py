@@ -175,7 +175,7 @@ class ServicesUp:
 def house(workspace: Path) -> Iterator[ServicesUp]:
     """The small DVC project of conftest with all services up."""
     (workspace / "flows").mkdir()
-    for name in ("prefect.yaml", "pyproject.toml", "flows/train_poses.py", "flows/remote_extract.py"):
+    for name in ("prefect.yaml", "pyproject.toml", "flows/train_poses.py", "flows/on_prefect.py"):
         (workspace / name).write_bytes((PROJECT / name).read_bytes())
     for name in ("prefect_port", "mlflow_port"):
         set_value(workspace / "params.yaml", f"services.{name}", private_server.free_port())

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from flows import dvc_graph, remote_extract
 from flows.remote_store import RemoteStore, fetch_slice
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import DataError, UserError
-from tasks.config import params
 from tasks.extract import slices as extract_slice
 from tasks.extract.slices import FINDINGS, MARK, absorb, combine, name
 from tests.support.dvc_project import dvc
-from tests.support.extraction import MODEL, draw_figures, extraction_params, outputs, run_extraction
+from tests.support.extraction import draw_figures, extraction_params, outputs, run_extraction
 
 WORLD = 3
 
@@ -150,36 +146,3 @@ def test_files_are_fetched_from_the_remote_and_findings_stored_there(tracked: Pa
 def test_a_part_unknown_to_dvc_raises_a_user_error(workspace: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no data/raw/sky, and DVC cannot fetch it: `dvc add data/raw/sky`"):
         fetch_slice(workspace, "data/raw/sky", 0, 1, tmp_path / "sky")
-
-
-def test_only_a_failed_slice_is_requested_again(heap: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Direct calls replace the workers; test_remote_extract covers the server between them."""
-    about = params.load(workspace / "params.yaml").model_dump()
-    about["raw"] = {"folder": None, "parts": {"heap": str(heap)}}
-    about["extract"] |= {"model": str(MODEL), "slices": 2, "workers": 1}
-    (workspace / "params.yaml").write_text(json.dumps(about))
-    monkeypatch.chdir(workspace)
-    chosen, plan, asked = params.load(workspace / "params.yaml"), dvc_graph.order(workspace, ["extract@heap"]), []
-
-    def ask(wish: dict[str, Any]) -> int:
-        rank: int = wish["rank"]
-        asked.append(rank)
-        if len(asked) != 2:  # the second one fails
-            assert remote_extract.extract_slice.fn(**wish).is_completed()
-        return rank
-
-    def wait(runs: list[int]) -> None:
-        if len(asked) == 2:
-            raise UserError("1 of 2 slices failed")
-
-    monkeypatch.setattr(remote_extract, "_request", ask)
-    monkeypatch.setattr(remote_extract, "_wait", wait)
-    with pytest.raises(UserError, match="1 of 2 slices failed"):
-        remote_extract.extract_on_workers(chosen, workspace, plan)
-    remote_extract.extract_on_workers(chosen, workspace, plan)
-    assert asked == [0, 1, 1]
-    assert not list((workspace / paths.SLICES).rglob("*.*"))  # `forget` deletes findings from the cache only
-    run_extraction(heap, workspace)
-    assert files.read_json(workspace / ".contrapposto/extract/heap.json")["extracted"] == 0
-    refused = remote_extract.extract_slice.fn("heap", 0, 2, "0" * 16, "0" * 16)
-    assert refused.is_failed()

@@ -70,7 +70,7 @@ def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tm
         for clone in clones:
             with open(clone / "worker.log", "w", encoding="utf-8") as log:
                 workers.append(process.start(work, clone, _environment(prefect_server, clone), log))
-        output = _curate(prefect_server, home, WORKERS)
+        output = _curate(prefect_server, home, "prefect")
     finally:
         for worker in workers:
             process.stop(worker)
@@ -81,7 +81,7 @@ def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tm
     assert sum(extracted) == 24 and max(extracted) < 24, extracted
     assert not any(list((clone / paths.SLICES).rglob("*.*")) for clone in clones)
     assert not any((clone / "data/raw/heap").exists() for clone in clones)
-    _curate(prefect_server, alone, 0)
+    _curate(prefect_server, alone, "local")
     assert _shards(home) == _shards(alone) and len(_shards(home)) > 1
 
 
@@ -93,8 +93,9 @@ def _extracted(root: Path) -> int:
         return int(db.execute("select count(*) from findings").fetchone()[0])
 
 
-def _curate(server: Server, root: Path, slices: int) -> str:
-    code = f"from flows.train_poses import curate; curate(changes={{'extract': {{'slices': {slices}}}}})"
+def _curate(server: Server, root: Path, kind: str) -> str:
+    changes = {"engine": {"kind": kind, "slices": WORKERS if kind == "prefect" else 0}}
+    code = f"from flows.train_poses import curate; curate(changes={changes})"
     command = [sys.executable, "-c", code]
     made = subprocess.run(
         command, cwd=root, env=_environment(server, root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -107,9 +108,11 @@ def _curate(server: Server, root: Path, slices: int) -> str:
 def test_slices_without_a_deployment_are_a_user_error(prefect_server: Server, tmp_path: Path) -> None:
     home = small_project(tmp_path / "home", raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}})
     draw_figures(home / "data/raw/heap", 2)
-    write_params(home, extract__slices=2, raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}})
+    write_params(
+        home, engine={"kind": "prefect", "slices": 2}, raw={"folder": "data/raw", "parts": {"heap": "data/raw/heap"}}
+    )
     private = subprocess.run(
         [sys.executable, "-m", "flows", "curate"], cwd=home, env=os.environ | {"PYTHONPATH": str(home)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    assert private.returncode == 2 and "extract.slices: 0 in params.yaml" in private.stdout, private.stdout
+    assert private.returncode == 2 and "engine.kind: local" in private.stdout, private.stdout

@@ -1,0 +1,115 @@
+"""Engines run the slices of a part, here or on other machines; `engine` of params.yaml says which.
+
+An engine only launches slices. What a slice is, where its result is kept, how results are merged and what is repeated is the
+same for all, so that an engine cannot change the bytes of the dataset: `local` runs the slices one after the other on this
+machine, `flows.on_prefect` in the workers of a work pool, `flows.on_ray` on a Ray cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from flows import data_fingerprint, dvc_graph
+from flows.remote_store import RemoteStore
+from flows.slices import Slice, work
+from tasks import paths
+from tasks.common.errors import UserError
+from tasks.config.params import Params
+from tasks.extract import slices
+from tasks.extract.scan import walk
+
+log = logging.getLogger(__name__)
+
+FILES_PER_SLICE = 1000  # fewer hardly pay: see docs/scaling.md
+
+
+class Engine(Protocol):
+    """Something that runs slices."""
+
+    def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
+        """Run the slices and wait for them; returns why, for each that failed.
+
+        Raises UserError if the engine itself cannot work, and OutOfTime. However this function is left, no slice that it
+        launched is still running, or will begin.
+        """
+
+
+class Local:
+    """Child processes of this machine, one slice after the other, each with all cores."""
+
+    def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
+        failures = {}
+        for piece in pieces:
+            try:
+                work(root, piece)
+            except dvc_graph.OutOfTime:
+                raise
+            except UserError as error:
+                failures[piece] = str(error)
+            log.info(f"slice {piece}: {failures.get(piece, 'done')}")
+        return failures
+
+
+def chosen(params: Params) -> Engine:
+    """The engine that params.yaml names."""
+    if params.engine.kind == "prefect":
+        from flows.on_prefect import WorkPool
+
+        return WorkPool()
+    if params.engine.kind == "ray":
+        from flows.on_ray import RayCluster
+
+        return RayCluster(params.engine.address, params.extract.workers or 1)
+    return Local()
+
+
+def cuts(params: Params) -> bool:
+    """Whether parts are extracted in slices; if not, the stage extracts them as a whole."""
+    return params.engine.kind != "local" or params.engine.slices > 0
+
+
+def extract(params: Params, root: Path, parts: Sequence[str]) -> None:
+    """Extract the parts in slices, and put the findings into the cache of this workspace, where the stage `extract` finds them.
+
+    Raises UserError if slices fail (see `_run_all`); the others are kept, so that the next run launches only those.
+    """
+    store, digest = RemoteStore(root), slices.digest(params, root)
+    pieces = []
+    for part in parts:
+        folder = root / params.raw.parts[part]
+        version = data_fingerprint.content(folder)
+        world = params.engine.slices or max(1, math.ceil(sum(1 for _ in walk(folder)) / FILES_PER_SLICE))
+        pieces += [Slice(part, rank, world, digest, version) for rank in range(world)]
+    _run_all(chosen(params), root, [piece for piece in pieces if not store.has(piece.stored, slices.MARK)])
+    for part in parts:
+        statistics = []
+        for piece in [piece for piece in pieces if piece.part == part]:
+            folder = root / paths.SLICES / part / slices.name(piece.rank, piece.world)
+            store.get(piece.stored, (slices.FINDINGS, slices.MARK), folder)
+            statistics.append(slices.absorb(params, root, folder))
+        total = slices.combine(statistics)
+        log.info(
+            f"{part}: {len(statistics)} slices, {total.persons} persons in {total.files} files, {total.extracted} extracted "
+            f"in {total.seconds:.0f} s of the workers' time"
+        )
+
+
+def _run_all(engine: Engine, root: Path, pieces: Sequence[Slice]) -> None:
+    """Run the slices. Those that failed are tried again as long as each round finishes some: a worker may have been killed."""
+    left = list(pieces)
+    while left:
+        failures = engine.run(root, left)
+        if len(failures) == len(left):
+            piece, reason = next(iter(failures.items()))
+            raise UserError(
+                f"{len(failures)} of {len(pieces)} slices failed (slice {piece}: {reason}); the others are kept. Run this "
+                "again.",
+                1,
+            )
+        left = [piece for piece in left if piece in failures]
+        for piece in left:
+            log.warning(f"slice {piece} is tried again: {failures[piece]}")
