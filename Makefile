@@ -26,7 +26,7 @@ help:
 	@echo "make train-poses RAW=DIR    the same on your own folder of pictures (sub-folders are categories)"
 	@echo "make train-motion           a model of motion: built-in animation, and RAW's videos and motion captures"
 	@echo "make up | down | status     Prefect's server, MLflow's, a worker and a watch for new data, all on 127.0.0.1"
-	@echo "make trial [SHORT=1]        the whole life cycle once, in a copy of the project"
+	@echo "make trial [SHORT=1]        the whole life cycle once, in a copy of the project (ENGINE=ray: docs/scaling.md)"
 	@echo "make test | test-all        the tests | with the slow ones"
 	@echo "make ui                     compare runs in MLflow on http://127.0.0.1:5000"
 	@echo "make lint                   ruff, mypy and codespell"
@@ -76,7 +76,7 @@ up down status: setup
 	@$(BIN)/python -m flows $@
 
 trial: setup
-	OMP_NUM_THREADS=1 $(BIN)/python tests/trial.py $(if $(SHORT),--short)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/trial.py $(if $(SHORT),--short) $(if $(ENGINE),--engine $(ENGINE))
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)

@@ -20,6 +20,7 @@ import json, os, signal, sys
 from flows.on_ray import cluster
 with cluster([1] * int(sys.argv[1])) as (address, nodes):
     settings = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
     print(json.dumps({"address": address, "environment": settings, "nodes": nodes}), flush=True)
     signal.pause()
 """

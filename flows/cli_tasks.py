@@ -257,10 +257,12 @@ def extract_slice(
     folder: Annotated[
         Path | None, typer.Argument(help="Folder with the files of the slice, if the part is not on this machine.")
     ] = None,
-    workers: Annotated[int, typer.Argument(min=0, help="Processes that extract; 0: as extract.workers says.")] = 0,
+    workers: Annotated[
+        int | None, typer.Argument(min=0, help="Processes that extract; without it, as extract.workers says.")
+    ] = None,
 ) -> None:
     """Extract one slice of a part, as a worker does."""
-    _call("extract_slice", part, rank, world, folder or "", workers)
+    _call("extract_slice", part, rank, world, folder if workers is None else folder or "", workers)
 
 
 @commands.command(rich_help_panel=PANEL)

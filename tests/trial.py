@@ -1,4 +1,4 @@
-"""The whole life cycle once: `make trial`, or `make trial SHORT=1` with nets too small to learn anything.
+"""The whole life cycle once: `make trial`, or `make trial SHORT=1` with nets too small to learn anything; ENGINE=ray extracts so.
 
 In a copy of this project it starts the services, trains, delivers new pictures, waits for the retraining that they trigger,
 compares challenger and champion, serves a model, generates samples, and stops the services. Every step prints its result; the
@@ -39,7 +39,7 @@ FIRST, SECOND = "studio", "street"
 class Trial:
     """The copy of the project, and the commands that a user types in it."""
 
-    def __init__(self, root: Path, short: bool) -> None:
+    def __init__(self, root: Path, short: bool, engine: str = "local") -> None:
         self.root, self.short, self.began = root, short, time.monotonic()
         copy_project(root)
         if short:
@@ -48,6 +48,7 @@ class Trial:
         set_values(
             root / "params.yaml", {**ports, "retrain.watch_seconds": 2.0, "raw.parts": {FIRST: f"{INBOX}/{FIRST}"}}
         )
+        set_values(root / "params.yaml", {"engine.kind": engine, "engine.slices": 0 if engine == "local" else 3})
         self.params = load(root / "params.yaml")
         api = f"http://127.0.0.1:{self.params.services.prefect_port}/api"
         binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -178,10 +179,11 @@ def main() -> int:
     """Run the trial in a folder of its own; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="tiny nets and few pictures: minutes")
+    parser.add_argument("--engine", default="local", help="that extracts new parts: local, prefect or ray")
     parser.add_argument("--root", type=Path, help="where (default: a temporary folder, removed at the end)")
     options = parser.parse_args()
     place = options.root or Path(tempfile.mkdtemp(prefix="trial-"))
-    trial = Trial(place / "contrapposto", options.short)
+    trial = Trial(place / "contrapposto", options.short, options.engine)
     try:
         trial.run()
     finally:
