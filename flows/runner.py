@@ -163,10 +163,10 @@ def _stages(
     extractions = {f"extract@{part}": part for part in params.raw.parts} if engines.cuts(params) else {}
     for number, step in enumerate(plan, start=1):
         if step.name in extractions:  # the first of them: what the others need is there, too
-            planned = {name: part for name, part in extractions.items() if name in {step.name for step in plan}}
+            planned = [extractions[other.name] for other in plan if other.name in extractions]
             extractions = {}
             try:
-                changed = [part for name, part in planned.items() if not dvc_graph.is_unchanged(root, name)]
+                changed = [part for part in planned if not dvc_graph.is_unchanged(root, f"extract@{part}")]
                 if changed:
                     engines.extract(params, root, changed)
             except UserError as error:

@@ -1,8 +1,8 @@
-"""The whole life cycle once: `make trial`, or `make trial SHORT=1` with nets too small to learn anything; ENGINE=ray extracts so.
+"""The whole life cycle once: `make trial`, or `make trial SHORT=1` with nets too small to learn anything.
 
 In a copy of this project it starts the services, trains, delivers new pictures, waits for the retraining that they trigger,
 compares challenger and champion, serves a model, generates samples, and stops the services. Every step prints its result; the
-first failure ends the trial with exit code 1.
+first failure ends the trial with exit code 1. With ENGINE=ray or ENGINE=prefect new pictures are extracted in three slices.
 """
 
 from __future__ import annotations
