@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -166,7 +167,8 @@ def test_impossible_engines_are_refused(heap: Path, workspace: Path, engine: dic
 def test_without_ray_the_engine_says_how_to_install_it(
     heap: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_ray.importlib.util, "find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
     with pytest.raises(UserError, match=r"engine\.kind: ray needs Ray"):
         engines.extract(_params(workspace, heap, kind="ray"), workspace, ["heap"])
 
