@@ -50,6 +50,8 @@ class Affine:
 class Latent:
     """An autoencoder as a codec: pictures `[n, C, s, s]` to latents with mean 0 in each channel and a given variance, and back.
 
+    Clips `[n, frames, C, s, s]` become clips of latents, frame by frame.
+
     The autoencoder is applied to BATCH pictures at a time, in bfloat16 where the hardware multiplies it, and is not trained.
     """
 
@@ -81,6 +83,8 @@ class Latent:
 
     def encode(self, x0: Tensor) -> Tensor:
         """Pictures to network units."""
+        if x0.ndim == 5:
+            return self.encode(x0.flatten(0, 1)).unflatten(0, x0.shape[:2])
         z = self._batched(self.net.encode, x0)
         return (z - self.mean.to(z)) / self.scale.to(z)
 
@@ -90,9 +94,10 @@ class Latent:
         maps = None
         if self.net.condition is not None and cond is not None:
             maps = kept(self.net.condition, cond)
-        if maps is None:
-            return self._batched(self.net.decode, z)
-        return self._batched(self.net.decode, z, maps.to(z))
+        given = (z,) if maps is None else (z, maps.to(z))
+        if z.ndim == 5:
+            return self._batched(self.net.decode, *(x.flatten(0, 1) for x in given)).unflatten(0, z.shape[:2])
+        return self._batched(self.net.decode, *given)
 
     def _batched(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
         device = values[0].device

@@ -16,7 +16,7 @@ from tasks.__main__ import call
 PANEL = "Tools"
 
 Model = Annotated[Literal["poses", "pictures"], typer.Argument(help="Which model.")]
-Trainable = Annotated[Literal["poses", "pictures", "codec", "motion"], typer.Argument(help="Which model.")]
+Trainable = Annotated[Literal["poses", "pictures", "codec", "motion", "video"], typer.Argument(help="Which model.")]
 Checkpoint = Annotated[Path | None, typer.Argument(help="Resume from this checkpoint.", show_default=False)]
 Folds = Annotated[
     int | None,
@@ -214,6 +214,18 @@ def motion_quality() -> None:
 def promote_motion() -> None:
     """Register the motion model, and make it the champion if it passes the gate."""
     _call_stage("promote_motion")
+
+
+@stages.command()
+def film() -> None:
+    """Draw the built-in motion frame by frame."""
+    _call_stage("film")
+
+
+@stages.command(name="video_clips")
+def video_clips() -> None:
+    """Cut moving pictures into clips of one length, and write them as WebDataset tars."""
+    _call_stage("video_clips")
 
 
 @stages.command(name="motion_page")

@@ -49,6 +49,8 @@ STAGES = {
     "motion_quality": "tasks.evaluate.motion_quality",
     "promote_motion": "tasks.registry.promote_motion",
     "motion_page": "tasks.report.motion_page",
+    "film": "tasks.synthetic.film",
+    "video_clips": "tasks.dataset.video_clips",
 }
 
 # People run these.

@@ -8,6 +8,7 @@ from pathlib import Path
 MODELS = ("poses", "pictures")
 UPSCALER = "upscaler"  # a third model, if pictures are enlarged
 MOTION = "motion"  # the model of clips, which is trained only if motion.run says so
+VIDEO = "video"  # the model of clips of pictures, which is trained only if video.run says so
 
 PARAMS = Path("params.yaml")
 
@@ -21,6 +22,8 @@ DATASET = Path("data/dataset")
 SHARDS = Path("data/shards")
 ANIMATION = Path("data/animation")  # the built-in motion
 CLIPS = Path("data/clips")  # windows of motion, as shards
+FILM = Path("data/film")  # the built-in motion in pictures
+VIDEO_CLIPS = Path("data/video")  # clips of pictures, as shards
 ARTIFACTS = Path("artifacts")  # one folder per model
 RECOGNISER = ARTIFACTS / "recogniser"
 SAMPLES = Path("samples")  # one folder per model
@@ -36,6 +39,8 @@ PROMOTE = REPORTS / "promote"
 MOTION_QUALITY = REPORTS / "motion_quality"
 PROMOTE_MOTION = REPORTS / "promote_motion"
 MOTION_PAGE = REPORTS / "motion.html"
+VIDEO_QUALITY = REPORTS / "video_quality"
+VIDEO_PAGE = REPORTS / "video.html"
 CLIPS_CARD = REPORTS / "clips.html"  # of the clips of motion
 SUMMARY = REPORTS / "summary"
 REPORT = REPORTS / "report.html"

@@ -26,7 +26,7 @@ from diffusion_core.targets import to_x0
 class LearnedVariance(Preconditioned):
     """A denoiser whose network returns twice as many channels: the target, and the share of the log variance.
 
-    Channels are dimension 1, and the last dimension of tokens `[B, n, channels]`.
+    Channels are the dimension of which the network returns twice as many.
 
     The noise variance of an ancestral step is interpolated in logarithms between beta_tilde (share 0), which is exact if x0 is
     known, and the variance for Gaussian data of standard deviation sd (share 1), which is beta for sd = 1. A sigmoid keeps the
@@ -35,7 +35,9 @@ class LearnedVariance(Preconditioned):
 
     def posterior(self, x: Tensor, level: Level, cond: Cond | None = None) -> Posterior:
         """Mean of x0 given x, its largest variance, and the share, `[B, *S]` each."""
-        y, share = self.predict(x, level, cond).chunk(2, 2 if x.ndim == 3 else 1)
+        both = self.predict(x, level, cond)
+        channels = next(i for i, (n, m) in enumerate(zip(both.shape, x.shape, strict=True)) if n != m)
+        y, share = both.chunk(2, channels)
         largest = (level.s * self.sd) ** 2 / ((level.a * self.sd) ** 2 + level.s**2)
         x0 = to_x0(y, x, level, self.target)
         return Posterior(x0, expand_like(largest, x).expand_as(x), torch.sigmoid(share))

@@ -46,6 +46,18 @@ class VideoNet(nn.Module):
             known = ", ".join(kind.__name__ for kind in BLOCKS)
             raise ValueError(f"{type(net).__name__} has no blocks after which attention over time could come: {known}")
 
+    def picture_names(self) -> dict[str, str]:
+        """The parameters that come from the picture network: their names here, and the names that they had there."""
+        temporal = [f"{name}." for name, module in self.named_modules() if isinstance(module, TemporalBlock)]
+        names = {}
+        for name, _ in self.named_parameters():
+            inside = next((prefix for prefix in temporal if name.startswith(prefix)), None)
+            if inside is None:
+                names[name] = name.removeprefix("net.")
+            elif name.startswith(f"{inside}block."):
+                names[name] = inside.removeprefix("net.") + name.removeprefix(f"{inside}block.")
+        return names
+
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         batch, frames = x.shape[:2]
         self.times.frames, self.times.segment = frames, cond.get(SEGMENT)

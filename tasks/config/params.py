@@ -35,11 +35,12 @@ from tasks.config.sampling import SamplingChoices
 from tasks.config.section import Section
 from tasks.config.training import Pictures, Poses, Train
 from tasks.config.upscaler import Upscaler
+from tasks.config.video import Video
 
 __all__ = [
     "Card", "Codec", "Curate", "Distill", "Engine", "Extract", "Fidelity", "Folds", "Generate", "Limits", "Mannequin",
     "Memorization", "Motion", "Params", "Pictures", "Poses", "Raw", "Recognition", "Sample", "Sampling", "Section",
-    "Shard", "Tracking", "Train", "Upscaler", "Upscaling", "Weights", "edit", "load", "parse", "read_text",
+    "Shard", "Tracking", "Train", "Upscaler", "Upscaling", "Video", "Weights", "edit", "load", "parse", "read_text",
     "set_value", "set_values",
 ]  # fmt: skip
 
@@ -62,6 +63,7 @@ class Params(Section):
     upscaler: Upscaler = Upscaler.model_validate({})
     folds: Folds = Folds()
     motion: Motion = Motion()
+    video: Video = Video()
     base: Weights | None = None  # a published model: a folder, and its sha256 as `contrapposto base` prints it
     adapt: Adapt = Adapt()  # by method
     sample: Sampling
@@ -158,6 +160,16 @@ class Params(Section):
     def _there_is_something_to_adapt(self) -> Params:
         if self.base is None and self.adapt != Adapt():
             raise ValueError("adapt needs base, the published model that is adapted")
+        return self
+
+    @model_validator(mode="after")
+    def _video_has_what_it_needs(self) -> Params:
+        if self.video.run and not self.motion.run:
+            raise ValueError("video.run needs motion.run: [motion], because clips are drawn for generated motion")
+        if self.video.run and self.video.clips.size < self.pictures.size:
+            raise ValueError(
+                f"video.clips.size must be at least pictures.size ({self.pictures.size}), got {self.video.clips.size}"
+            )
         return self
 
     def _check_student(self, name: str) -> None:

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class Track:
     """One person over time: `poses` `[n, 33, 3]` in metres at `times` `[n]` in seconds, and how visible each pose is.
 
     `path`: whether the hips move as they did; otherwise they stay at 0. `rows`: the key of each pose, empty without a table;
-    of a motion capture, which has more frames than rows, the keys of all its rows.
+    of a motion capture, which has more frames than rows, the keys of all its rows. `landmarks` `[n, 33, 2]`: where a person
+    who was tracked through a video is in its pictures, pixels.
     """
 
     kind: str
@@ -70,6 +72,7 @@ class Track:
     visibility: np.ndarray
     path: bool
     rows: tuple[str, ...] = ()
+    landmarks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,29 @@ def run(params: Params, root: Path) -> None:
             "There is no motion to learn from: no animation, and no video or motion capture with a person for "
             f"{settings.frames / settings.rate:.1f} seconds ({', '.join(f'{k}: {n}' for k, n in refused.items()) or 'none'})."
         )
+    write(params, root, paths.CLIPS, clips, settings, refused)
+
+
+# A clip's further members, and further entries of its JSON.
+Extra = tuple[dict[str, bytes], dict[str, Any]]
+
+
+def write(
+    params: Params,
+    root: Path,
+    folder: Path,
+    clips: list[Clip],
+    settings: Clips,
+    refused: Counter[str],
+    about: Mapping[str, Any] | None = None,
+    extra: Callable[[list[Clip]], Iterable[Extra]] | None = None,
+) -> None:
+    """Write clips as shards into a folder of the workspace, split by source.
+
+    `about`: further entries of the index. `extra` gives, for clips of one split, what is stored of each beside its poses.
+    """
     placed = _groups(params, root, clips)
-    about = {
+    described = {
         "frames": settings.frames,
         "rate": settings.rate,
         "categories": sorted({clip.track.category for clip in clips}),
@@ -109,23 +133,29 @@ def run(params: Params, root: Path) -> None:
         "sources": summary(clips, settings),
     }
     shards.write(
-        root / paths.CLIPS,
-        {split: list(_samples(clips, placed, split)) for split in SPLITS},
+        root / folder,
+        {split: _samples(clips, placed, split, extra) for split in SPLITS},
         params.shard.samples_per_shard,
-        about,
+        described | dict(about or {}),
     )
 
 
 def tracks(params: Params, root: Path, refused: Counter[str]) -> Iterator[Track]:
     """All motion of a workspace."""
     yield from _animated(root)
+    yield from extracted(params, root, refused, (Kind.VIDEO, Kind.MOCAP))
+
+
+def extracted(params: Params, root: Path, refused: Counter[str], kinds: Sequence[Kind]) -> Iterator[Track]:
+    """The motion that was found in files of these kinds."""
     table = parts.read_poses(root, params.raw)
+    pixels = table.pixels.astype(np.float64)
     gated = dataset_table.read_gated(root / paths.DATASET)
     forgotten = {(row.source, row.key) for row in gated if row.reason is Gate.FORGOTTEN}
     repeated = {row.source for row in gated if row.reason is Gate.IN_ANOTHER_PART}
     by_person: dict[tuple[str, int], list[int]] = defaultdict(list)
     for i, kind in enumerate(table.source_kind):
-        if kind != Kind.PICTURE:
+        if kind in kinds:
             by_person[table.source[i], int(table.track[i])].append(i)
     place = parts.SourcePaths(root, params.raw)
     for (source, number), rows in by_person.items():
@@ -146,6 +176,7 @@ def tracks(params: Params, root: Path, refused: Counter[str]) -> Iterator[Track]
                 visibility=table.limb_visibility[rows],
                 path=False,
                 rows=tuple(table.key[i] for i in rows),
+                landmarks=pixels[rows],
             )
 
 
@@ -176,8 +207,11 @@ def _captured(table: Poses, rows: list[int], path: Path) -> Track:
     )  # fmt: skip
 
 
-def cut(track: Track, settings: Clips, refused: Counter[str]) -> Iterator[Clip]:
-    """The clips of one person; what is refused is counted."""
+def cut(track: Track, settings: Clips, refused: Counter[str], forward: bool = True) -> Iterator[Clip]:
+    """The clips of one person; what is refused is counted.
+
+    `forward`: turned so that the person faces forward in the first frame; otherwise the axes are those of the track.
+    """
     length = (settings.frames - 1) / settings.rate
     found = False
     for run in motion.runs(track.times, settings.max_gap):
@@ -198,7 +232,8 @@ def cut(track: Track, settings: Clips, refused: Counter[str]) -> Iterator[Clip]:
             if rows and track.kind == Kind.VIDEO:
                 inside = (times >= start - settings.max_gap) & (times <= at[-1] + settings.max_gap)
                 rows = tuple(track.rows[i] for i, used in zip(run, inside, strict=True) if used)
-            normal = motion.canonical(clip[None] / torso)[0]
+            scaled = clip / torso
+            normal = motion.canonical(scaled[None])[0] if forward else scaled - motion.middle_of_hips(scaled[0])
             yield Clip(track, round(float(start), 6), normal.astype(np.float32), torso, rows)
     if not found:
         refused[Refused.TOO_SHORT] += 1
@@ -219,24 +254,28 @@ def _groups(params: Params, root: Path, clips: list[Clip]) -> dict[str, tuple[st
 
 
 def _samples(
-    clips: Iterable[Clip], placed: dict[str, tuple[str, str]], wanted: str
+    clips: Iterable[Clip],
+    placed: dict[str, tuple[str, str]],
+    wanted: str,
+    extra: Callable[[list[Clip]], Iterable[Extra]] | None,
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for clip in clips:
-        group, split = placed[clip.track.source]
-        if split == wanted:
-            about = {
-                "kind": clip.track.kind,
-                "source": clip.track.source,
-                "group": group,
-                "category": clip.track.category,
-                "split": split,
-                "start": clip.start,
-                "track": clip.track.number,
-                "path": clip.track.path,
-                "torso": round(clip.torso, 6),
-                "rows": sorted(clip.rows),
-            }
-            yield clip.key, {"clip.npy": shards.encode_pose(clip.poses), "json": shards.encode_json(about)}
+    own = [clip for clip in clips if placed[clip.track.source][1] == wanted]
+    further: Iterable[Extra] = repeat(({}, {}), len(own)) if extra is None else extra(own)
+    for clip, (members, entries) in zip(own, further, strict=True):
+        about = {
+            "kind": clip.track.kind,
+            "source": clip.track.source,
+            "group": placed[clip.track.source][0],
+            "category": clip.track.category,
+            "split": wanted,
+            "start": clip.start,
+            "track": clip.track.number,
+            "path": clip.track.path,
+            "torso": round(clip.torso, 6),
+            "rows": sorted(clip.rows),
+            **entries,
+        }
+        yield clip.key, {**members, "clip.npy": shards.encode_pose(clip.poses), "json": shards.encode_json(about)}
 
 
 def summary(clips: Iterable[Clip], settings: Clips) -> list[dict[str, Any]]:

@@ -9,15 +9,18 @@ BLUR = 1 / 12  # of the square's side: a reflected hand must not look like a sec
 
 
 def square(landmarks: np.ndarray, margin: float) -> tuple[int, int, int]:
-    """The square (x0, y0, side) in pixels around image landmarks `[33, 2]` (pixels).
+    """The square (x0, y0, side) in pixels around image landmarks `[33, 2]` (pixels), or around those of several frames
+    `[frames, 33, 2]`.
 
     The landmarks end at the eyes, so a disc around the nose, twice as wide as the nose-to-ear distance and at least an
     eighth of the person, stands for the head. `margin` is added on each side, as a fraction of the longer side.
     """
-    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
-    nose = landmarks[0]
-    head = max(2.0 * float(np.abs(landmarks[[7, 8]] - nose).max()), float((high - low).max()) / 8)
-    low, high = np.minimum(low, nose - head), np.maximum(high, nose + head)
+    frames = landmarks.reshape(-1, *landmarks.shape[-2:])
+    low, high = frames.min(axis=1), frames.max(axis=1)
+    nose = frames[:, 0]
+    ears = np.abs(frames[:, [7, 8]] - nose[:, None]).max(axis=(1, 2))
+    head = np.maximum(2 * ears, (high - low).max(axis=1) / 8)[:, None]
+    low, high = np.minimum(low, nose - head).min(axis=0), np.maximum(high, nose + head).max(axis=0)
     side = max(1, round(float((high - low).max()) * (1 + 2 * margin)))
     x0, y0 = np.round((low + high) / 2 - side / 2).astype(int)
     return int(x0), int(y0), side

@@ -1,7 +1,8 @@
 """Pose maps: a pose drawn as soft bones on the square of its picture. They condition the picture model.
 
 The square follows from the pose by the rule that cuts the pictures (`crop.square`), so a generated pose without a picture
-gets the map that its picture would have.
+gets the map that its picture would have. In a clip the square follows the hips and has one size, which holds the person in
+every frame.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.common import motion
 from tasks.dataset.crop import square
 
 # The bones of each channel: left arm, right arm, left leg, right leg, trunk, head (nose, ears, mouth).
@@ -28,27 +30,32 @@ FINE = 1000  # pixels per torso, since `square` works in whole pixels
 
 
 def places(poses: np.ndarray, margin: float) -> np.ndarray:
-    """Positions of the joints of poses `[n, 33, 3]` in the squares of their pictures: x, y in 0..1, `[n, 33, 2]`."""
-    flat = poses[..., :2].astype(np.float64) * FINE
-    boxes = np.array([square(pose, margin) for pose in flat], np.float64).reshape(-1, 3)
-    return (flat - boxes[:, None, :2]) / boxes[:, None, 2:]
+    """Positions of the joints of poses `[n, 33, 3]` in the squares of their pictures: x, y in 0..1, `[n, 33, 2]`.
+
+    Of clips `[n, frames, 33, 3]`: `[n, frames, 33, 2]`.
+    """
+    placed = motion.in_place(poses) if poses.ndim == 4 else poses
+    flat = placed[..., :2].astype(np.float64) * FINE
+    boxes = np.array([square(one, margin) for one in flat], np.float64).reshape(-1, *[1] * (poses.ndim - 2), 3)
+    return (flat - boxes[..., :2]) / boxes[..., 2:]
 
 
 def pose_map(poses: np.ndarray, size: int, margin: float) -> Tensor:
     """Maps float32 `[n, CHANNELS, size, size]` in 0..1 of poses `[n, 33, 3]` (torso = 1).
 
-    A channel is exp(-d^2 / 2 w^2) with d the distance to its nearest bone, seen from the front, and w = WIDTH.
+    Of clips `[n, frames, 33, 3]`: `[n, frames, CHANNELS, size, size]`. A channel is exp(-d^2 / 2 w^2) with d the distance to
+    its nearest bone, seen from the front, and w = WIDTH.
     """
-    points = torch.from_numpy(places(poses, margin)).float()
+    points = torch.from_numpy(places(poses, margin)).float().flatten(0, -3)
     centres = (torch.arange(size) + 0.5) / size
     pixels = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1)  # [size, size, 2]: x, y
-    out = torch.empty(len(poses), CHANNELS, size, size)
+    out = torch.empty(len(points), CHANNELS, size, size)
     for channel, bones in enumerate(PARTS):
-        nearest = torch.full((len(poses), size, size), torch.inf)
+        nearest = torch.full((len(points), size, size), torch.inf)
         for a, b in bones:
             nearest = torch.minimum(nearest, _squared_distance(pixels, points[:, a], points[:, b]))
         out[:, channel] = torch.exp(-nearest / (2 * WIDTH**2))
-    return out
+    return out.reshape(*poses.shape[:-2], CHANNELS, size, size)
 
 
 def _squared_distance(pixels: Tensor, a: Tensor, b: Tensor) -> Tensor:

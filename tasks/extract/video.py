@@ -88,6 +88,21 @@ def numbered(file: BufferedReader, numbers: Iterable[int]) -> Iterator[Frame]:
     raise Refusal(Reason.DAMAGED, f"it has no frame {number}")
 
 
+def at(file: BufferedReader, times: Iterable[float]) -> Iterator[Frame]:
+    """The first frame at or after each of these ascending times, in seconds. Raises Refusal if the video ends before."""
+    wanted = iter(times)
+    due = next(wanted, None)
+    for number, time, render in _decoded(file, 1):
+        frame = None
+        while due is not None and time >= due - 1e-6:
+            frame = frame or Frame(number, time, render())
+            yield frame
+            due = next(wanted, None)
+        if due is None:
+            return
+    raise Refusal(Reason.DAMAGED, f"it has no frame at {due} seconds")
+
+
 def _decoded(file: BufferedReader, min_side: int) -> Iterator[tuple[int, float, Callable[[], np.ndarray]]]:
     """Every frame's number, its time in seconds since the first frame, and a function that converts it to a picture."""
     file.seek(0)

@@ -21,12 +21,14 @@ from diffusion_core.nets.rin import RIN
 from diffusion_core.nets.simple_uvit import SimpleUViT
 from diffusion_core.nets.unet import UNet
 from diffusion_core.nets.uvit import UViT
+from diffusion_core.nets.video import VideoNet
 from tasks.common.errors import UserError
 from tasks.common.motion import PARTS
 from tasks.common.skeleton import BONES
 from tasks.config.motion import MotionModel
 from tasks.config.training import Pictures, Poses
 from tasks.config.upscaler import Upscaler
+from tasks.config.video import VideoModel
 
 # Name in params.yaml -> constructor (size, patch, keywords that all networks have) -> network.
 PICTURE_NETS: Mapping[str, Callable[..., nn.Module]] = {
@@ -75,6 +77,8 @@ def network(
             if config.net == "rin":
                 keywords["latent_self_conditioning"] = config.latent_self_conditioning
             net = PICTURE_NETS[config.net](side, config.patch, **keywords)
+            if isinstance(config, VideoModel):
+                return VideoNet(net)
             return net if codes is None else TokenNet(net, side, codes, channels)
         if isinstance(config, Upscaler):
             return EfficientUNet(side, **keywords)
@@ -87,6 +91,7 @@ def network(
             Pictures: f"pictures ({config.net_name})",
             Upscaler: "upscaler",
             MotionModel: "motion.model",
+            VideoModel: "video, which begins as the picture model",
         }
         name = names[type(config)]
         raise UserError(f"params.yaml: {name}: {error}.") from error

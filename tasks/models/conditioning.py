@@ -31,6 +31,7 @@ from diffusion_core.rng import TransformStream
 from diffusion_core.schedules import sigma_level
 from diffusion_core.training import augmentation
 from diffusion_core.training.trainer import Transform
+from tasks.common.motion import in_place
 from tasks.common.skeleton import MIRROR, mirror
 from tasks.config.motion import MotionModel
 from tasks.config.training import Pictures, Poses
@@ -90,7 +91,7 @@ def conditions(
     poses: np.ndarray | None = None,
     factor: int = 1,
 ) -> Cond:
-    """The conditions for categories `names` and poses `[n, 33, 3]`: those of them that the model has.
+    """The conditions for categories `names` and poses `[n, 33, 3]`, or clips `[n, frames, 33, 3]`: those that the model has.
 
     A category that is None or not in `categories` is withheld. Without poses, all conditions on the pose are withheld. Maps
     have the resolution of the latents of a codec with this factor.
@@ -107,13 +108,13 @@ def conditions(
         if not known.all():
             cond[f"{KEEP}vec:category"] = known
     if poses is not None and isinstance(config, Pictures):
-        given = torch.from_numpy(poses).float()
+        given = torch.from_numpy(in_place(poses) if poses.ndim == 4 else poses).float()
         if "pose_map" in config.conditions:
             cond["map:pose"] = pose_map(poses, config.size, margin)
         if "pose_vector" in config.conditions:
-            cond["vec:pose"] = given.flatten(1)
+            cond["vec:pose"] = given.flatten(-2)
         if "pose_tokens" in config.conditions:
-            cond["tok:pose"] = torch.cat([given, torch.eye(JOINTS).expand(len(given), -1, -1)], 2)
+            cond["tok:pose"] = torch.cat([given, torch.eye(JOINTS).expand(*given.shape[:-1], -1)], -1)
     if config.augment:
         cond[AUGMENT] = augmentation.no_transform(len(names))
     if config.condition_noise:
@@ -140,16 +141,17 @@ def at_latents(cond: Cond, factor: int) -> Cond:
     out = dict(cond)
     for key, value in cond.items():
         if key in (WEIGHT, PADDING):
-            out[key] = avg_pool2d(value, factor)
+            frames = value.flatten(0, -4)  # one, or all of a clip
+            out[key] = avg_pool2d(frames, factor).unflatten(0, value.shape[:-3])
         elif key.startswith("map:") and key != SELF:
             out[key] = pixel_unshuffle(value, factor)
     return out
 
 
 def body_weight(maps: Tensor, more: float) -> Tensor:
-    """What an error costs at each pixel, `[n, 1, s, s]` with mean 1 for each picture: 1 + more on the bones of pose maps."""
-    weight = 1 + more * maps.amax(1, keepdim=True)
-    return weight / weight.mean((1, 2, 3), keepdim=True)
+    """What an error costs at each pixel, `[..., 1, s, s]` with mean 1 for each picture: 1 + more on the bones of pose maps."""
+    weight = 1 + more * maps.amax(-3, keepdim=True)
+    return weight / weight.mean((-3, -2, -1), keepdim=True)
 
 
 def weights(cond: Cond, more: float) -> Cond:

@@ -4,6 +4,8 @@
     pictures   x0 = one picture, 3 channels, given its category and its pose (`conditions` says in which forms)
     motion     x0 = one clip, frames of 33 joints of 3 numbers, given its category, first pose and path (`tasks.models.motion`);
                only if motion.run says so
+    video      x0 = one clip, frames of 3 channels, given its category and the poses in its frames (`tasks.models.video`); only
+               if video.run says so
 
 With a codec, the network of `pictures` works on latents, and everything outside of it on pixels. A third model, the upscaler,
 is built and stored here too; `tasks/models/upscaler.py` has the rest of it.
@@ -48,10 +50,12 @@ from tasks.common.subset import evenly_spaced
 from tasks.config.motion import MotionModel
 from tasks.config.params import Params, Pictures, Poses, Upscaler
 from tasks.config.sampling import Guidance, SamplingChoices
+from tasks.config.video import VideoModel
+from tasks.dataset import frames
 from tasks.dataset.padding import padding_maps
 from tasks.dataset.shards import ShardDataset
 from tasks.models import codec as stored_codec
-from tasks.models import motion
+from tasks.models import motion, video
 from tasks.models.build import network
 from tasks.models.conditioning import KEYS, SELF, AnyModel, at_latents, conditions, weights, widths
 
@@ -63,6 +67,7 @@ KINDS: dict[str, Callable[..., Config]] = {
     "pictures": Pictures,
     paths.UPSCALER: Upscaler,
     paths.MOTION: MotionModel,
+    paths.VIDEO: VideoModel,
 }
 SCHEDULE = "schedule."  # prefix of the weights of a learned noise schedule
 ERRORS = "errors"  # key of the measured errors in a model's file
@@ -96,7 +101,9 @@ def fit_codec(x0: Tensor, per_coordinate: bool) -> Affine:
 
 
 def usable(root: Path, split: str, config: AnyModel) -> ShardDataset:
-    """The samples of a split that a model can use: for `pictures`, those that have a picture; for `motion`, clips."""
+    """The samples of a split that a model can use: for `pictures`, those that have a picture; for others, clips."""
+    if isinstance(config, VideoModel):
+        return ShardDataset(root / paths.VIDEO_CLIPS, split)
     if isinstance(config, MotionModel):
         return ShardDataset(root / paths.CLIPS, split)
     dataset = ShardDataset(root / paths.SHARDS, split)
@@ -108,8 +115,15 @@ def as_pictures(values: Tensor) -> np.ndarray:
     return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def _pictures(dataset: ShardDataset, size: int) -> Tensor:
-    return torch.from_numpy(dataset.pictures_uint8(size)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def as_clips(values: Tensor) -> np.ndarray:
+    """Clips uint8 `[n, frames, s, s, 3]` from data units, `[n, frames, 3, s, s]` in -1 ... 1."""
+    return as_pictures(values.flatten(0, 1)).reshape(*values.shape[:2], *values.shape[-2:], 3)
+
+
+def _pictures(dataset: ShardDataset, config: Pictures) -> Tensor:
+    clips = isinstance(config, VideoModel)
+    pixels = frames.read(dataset, config.size) if clips else dataset.pictures_uint8(config.size)
+    return torch.from_numpy(pixels).movedim(-1, -3).float() / 127.5 - 1
 
 
 def examples(
@@ -130,14 +144,16 @@ def examples(
     if isinstance(config, MotionModel):
         return _clips(dataset, config, categories, mirrored)
     metas = dataset.metas()
-    poses, names = dataset.poses(), [meta["category"] for meta in metas]
+    poses = dataset.clips() if isinstance(config, VideoModel) else dataset.poses()
+    names = [meta["category"] for meta in metas]
     margin = dataset.about["margin"]
     cond, flipped_cond = (conditions(config, categories, margin, names, p, factor) for p in (poses, mirror(poses)))
     if isinstance(config, Pictures):
-        x0 = _pictures(dataset, config.size)
+        x0 = _pictures(dataset, config)
         flipped = x0.flip(-1)
         if padded:
-            padding = padding_maps(metas, config.size)
+            clips = isinstance(config, VideoModel)
+            padding = video.padding(metas, config.size, x0.shape[1]) if clips else padding_maps(metas, config.size)
             cond |= at_latents({PADDING: padding}, factor)
             flipped_cond |= at_latents({PADDING: padding.flip(-1)}, factor)
     else:
@@ -180,7 +196,7 @@ class Model:
     padded: bool  # whether training pictures have padding: the network is told where
     meta: dict[str, Any]
     initial: GaussianStart | None = None  # from which sampling starts if the recipe adds no noise
-    clip: ClipShape | None = None  # of the motion model
+    clip: ClipShape | None = None  # of the models of motion and video
     # The smallest and largest values of the training data in the network's units, if the recipe limits its estimate to them.
     limits: tuple[Tensor, Tensor] | None = None
 
@@ -202,6 +218,8 @@ class Model:
 
     def conditions(self, categories: Sequence[str | None], poses: np.ndarray | None = None) -> Cond:
         """The conditions for one category per sample and, for pictures, the poses `[n, 33, 3]` that they shall show.
+
+        The poses of clips of pictures are `[n, frames, 33, 3]`.
 
         A category that is None or unknown to the model is withheld, as in condition dropout. So are first pose and path of
         the motion model, see `motion.first_pose_map` and `motion.path_map`. Not for the upscaler.
@@ -384,11 +402,10 @@ class Model:
 
     def _extreme(self, x0: Tensor, of: Callable[..., Tensor]) -> Tensor:
         """The smallest or largest values of each coordinate of poses, or of each channel of pictures."""
-        dims = (
-            (0, 2, 3) if isinstance(self.config, Pictures) else (0, 1) if isinstance(self.config, MotionModel) else (0,)
-        )
-        values = of(x0, dim=dims, keepdim=True)[0].float().cpu()
-        return values[0] if isinstance(self.config, MotionModel) else values
+        clips = isinstance(self.config, MotionModel | VideoModel)
+        examples = x0.flatten(0, 1) if clips else x0  # each frame counts as one
+        dims = (0, 2, 3) if isinstance(self.config, Pictures) else (0,)
+        return of(examples, dim=dims, keepdim=True)[0].float().cpu()
 
     def as_sampled(self, denoiser: Preconditioned) -> Denoiser:
         """A denoiser with the model's network, such as an average of its weights, as sampling uses it: self-conditioned or not.
@@ -410,7 +427,11 @@ def shape_of(config: Config, codec: Affine | Latent, clip: ClipShape | None = No
     side = config.size // codec.factor
     if isinstance(codec, Tokens):
         return (side**2,)
-    return (codec.net.latents if isinstance(codec, Latent) else 3, side, side)
+    picture = (codec.net.latents if isinstance(codec, Latent) else 3, side, side)
+    if isinstance(config, VideoModel):
+        assert clip is not None
+        return (clip.frames, *picture)
+    return picture
 
 
 def build(
@@ -422,13 +443,14 @@ def build(
     padded: bool = False,
     clip: ClipShape | None = None,
 ) -> Model:
-    """An untrained model. padded: whether training pictures have padding; clip: for the motion model."""
+    """An untrained model. padded: whether training pictures have padding; clip: for models of clips."""
     shape = shape_of(config, codec, clip)
     pictured = not isinstance(config, Poses | MotionModel)
     codes = None
     if isinstance(codec, Tokens) and isinstance(config, Pictures):
         codes, side = codec.codes, config.size // codec.factor
         shape = (codec.net.latents, side, side)
+    shape = shape[-3:] if pictured else shape  # of a frame, for a clip
     size = shape[-1] if pictured else 64  # simple diffusion shifts its noise by 64 / size
     recipe = config.training.make(DATA_SD, size, codes or 0)
     if config.self_condition:

@@ -12,7 +12,7 @@ index, seconds, rate).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -54,18 +54,23 @@ def run(params: Params, root: Path) -> None:
         path = folder / "joints.npy"
         np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
         animator = partial(_animator, path, settings.seed, settings.seconds, settings.rate)
-        work = OrderedMap(animator, range(settings.count), machine.cores())
-        clips: list[dict[str, Any]] = []
-        with closing(work):
-            try:
-                for clip in tqdm(work, total=settings.count, desc="animate", unit="clip", mininterval=1):
-                    clips.append(clip)
-            except WorkerDied as error:
-                raise DataError(
-                    f"A worker process died (exit code {error.exit_code}) while animating clip {error.item}; "
-                    "give the machine more memory and run again."
-                ) from error
+        clips = all_clips(animator, settings.count, "animate")
         files.write_json(folder / "clips.json", {"rate": settings.rate, "clips": clips})
+
+
+def all_clips(
+    worker: Callable[[], AbstractContextManager[Callable[[int], dict[str, Any]]]], count: int, label: str
+) -> list[dict[str, Any]]:
+    """What the workers return of clips 0 ... count - 1, in order. Raises DataError if a worker process dies."""
+    work = OrderedMap(worker, range(count), machine.cores())
+    with closing(work):
+        try:
+            return list(tqdm(work, total=count, desc=label, unit="clip", mininterval=1))
+        except WorkerDied as error:
+            raise DataError(
+                f"A worker process died (exit code {error.exit_code}) while drawing clip {error.item}; "
+                "give the machine more memory and run again."
+            ) from error
 
 
 @contextmanager

@@ -43,12 +43,15 @@ class ExampleDataset(Dataset[tuple[list[int], Tensor, Cond]]):
     """Examples in data units by index: the originals, then their mirror images, then jittered copies of all these.
 
     `factor`: that of the codec; pose maps and weights have the resolution of its latents, the pictures stay pixels. `padded`:
-    whether a picture has padding; if so, the conditions of all say where, and padding has no weight.
+    whether a picture has padding, here or in what is trained on beside; if so, the conditions of all say where, and padding has
+    no weight.
     """
 
-    def __init__(self, dataset: ShardDataset, config: AnyModel, categories: list[str], factor: int = 1) -> None:
+    def __init__(
+        self, dataset: ShardDataset, config: AnyModel, categories: list[str], factor: int = 1, padded: bool = False
+    ) -> None:
         self.dataset, self.config, self.categories, self.factor = dataset, config, categories, factor
-        self.padded = isinstance(config, Pictures) and any_padding(dataset.metas())
+        self.padded = padded or (isinstance(config, Pictures) and any_padding(dataset.metas()))
 
     def __len__(self) -> int:
         return self.uncopied * (1 + self.config.copies)

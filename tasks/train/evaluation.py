@@ -23,6 +23,7 @@ from diffusion_core.training.monitoring import NoiseScale
 from diffusion_core.training.trainer import Trainer
 from tasks.common import motion
 from tasks.config.motion import MotionModel
+from tasks.config.video import VideoModel
 from tasks.metrics import membership_inference, trajectories
 from tasks.metrics.estimate import Estimate
 from tasks.metrics.features import joints, pixels
@@ -183,6 +184,9 @@ class Evaluator:
         """Features of examples in data units, in which distances to held-out data are measured."""
         if isinstance(self.model.config, MotionModel):
             return trajectories.features(trajectories.fitted(motion.from_features(values.numpy())))
+        if isinstance(self.model.config, VideoModel):
+            clips = modality.as_clips(values).astype(np.float32) / 255
+            return pixels(clips.reshape(len(clips), -1, *clips.shape[-2:]))  # frames below each other
         if values.ndim == 4:
             return pixels(modality.as_pictures(values).astype(np.float32) / 255)
         return joints(values.numpy())
@@ -194,11 +198,16 @@ class Evaluator:
             clips = motion.from_features(values.numpy())
             drawing.save_png(path, motion_plots.strips(clips[: SHOWN // 2], frames=SHOWN))
             return
-        if values.ndim == 4:
+        columns = 8
+        if isinstance(self.model.config, VideoModel):
+            columns = values.shape[1]
+            shown = modality.as_pictures(values[: SHOWN // 2].flatten(0, 1))
+            tiles = [drawing.enlarge(picture, 96) for picture in shown]
+        elif values.ndim == 4:
             tiles = [drawing.enlarge(picture, 96) for picture in modality.as_pictures(values)]
         else:
             tiles = [drawing.draw_pose(pose) for pose in values.numpy()]
-        drawing.save_png(path, drawing.sheet(tiles, 8))
+        drawing.save_png(path, drawing.sheet(tiles, columns))
 
 
 def _to_device(examples: Examples, denoiser: Preconditioned) -> tuple[Tensor, Cond]:

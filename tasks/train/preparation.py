@@ -15,20 +15,23 @@ from diffusion_core import error_curve, rng
 from diffusion_core.codecs import Affine, Latent
 from diffusion_core.conditioning import to_device
 from diffusion_core.training import microbatch_size
-from diffusion_core.training.trainer import Trainer
+from diffusion_core.training.trainer import Trainer, Transform
 from tasks import paths
 from tasks.common.errors import DataError
 from tasks.common.subset import evenly_spaced
 from tasks.config.motion import MotionModel
 from tasks.config.params import Params
+from tasks.config.video import VideoModel
+from tasks.dataset.padding import any_padding
 from tasks.dataset.shards import ShardDataset
 from tasks.models import conditioning, modality, motion
+from tasks.models import video as video_model
 from tasks.models.codec import PictureCodec
 from tasks.models.conditioning import AnyModel
 from tasks.models.modality import Examples, Model
 from tasks.registry import lineage
 from tasks.train import data as training_data
-from tasks.train import run_fingerprint
+from tasks.train import run_fingerprint, video
 from tasks.train.core_settings import averages, core_compute, core_config
 from tasks.train.data import Encoder, ExampleDataset, Source
 from tasks.train.evaluation import EVALUATED, Evaluator
@@ -41,7 +44,7 @@ ERROR_SIGMAS = (0.002, 100.0, 20)  # smallest, largest, how many
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model is trained and evaluated on. `pin`: whether batches go to a GPU; `stills`: poses beside clips."""
+    """What a model is trained and evaluated on. `pin`: whether batches go to a GPU; `stills`: what is beside clips."""
 
     train: ShardDataset
     held_out: ShardDataset
@@ -50,7 +53,7 @@ class TrainingData:
     source: Source
     in_memory: bool
     pin: bool
-    stills: motion.Stills | None = None
+    stills: motion.Stills | video_model.Stills | None = None
 
 
 def load_data(
@@ -73,16 +76,22 @@ def load_data(
     train, held_out = datasets
     if not len(train):
         missing = (
-            "There is no clip in the training split" if name == paths.MOTION else "No training person has a picture"
+            "There is no clip in the training split"
+            if name in (paths.MOTION, paths.VIDEO)
+            else "No training person has a picture"
         )
         raise DataError(f"{missing}: there is nothing to train {name} on.")
-    poses = None
-    if isinstance(config, MotionModel) and config.stills:
-        poses = ShardDataset(root / paths.SHARDS, "train")
+    beside = None
+    if isinstance(config, MotionModel | VideoModel) and config.stills:
+        persons = ShardDataset(root / paths.SHARDS, "train")
+        beside = persons.pictured() if isinstance(config, VideoModel) else persons
     # Categories that only held-out data have would get untrained weights.
     if categories is None:
-        categories = sorted({*train.categories(), *(poses.categories() if poses is not None else ())})
-    dataset = ExampleDataset(train, config, categories, codec.factor if codec is not None else 1)
+        categories = sorted({*train.categories(), *(beside.categories() if beside is not None else ())})
+    padded = isinstance(config, VideoModel) and (
+        video.padded(root) or any_padding([*train.metas(), *(beside.metas() if beside is not None else [])])
+    )
+    dataset = ExampleDataset(train, config, categories, codec.factor if codec is not None else 1, padded)
     encoder = Encoder(codec, root / paths.LATENTS, device) if isinstance(codec, Latent) else None
     affine = codec if isinstance(codec, Affine) else None
     pin = device.type == "cuda"
@@ -91,7 +100,13 @@ def load_data(
         source = training_data.in_memory(dataset, name != "pictures", pin, encoder, affine)
     else:
         source = training_data.from_shards(dataset, name != "pictures", encoder, affine)
-    stills = motion.Stills(poses, categories, source.codec, config.mirror) if poses is not None else None
+    stills: motion.Stills | video_model.Stills | None = None
+    if beside is not None and isinstance(config, VideoModel):
+        stills = video.stills(
+            beside, config, categories, source.codec, root / paths.LATENTS, device, padded=dataset.padded
+        )
+    elif beside is not None:
+        stills = motion.Stills(beside, categories, source.codec, config.mirror)
     return TrainingData(train, held_out, categories, dataset, source, fits_in_memory, pin, stills)
 
 
@@ -104,16 +119,24 @@ def trainer(model: Model, config: AnyModel, data: TrainingData, device: torch.de
         data=data.source.data,
         n=data.source.count,
         averages=averages(config),
-        transform=(
-            motion.transform(config, data.stills)
-            if isinstance(config, MotionModel)
-            else conditioning.transform(config, data.source.codec)
-        ),
+        transform=_transform(config, data),
         compute=core_compute(config, device),
     )
     if config.microbatch == "largest":
         made.compute = replace(made.compute, microbatch=microbatch_size.largest_microbatch(made))
     return made
+
+
+def _transform(config: AnyModel, data: TrainingData) -> Transform | None:
+    """What is done with training batches."""
+    if isinstance(config, MotionModel):
+        assert not isinstance(data.stills, video_model.Stills)
+        return motion.transform(config, data.stills)
+    changed = conditioning.transform(config, data.source.codec)
+    if isinstance(config, VideoModel):
+        assert not isinstance(data.stills, motion.Stills)
+        return video_model.with_stills(changed, data.stills, config.stills)
+    return changed
 
 
 def training_loop(
@@ -136,18 +159,20 @@ def training_loop(
     evaluated = {}
     for split, shards in (("train", data.train), ("val", data.held_out)):
         if len(shards):
-            examples = model.examples(shards.take(evenly_spaced(len(shards), EVALUATED)))
+            # Of clips of pictures, as many frames as there are pictures otherwise.
+            count = EVALUATED // model.shape[0] if isinstance(config, VideoModel) else EVALUATED
+            examples = model.examples(shards.take(evenly_spaced(len(shards), max(2, count))))
             evaluated[split] = Examples(data.source.codec.encode(examples.x0), examples.cond)
     held_out_digest = training_data.digest(evaluated["val"]) if "val" in evaluated else "none"
     # A student (`more` names its teacher) learns from the steps of a sampler.
     fingerprint = run_fingerprint.of(config, data.source.digest, held_out_digest, samplers=bool(more))
     fingerprint |= dict(more or {})
     if data.stills is not None:
-        fingerprint["the poses beside clips"] = data.stills.digest()
+        fingerprint["what is beside clips"] = data.stills.digest()
     evaluator = Evaluator(model, evaluated, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples)
     folder = TrainingFolder(root, name, fingerprint, config.checkpoints_kept)
     trained_on = lineage.trained_on(data.train, start or config.start)
-    if isinstance(config, MotionModel):  # the persons that the clips are of, and those beside them
+    if isinstance(config, MotionModel | VideoModel):  # the persons that the clips are of, and those beside them
         rows = {row for meta in data.train.metas() for row in meta["rows"]}
         rows.update(data.stills.keys if data.stills is not None else ())
         trained_on["keys"] = sorted({*trained_on["keys"], *rows})

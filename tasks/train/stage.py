@@ -31,7 +31,7 @@ from tasks.models.codec import PictureCodec
 from tasks.models.conditioning import AnyModel
 from tasks.models.modality import ClipShape, Examples, Model
 from tasks.train import codec as codec_training
-from tasks.train import launch, preparation, upscaler, warm_start
+from tasks.train import launch, preparation, upscaler, video, warm_start
 from tasks.train.loop import TrainingLoop
 from tasks.train.preparation import TrainingData
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -> None:
     """Train `model`, with torchrun if there is more than one rank. Killed and run again, it ends with the same bits."""
-    config = _config_of(params, model)
+    config = _config_of(params, root, model)
     if not launch.under_torchrun():
         ranks = launch.ranks(config)
         if ranks > 1:
@@ -58,7 +58,9 @@ def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -
             _train(params, root, model, config, device, path)
 
 
-def _config_of(params: Params, model: str) -> AnyModel | Codec | Upscaler:
+def _config_of(params: Params, root: Path, model: str) -> AnyModel | Codec | Upscaler:
+    if model == paths.VIDEO:
+        return video.config_of(params, root)
     if model == paths.UPSCALER:
         return upscaler.config_of(params)
     return codec_training.config_of(params) if model == codec.NAME else modality.config_of(params, model)
@@ -72,7 +74,9 @@ def _train(
 
 
 def codec_of(params: Params, root: Path, name: str, config: AnyModel) -> PictureCodec | None:
-    """The trained codec of the picture model; None if there is none, and for other models."""
+    """The trained codec of the models of pictures and clips of them; None if there is none, and for other models."""
+    if name == paths.VIDEO:
+        return video.codec(root)
     latents = codec_training.trained(params, root) if name == "pictures" else None
     return Tokens.of(latents) if isinstance(latents, Latent) and RECIPES[config.recipe].tokens else latents
 
@@ -94,7 +98,7 @@ def assembled(
     finished model.
     """
     source = data.source
-    if isinstance(config, Pictures):
+    if name == "pictures" and isinstance(config, Pictures):
         _announce_enlarged(data.train.sides(), config.size)
     with_numbers = _measured(config, source.subset)
     model = modality.build(

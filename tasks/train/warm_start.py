@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_core.nets.edm2_unet import EDM2UNet
+from diffusion_core.nets.video import VideoNet
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
+from tasks.config.video import VideoModel
 from tasks.models.modality import Model
 
 # The layer that has one column per category. Categories may have come or gone; the others keep their column.
@@ -21,15 +23,20 @@ FIRST = ("patch_embed.weight", "conv_in.weight")  # the layers that take maps, l
 def weights(root: Path, sha256: str, model: Model) -> dict[str, Tensor]:
     """The denoiser's weights of the model file with this digest, its category columns rearranged for the categories of `model`.
 
+    The video model begins with a picture model's weights and, for attention over time, with its own, which change nothing.
+
     If only one of the two knows of padding, columns for it are added, as zeros, or removed.
 
     The file is looked for in `.contrapposto/models/<sha256>/` and `artifacts/`. Raises UserError, naming what differs, if
     it is another kind of network, and DataError if there is no such file.
     """
-    path = find(root, sha256, model.name)
+    inflated = isinstance(model.config, VideoModel)
+    path = find(root, sha256, "pictures" if inflated else model.name)
     tensors, meta = checkpoint.load(path)
     loaded = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
     own = {name: p.detach().cpu() for name, p in model.denoiser.named_parameters()}
+    if inflated:
+        loaded = _inflated(loaded, own, model.denoiser.net)
     for name, value in own.items():
         if name.endswith(CATEGORY) and name in loaded:
             loaded[name] = _columns(value, loaded[name], model.categories, meta["categories"])
@@ -49,6 +56,14 @@ def weights(root: Path, sha256: str, model: Model) -> dict[str, Tensor]:
         )
         raise UserError(f"{model.name}.start: {path} is another kind of network: {shapes}.")
     return loaded
+
+
+def _inflated(loaded: dict[str, Tensor], own: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """The weights of a picture model under the names that they have in the video model, and the latter's own further ones."""
+    assert isinstance(net, VideoNet)
+    names = {f"net.{old}": f"net.{new}" for new, old in net.picture_names().items()}
+    temporal = {name: value for name, value in own.items() if name not in names.values()}
+    return temporal | {names.get(name, name): value for name, value in loaded.items()}
 
 
 def find(root: Path, sha256: str, name: str) -> Path:

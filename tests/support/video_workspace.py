@@ -1,0 +1,58 @@
+"""A small workspace for clips of pictures: tiny parameters, and clips of coarse figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.config.params import Params, load
+from tasks.dataset import frames, shards
+from tests.support import workspaces
+from tests.support.motion_workspace import TINY
+
+FRAMES = 4
+SIZE = 16  # pixels
+
+
+def params(root: Path, **changes: Any) -> Params:
+    """`params.yaml` with tiny clips in `root`; changes as in `workspaces.write_params`."""
+    model = {key: value for key, value in TINY.items() if key not in ("width", "depth", "heads")}
+    small = {f"video__model__{key}": value for key, value in model.items()} | {
+        "video__model__stills": 2, "video__clips__frames": FRAMES, "video__clips__size": SIZE, "video__film__count": 12,
+        "video__sample__count": 4, "video__sample__motions": 2, "video__sample__apart": 2, "video__sample__steps": 3,
+        "motion__run": ["motion"], "video__run": ["video"],
+    }  # fmt: skip
+    return load(workspaces.write_params(root, **{**small, **changes}))
+
+
+def write_clips(root: Path, train: int = 12, val: int = 4) -> None:
+    """`data/video` of figures that move their arms, in two categories of which the dataset has one."""
+
+    def rows(split: str, count: int, seed: int) -> list[tuple[str, dict[str, bytes]]]:
+        rng = np.random.default_rng(seed)
+        samples = []
+        for i in range(count):
+            clip = np.repeat(workspaces.figure(rng, i % 2)[None], FRAMES, axis=0)
+            clip[:, 13:23, 1] += np.linspace(0, 0.5, FRAMES)[:, None]
+            meta = {
+                "category": ("calm", "walk")[i % 2],
+                "group": f"g{split}{i}",
+                "source": f"{split}{i}",
+                "split": split,
+                "rows": [],
+            }
+            pictures = np.stack([workspaces.picture(pose, SIZE) for pose in clip])
+            members = {"frames.npy": frames.encode(pictures), "clip.npy": shards.encode_pose(clip)}
+            samples.append((f"clip-{split}-{i:04d}", {**members, "json": shards.encode_json(meta)}))
+        return samples
+
+    splits = {
+        split: rows(split, n, seed) for seed, (split, n) in enumerate({"train": train, "val": val, "test": 2}.items())
+    }
+    about = {
+        "categories": ["calm", "walk"], "parts": ["figures"], "frames": FRAMES, "rate": 12.0, "size": SIZE, "margin": 0.08,
+        "refused": {}, "sources": [],
+    }  # fmt: skip
+    shards.write(root / "data/video", splits, 50, about)
