@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make train-poses` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup venv train-poses train-motion up down status trial test test-all lint ui clean
+.PHONY: help setup venv train-poses train-motion train-video up down status trial test test-all lint ui clean
 
 PYTHON ?= python3
 # test files run at a time
@@ -25,6 +25,7 @@ help:
 	@echo "make train-poses            the whole pipeline on the built-in mannequins"
 	@echo "make train-poses RAW=DIR    the same on your own folder of pictures (sub-folders are categories)"
 	@echo "make train-motion           a model of motion: built-in animation, and RAW's videos and motion captures"
+	@echo "make train-video            clips of people in motion, drawn by the picture model with attention over time"
 	@echo "make up | down | status     Prefect's server, MLflow's, a worker and a watch for new data, all on 127.0.0.1"
 	@echo "make trial [SHORT=1]        the whole life cycle once, in a copy of the project (ENGINE=ray: docs/scaling.md)"
 	@echo "make test | test-all        the tests | with the slow ones"
@@ -71,6 +72,9 @@ train-poses: setup
 
 train-motion: setup
 	@$(BIN)/python -m flows train-motion $${CONTRAPPOSTO_RAW:+"--raw=$$CONTRAPPOSTO_RAW"}
+
+train-video: setup
+	@$(BIN)/python -m flows train-video $${CONTRAPPOSTO_RAW:+"--raw=$$CONTRAPPOSTO_RAW"}
 
 up down status: setup
 	@$(BIN)/python -m flows $@

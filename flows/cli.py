@@ -59,6 +59,12 @@ def train_motion(raw: Raw = None, changed: Changed = None) -> None:
 
 
 @app.command(rich_help_panel=FLOWS)
+def train_video(raw: Raw = None, changed: Changed = None) -> None:
+    """Train the model of clips of people in motion, and those of pictures and motion before it; ends with the page about it."""
+    _run("train-video", changed, raw=raw)
+
+
+@app.command(rich_help_panel=FLOWS)
 def retrain(changed: Changed = None) -> None:
     """Run the whole pipeline on the pictures that are there now, starting from the champion's weights."""
     _run("retrain", changed)

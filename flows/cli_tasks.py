@@ -228,6 +228,24 @@ def video_clips() -> None:
     _call_stage("video_clips")
 
 
+@stages.command(name="sample_video")
+def sample_video() -> None:
+    """Draw clips of people in the poses of held-out clips and of generated motion."""
+    _call_stage("sample_video")
+
+
+@stages.command(name="video_quality")
+def video_quality() -> None:
+    """Measure whether generated clips show the poses asked for, whether they flicker, and whether they are copied."""
+    _call_stage("video_quality")
+
+
+@stages.command(name="video_page")
+def video_page() -> None:
+    """Write the page about clips of pictures."""
+    _call_stage("video_page")
+
+
 @stages.command(name="motion_page")
 def motion_page() -> None:
     """Write the page about motion."""

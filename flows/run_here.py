@@ -21,7 +21,7 @@ from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.common.text import one_line
 
-FLOWS = ("train-poses", "train-motion", "retrain", "curate", "generate", "evaluate")
+FLOWS = ("train-poses", "train-motion", "train-video", "retrain", "curate", "generate", "evaluate")
 WITH_REPORT = ("train-poses", "retrain")  # flows that end with the report
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from flows.param_changes import Changes
 from flows.runner import run_task, train, walk
 from flows.workspace import Held
-from tasks.paths import MOTION
+from tasks.paths import MOTION, VIDEO
 
 PROMOTED = ("promote", "report")
 Raw = Annotated[str, Field(min_length=1)]
@@ -39,14 +39,23 @@ def train_motion(raw: Raw | None = None, changes: Changes | None = None) -> Stat
     `raw` and `changes` as in `train_poses`.
     """
     targets = tuple(f"{stage}@{MOTION}" for stage in ("clips_card", "promote_motion", "motion_page"))
-    return walk(targets, raw, Changes.model_validate(_given(changes)))
+    return walk(targets, raw, Changes.model_validate(_given(changes, MOTION)))
 
 
-def _given(changes: Changes | None) -> dict[str, Any]:
-    """The changes as nested values, with the motion stages switched on."""
+@flow(name="train-video")
+def train_video(raw: Raw | None = None, changes: Changes | None = None) -> State[Any]:
+    """From pictures, videos and generated motion to a model of clips and the page about it; switches its stages on.
+
+    `raw` and `changes` as in `train_poses`. It trains the models of pictures and of motion first, if they are not there.
+    """
+    targets = (f"video_page@{VIDEO}", f"motion_page@{MOTION}")
+    return walk(targets, raw, Changes.model_validate(_given(changes, MOTION, VIDEO)))
+
+
+def _given(changes: Changes | None, *sections: str) -> dict[str, Any]:
+    """The changes as nested values, with the stages of these sections switched on."""
     given: dict[str, Any] = changes.model_dump(exclude_unset=True) if changes is not None else {}
-    given["motion"] = {**given.get("motion", {}), "run": [MOTION]}
-    return given
+    return given | {section: {**given.get(section, {}), "run": [section]} for section in sections}
 
 
 @flow(name="retrain")

@@ -51,6 +51,9 @@ STAGES = {
     "motion_page": "tasks.report.motion_page",
     "film": "tasks.synthetic.film",
     "video_clips": "tasks.dataset.video_clips",
+    "sample_video": "tasks.sample.video",
+    "video_quality": "tasks.evaluate.video_quality",
+    "video_page": "tasks.report.video_page",
 }
 
 # People run these.

@@ -65,7 +65,7 @@ class VideoModel(Pictures, Beside):
 class VideoSample(SamplingChoices):
     """Sampling of clips."""
 
-    count: Positive = 64  # for the poses of held-out clips
+    count: Positive = 100  # for the poses of held-out clips
     motions: int = Field(default=32, ge=0)  # for the poses of generated motion
     apart: int = Field(default=16, ge=0)  # with frames that know nothing of each other, for comparison
     batch: Positive = 16  # changes the speed, never a sample

@@ -24,9 +24,9 @@ from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import SAMPLES, group_numbers
 from tasks.evaluate.memorization import motion_banks
-from tasks.evaluate.memorization.certificate import Certificate, certify, score_samples
+from tasks.evaluate.memorization.certificate import Certificate, certify_samples
 from tasks.evaluate.memorization.copy_score import TooFewItems
-from tasks.evaluate.memorization.copy_test import Enough, Verdict
+from tasks.evaluate.memorization.copy_test import Verdict
 from tasks.evaluate.memorization.reference import Items, make_reference
 from tasks.metrics import motion as motion_metrics
 from tasks.metrics import trajectories
@@ -134,23 +134,13 @@ def _copies(
     params: Params, samples: np.ndarray, train: ShardDataset, held_out: ShardDataset
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The answer of the copy test, and the most suspicious samples. Too little data is a verdict, too."""
-    settings = params.memorization
     groups = group_numbers(train, held_out)
     try:
         reference = make_reference(
             [motion_banks.bank(samples.shape[1])], Items(train.clips(), groups[0]), Items(held_out.clips(), groups[1])
         )
-        certificate: Certificate = certify(
-            "motions",
-            score_samples("motions", samples, reference),
-            reference,
-            motion_banks.planter(reference.train.data),
-            np.random.default_rng(0),
-            level=settings.level,
-            false_discovery=settings.false_discovery,
-            planted=settings.planted,
-            needed=Enough(settings.needed_groups, settings.needed_heldout_groups, settings.needed_samples),
-            needed_power=settings.needed_power,
+        certificate: Certificate = certify_samples(
+            params.memorization, "motions", samples, reference, motion_banks.planter(reference.train.data)
         )
     except TooFewItems as error:
         sentence = f"Nothing can be said about copied motions: {error}"

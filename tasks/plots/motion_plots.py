@@ -64,10 +64,17 @@ def looping(
     clips: np.ndarray, rate: float, columns: int, captions: Sequence[str] | None = None, size: int = 128
 ) -> bytes:
     """An animated WebP that repeats for ever: clips `[n, frames, 33, 3]` side by side at `rate` frames a second."""
-    pictures = [
-        Image.fromarray(drawing.sheet([frame(clip, number, size) for clip in clips], columns, captions))
-        for number in range(clips.shape[1])
-    ]
+    return animated(
+        [
+            Image.fromarray(drawing.sheet([frame(clip, number, size) for clip in clips], columns, captions))
+            for number in range(clips.shape[1])
+        ],
+        rate,
+    )
+
+
+def animated(pictures: Sequence[Image.Image], rate: float) -> bytes:
+    """Pictures as an animated WebP that repeats for ever, at `rate` frames a second."""
     stream = io.BytesIO()
     pictures[0].save(
         stream,

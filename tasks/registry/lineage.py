@@ -16,7 +16,7 @@ from tasks import paths
 from tasks.common import files
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
-from tasks.paths import MODELS, MOTION
+from tasks.paths import MODELS, MOTION, VIDEO
 from tasks.registry import store_location, tracking
 
 FILE = "trained_on.json"
@@ -54,7 +54,7 @@ def trainings_on(params: Params, root: Path, keys: set[str]) -> tuple[list[Train
 
     Looks into `artifacts/` and, if there is an MLflow store, at every training and its model versions.
     """
-    names = [*paths.trained_models(root), *map(paths.student, MODELS), *map(paths.on_everything, MODELS), MOTION]
+    names = [*paths.trained_models(root), *map(paths.student, MODELS), *map(paths.on_everything, MODELS), MOTION, VIDEO]
     digests = {paths.model_sha256(root, name): name for name in names if (paths.model_folder(root, name)).is_dir()}
     trainings = list(_recorded(params, root, digests))
     recorded = {training.sha256 for training in trainings}

@@ -63,19 +63,20 @@ def run(params: Params, root: Path) -> None:
         samples=_samples(samples, rate),
         control=_control(folder, samples.splits, rate),
         plausibility=[
-            (words, _number(metrics, name), _number(metrics, f"{name}_heldout")) for name, words in PLAUSIBILITY.items()
+            (words, in_words(metrics, name), in_words(metrics, f"{name}_heldout"))
+            for name, words in PLAUSIBILITY.items()
         ],
         metrics=_metrics(metrics),
         absent=sorted(quality["absent"].items()),
         verdict=verdict,
-        style=_style(verdict),
+        style=style(verdict),
         sentence=quality["sentence"],
         closest=quality["closest"][:CLOSEST],
         sources=clips.about["sources"],
         splits=_splits(root),
         refused=[(reason.replace("_", " "), count) for reason, count in clips.about["refused"].items()],
         real=[_real(root, rate)],
-        curves=_curves(root),
+        curves=curves(root, paths.MOTION),
         lineage=[
             ("model", paths.model_sha256(root, paths.MOTION)),
             *((shard, digest) for shard, digest in clips.digests().items()),
@@ -85,18 +86,20 @@ def run(params: Params, root: Path) -> None:
 
 
 def _metrics(metrics: dict[str, float]) -> list[tuple[str, str]]:
-    rows = [(words, _number(metrics, name, interval=True)) for name, words in DISTANCES.items() if name in metrics]
-    rows += [(name, _number(metrics, name)) for name in sorted(metrics) if name.startswith("motion.")]
+    rows = [(words, in_words(metrics, name, interval=True)) for name, words in DISTANCES.items() if name in metrics]
+    rows += [(name, in_words(metrics, name)) for name in sorted(metrics) if name.startswith("motion.")]
     if "seam" in metrics:
-        rows.append(("acceleration at the seams of long motion, over that elsewhere", _number(metrics, "seam")))
+        rows.append(("acceleration at the seams of long motion, over that elsewhere", in_words(metrics, "seam")))
     return rows
 
 
-def _style(verdict: str) -> str:
+def style(verdict: str) -> str:
+    """The CSS class of a verdict."""
     return verdict if verdict in ("CLEAN", "COPIES") else "unsure"
 
 
-def _number(metrics: dict[str, float], name: str, interval: bool = False) -> str:
+def in_words(metrics: dict[str, float], name: str, interval: bool = False) -> str:
+    """A number of a page, with its interval if that is asked for; a dash if it is absent."""
     if name not in metrics:
         return "-"
     text = f"{metrics[name]:.3g}"
@@ -107,16 +110,18 @@ def _number(metrics: dict[str, float], name: str, interval: bool = False) -> str
 
 def _cards(metrics: dict[str, float], verdict: str) -> list[Card]:
     reference = "frechet_motion_distance_frames"
-    note = f"frames independent: {_number(metrics, reference)}" if reference in metrics else ""
+    note = f"frames independent: {in_words(metrics, reference)}" if reference in metrics else ""
     return [
-        Card("Frechet motion distance", _number(metrics, "frechet_motion_distance"), note),
+        Card("Frechet motion distance", in_words(metrics, "frechet_motion_distance"), note),
         *(
             Card(
-                name.replace("_", " "), _number(metrics, name), f"held-out clips: {_number(metrics, f'{name}_heldout')}"
+                name.replace("_", " "),
+                in_words(metrics, name),
+                f"held-out clips: {in_words(metrics, f'{name}_heldout')}",
             )
             for name in PLAUSIBILITY
         ),
-        Card("memorization, motion", verdict, "", _style(verdict)),
+        Card("memorization, motion", verdict, "", style(verdict)),
     ]
 
 
@@ -171,8 +176,9 @@ def _splits(root: Path) -> list[tuple[str, int, int]]:
     return rows
 
 
-def _curves(root: Path) -> list[Figure]:
-    training: dict[str, Any] = files.read_json(paths.model_folder(root, paths.MOTION) / "training.json")
+def curves(root: Path, model: str) -> list[Figure]:
+    """Loss and denoising errors of a training of clips."""
+    training: dict[str, Any] = files.read_json(paths.model_folder(root, model) / "training.json")
     images, loss = zip(*training["loss"], strict=True)
     with tempfile.TemporaryDirectory() as folder:
         first, second = Path(folder) / "loss.png", Path(folder) / "watch.png"

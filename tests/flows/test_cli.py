@@ -97,7 +97,7 @@ def test_shell_completion_lists_the_flows(tmp_path: Path) -> None:
     code = "import os; " + "".join(f"os.environ[{k!r}] = {v!r}; " for k, v in words.items())
     code += "from flows.cli import main; main([])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert set(result.stdout.split()) == {"train-poses", "train-motion", "train"}, result.stderr
+    assert set(result.stdout.split()) == {"train-poses", "train-motion", "train-video", "train"}, result.stderr
 
 
 def test_set_takes_yaml_values_and_refuses_what_does_not_fit() -> None:

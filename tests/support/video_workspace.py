@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.common import motion
 from tasks.config.params import Params, load
 from tasks.dataset import frames, shards
 from tests.support import workspaces
@@ -56,3 +57,15 @@ def write_clips(root: Path, train: int = 12, val: int = 4) -> None:
         "refused": {}, "sources": [],
     }  # fmt: skip
     shards.write(root / "data/video", splits, 50, about)
+
+
+def write_motion(root: Path, count: int = 3) -> None:
+    """`samples/motion` of figures that turn about themselves, twelve frames at 12 a second."""
+    rng = np.random.default_rng(5)
+    samples = []
+    for i in range(count):
+        pose = workspaces.figure(rng, 0)
+        clip = motion.turned(np.repeat(pose[None], 12, axis=0), np.linspace(0, 1, 12)).astype(np.float32)
+        members = {"clip.npy": shards.encode_pose(clip), "json": shards.encode_json({"category": "walk"})}
+        samples.append((f"motion-0-{i:06d}", members))
+    shards.write(root / "samples/motion", {"samples": samples}, 10, {"frames": 12, "rate": 12.0})

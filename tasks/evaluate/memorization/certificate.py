@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import false_discovery_control
 
+from tasks.config.params import Memorization
 from tasks.evaluate.memorization import power, sentences
 from tasks.evaluate.memorization.copy_score import Scores, TooFewItems
 from tasks.evaluate.memorization.copy_test import Enough, SplitTest, Verdict, judge, split_exchangeability
@@ -181,4 +182,25 @@ def certify(
     )
     return Certificate(
         **vars(evidence), verdict=verdict, sentence=sentences.of(verdict, evidence, lacking, needed_power)
+    )
+
+
+def certify_samples(
+    settings: Memorization, what: str, samples: np.ndarray, reference: Reference, plant: Planter
+) -> Certificate:
+    """The certificate of samples under the section `memorization` of the parameters.
+
+    Raises TooFewItems if there is too little to compare.
+    """
+    return certify(
+        what,
+        score_samples(what, samples, reference),
+        reference,
+        plant,
+        np.random.default_rng(0),
+        level=settings.level,
+        false_discovery=settings.false_discovery,
+        planted=settings.planted,
+        needed=Enough(settings.needed_groups, settings.needed_heldout_groups, settings.needed_samples),
+        needed_power=settings.needed_power,
     )

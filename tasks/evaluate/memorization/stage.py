@@ -26,9 +26,9 @@ from tasks.dataset.shards import ShardDataset, resized
 from tasks.dataset.splits import COMPARISON, SAMPLES, group_numbers, load_splits
 from tasks.evaluate import stored_poses
 from tasks.evaluate.memorization import memorization_plots, positive_control
-from tasks.evaluate.memorization.certificate import Certificate, certify, score_samples
+from tasks.evaluate.memorization.certificate import Certificate, certify_samples
 from tasks.evaluate.memorization.copy_score import TooFewItems
-from tasks.evaluate.memorization.copy_test import Enough, Verdict
+from tasks.evaluate.memorization.copy_test import Verdict
 from tasks.evaluate.memorization.invariances import PICTURE_BANKS, PICTURE_SIDE, POSE_BANKS
 from tasks.evaluate.memorization.positive_control import Planter
 from tasks.evaluate.memorization.reference import Items, Reference, make_reference
@@ -122,21 +122,9 @@ def poses_in_pictures(root: Path) -> tuple[list[str], np.ndarray]:
 
 def _answer(question: Question, params: Params, folder: Path) -> Answer:
     """The answer to one question; its figures go to `folder`. Too little data is a verdict, too."""
-    settings = params.memorization
     try:
         reference = question.reference()
-        certificate = certify(
-            question.what,
-            score_samples(question.what, question.samples, reference),
-            reference,
-            question.plant(),
-            np.random.default_rng(0),
-            level=settings.level,
-            false_discovery=settings.false_discovery,
-            planted=settings.planted,
-            needed=Enough(settings.needed_groups, settings.needed_heldout_groups, settings.needed_samples),
-            needed_power=settings.needed_power,
-        )
+        certificate = certify_samples(params.memorization, question.what, question.samples, reference, question.plant())
     except TooFewItems as error:
         return Answer(Verdict.TOO_FEW, f"Nothing can be said about copied {question.what}: {error}", {}, [], [])
     closest = folder / f"{question.name}_closest.png"

@@ -15,7 +15,7 @@ from diffusion_core.nets.video import VideoNet, beside
 from tests.support import net_zoo
 
 FRAMES, STILLS, BATCH = 4, 2, 2
-NETS = ("patch", "dit", "uvit", "unet")
+NETS = ("patch", "dit", "uvit", "hourglass", "unet", "simple_uvit")
 
 
 def _call(name: str, frames: int, seed: int = 1) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

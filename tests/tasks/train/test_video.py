@@ -86,6 +86,7 @@ def test_at_first_it_is_the_picture_model_frame_by_frame(
     assert torch.equal(frames.flatten(0, 1), single) and frames.std() > 0
 
 
+@pytest.mark.slow
 def test_interrupted_training_ends_with_the_same_bits(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +139,7 @@ def test_stills_are_trained_on_beside_clips_with_conditions_of_their_own(
     assert all((both - still).abs().flatten(1).amax(1).min() < 1e-5 for still in x0[:, frames:].flatten(0, 1))
 
 
+@pytest.mark.slow
 def test_it_learns_motion_and_knows_whom_it_was_trained_on(trained: Path) -> None:
     model = modality.load(trained / "artifacts/video", torch.device("cpu"))
     assert model.shape == (4, 3, 16, 16) and {"calm", "wild", "walk"} <= set(model.categories)
