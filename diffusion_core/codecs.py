@@ -84,7 +84,7 @@ class Latent:
     def encode(self, x0: Tensor) -> Tensor:
         """Pictures to network units."""
         if x0.ndim == 5:
-            return self.encode(x0.flatten(0, 1)).unflatten(0, x0.shape[:2])
+            return torch.unflatten(self.encode(x0.flatten(0, 1)), 0, x0.shape[:2])
         z = self._batched(self.net.encode, x0)
         return (z - self.mean.to(z)) / self.scale.to(z)
 
@@ -96,7 +96,7 @@ class Latent:
             maps = kept(self.net.condition, cond)
         given = (z,) if maps is None else (z, maps.to(z))
         if z.ndim == 5:
-            return self._batched(self.net.decode, *(x.flatten(0, 1) for x in given)).unflatten(0, z.shape[:2])
+            return torch.unflatten(self._batched(self.net.decode, *(x.flatten(0, 1) for x in given)), 0, z.shape[:2])
         return self._batched(self.net.decode, *given)
 
     def _batched(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ HEAD_WIDTH = 32  # at most
 class VideoNet(nn.Module):
     """`(x [B, frames, C, h, w], c_noise [B], cond) -> [B, frames, out, h, w]` by an inflated picture network.
 
-    `net` is a picture network with blocks of the types BLOCKS (patch transformer, DiT, U-ViT, hourglass, U-Nets); its blocks are
+    `net` is a picture network with blocks of the types BLOCKS (patch transformer, DiT, U-ViT, hourglass, U-Nets), which are
     replaced in place. It is evaluated on all frames as one batch. Any number of frames can be given.
 
     `segment:x` `[B, frames]` says which frames belong together: attention over time never crosses from one number to another,

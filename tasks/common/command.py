@@ -14,8 +14,8 @@ from tasks.common.errors import UserError, in_words
 from tasks.common.text import one_line
 
 MADE_BY_STAGES = (
-    paths.LISTINGS, paths.POSES, paths.DATASET, paths.SHARDS, paths.ANIMATION, paths.CLIPS, paths.FILM, paths.VIDEO_CLIPS, paths.ARTIFACTS, paths.SAMPLES,
-    paths.REPORTS,
+    paths.LISTINGS, paths.POSES, paths.DATASET, paths.SHARDS, paths.ANIMATION, paths.CLIPS, paths.FILM,
+    paths.VIDEO_CLIPS, paths.ARTIFACTS, paths.SAMPLES, paths.REPORTS,
 )  # fmt: skip
 INTERRUPTED, NO_READER = 130, 141  # exit codes: 128 + SIGINT, 128 + SIGPIPE
 

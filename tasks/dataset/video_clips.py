@@ -112,7 +112,8 @@ def _from_video(path: Path, own: list[Clip], settings: PictureClips, margin: flo
             for (_, number, frame), shown in zip(wanted, decoded, strict=True):
                 x, y, side = places[number][frame]
                 frames[number, frame] = crop(shown.picture, x, y, side, settings.size)
-                real[number][frame] = real_part(*shown.picture.shape[:2], x, y, side)
+                height, width = shown.picture.shape[:2]
+                real[number][frame] = real_part(height, width, x, y, side)
     except Refusal as refusal:
         raise DataError(
             f"{path} can no longer be read ({refusal.reason}: {refusal.detail}); run the extract stage."

@@ -61,6 +61,8 @@ def stills(
     """Pictures of a dataset, evenly spaced, in the network's units. `folder`: where their latents are kept."""
     some = dataset.take(evenly_spaced(len(dataset), config.most_stills))
     pictures = ExampleDataset(some, config.of_pictures(), categories, codec.factor, padded)
-    encoder = Encoder(codec, folder, device) if isinstance(codec, Latent) else None
-    source = training_data.in_memory(pictures, False, False, encoder, None if encoder else codec)
+    if isinstance(codec, Latent):
+        source = training_data.in_memory(pictures, False, False, Encoder(codec, folder, device))
+    else:
+        source = training_data.in_memory(pictures, False, False, affine=codec)
     return Stills(source.subset.x0, source.subset.cond, some.keys, source.digest)
