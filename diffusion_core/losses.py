@@ -172,3 +172,33 @@ class SelfConditioned(nn.Module):
         estimate = first.flatten(1) if self.key.startswith("vec:") else first
         keep = torch.rand(len(x0), device=x0.device) < 0.5  # the training loop seeds torch at every step
         return self.inner(denoiser, x0, level, noise, weight, {**cond, self.key: estimate, KEEP + self.key: keep})
+
+
+class WithTerm(nn.Module):
+    """`inner`, and a further cost of the estimate of x0: inner + weight(level) * term(x0_hat, x0, cond), `[B]`.
+
+    `inner` is a loss that evaluates the denoiser on the noisy example, last of all.
+    """
+
+    def __init__(self, term: Callable[[Tensor, Tensor, Cond], Tensor], inner: Callable[..., Tensor] = loss) -> None:
+        super().__init__()
+        self.term, self.inner = term, inner
+
+    def forward(
+        self,
+        denoiser: Callable[[Tensor, Level, Cond], Tensor],
+        x0: Tensor,
+        level: Level,
+        noise: Tensor,
+        weight: Weight,
+        cond: Cond,
+    ) -> Tensor:
+        """Both costs, `[B]`."""
+        estimates: list[Tensor] = []
+
+        def kept(x: Tensor, level: Level, cond: Cond) -> Tensor:
+            estimates.append(denoiser(x, level, cond))
+            return estimates[-1]
+
+        cost: Tensor = self.inner(kept, x0, level, noise, weight, cond)
+        return cost + weight(level).to(x0) * self.term(estimates[-1], x0, cond)

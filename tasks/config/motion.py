@@ -38,6 +38,10 @@ class MotionModel(Train):
     stills: int = Field(default=0, ge=0, le=64)  # poses of the dataset beside each clip in training; 0: clips alone
     # Probability of withholding first pose and path, each by itself: what a user does not give is withheld.
     pose_dropout: Fraction = 0.7
+    # Weights of further costs, beside that of the recipe (arXiv 2209.14916, eq. 4 and 5): of wrong velocities, and of feet
+    # that move while they stand in the data.
+    velocity_loss: float = Field(default=0.0, ge=0, le=1000)
+    foot_contact_loss: float = Field(default=0.0, ge=0, le=1000)
     condition_noise: Literal[0] = 0
     copies: Literal[0] = 0
     augment: Literal[0] = 0

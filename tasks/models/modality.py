@@ -37,7 +37,7 @@ from diffusion_core.extras.classifier import guided as classifier_guided
 from diffusion_core.extras.corruptions import GaussianStart
 from diffusion_core.extras.learned_variance import LearnedVariance, measured_variance
 from diffusion_core.guidance import cfg, extrapolate, interval, negative, self_condition
-from diffusion_core.losses import SelfConditioned
+from diffusion_core.losses import Penalised, SelfConditioned, WithTerm, loss
 from diffusion_core.recipe import Recipe
 from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.schedules import Level
@@ -55,7 +55,7 @@ from tasks.dataset import frames
 from tasks.dataset.padding import padding_maps
 from tasks.dataset.shards import ShardDataset
 from tasks.models import codec as stored_codec
-from tasks.models import motion, video
+from tasks.models import motion, motion_losses, video
 from tasks.models.build import network
 from tasks.models.conditioning import KEYS, SELF, AnyModel, at_latents, conditions, weights, widths
 
@@ -455,6 +455,8 @@ def build(
     recipe = config.training.make(DATA_SD, size, codes or 0)
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
+    if isinstance(config, MotionModel) and (config.velocity_loss or config.foot_contact_loss):
+        recipe = _with_motion_losses(config, recipe, codec, clip)
     channels = shape[0] if pictured else shape[-1]
     conds = widths(config, len(categories), codec.factor, channels, padded)
 
@@ -464,6 +466,17 @@ def build(
 
     denoiser = recipe.denoiser(recipe.network(build_network))
     return Model(name, config, categories, denoiser, recipe, codec, margin, padded, {}, clip=clip)
+
+
+def _with_motion_losses(config: MotionModel, recipe: Recipe, codec: Affine | Latent, clip: ClipShape | None) -> Recipe:
+    """The recipe with the further costs that the parameters ask for. Raises UserError if its loss does not allow them."""
+    if not (recipe.loss is loss or isinstance(recipe.loss, Penalised)):
+        raise UserError(
+            f"velocity_loss and foot_contact_loss do not go with recipe {config.recipe}: its loss is its own."
+        )
+    assert clip is not None
+    cost = motion_losses.term(config.velocity_loss, config.foot_contact_loss, float(codec.scale), clip.rate)
+    return recipe.replace(loss=WithTerm(cost, recipe.loss))
 
 
 def learned_schedule(recipe: Recipe) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ CODE = (
     "tasks/common/skeleton.py",
     "tasks/common/subset.py",
     "tasks/dataset/crop.py",
+    "tasks/dataset/frames.py",
     "tasks/dataset/padding.py",
     "tasks/dataset/pose_map.py",
     "tasks/dataset/shard_index.py",

@@ -167,3 +167,20 @@ def test_the_shift_of_sd3_is_that_of_its_equation_23():
     trained = presets.sd3(0.5, shift=3.0).density(u)
     expected = 3 * t / (1 + 2 * t)
     torch.testing.assert_close(trained.s / (trained.a + trained.s), expected)
+
+
+def test_a_further_term_is_added_with_the_weight_of_the_level():
+    x0, noise, level = torch.ones(3, 2), torch.zeros(3, 2), sigma_level(torch.tensor([0.5, 1.0, 2.0]))
+
+    def half(x, level, cond):
+        return 0.5 * x
+
+    def weight(level):
+        return level.s
+
+    def term(estimate, x0, cond):
+        return 7 * (x0 - estimate).sum(1)
+
+    plain = objective.loss(half, x0, level, noise, weight, {})
+    both = objective.WithTerm(term)(half, x0, level, noise, weight, {})
+    assert torch.allclose(both - plain, level.s * 7.0)
