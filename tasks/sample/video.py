@@ -52,7 +52,7 @@ class Conditions:
     @classmethod
     def of(cls, source: ShardDataset) -> Conditions:
         """The conditions of the samples of a split."""
-        return cls([str(meta["category"]) for meta in source.metas()], source.clips(), source.keys)
+        return cls([str(meta["category"]) for meta in source.metas()], source.clips(), list(source.keys))
 
     def first(self, count: int) -> Conditions:
         """The first `count` of them."""
@@ -122,7 +122,7 @@ def windows(generated: ShardDataset, shape: modality.ClipShape, choice: VideoSam
     ]
     turned = motion.turned(np.stack(cut), turns)
     placed = turned - motion.middle_of_hips(turned[:, 0])[:, None, None]
-    return Conditions([str(meta["category"]) for meta in some.metas()], placed.astype(np.float32), some.keys)
+    return Conditions([str(meta["category"]) for meta in some.metas()], placed.astype(np.float32), list(some.keys))
 
 
 def draw(sampler: Sampler, choice: VideoSample, asked: Conditions, split: str) -> np.ndarray:

@@ -65,4 +65,4 @@ def stills(
         source = training_data.in_memory(pictures, False, False, Encoder(codec, folder, device))
     else:
         source = training_data.in_memory(pictures, False, False, affine=codec)
-    return Stills(source.subset.x0, source.subset.cond, some.keys, source.digest)
+    return Stills(source.subset.x0, source.subset.cond, list(some.keys), source.digest)

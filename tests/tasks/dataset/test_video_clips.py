@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from tasks.common import files, motion
+from tasks.common import motion
 from tasks.common.errors import DataError
 from tasks.config.params import load
 from tasks.dataset import frames, video_clips
@@ -62,7 +62,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_shards_are_the_same_bytes_however_often_they_are_written(workspace: Path, tmp_path: Path) -> None:
     _workspace(tmp_path)
     names = sorted(path.name for path in (workspace / "data/video").iterdir())
-    assert len(names) == 4
+    assert "index.json" in names
     for name in names:
         assert (workspace / "data/video" / name).read_bytes() == (tmp_path / "data/video" / name).read_bytes()
 
@@ -113,4 +113,4 @@ def test_a_video_that_was_replaced_is_named(workspace: Path, tmp_path: Path) -> 
     _video(tmp_path / "data/raw/mannequin/bend/a.mp4", 5)
     with pytest.raises(DataError, match=r"a\.mp4"):
         video_clips.run(load(tmp_path / "params.yaml"), tmp_path)
-    assert files.read_json(tmp_path / "data/video/index.json")["about"]["size"] == 16
+    assert ShardDataset(tmp_path / "data/video", "train").about["size"] == 16
