@@ -7,7 +7,8 @@
 Every engine has a workspace of its own. Timed are `start` (server, deployment and workers; cluster) and `run` (from the
 request to the tables of the stage `extract`). The overhead is start + run over the time of `local`. At other sizes it is
 computed: from the time of `local` with every file in the cache, its time for a picture, the start, and the overhead of a slice,
-with one slice for every thousand pictures. `peak_mb` is the memory of all processes of the engine together.
+with one slice for every thousand pictures. `cpu` are the core-seconds of all processes of the engine together, which other work
+on the machine hardly changes, and `peak_mb` is their memory; both are sampled five times a second.
 
 With `--kills K` each engine extracts once more in twice as many slices, while K times a random process that runs a slice is
 killed with SIGKILL: the child process (local), the flow run (prefect), the worker or, once, its node (ray).
@@ -57,6 +58,7 @@ class Run:
 
     start: float = 0.0
     run: float = 0.0
+    cpu: float = 0.0
     peak_mb: float = 0.0
     kills: list[str] = field(default_factory=list)
 
@@ -128,19 +130,28 @@ def _engine(kind: str, workspace: Workspace, cores: int) -> Iterator[RayNodes | 
 
 
 class Watch(threading.Thread):
-    """Measures the memory of all child processes, and kills some of them."""
+    """Measures the memory and the core-seconds of all child processes, and kills some of them."""
 
-    def __init__(self, kind: str, nodes: RayNodes | None, kills: int, pause: float) -> None:
+    nodes: RayNodes | None = None
+
+    def __init__(self, kind: str, kills: int, pause: float) -> None:
         super().__init__(daemon=True)
-        self.kind, self.nodes, self.kills, self.pause = kind, nodes, kills, pause
+        self.kind, self.kills, self.pause = kind, kills, pause
         self.peak, self.killed, self.over = 0, list[str](), threading.Event()
-        self.random, self.parts = random.Random(0), dict[int, str]()
+        self.random, self.seconds = random.Random(0), dict[psutil.Process, float]()
 
     def run(self) -> None:
         due = time.monotonic() + self.random.expovariate(1 / self.pause)
         while not self.over.wait(0.2):
             family = process.descendants(psutil.Process())
-            self.peak = max(self.peak, sum(_memory(child) for child in family))
+            memory = 0
+            for child in family:
+                try:
+                    memory += child.memory_info().rss
+                    self.seconds[child] = sum(child.cpu_times()[:2])
+                except psutil.Error:
+                    continue
+            self.peak = max(self.peak, memory)
             if len(self.killed) < self.kills and time.monotonic() > due:
                 running = [child for child in family if _is_slice(child)]
                 if running and (victim := self._victim(self.random.choice(running))) is not None:
@@ -171,27 +182,20 @@ def _is_slice(child: psutil.Process) -> bool:
         return False
 
 
-def _memory(child: psutil.Process) -> int:
-    try:
-        return int(child.memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
 def measure(kind: str, workspace: Workspace, cores: int, kills: int = 0, pause: float = 1.0) -> Run:
     """Extract the part of a workspace with an engine."""
     began = time.perf_counter()
-    with _engine(kind, workspace, cores) as nodes:
+    watch = Watch(kind, kills, pause)
+    watch.start()
+    with _engine(kind, workspace, cores) as watch.nodes:
         started = time.perf_counter()
-        watch = Watch(kind, nodes, kills, pause)
-        watch.start()
         if kind != "local" or kills:
             workspace.call("-c", EXTRACT)
         workspace.call("-m", "tasks", "extract", "raw")
         done = time.perf_counter()
-        watch.over.set()
-        watch.join()
-    return Run(started - began, done - started, watch.peak / 1e6, watch.killed)
+    watch.over.set()
+    watch.join()
+    return Run(started - began, done - started, sum(watch.seconds.values()), watch.peak / 1e6, watch.killed)
 
 
 def main() -> int:
@@ -205,7 +209,7 @@ def main() -> int:
     slices = options.slices or max(options.cores, options.count // 1000)
     figures: dict[str, Any] = {"pictures": options.count, "cores": options.cores, "slices": slices}
     goals: dict[str, bool] = {}
-    rows = [("engine", "start s", "run s", "overhead", "at 10,000", "at 100,000", "peak MB")]
+    rows = [("engine", "start s", "run s", "overhead", "at 10,000", "at 100,000", "core s", "peak MB")]
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         raw = place / "raw"
@@ -230,11 +234,11 @@ def main() -> int:
                 alone = again + (local.run - again) * count / options.count
                 overhead = made.start + (made.run - local.run) * max(1, count // 1000) / slices
                 shares.append(overhead / alone)
-            rows.append(
-                (kind, f"{made.start:.1f}", f"{made.run:.1f}", *(f"{s:.1%}" for s in shares), f"{made.peak_mb:.0f}")
-            )
+            seconds = f"{made.start:.1f}", f"{made.run:.1f}"
+            rows.append((kind, *seconds, *(f"{s:.1%}" for s in shares), f"{made.cpu:.0f}", f"{made.peak_mb:.0f}"))
             figures[kind] = {
-                "start_s": round(made.start, 2), "run_s": round(made.run, 2), "peak_mb": round(made.peak_mb),
+                "start_s": round(made.start, 2), "run_s": round(made.run, 2), "cpu_s": round(made.cpu, 1),
+                "peak_mb": round(made.peak_mb),
                 "overhead": round(shares[0], 4), "at_10000": round(shares[1], 4), "at_100000": round(shares[2], 4),
                 "slice_s": round(max(made.run - local.run, 0) * options.cores / slices, 2),
             }  # fmt: skip

@@ -10,14 +10,17 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from flows import dvc_graph
 from flows.remote_store import RemoteStore, fetch_slice
+from flows.slices import Slice, work
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import DataError, UserError
+from tasks.config.params import load, set_values
 from tasks.extract import slices as extract_slice
 from tasks.extract.slices import FINDINGS, MARK, absorb, combine, name
 from tests.support.dvc_project import dvc
-from tests.support.extraction import draw_figures, extraction_params, outputs, run_extraction
+from tests.support.extraction import MODEL, draw_figures, extraction_params, outputs, run_extraction
 
 WORLD = 3
 
@@ -141,6 +144,28 @@ def test_files_are_fetched_from_the_remote_and_findings_stored_there(tracked: Pa
     assert RemoteStore(tracked).has("heap/a/b/0-of-3", MARK) and not store.has("heap/a/b/1-of-3", MARK)
     store.get("heap/a/b/0-of-3", (FINDINGS, MARK), tmp_path / "back")
     assert (tmp_path / "back" / FINDINGS).read_bytes() == (done / FINDINGS).read_bytes()
+
+
+def test_workers_without_the_part_do_their_slices_from_the_remote(
+    tracked: Path, heap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remote is all that they share with the machine that combines the slices."""
+    raw = {"raw.folder": None, "raw.parts": {"heap": "data/raw/heap"}}
+    set_values(tracked / "params.yaml", {**raw, "extract.model": str(MODEL), "extract.workers": 1})
+    monkeypatch.setattr(
+        dvc_graph, "run_task", lambda root, task, *given: extract_slice.run(load(root / "params.yaml"), root, *given)
+    )
+    params, home = extraction_params(heap), tmp_path / "home"
+    for rank in range(WORLD):
+        piece = Slice("heap", rank, WORLD, extract_slice.digest(params, tracked), "0")
+        assert work(tracked, piece) and not work(tracked, piece)
+        RemoteStore(tracked).get(piece.stored, (FINDINGS, MARK), tmp_path / str(rank))
+        absorb(params, home, tmp_path / str(rank))
+    run_extraction(heap, home)
+    run_extraction(heap, tmp_path / "alone")
+    assert files.read_json(home / ".contrapposto/extract/heap.json")["extracted"] == 0
+    assert outputs(home) == outputs(tmp_path / "alone")
+    assert not (tracked / "data/raw/heap").exists() and not list((tracked / paths.SLICES).rglob("*.*"))
 
 
 def test_a_part_unknown_to_dvc_raises_a_user_error(workspace: Path, tmp_path: Path) -> None:
