@@ -18,6 +18,7 @@ from flows.remote_store import RemoteStore
 from flows.slices import Slice, work
 from tasks import paths
 from tasks.common.errors import UserError
+from tasks.config.operations import MOST_SLICES
 from tasks.config.params import Params
 from tasks.extract import slices
 from tasks.extract.scan import walk
@@ -82,7 +83,7 @@ def extract(params: Params, root: Path, parts: Sequence[str]) -> None:
     for part in parts:
         folder = root / params.raw.parts[part]
         version = data_fingerprint.content(folder)
-        world = params.engine.slices or max(1, math.ceil(sum(1 for _ in walk(folder)) / FILES_PER_SLICE))
+        world = params.engine.slices or _number(sum(1 for _ in walk(folder)))
         pieces += [Slice(part, rank, world, digest, version) for rank in range(world)]
     _run_all(chosen(params), root, [piece for piece in pieces if not store.has(piece.stored, slices.MARK)])
     for part in parts:
@@ -96,6 +97,11 @@ def extract(params: Params, root: Path, parts: Sequence[str]) -> None:
             f"{part}: {len(statistics)} slices, {total.persons} persons in {total.files} files, {total.extracted} extracted "
             f"in {total.seconds:.0f} s of the workers' time"
         )
+
+
+def _number(files: int) -> int:
+    """The number of slices for a part of so many files."""
+    return min(max(1, math.ceil(files / FILES_PER_SLICE)), MOST_SLICES)
 
 
 def _run_all(engine: Engine, root: Path, pieces: Sequence[Slice]) -> None:

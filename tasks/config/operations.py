@@ -10,6 +10,7 @@ from tasks.config.addresses import is_web_address
 from tasks.config.sampling import GuidanceOrScale, SamplingChoices
 from tasks.config.section import Positive, Section, Seed
 
+MOST_SLICES = 10_000  # each is a flow run, or a task of Ray
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
 
@@ -33,7 +34,7 @@ class Engine(Section):
 
     kind: Literal["local", "prefect", "ray"] = "local"
     # That a part is cut into; 0: one for every thousand files, or with `local` none.
-    slices: int = Field(default=0, ge=0, le=10_000)
+    slices: int = Field(default=0, ge=0, le=MOST_SLICES)
     # Of the Ray cluster; null: a cluster on this machine, started for the run.
     address: str | None = Field(default=None, pattern=r"^(auto|(ray://)?[^/\s:]+:\d{1,5})$")
 
