@@ -252,6 +252,7 @@ def main() -> int:
                 figures[kind] |= {"killed": killed.kills, "killed_run_s": round(killed.run, 2)}
                 known = files.read_json(disturbed.root / paths.EXTRACT_STATE / "raw.json")["extracted"] == 0
                 goals[f"{kind}: nothing lost, nothing twice after kills"] = known and disturbed.outputs() == expected
+            print(kind, figures[kind], flush=True)
     print(table(rows))
     return finish("scale_out", figures, goals)
 
