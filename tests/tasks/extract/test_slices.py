@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from pathlib import Path
 
 import boto3
@@ -95,9 +96,32 @@ def test_malformed_findings_are_refused_completely(heap: Path, machines: list[Pa
     assert folder.exists()
 
 
-@pytest.mark.parametrize("wrong", [("heap", "3", "3"), ("heap", "-1", "3"), ("heap", "a", "3"), ("sky", "0", "1")])
-def test_an_impossible_slice_raises_a_user_error(heap: Path, tmp_path: Path, wrong: tuple[str, str, str]) -> None:
-    with pytest.raises(UserError, match=r"RANK below WORLD|no part 'sky'"):
+def test_processes_that_extract_the_same_slice_do_not_disturb_each_other(heap: Path, tmp_path: Path) -> None:
+    """A worker was killed, its process still runs, and the slice is run again on the same machine."""
+    errors: list[BaseException] = []
+
+    def again() -> None:
+        try:
+            extract_slice.run(extraction_params(heap), tmp_path, "heap", "0", "3")
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=again) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert absorb(extraction_params(heap), tmp_path / "home", tmp_path / paths.SLICES / "heap/0-of-3").files == 3
+
+
+WRONG = [("heap", "3", "3"), ("heap", "-1", "3"), ("heap", "a", "3"), ("sky", "0", "1"), ("heap", "0", "1", "", "x")]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_impossible_slice_raises_a_user_error(heap: Path, tmp_path: Path, wrong: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"RANK below WORLD|no part 'sky'|WORKERS"):
         extract_slice.run(extraction_params(heap), tmp_path, *wrong)
 
 
