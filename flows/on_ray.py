@@ -23,11 +23,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from flows import dvc_graph, slices
 from flows.private_server import free_port
 from flows.slices import Slice
 from tasks import paths
-from tasks.common import command, files, machine
+from tasks.common import command, files, machine, process
 from tasks.common.errors import UserError
 from tasks.common.text import one_line
 
@@ -74,6 +76,7 @@ class RayCluster:
 
 def _add_node(made: Any, cores: int) -> Any:
     """Start a node of a cluster on this machine and wait for it; without the processes of the autoscaler and of the logs."""
+    others = set(psutil.Process().children())
     for attempt in count(1):
         ports = {name: free_port() for name in AGENT_PORTS}
         try:
@@ -85,6 +88,7 @@ def _add_node(made: Any, cores: int) -> Any:
             if "timed out during startup" not in str(error) or attempt == START_ATTEMPTS:
                 raise
             log.warning("Ray gives a node 30 s to start, and this machine is too busy for that; trying again")
+            process.stop_trees(set(psutil.Process().children()) - others, grace=0)
 
 
 @contextmanager
