@@ -240,6 +240,12 @@ def video_quality() -> None:
     _call_stage("video_quality")
 
 
+@stages.command(name="promote_video")
+def promote_video() -> None:
+    """Register the video model, and make it the champion if it passes the gate."""
+    _call_stage("promote_video")
+
+
 @stages.command(name="video_page")
 def video_page() -> None:
     """Write the page about clips of pictures."""
@@ -312,7 +318,8 @@ def recognise(
 @commands.command(rich_help_panel=PANEL)
 def rollback(
     model: Annotated[
-        Literal["motion"] | None, typer.Argument(help="The model of motion; without it those of poses and pictures.")
+        Literal["motion", "video"] | None,
+        typer.Argument(help="The model of motion or of clips; without it those of poses and pictures."),
     ] = None,
 ) -> None:
     """Exchange the champion and the previous champion."""

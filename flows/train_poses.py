@@ -48,7 +48,7 @@ def train_video(raw: Raw | None = None, changes: Changes | None = None) -> State
 
     `raw` and `changes` as in `train_poses`. It trains the models of pictures and of motion first, if they are not there.
     """
-    targets = (f"video_page@{VIDEO}", f"motion_page@{MOTION}")
+    targets = (f"promote_video@{VIDEO}", f"video_page@{VIDEO}", f"motion_page@{MOTION}")
     return walk(targets, raw, Changes.model_validate(_given(changes, MOTION, VIDEO)))
 
 

@@ -53,6 +53,7 @@ STAGES = {
     "video_clips": "tasks.dataset.video_clips",
     "sample_video": "tasks.sample.video",
     "video_quality": "tasks.evaluate.video_quality",
+    "promote_video": "tasks.registry.promote_video",
     "video_page": "tasks.report.video_page",
 }
 

@@ -24,19 +24,20 @@ from tasks.models import classifier as classifiers
 from tasks.models import modality
 from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
-from tasks.paths import MODELS, MOTION, UPSCALER
+from tasks.paths import MODELS, MOTION, UPSCALER, VIDEO
 from tasks.registry.tracking import Store
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
 # Models that are promoted and rolled back together.
 PIPELINE = (*MODELS, UPSCALER)
-MOTION_ALONE = (MOTION,)
+ALONE = (MOTION, VIDEO)  # models that are promoted and rolled back by themselves
 
 WHAT = {
     "poses": "draws human poses: 33 joints in space, hips at the origin, the torso one unit long, given a category",
     "pictures": "draws small pictures of people, given a category and a pose",
     UPSCALER: "doubles the size of pictures of people, given the smaller picture",
+    VIDEO: "draws short clips of people in motion, given a category and the pose in each frame",
     "motion": "draws motion of people, 33 joints in space over time, given a category, a first pose or a path of the hips",
 }
 DISTANCES = {
@@ -57,11 +58,18 @@ MOTION_DISTANCES = {
     "foot_skating": "foot skating, torso lengths per second (median)",
     "foot_skating_heldout": "the same of held-out clips",
 }
+VIDEO_FIGURES = {
+    "samples.joint_error": "distance of joints that MediaPipe reads in clips from those asked for, torso lengths",
+    "heldout.joint_error": "the same of held-out clips",
+    "samples.flicker": "flicker of clips",
+    "heldout.flicker": "the same of held-out clips",
+}
 DISTANCES_OF = {
     "poses": DISTANCES,
     "pictures": PICTURE_DISTANCES,
     UPSCALER: PICTURE_DISTANCES,
     "motion": MOTION_DISTANCES,
+    VIDEO: VIDEO_FIGURES,
 }
 CARD = """# Contrapposto, {model}
 
@@ -101,7 +109,7 @@ def fetch(store: Store, root: Path, model: str, alias: str) -> Path:
     """
     registered = version(store, model, alias)
     if registered is None:
-        flow = "train-motion" if model == MOTION else "train-poses"
+        flow = f"train-{model}" if model in ALONE else "train-poses"
         raise UserError(f"There is no {alias} of the {model} model yet: run `make {flow}` first.")
     return _fetched(store, root, model, registered, f"{alias} of the {model} model")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tasks import paths
@@ -21,6 +22,7 @@ from tasks.metrics import trajectories
 from tasks.metrics.estimate import TooFewSamples
 from tasks.metrics.relative_kid import relative_kernel_distance
 from tasks.models import modality, sampler
+from tasks.models.modality import Model
 from tasks.registry import model_registry
 from tasks.registry.promote import REFUSED
 from tasks.registry.tracking import Store
@@ -46,35 +48,19 @@ def run(params: Params, root: Path) -> None:
     """Compare with the champion, decide, and register the model."""
     quality = files.read_json(root / paths.MOTION_QUALITY / "motion_quality.json")
     store = Store(params.tracking, root)
-    reasons = objections(quality["verdict"], quality["metrics"])
     compared = _compared(params, root, store)
-    if compared is not None and compared["low"] > 0:
-        reasons.append(
-            "the champion is nearer to held-out clips beyond the interval: the difference of the kernel distances is "
-            f"{compared['difference']:.3g}."
-        )
-    reasons = [reason[0].upper() + reason[1:] for reason in reasons]
-    folder = paths.model_folder(root, paths.MOTION)
-    card = model_registry.card_of(folder, quality["verdict"], quality["metrics"], reasons)
-    number = store.register(paths.MOTION, folder, paths.model_sha256(root, paths.MOTION), card)
-    if not reasons:
-        model_registry.make_champions(store, {paths.MOTION: number}, model_registry.MOTION_ALONE)
-    outcome: dict[str, Any] = {"promote": not reasons, "reasons": reasons, "model_comparison": compared}
+    verdict, metrics = quality["verdict"], quality["metrics"]
+    reasons = objections(verdict, metrics) + worse(compared)
+    outcome = decide(root, store, paths.MOTION, reasons, compared, verdict, metrics)
     with files.new_folder(root / paths.PROMOTE_MOTION) as report:
         files.write_json(report / "promote.json", outcome)
 
 
 def _compared(params: Params, root: Path, store: Store) -> dict[str, float] | None:
-    """The kernel distance of the challenger's samples to held-out clips minus the champion's, with its interval.
-
-    None without another champion, or with too few clips.
-    """
-    if model_registry.version(store, paths.MOTION, model_registry.CHAMPION) is None:
+    """How much farther the challenger's samples are from held-out clips than the champion's; None without another champion."""
+    champion, choice = another_champion(root, store, paths.MOTION), params.motion.sample
+    if champion is None:
         return None
-    folder = model_registry.fetch(store, root, paths.MOTION, model_registry.CHAMPION)
-    if folder.name == paths.model_sha256(root, paths.MOTION):
-        return None
-    champion, choice = modality.load(folder, modality.device()), params.motion.sample
     samples = ShardDataset(paths.sample_folder(root, paths.MOTION), SAMPLES)
     held_out = ShardDataset(root / paths.CLIPS, "val", "test")
     cond = champion.conditions([str(meta["category"]) for meta in samples.metas()])
@@ -83,11 +69,55 @@ def _compared(params: Params, root: Path, store: Store) -> dict[str, float] | No
         label="the champion's motion",
     )  # fmt: skip
     theirs = motion.from_features(values.numpy())
-    features = [
-        trajectories.features(trajectories.fitted(clips)) for clips in (samples.clips(), theirs, held_out.clips())
-    ]
+    return difference(
+        *(trajectories.features(trajectories.fitted(clips)) for clips in (samples.clips(), theirs, held_out.clips()))
+    )
+
+
+def another_champion(root: Path, store: Store, model: str) -> Model | None:
+    """The champion of a model, unless there is none or it is the model in `artifacts/` itself."""
+    if model_registry.version(store, model, model_registry.CHAMPION) is None:
+        return None
+    folder = model_registry.fetch(store, root, model, model_registry.CHAMPION)
+    if folder.name == paths.model_sha256(root, model):
+        return None
+    return modality.load(folder, modality.device())
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray, real: np.ndarray) -> dict[str, float] | None:
+    """The kernel distance of our features to those of real examples minus theirs, with its interval; None if there are too
+    few."""
     try:
-        difference = relative_kernel_distance(*features)
+        found = relative_kernel_distance(ours, theirs, real)
     except TooFewSamples:
         return None
-    return {"difference": difference.value, "low": difference.low, "high": difference.high}
+    return {"difference": found.value, "low": found.low, "high": found.high}
+
+
+def worse(compared: dict[str, float] | None) -> list[str]:
+    """The sentence that the champion is better beyond the interval, if it is."""
+    if compared is None or compared["low"] <= 0:
+        return []
+    return [
+        "the champion is nearer to held-out clips beyond the interval: the difference of the kernel distances is "
+        f"{compared['difference']:.3g}."
+    ]
+
+
+def decide(
+    root: Path,
+    store: Store,
+    model: str,
+    reasons: list[str],
+    compared: dict[str, float] | None,
+    verdict: str,
+    metrics: dict[str, float],
+) -> dict[str, Any]:
+    """Register the model in `artifacts/`, as champion if there is no reason against it; returns the outcome as JSON."""
+    reasons = [reason[0].upper() + reason[1:] for reason in reasons]
+    folder = paths.model_folder(root, model)
+    card = model_registry.card_of(folder, verdict, metrics, reasons)
+    number = store.register(model, folder, paths.model_sha256(root, model), card)
+    if not reasons:
+        model_registry.make_champions(store, {model: number}, (model,))
+    return {"promote": not reasons, "reasons": reasons, "model_comparison": compared}

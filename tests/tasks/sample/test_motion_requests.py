@@ -123,7 +123,7 @@ def test_a_registered_motion_model_is_generated_from_exported_and_rolled_back(tm
     pictures = {name: store.register(name, folder, paths.sha256(folder), "") for name in paths.MODELS}
     model_registry.make_champions(store, pictures)
     number = store.register(paths.MOTION, folder, paths.sha256(folder), "a card")
-    model_registry.make_champions(store, {paths.MOTION: number}, model_registry.MOTION_ALONE)
+    model_registry.make_champions(store, {paths.MOTION: number}, (paths.MOTION,))
 
     def champions() -> dict[str, str | None]:
         aliases = {name: model_registry.version(store, name, "champion") for name in (*paths.MODELS, paths.MOTION)}
@@ -142,7 +142,7 @@ def test_a_registered_motion_model_is_generated_from_exported_and_rolled_back(tm
     with pytest.raises(UserError, match="no previous"):
         rollback.run(params, tmp_path, paths.MOTION)
     later = store.register(paths.MOTION, _model(tmp_path, images=1, **wish), paths.sha256(folder), "a card")
-    model_registry.make_champions(store, {paths.MOTION: later}, model_registry.MOTION_ALONE)
+    model_registry.make_champions(store, {paths.MOTION: later}, (paths.MOTION,))
     rollback.run(params, tmp_path, paths.MOTION)
     assert champions() == {**pictures, paths.MOTION: number}
 
@@ -152,7 +152,7 @@ def test_motion_alone_can_be_exported(tmp_path: Path) -> None:
     params = load(tmp_path / "params.yaml")
     store = Store(params.tracking, tmp_path)
     number = store.register(paths.MOTION, folder, paths.sha256(folder), "a card")
-    model_registry.make_champions(store, {paths.MOTION: number}, model_registry.MOTION_ALONE)
+    model_registry.make_champions(store, {paths.MOTION: number}, (paths.MOTION,))
     export.run(params, tmp_path)
     exported = tmp_path / "exports/champion"
     assert [path.name for path in (exported / "huggingface").iterdir()] == [paths.MOTION]

@@ -18,6 +18,8 @@ from tasks.dataset.shards import ShardDataset
 from tasks.evaluate import video_quality
 from tasks.metrics import video as video_metrics
 from tasks.models import modality
+from tasks.registry import model_registry, promote_video
+from tasks.registry.tracking import Store
 from tasks.report import video_page
 from tasks.sample import video as sample_video
 from tasks.train import stage
@@ -91,6 +93,23 @@ def test_flicker_is_0_for_steady_change_and_large_for_frames_that_do_not_belong_
     assert video_metrics.flicker(noise) > 0.3
 
 
+def test_a_model_is_promoted_only_if_it_is_clean_and_better_than_chance_and_than_frames_apart() -> None:
+    good = {
+        "samples.joint_error": 0.3,
+        "samples.joint_error_chance": 0.9,
+        "samples.flicker": 0.01,
+        "apart.flicker": 0.1,
+    }
+    assert promote_video.objections("CLEAN", good) == []
+    for verdict, change in (
+        ("COPIES", {}),
+        ("CLEAN", {"samples.joint_error": 0.9}),
+        ("CLEAN", {"samples.flicker": 0.1}),
+    ):
+        assert len(promote_video.objections(verdict, {**good, **change})) == 1
+    assert len(promote_video.objections("CLEAN", {"samples.flicker": 0.01})) == 1  # nobody was found
+
+
 @pytest.mark.slow
 def test_the_page_shows_what_was_measured(workspace: Path) -> None:
     model = workspace / "models/pose_landmarker_full.task"
@@ -102,6 +121,10 @@ def test_the_page_shows_what_was_measured(workspace: Path) -> None:
     for name in ("samples", "motions", "apart", "heldout"):
         assert {f"{name}.found", f"{name}.flicker"} <= quality["metrics"].keys()
     assert quality["verdict"] == "TOO-FEW" and "frechet_video_distance" in quality["absent"]
+    promote_video.run(params, workspace)
+    outcome = files.read_json(workspace / "reports/promote_video/promote.json")
+    assert not outcome["promote"] and outcome["reasons"]
+    assert model_registry.version(Store(params.tracking, workspace), paths.VIDEO, model_registry.CHALLENGER)
     video_page.run(params, workspace)
     page = (workspace / "reports/video.html").read_text()
     assert page.count("data:image/webp") == 4 and "TOO-FEW" in page and "http" not in page.replace("http-equiv", "")

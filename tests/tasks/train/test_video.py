@@ -14,7 +14,7 @@ from diffusion_core.conditioning import SEGMENT, Cond
 from diffusion_core.schedules import sigma_level
 from diffusion_core.training.trainer import Trainer
 from tasks import paths
-from tasks.common import files
+from tasks.common import checkpoint, files
 from tasks.common.errors import UserError
 from tasks.config.params import load
 from tasks.dataset.shards import ShardDataset
@@ -105,6 +105,14 @@ def test_interrupted_training_ends_with_the_same_bits(
     stage.run(load(tmp_path / "params.yaml"), tmp_path, paths.VIDEO)
     one, other = (root / "artifacts/video/model.safetensors" for root in (trained, tmp_path))
     assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_clips_that_are_read_when_they_are_needed_give_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    _workspace(tmp_path, video__model__memory_gb=0.0)
+    stage.run(load(tmp_path / "params.yaml"), tmp_path, paths.VIDEO)
+    one, other = (checkpoint.load(root / "artifacts/video/model.safetensors")[0] for root in (trained, tmp_path))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_stills_are_trained_on_beside_clips_with_conditions_of_their_own(
