@@ -239,6 +239,25 @@ def base(
         set_value(paths.PARAMS, "base", entry)
 
 
+@app.command(name="text", rich_help_panel=cli_tasks.PANEL)
+def text_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A CLIP or T5 text encoder, or a pipeline of diffusers.")
+    ],
+    write: Annotated[bool, typer.Option("--write", help="Write it into params.yaml as shard.text.")] = False,
+) -> None:
+    """Say what a text encoder's sha256 is, for `shard.text` of params.yaml."""
+    from tasks.common import published
+    from tasks.config.params import set_value
+    from tasks.text import encoder
+
+    encoder.opened(folder)
+    entry = {"source": str(folder), "sha256": published.digest(folder)}
+    print(f"text: {{source: {json.dumps(entry['source'], ensure_ascii=False)}, sha256: {entry['sha256']}}}")
+    if write:
+        set_value(paths.PARAMS, "shard.text", entry)
+
+
 @app.command(name="draw", rich_help_panel=cli_tasks.PANEL)
 def draw_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures and their prompts.")],

@@ -67,6 +67,7 @@ REGISTERED_MODELS = STATE / "models"  # fetched from the registry, one folder pe
 LATENTS = STATE / "latents"  # of the training pictures, one file per digest
 PRIOR = STATE / "prior"  # pictures that published models draw of a class, one folder per digest
 CERTIFICATES = STATE / "certificates"  # pictures that adapters are tested with, one folder per method
+TEXT = STATE / "text"  # embeddings of captions, one folder per text encoder
 TRAINING = STATE / "training"  # one folder per model and training
 FOLD_MODELS = STATE / "folds"  # models of parts of the data, one folder per model
 STUDENTS = STATE / "students"  # intermediate students of distillations, one folder per training

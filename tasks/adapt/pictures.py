@@ -1,16 +1,15 @@
 """Pictures with captions: a user's folder, or the pictures of the shards.
 
-The caption of `anna.jpg` is the text of `anna.txt` beside it, or else its line in `captions.csv` (columns `file`, `caption`) in
-the folder, or else a template with the category: the name of the sub-folder, or of the folder itself.
+The caption of a picture is what tasks/extract/captions.py finds, or else a template with the category: the name of the
+sub-folder, or of the folder itself. That of a sample is in the shards, or else the template with its category.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +19,13 @@ from PIL import Image
 from tasks import paths
 from tasks.common.errors import DataError, UserError
 from tasks.config.adapt import Adaptation
-from tasks.dataset.shards import ShardDataset, resized
+from tasks.dataset.shards import ShardDataset, readable, resized
+from tasks.extract import captions as caption_files
+from tasks.extract.captions import CAPTIONS
 from tasks.extract.decode import decode
 from tasks.extract.scan import is_ignored, walk
 from tasks.extract.source_files import Refusal, content_key, open_regular, printable
 
-CAPTIONS = "captions.csv"
 BESIDE = frozenset(
     {".txt", ".caption", ".csv", ".json", ".jsonl", ".md", ".npz", ".safetensors", ".toml", ".yaml", ".yml"}
 )
@@ -96,13 +96,8 @@ def split(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], list
 
 
 def _from_shards(dataset: ShardDataset, template: str, size: int) -> Captioned:
-    captions = [template.format(category=readable(meta["category"])) for meta in dataset.metas()]
+    captions = dataset.captions(template)
     return Captioned(list(dataset.keys), list(dataset.keys), captions, dataset.pictures_uint8(size))
-
-
-def readable(category: str) -> str:
-    """The name of a category or folder as words."""
-    return category.replace("_", " ").replace("-", " ").strip()
 
 
 def from_folder(folder: Path, template: str, size: int) -> Captioned:
@@ -112,7 +107,7 @@ def from_folder(folder: Path, template: str, size: int) -> Captioned:
     """
     if not folder.is_dir():
         raise UserError(f"adapt: the folder {folder} does not exist.")
-    listed = _listed(folder)
+    listed = caption_files.in_list(folder)
     names = sorted(entry.path for entry in walk(folder) if entry.path)
     used, keys, captions, pictures = [], [], [], []
     for name in names:
@@ -128,7 +123,9 @@ def from_folder(folder: Path, template: str, size: int) -> Captioned:
         category = name.split("/")[-2] if "/" in name else folder.resolve().name
         used.append(name)
         keys.append(key)
-        captions.append(_beside(folder / name) or listed.get(name) or template.format(category=readable(category)))
+        captions.append(
+            caption_files.beside(folder / name) or listed.get(name) or template.format(category=readable(category))
+        )
         pictures.append(square(picture, size))
     if not pictures:
         raise DataError(f"The folder {folder} holds no picture.")
@@ -146,35 +143,3 @@ def square(picture: np.ndarray, size: int) -> np.ndarray:
     if side < size:
         return np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BICUBIC))
     return resized(size, cut)
-
-
-def _beside(path: Path) -> str | None:
-    """The caption in the text file beside a picture; None without one."""
-    for suffix in (".txt", ".caption"):
-        beside = path.with_suffix(suffix)
-        if beside.is_file():
-            return " ".join(_text(beside).split()) or None
-    return None
-
-
-def _listed(folder: Path) -> dict[str, str]:
-    """The captions in captions.csv by file name; empty without the file."""
-    path = folder / CAPTIONS
-    if not path.is_file():
-        return {}
-    return dict(_rows(path))
-
-
-def _rows(path: Path) -> Iterator[tuple[str, str]]:
-    reader = csv.DictReader(_text(path).splitlines())
-    if not {"file", "caption"} <= set(reader.fieldnames or ()):
-        raise UserError(f"{path} must have the columns file and caption.")
-    for row in reader:
-        yield row["file"], " ".join((row["caption"] or "").split())
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}.") from error

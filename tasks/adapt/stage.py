@@ -37,6 +37,7 @@ from tasks.adapt import certificate, pictures
 from tasks.adapt.pictures import Captioned, Splits
 from tasks.common.code_digest import code_digest
 from tasks.common.errors import UserError
+from tasks.common.published import package
 from tasks.common.subset import evenly_spaced
 from tasks.config.adapt import Dreambooth, Lora, TextualInversion
 from tasks.config.params import Params
@@ -44,7 +45,6 @@ from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
 from tasks.foreign import draw, inversion
 from tasks.foreign import model as foreign
-from tasks.foreign.library import package
 from tasks.foreign.model import ForeignModel
 from tasks.metrics import membership_inference
 from tasks.models.modality import Examples, as_pictures

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tasks.config.optimisation import Device, Keep, Optimisation
 from tasks.config.section import Fraction, Positive, Section
+from tasks.config.text import check_template
 
 
 class Certificate(Section):
@@ -48,10 +49,7 @@ class Adaptation(Optimisation):
 
     @model_validator(mode="after")
     def _template_has_a_category(self) -> Adaptation:
-        try:
-            self.template.format(category="")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"template may have the field {{category}} only, got {self.template!r}") from error
+        check_template(self.template)
         return self
 
 

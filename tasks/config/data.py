@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from tasks import paths
 from tasks.config.section import Fraction, Positive, Section, Seed
+from tasks.config.text import TextEncoder
 
 INBOX = paths.RAW.as_posix()  # every folder in it is a part
 MANNEQUIN = paths.MANNEQUIN.as_posix()  # the built-in pictures, which a stage makes
@@ -90,6 +91,7 @@ class Shard(Section):
 
     size: int = Field(128, ge=16, le=1024)  # pixels of the stored square crop; models read any smaller size
     samples_per_shard: Positive = 1000
+    text: TextEncoder | None = None  # of captions, for models with the condition text; null: captions are not embedded
 
 
 class Card(Section):

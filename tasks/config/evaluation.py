@@ -24,6 +24,7 @@ class Sample(SamplingChoices):
     count: Positive
     batch: Positive = 128  # changes the speed, never a sample
     seed: Seed = 0
+    prompt: str | None = Field(default=None, min_length=1)  # of all samples; null: the captions of the conditions
 
 
 class Upscaling(Section):

@@ -73,6 +73,7 @@ class Generate(SamplingChoices):
     alias: Literal["champion", "challenger", "previous"] = "champion"  # of the registered models
     count: Positive = 64  # samples to keep
     category: str | None = None  # null: all in turn
+    prompt: str | None = Field(default=None, min_length=1)  # of the pictures, for models with text
     # Joint name -> x, y, z (hips at the origin, torso 1 long, y down). Joints that are not given are sampled; null: all.
     # Of motion it is the pose in the first frame.
     pose: dict[str, list[float]] | None = None

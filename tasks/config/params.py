@@ -102,6 +102,12 @@ class Params(Section):
         return folder
 
     @model_validator(mode="after")
+    def _text_has_an_encoder(self) -> Params:
+        if "text" in self.pictures.conditions and self.shard.text is None:
+            raise ValueError("pictures.conditions has text, so shard.text must name a text encoder")
+        return self
+
+    @model_validator(mode="after")
     def _upscaler_begins_with_the_pictures(self) -> Params:
         size, smallest = self.upscaler.size, self.pictures.size
         if size is None:
@@ -202,6 +208,8 @@ class Params(Section):
                 check_sampling(name, model, sample)
             except ValueError as error:
                 raise ValueError(f"sample.{name}.{error}") from error
+            if sample.prompt is not None and "text" not in model.conditions:
+                raise ValueError(f"sample.{name}.prompt needs text in {name}.conditions")
             guidance, pixels = sample.guidance_options, name == "pictures" and self.codec.kind == "none"
             limit = guidance.options.get(guidance.threshold or "", {}).get("limit")
             needed = guidance.threshold is not None and "limit" in THRESHOLDS[guidance.threshold].parameters
@@ -225,6 +233,8 @@ def check_sampling(name: str, model: Poses | Pictures | MotionModel, sample: Sam
     for key in ("negative", "classifier"):
         if getattr(guidance, key) is not None and "category" not in model.conditions:
             raise ValueError(f"guidance.{key} needs category in {name}.conditions")
+    if guidance.negative_prompt is not None and "text" not in model.conditions:
+        raise ValueError(f"guidance.negative_prompt needs text in {name}.conditions")
     recipe = RECIPES[model.recipe]
     if guidance.classifier is not None and (recipe.cold or recipe.tokens or recipe.mixed):
         raise ValueError(f"guidance.classifier does not go with recipe {model.recipe}")

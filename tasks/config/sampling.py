@@ -28,6 +28,7 @@ class Guidance(Section):
     # b is a weaker model, with all conditions: the sha256 of a model file, or one of the snapshots of `power_averages`.
     weak_model: str | None = Field(default=None, pattern=f"{MODEL}|{SNAPSHOT}")
     negative: str | None = None  # b is the model with this category instead
+    negative_prompt: str | None = Field(default=None, min_length=1)  # b is the model with this text instead
     # The sha256 of a classifier of noisy examples, whose gradient takes the place of g - b.
     classifier: str | None = Field(default=None, pattern=MODEL)
     # How far the spread of the estimate is reduced to that without guidance.
@@ -48,14 +49,24 @@ class Guidance(Section):
     @property
     def withholds(self) -> bool:
         """Whether the model is evaluated without some conditions."""
-        return self.active and (self.weak_model, self.negative, self.classifier) == (None, None, None)
+        others = (self.weak_model, self.negative, self.negative_prompt, self.classifier)
+        return self.active and others == (None, None, None, None)
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """The keys as in `params.yaml`; a negative prompt only if there is one."""
+        dumped = self.model_dump()
+        return (
+            dumped if self.negative_prompt is not None else {k: v for k, v in dumped.items() if k != "negative_prompt"}
+        )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Guidance:
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval must be two increasing values of sigma, got {self.interval}")
         alternatives = {
-            "without": self.without, "weak_model": self.weak_model, "negative": self.negative, "classifier": self.classifier,
+            "without": self.without, "weak_model": self.weak_model, "negative": self.negative,
+            "negative_prompt": self.negative_prompt, "classifier": self.classifier,
         }  # fmt: skip
         given = [name for name, value in alternatives.items() if value]
         if len(given) > 1:
@@ -96,6 +107,11 @@ class SamplingChoices(Section):
         return Guidance.of(self.guidance)
 
     @property
+    def guidance_json(self) -> float | dict[str, Any]:
+        """The guidance as JSON: a scale, or a section."""
+        return self.guidance.as_json if isinstance(self.guidance, Guidance) else self.guidance
+
+    @property
     def sampling(self) -> choices.Sampling:
         """Sampler, timesteps and start as the core knows them."""
         start = None if self.start is None else self.start.sigma
@@ -132,6 +148,8 @@ def _guidance_words(guidance: Guidance) -> str:
             worse = f"the weaker model {guidance.weak_model}"
         elif guidance.negative is not None:
             worse = f"the category {guidance.negative}"
+        elif guidance.negative_prompt is not None:
+            worse = f"the text {guidance.negative_prompt!r}"
         direction = f"against {worse}"
         if guidance.classifier is not None:
             direction = f"by the classifier {guidance.classifier}"

@@ -105,7 +105,9 @@ class Pictures(Train):
     size: int = Field(32, ge=8, le=512)  # pixels
     patch: Positive = 4  # pixels (with a codec, latents) along the side of a token, for networks that have tokens
     copies: int = Field(0, ge=0, le=32)  # of each picture, a little larger or smaller and shifted, its pose map alike
-    conditions: list[Literal["category", "pose_map", "pose_vector", "pose_tokens"]] = Field(["category", "pose_map"])
+    conditions: list[Literal["category", "pose_map", "pose_vector", "pose_tokens", "text"]] = Field(
+        ["category", "pose_map"]
+    )
     # Of net rin: share of the examples whose latents start from those of a first pass; above 0, all do in sampling.
     latent_self_conditioning: Fraction = 0.0
     body_weight: float = Field(0.0, ge=0, le=100)  # how much more an error costs on the person's limbs

@@ -4,6 +4,7 @@ Reads `data/poses/` and the opt-outs. Writes `data/dataset/` (see `dataset_table
 
     summary.json      counts by reason, groups, splits, distances, warnings
     clusters.json     the pose clusters, from which the drift of the next version is measured
+    captions.json     source -> caption, if any picture has one
 """
 
 from __future__ import annotations
@@ -85,10 +86,14 @@ def run(params: Params, root: Path) -> None:
         "distances": coverage.distances(persons),
         "warnings": coverage.warnings(persons),
     }
+    kept_sources = set(persons.source)
+    captions = {name: text for name, text in parts.captions(root, params.raw).items() if name in kept_sources}
     with files.new_folder(root / paths.DATASET) as folder:
         dataset_table.write(folder, persons, gated)
         files.write_json(folder / "summary.json", summary)
         files.write_json(folder / "clusters.json", _statistics(persons, clustering))
+        if captions:
+            files.write_json(folder / parts.CAPTIONS, captions)
     splits = ", ".join(f"{n} {split}" for split, n in summary["splits"].items())
     log.info(f"{len(persons)} of {len(table)} persons kept: {splits}")
     for sentence in summary["warnings"]:

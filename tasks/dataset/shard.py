@@ -8,23 +8,25 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
 from tasks import paths
-from tasks.common import machine
+from tasks.common import files, machine
 from tasks.common.errors import DataError
 from tasks.common.images import encode_png
 from tasks.common.pool import OrderedMap, WorkerDied
 from tasks.config.params import Params
+from tasks.config.text import TextEncoder
 from tasks.dataset import dataset_table, shards
 from tasks.dataset.crop import crop, real_part
 from tasks.dataset.dataset_table import SPLITS, Persons
 from tasks.dataset.source_pictures import pictures
 from tasks.extract import parts
 from tasks.extract.source_files import Refusal
+from tasks.text.encoder import embeddings
 
 _FEW = 200  # files; for fewer, starting worker processes takes longer than reading them here
 
@@ -42,6 +44,7 @@ class _File:
 def run(params: Params, root: Path) -> None:
     """Write one sample per person to `data/shards/`: `png` (square crop), `pose.npy` (float32 [33, 3]), `json` (metadata).
 
+    A caption is `caption` in the metadata. With `shard.text` the embeddings of the captions are in `text.npy`.
     If the square reaches beyond the picture, `real` in the metadata says which part of the crop the picture covers.
 
     A person without a picture (motion capture) is a sample without `png`. A file with several persons, or a video, is
@@ -56,15 +59,42 @@ def run(params: Params, root: Path) -> None:
         "size": params.shard.size,
         "margin": params.curate.margin,
     }
+    captions = _captions(root)
+    embedded = _embedded(root, params.shard.text, persons, captions) if params.shard.text is not None else None
+    if embedded is not None:
+        about["text"] = embedded.about
     cutter = partial(_cutter, parts.SourcePaths(root, params.raw), params.shard.size)
     bar = tqdm(total=len(persons), desc="shard", unit="person", mininterval=1)
     with bar, _cut(cutter, opened) as cut:
         shards.write(
             root / paths.SHARDS,
-            {split: _samples(persons, persons.of(split), cut, bar) for split in SPLITS},
+            {split: _samples(persons, persons.of(split), cut, bar, captions) for split in SPLITS},
             params.shard.samples_per_shard,
             about,
+            embedded.embeddings if embedded is not None else None,
         )
+
+
+def _captions(root: Path) -> dict[str, str]:
+    """The captions of the pictures that have one, by source."""
+    path = root / paths.DATASET / parts.CAPTIONS
+    return files.read_json(path) if path.is_file() else {}
+
+
+class _Embedded(NamedTuple):
+    """Embeddings of captions, float32 `[m, length, width]`, and what the index says about them."""
+
+    embeddings: np.ndarray
+    about: dict[str, Any]
+
+
+def _embedded(root: Path, config: TextEncoder, persons: Persons, captions: dict[str, str]) -> _Embedded:
+    """The embeddings of all captions, and of the template with each category, which samplers use."""
+    every = {shards.captioned(config.template, category) for category in persons.category}
+    every |= {captions[source] for source in persons.source if source in captions}
+    ordered = sorted(every)
+    table = embeddings(root, config, ordered)
+    return _Embedded(table, {**config.model_dump(), "width": table.shape[2], "captions": ordered})
 
 
 def _files(persons: Persons, rows: list[int]) -> Iterator[_File]:
@@ -123,12 +153,14 @@ def _cut(cutter: _Cutter, opened: list[_File]) -> Iterator[Iterator[_Crop]]:
 
 
 def _samples(
-    persons: Persons, rows: list[int], cut: Iterator[_Crop], bar: tqdm[NoReturn]
+    persons: Persons, rows: list[int], cut: Iterator[_Crop], bar: tqdm[NoReturn], captions: dict[str, str]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The samples of one split. `cut` yields the crops of all rows that have one, and is advanced past them."""
     pictured = persons.pictured
     for i in rows:
         about = {name: getattr(persons, name)[i] for name in ("source", "category", "group", "split")}
+        if caption := captions.get(persons.source[i]):
+            about["caption"] = caption
         members = {}
         if pictured[i]:
             members["png"], real = next(cut)

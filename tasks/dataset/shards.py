@@ -2,6 +2,7 @@
 
     folder/{split}-000000.tar   members `key.png` (not for motion captures), `key.pose.npy` (float32 [33, 3]), `key.json`;
                                 of motion `key.clip.npy` (float32 [frames, 33, 3], see tasks.common.motion) and `key.json`
+    folder/text.npy             float32 [m, length, width], the embeddings of captions, if there is a text encoder
     folder/index.json           size and sha256 of each shard; with {split}.jsonl and {split}.offsets the index of the samples,
                                 see tasks.dataset.shard_index
 
@@ -35,6 +36,7 @@ from tasks.common.lazy import Lazy
 from tasks.dataset import shard_index
 from tasks.dataset.shard_index import Members, SplitIndex, SplitWriter, UniqueKeys
 
+TEXT = "text.npy"
 OPEN = 64  # tars that a process keeps open
 ROWS = 1 << 20  # sample numbers hashed at a time
 T = TypeVar("T")
@@ -89,11 +91,13 @@ def write(
     splits: Mapping[str, Iterable[tuple[str, dict[str, bytes]]]],
     samples_per_shard: int,
     about: Mapping[str, Any],
+    text: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Write the (key, {extension: bytes}) samples of each split into `folder`, and return its index.
 
     `about` is stored in the index (categories, origin of the samples). Memory does not grow with the number of samples but
-    with those of one shard. The folder appears under its name only when it is
+    with those of one shard. `text`: the embeddings of the captions in `about["text"]["captions"]`, if there is a text
+    encoder. The folder appears under its name only when it is
     complete. Raises ValueError if a key is not unique or contains a dot.
     """
     from webdataset import TarWriter  # imports torch, which readers do not need
@@ -121,8 +125,20 @@ def write(
         repeated = keys.repeated(rows.row(i)[0] for rows in opened for i in range(len(rows)))
         if repeated is not None:
             raise ValueError(f"sample key {repeated!r} is not unique")
+        if text is not None:
+            np.save(temporary / TEXT, np.ascontiguousarray(text, np.float32), allow_pickle=False)
         (temporary / shard_index.FILE).write_bytes(encode_json(index))
     return index
+
+
+def readable(category: str) -> str:
+    """The name of a category or folder as words."""
+    return category.replace("_", " ").replace("-", " ").strip()
+
+
+def captioned(template: str, category: str) -> str:
+    """The caption of a picture that has none of its own."""
+    return template.format(category=readable(category))
 
 
 def resized(size: int, picture: np.ndarray) -> np.ndarray:
@@ -271,6 +287,32 @@ class ShardDataset:
     def metas(self) -> Sequence[dict[str, Any]]:
         """The JSON of all samples. Each is read when it is looked at."""
         return Lazy(len(self), self.meta)
+
+    def captions(self, template: str) -> list[str]:
+        """The caption of every sample: its own, or else the template with its category."""
+        return [meta.get("caption") or captioned(template, str(meta["category"])) for meta in self.metas()]
+
+    def texts(self) -> np.ndarray:
+        """The embedding of every sample's caption, float32 `[n, length, width]`. Raises DataError if there are none."""
+        return self.texts_of(self.captions(self.text["template"]))
+
+    def texts_of(self, captions: Sequence[str]) -> np.ndarray:
+        """The embeddings of captions that the shards have, float32 `[n, length, width]`. Raises DataError for another one."""
+        rows = {caption: i for i, caption in enumerate(self.text["captions"])}
+        unknown = [caption for caption in captions if caption not in rows]
+        if unknown:
+            raise DataError(f"{self.folder} has no embedding of {unknown[0]!r}.")
+        table = np.load(self.folder / TEXT, mmap_mode="r", allow_pickle=False)
+        embeddings: np.ndarray = np.array(table[[rows[caption] for caption in captions]], np.float32)
+        return embeddings
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The text encoder of the shards and its captions. Raises DataError if they have none."""
+        if "text" not in self.about:
+            raise DataError(f"{self.folder} has no embeddings of captions: set shard.text and run the stage shard.")
+        about: dict[str, Any] = self.about["text"]
+        return about
 
     def categories(self) -> list[str]:
         """The categories of the samples, each once, sorted."""

@@ -23,6 +23,7 @@ from tasks.extract import poses_table
 from tasks.extract.poses_table import Poses, Reject
 from tasks.extract.source_files import behind_dvc_link, dvc_cache
 
+CAPTIONS = "captions.json"  # in the folder of a part's poses, if there are any: source -> caption
 _COUNTS = ("files", "frames", "files_with_person", "persons")
 
 
@@ -83,6 +84,16 @@ def summary(root: Path, raw: Raw) -> dict[str, Any]:
         **{name: sum(one[name] for one in summaries.values()) for name in _COUNTS},
         "rejects": dict(rejects),
         "joint_error": {part: one["joint_error"] for part, one in summaries.items() if "joint_error" in one},
+    }
+
+
+def captions(root: Path, raw: Raw) -> dict[str, str]:
+    """The captions of the pictures that have one, by source."""
+    return {
+        f"{part}/{source}": text
+        for part, folder in folders(root, raw).items()
+        if (folder / CAPTIONS).is_file()
+        for source, text in files.read_json(folder / CAPTIONS).items()
     }
 
 

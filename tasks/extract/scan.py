@@ -13,12 +13,13 @@ from pathlib import Path
 
 from tasks.common.errors import UserError
 from tasks.common.text import one_line
+from tasks.extract.captions import CAPTIONS, SUFFIXES
 from tasks.extract.labels import LABELS, Labels, read_labels
 from tasks.extract.source_files import printable
 
 JOINTS_SUFFIX = ".joints.json"  # the true joints beside a rendered picture
 PROVENANCE = "SOURCE.txt"  # in any folder of pictures: where they come from and under which licence
-SIDE_FILES = frozenset({PROVENANCE, LABELS})
+SIDE_FILES = frozenset({PROVENANCE, LABELS, CAPTIONS})
 
 # What operating systems, file managers and network drives leave in folders, in lower case. Hidden names (._x.jpg, .DS_Store,
 # .Trash-1000) need no entry.
@@ -154,18 +155,18 @@ class Scan:
 def scan(folder: Path, cache: Path | None = None) -> Scan:
     """Find all sources below the folder and their categories.
 
-    System files and known side files are ignored. Links, special files and folders that cannot be listed are sources; opening
-    them gives a refusal. The category comes from `labels.csv` (see `labels`) or else from the folders: it is the sub-folder of
-    the deepest folder that contains all pictures, or this folder's own name. Folders called train, test and the like are
-    skipped. `cache` is the folder of links that DVC made (see `source_files.dvc_cache`). Raises UserError if the folder is
-    missing, cannot be listed or has no sources, or if its labels cannot be read.
+    System files, known side files and captions (see `captions`) are ignored. Links, special files and folders that cannot be
+    listed are sources; opening them gives a refusal. The category comes from `labels.csv` (see `labels`) or else from the
+    folders: it is the sub-folder of the deepest folder that contains all pictures, or this folder's own name. Folders called
+    train, test and the like are skipped. `cache` is the folder of links that DVC made (see `source_files.dvc_cache`). Raises
+    UserError if the folder is missing, cannot be listed or has no sources, or if its labels cannot be read.
     """
     if not os.path.isdir(folder):
         raise UserError(f"The folder of pictures {folder} does not exist.")
     entries = [entry.path for entry in walk(folder)]
     if "" in entries:
         raise UserError(f"The folder of pictures {folder} cannot be listed; check its permissions.")
-    paths = sorted(path for path in entries if not is_ignored(path.split("/")[-1]))
+    paths = sorted(_without_captions([path for path in entries if not is_ignored(path.split("/")[-1])]))
     if not paths:
         raise UserError(f"The folder of pictures {folder} holds no file.")
     labels = read_labels(folder, [printable(path) for path in paths], cache)
@@ -183,6 +184,15 @@ def scan(folder: Path, cache: Path | None = None) -> Scan:
         "/".join(level),
         labels,
     )
+
+
+def _without_captions(paths: Sequence[str]) -> Iterator[str]:
+    """The files but the texts beside a picture of the same name, which are captions."""
+    media = {stem for stem, suffix in map(os.path.splitext, paths) if suffix.lower() in MEDIA_SUFFIXES}
+    for path in paths:
+        stem, suffix = os.path.splitext(path)
+        if suffix not in SUFFIXES or stem not in media:
+            yield path
 
 
 def _category_level(paths: Sequence[str]) -> tuple[list[str], int]:

@@ -12,6 +12,8 @@ of each SOURCE.txt), and `summary.json`:
     joint_error            error against true joints, if the folder has them (see `joint_error`)
     joint_error_absent     why there is no joint_error
 
+and `captions.json`, the captions by file, if any picture has one.
+
 The findings of each file are cached by its content (see `cache`): a run that was killed continues where it stopped, and a
 new picture costs one extraction. Timing depends on the machine and the stage's outputs must not, so it is written to
 `.contrapposto/extract/<part>.json`.
@@ -36,7 +38,7 @@ from tasks.common import files, machine
 from tasks.common.errors import DataError, UserError
 from tasks.common.pool import OrderedMap, WorkerDied, preload
 from tasks.config.params import Params
-from tasks.extract import joint_error
+from tasks.extract import captions, joint_error, parts
 from tasks.extract.cache import Store, decoded, findings_digest
 from tasks.extract.content_keys import stamp_of
 from tasks.extract.findings import Findings, Kind, Reason, Refused, Settings
@@ -83,6 +85,8 @@ def run(params: Params, root: Path, part: str) -> None:
         }
         files.write_json(output / "summary.json", summary)
         files.write_json(output / "provenance.json", provenance(folder, cache))
+        if texts := captions.of(folder, [source.path for source in sources], cache):
+            files.write_json(output / parts.CAPTIONS, {printable(name): text for name, text in texts.items()})
     timing = {"seconds": seconds, "workers": workers, "files": len(sources), "extracted": new_files}
     files.write_json(root / paths.EXTRACT_STATE / f"{part}.json", timing)
     log.info(

@@ -19,7 +19,7 @@ from diffusion_core.lora import Adapted, Adapter, merge, targets
 from tasks import paths
 from tasks.common import checkpoint, files
 from tasks.common.errors import DataError, UserError
-from tasks.foreign.library import package
+from tasks.common.published import package
 from tasks.foreign.model import ForeignModel
 
 _UNET = ("to_q", "to_k", "to_v", "to_out.0")

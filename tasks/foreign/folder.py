@@ -6,16 +6,15 @@ its own, is refused.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tasks.common.errors import UserError
 from tasks.common.files import read_json
+from tasks.common.published import digest as digest
 
 INDEX = "model_index.json"
-READ = frozenset({".safetensors", ".json", ".txt", ".model"})  # what the digest covers, and all that is read
 LIBRARIES = frozenset({"diffusers", "transformers"})
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermark")  # components that are never loaded
 
@@ -86,17 +85,6 @@ def opened(path: Path) -> PipelineFolder:
         if needed not in components or not components[needed][1].startswith(allowed):
             raise UserError(f"{path / INDEX}: a {name} needs {needed} of class {allowed or 'Scheduler'}.")
     return folder
-
-
-def digest(path: Path) -> str:
-    """The sha256 of a folder: of the lines `<sha256 of a file>  <name>` of all files that may be read, sorted by name."""
-    lines = []
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        if file.suffix in READ and file.is_file() and not any(part.startswith(".") for part in name.parts):
-            with file.open("rb") as stream:
-                lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name.as_posix()}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def checked(path: Path, sha256: str | None) -> PipelineFolder:

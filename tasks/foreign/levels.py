@@ -17,7 +17,7 @@ from diffusion_core.schedules import Level, NoiseSchedule, logsnr_level
 from diffusion_core.targets import EPS, FLOW, X0, Target, V
 from tasks.common.errors import UserError
 from tasks.common.files import read_json
-from tasks.foreign.library import package
+from tasks.common.published import package
 
 CONFIG = "scheduler_config.json"
 TARGETS: dict[str, Target] = {"epsilon": EPS, "v_prediction": V, "sample": X0, "flow_prediction": FLOW}

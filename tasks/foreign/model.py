@@ -21,10 +21,10 @@ from diffusion_core.sampling import solvers
 from diffusion_core.sampling.loop import generate
 from diffusion_core.schedules import Level, NoiseSchedule
 from tasks.common.errors import UserError
+from tasks.common.published import package
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import levels, text
 from tasks.foreign.folder import PipelineFolder, checked
-from tasks.foreign.library import package
 from tasks.foreign.nets import SD3, DiT, Flow, Flux, ForeignDenoiser, ForeignNet, UNet
 from tasks.models.published_codec import Published, about
 

@@ -14,8 +14,8 @@ import torch
 
 from diffusion_core.conditioning import Cond
 from tasks.common.errors import UserError
+from tasks.common.published import package
 from tasks.foreign.folder import PipelineFolder
-from tasks.foreign.library import package
 from tasks.foreign.nets import CATEGORY, POOLED, TEXT
 
 BATCH = 16  # prompts that are encoded at once

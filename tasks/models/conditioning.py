@@ -4,6 +4,7 @@
     pose_vector   vec:pose       99 numbers, the normalised landmarks
     pose_map      map:pose       image channels with soft bones where the picture is to show them
     pose_tokens   tok:pose       one token per joint, its position and its name (one-hot), for cross-attention
+    text          tok:text       the embedding of the caption (`shard.text`), one token each, for cross-attention
     first_pose    map:first      motion: the first pose, beside every frame
     path          map:path       motion: the path of the hips and a 1, beside every joint
 
@@ -31,6 +32,7 @@ from diffusion_core.rng import TransformStream
 from diffusion_core.schedules import sigma_level
 from diffusion_core.training import augmentation
 from diffusion_core.training.trainer import Transform
+from tasks.common.errors import UserError
 from tasks.common.motion import in_place
 from tasks.common.skeleton import MIRROR, mirror
 from tasks.config.motion import MotionModel
@@ -41,7 +43,7 @@ from tasks.dataset.pose_map import CHANNELS, MIRRORED, pose_map
 # Name in params.yaml -> key.
 KEYS = {
     "category": "vec:category", "pose_vector": "vec:pose", "pose_map": "map:pose", "pose_tokens": "tok:pose",
-    "first_pose": "map:first", "path": "map:path",
+    "text": "tok:text", "first_pose": "map:first", "path": "map:path",
 }  # fmt: skip
 
 AnyModel = Poses | Pictures | MotionModel
@@ -55,11 +57,17 @@ JITTER_SCALE, JITTER_SHIFT = 0.07, 0.035  # standard deviations: of the log size
 
 
 def widths(
-    config: AnyModel | Upscaler, categories: int, factor: int = 1, channels: int = 3, padded: bool = False
+    config: AnyModel | Upscaler,
+    categories: int,
+    factor: int = 1,
+    channels: int = 3,
+    padded: bool = False,
+    text: int | None = None,
 ) -> dict[str, int]:
     """The width of each condition of a model's network, whose codec has this factor and so many channels.
 
     padded: whether training pictures have padding. Its map is the last condition, so that a warm start can add or remove it.
+    text: width of the text encoder. Raises UserError if the model has the condition and there is none.
     """
     if isinstance(config, Upscaler):
         return {LOW: channels, LOW_LEVEL: 1, SIZE: 1}
@@ -71,6 +79,10 @@ def widths(
         "first_pose": 3,
         "path": 4,
     }
+    if "text" in config.conditions:
+        if text is None:
+            raise UserError("pictures.conditions has text, so shard.text must name a text encoder.")
+        width["text"] = text
     out = {KEYS[name]: width[name] for name in config.conditions}
     if config.augment:
         out[AUGMENT] = augmentation.WIDTH
@@ -90,11 +102,13 @@ def conditions(
     names: Sequence[str | None],
     poses: np.ndarray | None = None,
     factor: int = 1,
+    text: np.ndarray | None = None,
 ) -> Cond:
-    """The conditions for categories `names` and poses `[n, 33, 3]`, or clips `[n, frames, 33, 3]`: those that the model has.
+    """The conditions for categories `names`, poses `[n, 33, 3]`, or clips `[n, frames, 33, 3]`, and embeddings of captions
+    `[n, length, width]`: those that the model has.
 
-    A category that is None or not in `categories` is withheld. Without poses, all conditions on the pose are withheld. Maps
-    have the resolution of the latents of a codec with this factor.
+    A category that is None or not in `categories` is withheld. Without poses, all conditions on the pose are withheld, and
+    without embeddings the text. Maps have the resolution of the latents of a codec with this factor.
     """
     cond: Cond = {}
     if "category" in config.conditions:
@@ -115,6 +129,8 @@ def conditions(
             cond["vec:pose"] = given.flatten(-2)
         if "pose_tokens" in config.conditions:
             cond["tok:pose"] = torch.cat([given, torch.eye(JOINTS).expand(*given.shape[:-1], -1)], -1)
+    if text is not None and "text" in config.conditions:
+        cond[KEYS["text"]] = torch.from_numpy(text).float()
     if config.augment:
         cond[AUGMENT] = augmentation.no_transform(len(names))
     if config.condition_noise:

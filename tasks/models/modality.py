@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from diffusion_core import choices, training_choices
 from diffusion_core.codecs import Affine, Latent, Tokens
-from diffusion_core.conditioning import PADDING, Cond
+from diffusion_core.conditioning import KEEP, PADDING, Cond
 from diffusion_core.denoiser import Denoiser, Posterior, Preconditioned, UncertainDenoiser
 from diffusion_core.distill_choices import Student
 from diffusion_core.error_curve import ErrorCurve
@@ -50,6 +50,7 @@ from tasks.common.subset import evenly_spaced
 from tasks.config.motion import MotionModel
 from tasks.config.params import Params, Pictures, Poses, Upscaler
 from tasks.config.sampling import Guidance, SamplingChoices
+from tasks.config.text import TextEncoder
 from tasks.config.video import VideoModel
 from tasks.dataset import frames
 from tasks.dataset.padding import padding_maps
@@ -140,6 +141,7 @@ def examples(
     where padding is.
 
     A mirror image exchanges left and right: x of the landmarks changes sign, landmarks change names, the picture is flipped.
+    Captions stay as they are.
     """
     if isinstance(config, MotionModel):
         return _clips(dataset, config, categories, mirrored)
@@ -147,7 +149,10 @@ def examples(
     poses = dataset.clips() if isinstance(config, VideoModel) else dataset.poses()
     names = [meta["category"] for meta in metas]
     margin = dataset.about["margin"]
-    cond, flipped_cond = (conditions(config, categories, margin, names, p, factor) for p in (poses, mirror(poses)))
+    text = dataset.texts() if "text" in config.conditions else None
+    cond, flipped_cond = (
+        conditions(config, categories, margin, names, p, factor, text) for p in (poses, mirror(poses))
+    )
     if isinstance(config, Pictures):
         x0 = _pictures(dataset, config)
         flipped = x0.flip(-1)
@@ -167,6 +172,21 @@ def _clips(dataset: ShardDataset, config: MotionModel, categories: list[str], mi
     x0, known, names = motion.clip_examples(dataset, mirrored)
     cond = conditions(config, categories, 0.0, names)
     return Examples(x0, {**cond, **motion.maps(config, x0, known), **motion.path_weight(x0, known)})
+
+
+class EmbeddedText(NamedTuple):
+    """A text encoder, and the width of its embeddings."""
+
+    encoder: TextEncoder
+    width: int
+
+    @classmethod
+    def of(cls, dataset: ShardDataset, config: Config) -> EmbeddedText | None:
+        """That of a dataset, for models with text. Raises DataError if the dataset has none."""
+        if isinstance(config, Upscaler) or "text" not in config.conditions:
+            return None
+        about = dataset.text
+        return cls(TextEncoder(**{name: about[name] for name in TextEncoder.model_fields}), int(about["width"]))
 
 
 class ClipShape(NamedTuple):
@@ -199,6 +219,7 @@ class Model:
     clip: ClipShape | None = None  # of the models of motion and video
     # The smallest and largest values of the training data in the network's units, if the recipe limits its estimate to them.
     limits: tuple[Tensor, Tensor] | None = None
+    text: EmbeddedText | None = None  # the text encoder whose embeddings the model is given
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -216,16 +237,19 @@ class Model:
         )
         return Examples(out.x0, weights(out.cond, 0.0))
 
-    def conditions(self, categories: Sequence[str | None], poses: np.ndarray | None = None) -> Cond:
+    def conditions(
+        self, categories: Sequence[str | None], poses: np.ndarray | None = None, text: np.ndarray | None = None
+    ) -> Cond:
         """The conditions for one category per sample and, for pictures, the poses `[n, 33, 3]` that they shall show.
 
-        The poses of clips of pictures are `[n, frames, 33, 3]`.
+        The poses of clips of pictures are `[n, frames, 33, 3]`. `text`: the embeddings of captions by the model's text encoder,
+        `[n, length, width]`.
 
-        A category that is None or unknown to the model is withheld, as in condition dropout. So are first pose and path of
-        the motion model, see `motion.first_pose_map` and `motion.path_map`. Not for the upscaler.
+        A category that is None or unknown to the model is withheld, as in condition dropout. So are a text that is not given,
+        and first pose and path of the motion model, see `motion.first_pose_map` and `motion.path_map`. Not for the upscaler.
         """
         assert not isinstance(self.config, Upscaler)
-        return conditions(self.config, self.categories, self.margin, categories, poses, self.codec.factor)
+        return conditions(self.config, self.categories, self.margin, categories, poses, self.codec.factor, text)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which the network is evaluated: matrix products in the precision in which it was trained."""
@@ -247,11 +271,13 @@ class Model:
         timesteps: Timesteps = (),
         weak: Model | None = None,
         classifier: NoisyClassifier | None = None,
+        unwanted: np.ndarray | None = None,
     ) -> Denoiser:
         """The denoiser to sample with under guidance, or classifier-free guidance of this scale (1: none).
 
         `timesteps`: those of the sampler, for a schedule that depends on them. `weak`: the model that `guidance.weak_model`
-        names, `classifier` the one that `guidance.classifier` names. Raises UserError if the model does not know the negative
+        names, `classifier` the one that `guidance.classifier` names, `unwanted` the embedding `[1, length, width]` of
+        `guidance.negative_prompt`. Raises UserError if the model does not know the negative
         category or `weak` is another kind of model.
         """
         guidance = Guidance.of(guidance)
@@ -272,6 +298,8 @@ class Model:
             if classifier is None:
                 raise UserError("guidance.classifier names a classifier that is not at hand: set it to null.")
             denoiser = classifier_guided(denoiser, classifier, KEYS["category"], strength, guidance.rescale)
+        elif guidance.negative_prompt is not None:
+            denoiser = extrapolate(denoiser, self._with_text(denoiser, unwanted), strength, guidance.rescale)
         elif guidance.negative is not None:
             denoiser = negative(denoiser, self.category(guidance.negative), strength, guidance.rescale)
         else:
@@ -302,6 +330,19 @@ class Model:
             return make(denoiser, values)
         limited = make(lambda x, level, cond: codec.decode(denoiser(x, level, cond)), values)
         return lambda x, level, cond: codec.encode(limited(x, level, cond))
+
+    def _with_text(self, denoiser: Denoiser, embedding: np.ndarray | None) -> Denoiser:
+        """The denoiser with this text in place of what is asked for. Raises UserError if it is not at hand."""
+        if embedding is None:
+            raise UserError("guidance.negative_prompt needs the text encoder, which is not at hand: set it to null.")
+        key = KEYS["text"]
+        text = torch.from_numpy(embedding).to(next(self.denoiser.parameters()).device)
+
+        def other(x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
+            rest = {name: value for name, value in (cond or {}).items() if name != KEEP + key}
+            return denoiser(x, level, {**rest, key: text.expand(len(x), -1, -1)})
+
+        return other
 
     def category(self, name: str) -> Cond:
         """The condition on a category, one row that holds for any number of rows. Raises UserError if it is not known."""
@@ -365,13 +406,14 @@ class Model:
         timesteps: Timesteps = (),
         weak: Model | None = None,
         classifier: NoisyClassifier | None = None,
+        unwanted: np.ndarray | None = None,
     ) -> Denoiser | UncertainDenoiser:
         """`guided`, with the variance of x0 if the sampler uses it: measured, or learned if nothing guides the model."""
         uses = choices.SAMPLERS[sampler].variance
         plain = not guidance.active and guidance.threshold is None and not self.config.self_condition
         if uses == "learned" and plain and isinstance(self.denoiser, LearnedVariance):
             return self._posterior(self.denoiser)
-        guided = self.guided(guidance, timesteps, weak, classifier)
+        guided = self.guided(guidance, timesteps, weak, classifier, unwanted)
         return measured_variance(guided, self.errors) if uses == "measured" else guided
 
     def drawing(self, denoiser: Preconditioned) -> dict[str, Any]:
@@ -442,8 +484,10 @@ def build(
     margin: float,
     padded: bool = False,
     clip: ClipShape | None = None,
+    text: EmbeddedText | None = None,
 ) -> Model:
-    """An untrained model. padded: whether training pictures have padding; clip: for models of clips."""
+    """An untrained model. padded: whether training pictures have padding; clip: for models of clips; text: for models with
+    text."""
     shape = shape_of(config, codec, clip)
     pictured = not isinstance(config, Poses | MotionModel)
     codes = None
@@ -458,14 +502,14 @@ def build(
     if isinstance(config, MotionModel) and (config.velocity_loss or config.foot_contact_loss):
         recipe = _with_motion_losses(config, recipe, codec, clip)
     channels = shape[0] if pictured else shape[-1]
-    conds = widths(config, len(categories), codec.factor, channels, padded)
+    conds = widths(config, len(categories), codec.factor, channels, padded, text.width if text else None)
 
     def build_network(maps: Sequence[str], outputs: int) -> nn.Module:
         widths_of_all = {**conds, **dict.fromkeys(maps, channels)}
         return network(config, widths_of_all, shape if pictured else None, outputs, codes)
 
     denoiser = recipe.denoiser(recipe.network(build_network))
-    return Model(name, config, categories, denoiser, recipe, codec, margin, padded, {}, clip=clip)
+    return Model(name, config, categories, denoiser, recipe, codec, margin, padded, {}, clip=clip, text=text)
 
 
 def _with_motion_losses(config: MotionModel, recipe: Recipe, codec: Affine | Latent, clip: ClipShape | None) -> Recipe:
@@ -500,6 +544,7 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], meta: dict[str,
         "codec": stored_codec.description(model.codec),
         **({STUDENT: model.meta[STUDENT]} if STUDENT in model.meta else {}),
         **({"clip": list(model.clip)} if model.clip else {}),
+        **({"text": {**model.text.encoder.model_dump(), "width": model.text.width}} if model.text else {}),
         **meta,
     }
     tensors = {f"weights.{name}": value for name, value in weights.items()}
@@ -526,7 +571,11 @@ def load(folder: Path, device: torch.device) -> Model:
     if training_choices.RECIPES[config.recipe].tokens and isinstance(codec, Latent):
         codec = Tokens.of(codec)
     clip = ClipShape(*meta["clip"]) if "clip" in meta else None
-    model = build(meta["model"], config, meta["categories"], codec, meta["margin"], meta.get("padded", False), clip)
+    about = dict(meta["text"]) if "text" in meta else None
+    text = EmbeddedText(width=about.pop("width"), encoder=TextEncoder(**about)) if about else None
+    model = build(
+        meta["model"], config, meta["categories"], codec, meta["margin"], meta.get("padded", False), clip, text
+    )
     weights = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
     schedule = {key.removeprefix(SCHEDULE): weights.pop(key) for key in list(weights) if key.startswith(SCHEDULE)}
     if isinstance(model.recipe.density, nn.Module):
@@ -544,7 +593,9 @@ def load(folder: Path, device: torch.device) -> Model:
 
 def with_weights(model: Model, weights: dict[str, Tensor], device: torch.device) -> Model:
     """The model with other weights of its denoiser, such as a snapshot of its training, in evaluation mode on a device."""
-    other = build(model.name, model.config, model.categories, model.codec, model.margin, model.padded, model.clip)
+    other = build(
+        model.name, model.config, model.categories, model.codec, model.margin, model.padded, model.clip, model.text
+    )
     other.denoiser.load_state_dict(weights, strict=False)  # some files have no buffers
     other.denoiser.to(device).eval().requires_grad_(False)
     return replace(other, meta=model.meta, initial=model.initial, limits=model.limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -27,7 +28,7 @@ class Sampler:
     """A model with a way to sample it.
 
     `weak`: the model that `guidance.weak_model` names. `source`: the one that `start.model` names. `classifier`: the one that
-    `guidance.classifier` names. Raises UserError if the
+    `guidance.classifier` names. `unwanted`: the embedding of `guidance.negative_prompt`. Raises UserError if the
     model cannot be sampled in this way, DataError if the timesteps need errors that were not measured.
     """
 
@@ -38,9 +39,11 @@ class Sampler:
         weak: Model | None = None,
         source: Model | None = None,
         classifier: NoisyClassifier | None = None,
+        unwanted: np.ndarray | None = None,
     ) -> None:
         self.model, self.how, self.source = model, how, source
         self.guidance, self.weak, self.classifier = how.guidance_options, weak, classifier
+        self.unwanted = unwanted
         self.device = next(model.denoiser.parameters()).device
         sampling = how.sampling
         known = choices.Known(model.errors if sampling.needs_errors else None, self._match)
@@ -64,7 +67,9 @@ class Sampler:
         counts the steps. Raises DataError if a sample is not finite, UserError if the model cannot fill in joints.
         """
         model = self.model
-        denoiser = model.sampling_denoiser(self.guidance, self.how.sampler, self.timesteps, self.weak, self.classifier)
+        denoiser = model.sampling_denoiser(
+            self.guidance, self.how.sampler, self.timesteps, self.weak, self.classifier, self.unwanted
+        )
         constrain: Constrain | None = None
         if joints is not None:
             self._check_fills_in()
@@ -144,7 +149,7 @@ class Sampler:
         cond = to_device(model.conditions(names), self.device)
         ids = torch.arange(LEARNING, device=self.device)
         noise = model.recipe.noise(model.shape, rng.fold(0, LEARNED), ids).double()
-        denoiser = model.guided(self.guidance, timesteps, self.weak, self.classifier)
+        denoiser = model.guided(self.guidance, timesteps, self.weak, self.classifier, self.unwanted)
         with model.autocast():
             return match_solution(denoiser, step, timesteps, fine, noise, cond, iterations, rate)
 

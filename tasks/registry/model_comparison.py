@@ -29,6 +29,7 @@ from tasks.paths import MODELS, UPSCALER
 from tasks.plots.interval_plot import Row
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
+from tasks.text.encoder import embeddings
 
 ALL = "all"  # categories
 
@@ -135,7 +136,10 @@ def _features(
     sampler = model_registry.sampler(params, root, folder, how, champion)
     metas = samples.metas()
     asked = samples.poses() if name == "pictures" else None
-    cond = champion.conditions([str(meta["category"]) for meta in metas], asked)
+    text = None
+    if champion.text is not None and all("caption" in meta for meta in metas):
+        text = embeddings(root, champion.text.encoder, [meta["caption"] for meta in metas])
+    cond = champion.conditions([str(meta["category"]) for meta in metas], asked, text)
     ids = torch.tensor([int(meta["number"]) for meta in metas])
     sampled = sampler.draw(cond, choice.seed, ids, choice.batch, label=f"the champion's {name}")
     if name == "poses":

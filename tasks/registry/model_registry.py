@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffusion_core import method_tables
 from diffusion_core.distill_choices import Student
 from tasks import paths
@@ -26,6 +28,7 @@ from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
 from tasks.paths import MODELS, MOTION, UPSCALER, VIDEO
 from tasks.registry.tracking import Store
+from tasks.text.encoder import embeddings
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
@@ -194,7 +197,15 @@ def sampler(params: Params, root: Path, folder: Path, how: SamplingChoices, mode
         if not (own / paths.MODEL_FILE).is_file() or paths.sha256(own) != wanted:
             raise DataError(f"There is no classifier {wanted} in {own}.")
         classifier = classifiers.load(own, model)
-    return Sampler(model, how, weak, source, classifier)
+    return Sampler(model, how, weak, source, classifier, unwanted_text(root, model, how))
+
+
+def unwanted_text(root: Path, model: Model, how: SamplingChoices) -> np.ndarray | None:
+    """The embedding of the negative prompt, `[1, length, width]`; None without one."""
+    prompt = how.guidance_options.negative_prompt
+    if prompt is None or model.text is None:
+        return None
+    return embeddings(root, model.text.encoder, [prompt])
 
 
 def make_champions(store: Store, numbers: Mapping[str, str], together: Sequence[str] = PIPELINE) -> None:

@@ -141,7 +141,7 @@ def _round(artist: Artist, settings: Generate, asked: Sequence[str], numbers: ra
     for category in dict.fromkeys(asked):
         rows = [i for i, name in enumerate(asked) if name == category]
         request = Request(
-            category=category, pose=settings.pose, seed=settings.seed,
+            category=category, pose=settings.pose, prompt=settings.prompt, seed=settings.seed,
             **{key: getattr(settings, key) for key in SamplingChoices.model_fields},
         )  # fmt: skip
         samples = artist.samples(request, torch.tensor([numbers[i] for i in rows]))
@@ -173,6 +173,8 @@ def run(params: Params, root: Path) -> None:
     if settings.category is not None and settings.category not in artist.categories:
         known = ", ".join(artist.categories)
         raise UserError(f"params.yaml: generate.category: the models know {known}, not {settings.category!r}.")
+    if settings.prompt is not None and not artist.reads:
+        raise UserError("params.yaml: generate.prompt: the pictures know no text.")
     workers = params.extract.workers or machine.cores()
     confidence = params.extract.min_confidence
     read = partial(
@@ -216,7 +218,7 @@ def write(folder: Path, accepted: Accepted, settings: Generate, margin: float, a
             "seed": settings.seed,
             "number": one.number,
             "sampler": settings.sampler,
-            "guidance": settings.model_dump(include={"guidance"})["guidance"],
+            "guidance": settings.guidance_json,
             "pck": one.pck,
         }
         for one in kept

@@ -27,6 +27,7 @@ from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
 from tasks.sample import given_joints
 from tasks.sample.given_joints import Joints
+from tasks.text.encoder import embeddings
 
 MAX_COUNT = 256  # samples in one answer
 KEPT = 64  # ways to sample that are kept ready
@@ -42,6 +43,7 @@ class Request(SamplingChoices):
     model_config = ConfigDict(strict=False)  # whole numbers may come as floats
 
     category: str | None = None  # None: any
+    prompt: str | None = Field(default=None, min_length=1)  # of the pictures, for models with text
     # Joint name -> x, y, z (hips at the origin, torso 1 long, y down). The pose model fills in joints that are not given.
     pose: Joints | None = None
     count: int = Field(default=1, ge=1, le=MAX_COUNT)
@@ -103,6 +105,11 @@ class Artist:
         return known
 
     @property
+    def reads(self) -> bool:
+        """Whether the pictures can be asked for by a prompt."""
+        return "text" in self._about["pictures"]
+
+    @property
     def margin(self) -> float:
         """The margin around a person in the pictures."""
         return float(self._about["pictures"]["margin"])
@@ -140,11 +147,24 @@ class Artist:
             sampler = self._sampler("poses", for_poses)
             poses = sampler.draw(sampler.model.conditions(categories), request.seed, ids, joints=joints).numpy()
         sampler = self._sampler("pictures", request)
-        pictures = modality.as_pictures(sampler.draw(sampler.model.conditions(categories, poses), request.seed, ids))
+        text = self._embedded(sampler.model, request.prompt)
+        cond = sampler.model.conditions(categories, poses, None if text is None else text.repeat(len(ids), 0))
+        pictures = modality.as_pictures(sampler.draw(cond, request.seed, ids))
         if paths.UPSCALER in self._folders:
             del sampler
             pictures = upscaler.upscale(self._model(paths.UPSCALER), pictures, self.enlarging, request.seed, ids)
         return Samples(poses, pictures)
+
+    def _embedded(self, model: Model, prompt: str | None) -> np.ndarray | None:
+        """The embedding of a prompt, `[1, length, width]`; the folder of the text encoder is looked for from here.
+
+        Raises ValueError if the model was trained without text.
+        """
+        if prompt is None:
+            return None
+        if model.text is None:
+            raise ValueError("the pictures know no text: prompt must be null")
+        return embeddings(Path(), model.text.encoder, [prompt])
 
     def _sampler(self, name: str, how: SamplingChoices) -> Sampler:
         model = self._model(name)
@@ -162,7 +182,7 @@ class Artist:
         """The model with a way to sample it. Raises UserError if the classifier that shall guide it is not at hand."""
         wanted, own = how.guidance_options.classifier, self.classifier
         if wanted is None:
-            return Sampler(model, how)
+            return Sampler(model, how, unwanted=self._embedded(model, how.guidance_options.negative_prompt))
         if own is None:
             raise UserError("guidance.classifier: no classifier was exported with these models, so it must be null.")
         if (known := paths.sha256(own)) != wanted:

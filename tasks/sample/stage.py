@@ -15,7 +15,7 @@ upscaler, the pictures are enlarged by it; the picture model is out of memory by
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ from tasks.common.images import encode_png
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Sample
 from tasks.dataset import shards
-from tasks.dataset.shards import ShardDataset
+from tasks.dataset.shards import ShardDataset, captioned
 from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, load_splits
 from tasks.models import modality, upscaler
+from tasks.models.modality import EmbeddedText
 from tasks.models.sampler import Sampler
 from tasks.plots import drawing
 from tasks.registry import model_registry
+from tasks.text.encoder import embeddings
 
 GRID = 8  # rows and columns of the grid
 TILE = 96  # pixels of a picture in the grid, at least
@@ -42,16 +44,25 @@ TILE = 96  # pixels of a picture in the grid, at least
 
 @dataclass(frozen=True)
 class Conditions:
-    """Categories, poses `[n, 33, 3]`, and the keys of the persons (or samples) that they are from."""
+    """Categories, poses `[n, 33, 3]`, and the keys of the persons (or samples) that they are from.
+
+    `caption`, `text`: the captions and their embeddings, for models with text.
+    """
 
     category: list[str]
     pose: np.ndarray
     key: list[str]
+    caption: list[str] | None = None
+    text: np.ndarray | None = None
 
     @classmethod
     def of(cls, source: ShardDataset, rows: list[int]) -> Conditions:
         """The conditions of some samples of a split."""
         return cls([source.meta(i)["category"] for i in rows], source.poses()[rows], [source.keys[i] for i in rows])
+
+    def with_text(self, captions: list[str], text: np.ndarray) -> Conditions:
+        """The same with captions and their embeddings."""
+        return replace(self, caption=captions, text=text)
 
 
 def run(params: Params, root: Path, model: str) -> None:
@@ -70,11 +81,18 @@ def run(params: Params, root: Path, model: str) -> None:
     if model == "pictures":
         new = ShardDataset(paths.sample_folder(root, "poses"), SAMPLES)
         fixed = [i for i in evenly_spaced(len(new), GRID) for _ in range(GRID)]
+        asked_train = resampled(len(train), params.sample.train_conditions, choice.seed)
         asked = {
             SAMPLES: Conditions.of(held_out, rows),
-            COMPARISON: Conditions.of(train, resampled(len(train), params.sample.train_conditions, choice.seed)),
+            COMPARISON: Conditions.of(train, asked_train),
             NEW_POSES: Conditions.of(new, fixed),
         }
+        if trained.model.text is not None:
+            from_shards = {SAMPLES: (held_out, rows), COMPARISON: (train, asked_train), NEW_POSES: None}
+            asked = {
+                split: _with_text(root, trained.model.text, choice, conditions, train, from_shards[split])
+                for split, conditions in asked.items()
+            }
         drawn = {split: draw_pictures(trained, choice, conditions, split) for split, conditions in asked.items()}
         if paths.UPSCALER in paths.trained_models(root):
             del trained  # one model in memory at a time
@@ -97,6 +115,36 @@ def run(params: Params, root: Path, model: str) -> None:
     folder = paths.sample_folder(root, model)
     shards.write(folder, samples, choice.count, about)
     drawing.save_png(folder / paths.GRID, drawing.sheet(tiles, columns, captions))
+
+
+def _with_text(
+    root: Path,
+    text: EmbeddedText,
+    choice: Sample,
+    asked: Conditions,
+    shards: ShardDataset,
+    source: tuple[ShardDataset, list[int]] | None,
+) -> Conditions:
+    """The conditions with the prompt of `choice`, or else with the captions of the samples of `source` that they are from.
+
+    Without a source, the caption is the template with the category.
+    """
+    if choice.prompt is not None:
+        embedded = embeddings(root, text.encoder, [choice.prompt])
+        return asked.with_text([choice.prompt] * len(asked.key), embedded.repeat(len(asked.key), 0))
+    template = text.encoder.template
+    if source is None:
+        captions = [captioned(template, category) for category in asked.category]
+    else:
+        dataset, rows = source
+        captions = dataset.take(rows).captions(template)
+    if not captions:
+        return asked
+    known = shards.about.get("text")
+    if known is not None and known["sha256"] == text.encoder.sha256 and known["length"] == text.encoder.length:
+        if set(captions) <= set(known["captions"]):
+            return asked.with_text(captions, shards.texts_of(captions))
+    return asked.with_text(captions, embeddings(root, text.encoder, captions))
 
 
 def resampled(n: int, count: int, seed: int) -> list[int]:
@@ -127,6 +175,8 @@ def picture_samples(
             "model": "pictures", "category": asked.category[i], "condition": asked.key[i], "seed": choice.seed,
             "number": i, **_how(choice),
         }  # fmt: skip
+        if asked.caption is not None:
+            about["caption"] = asked.caption[i]
         yield (
             f"{name}-{choice.seed}-{i:06d}",
             {
@@ -139,7 +189,7 @@ def picture_samples(
 
 def _how(choice: Sample) -> dict[str, Any]:
     """What the JSON of a sample says about how it was sampled."""
-    return {"sampler": choice.sampler, "guidance": choice.model_dump(include={"guidance"})["guidance"]}
+    return {"sampler": choice.sampler, "guidance": choice.guidance_json}
 
 
 def draw_poses(model: Sampler, choice: Sample, categories: list[str], split: str) -> np.ndarray:
@@ -152,7 +202,7 @@ def draw_pictures(model: Sampler, choice: Sample, asked: Conditions, split: str)
     if not asked.key:
         side = model.model.shape[-1] * model.model.codec.factor
         return np.zeros((0, side, side, 3), np.uint8)
-    return modality.as_pictures(_draw(model, choice, asked.category, asked.pose, split))
+    return modality.as_pictures(_draw(model, choice, asked.category, asked.pose, split, asked.text))
 
 
 def _enlarge(params: Params, root: Path, drawn: dict[str, np.ndarray]) -> str:
@@ -166,7 +216,14 @@ def _enlarge(params: Params, root: Path, drawn: dict[str, np.ndarray]) -> str:
     return digest
 
 
-def _draw(model: Sampler, choice: Sample, categories: list[str], poses: np.ndarray | None, split: str) -> Tensor:
+def _draw(
+    model: Sampler,
+    choice: Sample,
+    categories: list[str],
+    poses: np.ndarray | None,
+    split: str,
+    text: np.ndarray | None = None,
+) -> Tensor:
     """Samples in data units, float32 `[n, *shape]`, one per category, numbered from 0."""
-    cond, ids = model.model.conditions(categories, poses), torch.arange(len(categories))
+    cond, ids = model.model.conditions(categories, poses, text), torch.arange(len(categories))
     return model.draw(cond, choice.seed, ids, choice.batch, label=f"sample {model.model.name}, {split}")

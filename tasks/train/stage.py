@@ -29,7 +29,7 @@ from tasks.config.params import Params, Pictures, Upscaler
 from tasks.models import codec, modality
 from tasks.models.codec import PictureCodec
 from tasks.models.conditioning import AnyModel
-from tasks.models.modality import ClipShape, Examples, Model
+from tasks.models.modality import ClipShape, EmbeddedText, Examples, Model
 from tasks.train import codec as codec_training
 from tasks.train import launch, preparation, upscaler, video, warm_start
 from tasks.train.loop import TrainingLoop
@@ -109,6 +109,7 @@ def assembled(
         data.train.about["margin"],
         data.dataset.padded,
         ClipShape.of(data.train),
+        EmbeddedText.of(data.train, with_numbers),
     )
     model = model.fitted(source.subset.x0)
     model.denoiser.to(device)

@@ -100,11 +100,18 @@ BAND = 0.25  # of the side
 
 
 def write_shards(
-    root: Path, train: int = 60, val: int = 20, test: int = 10, bands: bool = False, size: int = 16
+    root: Path,
+    train: int = 60,
+    val: int = 20,
+    test: int = 10,
+    bands: bool = False,
+    size: int = 16,
+    captions: bool = False,
 ) -> None:
     """`data/shards` of figures in two categories, in pictures of `size` pixels.
 
-    With `bands`, the top of every second picture is a white band of padding.
+    With `bands`, the top of every second picture is a white band of padding. With `captions`, every third picture has one, and
+    there are embeddings of 3 tokens.
     """
 
     def rows(split: str, count: int, seed: int) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -123,6 +130,8 @@ def write_shards(
             if bands and i % 4 < 2:
                 meta["real"] = [0.0, BAND, 1.0, 1.0]
                 pixels[: round(size * BAND)] = 255
+            if captions and i % 3 == 0:
+                meta["caption"] = "somebody"
             yield (
                 key,
                 {
@@ -135,7 +144,13 @@ def write_shards(
     counts = {"train": train, "val": val, "test": test}
     splits = {split: rows(split, count, seed) for seed, (split, count) in enumerate(counts.items())}
     about = {"categories": ["calm", "wild"], "parts": ["figures"], "size": size, "margin": 0.08}
-    shards.write(root / "data/shards", splits, 50, about)
+    text = None
+    if captions:
+        known = ["a calm one", "a wild one", "somebody"]
+        encoder = {"source": "encoder", "sha256": "0" * 64, "length": 3, "template": "a {category} one"}
+        about["text"] = {**encoder, "width": 5, "captions": known}
+        text = np.random.default_rng(7).normal(size=(len(known), 3, 5)).astype(np.float32)
+    shards.write(root / "data/shards", splits, 50, about, text)
 
 
 def write_untrained(root: Path, params: Params, name: str, shift: float = 0.0, images: int = 0) -> None:

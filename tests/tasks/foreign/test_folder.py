@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks.common import published
 from tasks.common.errors import UserError
-from tasks.foreign import folder, library
+from tasks.foreign import folder
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -68,4 +69,4 @@ def test_pickles_and_folders_without_an_index_are_refused(tmp_path: Path) -> Non
 def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"contrapposto\[foreign\]"):
-        library.package("peft")
+        published.package("peft")
