@@ -26,7 +26,6 @@ from tasks.common.images import encode_png
 from tasks.common.subset import evenly_spaced
 from tasks.config.adapt import Certificate
 from tasks.config.sampling import SamplingChoices
-from tasks.evaluate.memorization.copy_test import Verdict
 from tasks.foreign import draw
 from tasks.foreign.model import ForeignModel
 
@@ -46,8 +45,7 @@ def certify(
 ) -> Outcome:
     """Draw pictures with the adapted model, compare them with those of the training, and write the certificate into `folder`.
 
-    `folder` holds the adapter. Too few pictures are LOW-POWER, with what there is too little of. Raises UserError if the folder
-    of held-out pictures is missing.
+    `folder` holds the adapter. Too few pictures are a verdict. Raises UserError if the folder of held-out pictures is missing.
     """
     sides = [splits.train, *_heldout(root, config, splits, size)]
     how = SamplingChoices(sampler=SAMPLER, steps=config.steps, guidance=config.guidance)
@@ -66,8 +64,7 @@ def certify(
             _write(state / label, side)
     draw.into(model, draw.Request(prompts, config.samples, how, size=size, seed=seed), state / "samples", about)
     heldout = state / SIDES[1] if len(sides) > 1 else None
-    # Whoever adapts a model has few pictures. That no copies were found then says little, and the sentence says why.
-    result = copy_test(state / SIDES[0], state / "samples", heldout, folder, too_few=Verdict.LOW_POWER)
+    result = copy_test(state / SIDES[0], state / "samples", heldout, folder)
     return Outcome(result.verdict.value, result.sentence)
 
 

@@ -69,14 +69,13 @@ def certify(
     near_duplicate: float = NEAR_DUPLICATE,
     level: float = 0.01,
     false_discovery: float = 0.1,
-    too_few: Verdict = Verdict.TOO_FEW,
 ) -> Result:
     """Are the pictures in `samples` copies of those in `train`?
 
     `heldout`: pictures of the same kind that the model has not seen; without them the training pictures alone calibrate the
     test. `out`: folder for certificate.json and certificate.html; None: nothing is written. `near_duplicate`: distance after
     alignment, 0 to 1, up to which two training pictures count as one. `level`: significance level of the verdict;
-    `false_discovery`: share of false entries in the list of copies. `too_few`: the verdict if there are too few pictures.
+    `false_discovery`: share of false entries in the list of copies.
 
     Raises UserError if a folder is missing or holds no file that may be a picture, DataError if no picture can be read or a
     file changes meanwhile. Too few pictures are a verdict.
@@ -126,7 +125,6 @@ def certify(
             verdict, sentence = Verdict.TOO_FEW, f"Nothing can be said about copied pictures: {error}"
         else:
             certificate, verdict, sentence = judged, judged.verdict, judged.sentence
-        verdict = too_few if verdict is Verdict.TOO_FEW else verdict
         report = report_of(findings, certificate, verdict, sentence)
         if out is not None:
             step("write the page")

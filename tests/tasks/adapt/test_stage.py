@@ -80,9 +80,9 @@ def test_the_validation_loss_at_every_level_is_there_without_being_asked_for(tra
     assert training["levels"][-1]["train"] != training["levels"][0]["train"]
 
 
-def test_few_pictures_have_a_certificate_of_low_power_with_the_reason(trained: Path) -> None:
+def test_few_pictures_have_a_certificate_with_the_reason(trained: Path) -> None:
     report = json.loads((trained / "certificate.json").read_text())
-    assert report["verdict"] == "LOW-POWER" and "8 groups" in report["sentence"]
+    assert report["verdict"] == "TOO-FEW" and "8 groups" in report["sentence"]
     assert {name: some["pictures"] for name, some in report["folders"].items()} == {
         "train": 6,
         "heldout": 2,
@@ -90,7 +90,7 @@ def test_few_pictures_have_a_certificate_of_low_power_with_the_reason(trained: P
     }
     assert 0 < report["share_bound"] <= 1
     assert report["nearest"][0]["original"].startswith("red_cat/")
-    assert "LOW-POWER" in (trained / "certificate.html").read_text()
+    assert "TOO-FEW" in (trained / "certificate.html").read_text()
 
 
 def test_an_adapter_that_draws_its_pictures_is_told_with_the_names_of_its_pictures(
