@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_core import rng
 
-LARGE = 1 << 24  # examples: of more than these the order is not kept in memory but computed place by place
+LARGE = 1 << 20  # examples: of more than these the order is not kept in memory but computed place by place
 ROUNDS = 8
 
 
