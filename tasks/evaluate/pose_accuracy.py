@@ -80,9 +80,10 @@ def joint_errors(read: np.ndarray, asked: np.ndarray) -> np.ndarray:
     return errors
 
 
-def metrics(prefix: str, read: np.ndarray, asked: np.ndarray) -> dict[str, float]:
+def metrics(prefix: str, read: np.ndarray, asked: np.ndarray, frames: int = 1) -> dict[str, float]:
     """Share of pictures in which a person is found, and of those the mean joint error (torso lengths) and the shares of
-    joints within NEAR and FAR; `_chance` is the mean error to the next picture's pose."""
+    joints within NEAR and FAR; `_chance` is the mean error to the next picture's pose, or, of clips of `frames` pictures, to
+    the pose in the next clip."""
     found = np.isfinite(read).all(axis=(1, 2))
     numbers = {f"{prefix}.found": float(found.mean())}
     if found.any():
@@ -91,7 +92,9 @@ def metrics(prefix: str, read: np.ndarray, asked: np.ndarray) -> dict[str, float
             f"{prefix}.joint_error": float(errors.mean()),
             f"{prefix}.within_{NEAR}": float((errors < NEAR).mean()),
             f"{prefix}.within_{FAR}": float((errors < FAR).mean()),
-            f"{prefix}.joint_error_chance": float(joint_errors(read[found], np.roll(asked, 1, axis=0)[found]).mean()),
+            f"{prefix}.joint_error_chance": float(
+                joint_errors(read[found], np.roll(asked, frames, axis=0)[found]).mean()
+            ),
         }
     return numbers
 

@@ -77,7 +77,9 @@ def adherence(params: Params, root: Path, sets: dict[str, ShardDataset], size: i
     ends = np.cumsum([len(pictures) for pictures in shown.values()])[:-1]
     numbers: dict[str, float] = {}
     for (name, data), poses in zip(some.items(), np.split(read, ends), strict=True):
-        numbers |= pose_accuracy.metrics(name, poses, skeleton.normalise(data.clips().reshape(-1, 33, 3)))
+        clips = data.clips()
+        asked = skeleton.normalise(clips.reshape(-1, 33, 3))
+        numbers |= pose_accuracy.metrics(name, poses, asked, clips.shape[1])
     return numbers
 
 

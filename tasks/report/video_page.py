@@ -29,7 +29,7 @@ SETS = {
 FIGURES = {
     "found": "frames in which MediaPipe finds a person",
     "joint_error": "distance of its joints from those asked for, torso lengths",
-    "joint_error_chance": "the same to another frame's pose",
+    "joint_error_chance": "the same to the poses of another clip",
     "within_0.2": "joints within 0.2 torso lengths",
     "flicker": "flicker: second difference of pixels over time",
     "change": "change of pixels from frame to frame",

@@ -23,6 +23,13 @@ def test_poses_are_found_in_pictures_of_people_and_none_in_an_empty_one() -> Non
     assert pose_accuracy.metrics("x", read[4:], poses[4:]) == {"x.found": 0.0}
 
 
+def test_chance_in_clips_is_the_pose_of_another_clip() -> None:
+    rng = np.random.default_rng(0)
+    clips = np.repeat(rng.normal(size=(3, 1, 33, 3)), 4, axis=1).reshape(12, 33, 3)  # nobody moves
+    assert pose_accuracy.metrics("x", clips, clips)["x.joint_error_chance"] < 1  # mostly the same clip
+    assert pose_accuracy.metrics("x", clips, clips, 4)["x.joint_error_chance"] > 2
+
+
 def test_the_stage_reports_the_floor_beside_the_result(tmp_path: Path) -> None:
     params = load(write_params(tmp_path, extract__model=str(MODEL), extract__workers=1))
     pictures, poses = figures(range(6))
