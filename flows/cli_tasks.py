@@ -94,7 +94,48 @@ def train(model: Trainable, checkpoint: Checkpoint = None, folds: Folds = None) 
     _call_stage("train", model, checkpoint, folds=folds)
 
 
-commands.command(name="train", rich_help_panel=PANEL)(train)
+Nodes = Annotated[int, typer.Option(min=2, help="How many machines train together.")]
+
+
+@commands.command(name="train", rich_help_panel=PANEL)
+def train_anywhere(
+    model: Trainable,
+    checkpoint: Checkpoint = None,
+    folds: Folds = None,
+    nodes: Annotated[int, typer.Option(min=1, help="How many machines train together, each with this command.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="The number of this machine, from 0.")] = 0,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of machine 0, the same on each.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--print", help="Print the torchrun command of this machine and end.")] = False,
+) -> None:
+    """Train one model, on one machine or several; an interrupted training resumes. Exit code 75 means: run it again."""
+    if nodes == 1 and not show:
+        _call_stage("train", model, checkpoint, folds=folds)  # does not return
+    if folds is not None:
+        raise typer.BadParameter("--folds trains on one machine.")
+    if rendezvous is None:
+        raise typer.BadParameter("Several machines need --rendezvous HOST:PORT.")
+    from flows import several_nodes
+
+    raise typer.Exit(several_nodes.train(model, nodes, node_rank, rendezvous, checkpoint, show))
+
+
+@commands.command(name="launch-file", rich_help_panel=PANEL)
+def launch_file(
+    kind: Annotated[Literal["slurm", "skypilot"], typer.Argument(help="For which scheduler.")],
+    model: Trainable,
+    nodes: Nodes,
+    hours: Annotated[int, typer.Option(min=1, help="Time limit of one attempt (Slurm).")] = 24,
+    gpu: Annotated[str, typer.Option(help="The kind of GPU, in SkyPilot's words.")] = "H100",
+    bucket: Annotated[
+        str, typer.Option(help="Bucket that keeps checkpoints and models (SkyPilot).")
+    ] = "contrapposto-training",
+) -> None:
+    """Print a Slurm batch script or a SkyPilot job that trains on several machines, as `ranks` in params.yaml says."""
+    from flows import several_nodes
+
+    raise typer.Exit(several_nodes.launch_file(kind, model, nodes, hours, gpu, bucket))
 
 
 @stages.command(name="train_upscaler")

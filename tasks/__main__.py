@@ -15,10 +15,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from tasks import paths
 from tasks.common import command
 from tasks.common.errors import UserError
+
+if TYPE_CHECKING:
+    from tasks.config.params import Params
 
 # DVC runs these: the stages of dvc.yaml.
 STAGES = {
@@ -115,6 +119,24 @@ def call(stage: str, arguments: Sequence[str], root: Path | None, folds: str | N
 
     `root`: the workspace; None: the current folder. `folds`: the value of `--folds`, if it was given.
     """
+
+    def work(params: Params, workspace: Path) -> None:
+        run = body(stage) if folds is None else body(stage, folded=True)
+        given = [*arguments, *([] if folds is None else [folds])]
+        try:
+            inspect.signature(run).bind(params, workspace, *given)
+        except TypeError as error:
+            raise UserError(f"Stage {stage}: {error}.") from error
+        run(params, workspace, *given)
+
+    return in_workspace(work, root)
+
+
+def in_workspace(function: Callable[[Params, Path], None], root: Path | None = None) -> int:
+    """Call a function with the parameters and the folder of a workspace; returns the exit code.
+
+    `root`: the workspace; None: the current folder.
+    """
     os.environ.setdefault("WDS_SECURE", "1")  # webdataset must never unpickle
     os.environ.setdefault("DO_NOT_TRACK", "true")
     # torch's threads spin while they wait: with the default count training is ten times slower on a busy machine.
@@ -124,14 +146,7 @@ def call(stage: str, arguments: Sequence[str], root: Path | None, folds: str | N
 
     def work() -> int:
         workspace = command.current_folder() if root is None else root
-        params = load(workspace / paths.PARAMS)
-        run = body(stage) if folds is None else body(stage, folded=True)
-        given = [*arguments, *([] if folds is None else [folds])]
-        try:
-            inspect.signature(run).bind(params, workspace, *given)
-        except TypeError as error:
-            raise UserError(f"Stage {stage}: {error}.") from error
-        run(params, workspace, *given)
+        function(load(workspace / paths.PARAMS), workspace)
         return 0
 
     return command.run(work, root)

@@ -1,4 +1,4 @@
-"""Training in several processes: torchrun as a child that ends when this process does.
+"""Training in several processes, on one machine or several: torchrun as a child that ends when this process does.
 
 torchrun restarts nothing (`--max-restarts 0`): training resumes from its checkpoint when the stage is run again.
 """
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +30,24 @@ REPORTS = "CONTRAPPOSTO_RANK_REPORTS"  # environment variable of a rank: the fol
 STOPPED = 75  # exit code: asked to stop, the state was saved, run again to resume (sysexits.h: EX_TEMPFAIL)
 
 
+@dataclass(frozen=True)
+class Node:
+    """One of several machines that train together: number `rank` of `count`; all meet at `address`, HOST:PORT of number 0."""
+
+    count: int
+    rank: int
+    address: str
+
+    def __post_init__(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+            raise UserError(f"The rendezvous has the form HOST:PORT, and {self.address!r} has not.")
+        if not 0 <= self.rank < self.count:
+            raise UserError(
+                f"The nodes of {self.count} are numbered from 0 to {self.count - 1}: there is no {self.rank}."
+            )
+
+
 def ranks(config: Optimisation) -> int:
     """How many processes train. `auto` takes as many as there are GPUs, or cores if there is none, that divide every batch.
 
@@ -43,6 +62,47 @@ def ranks(config: Optimisation) -> int:
         return 1
     most = gpus or min(machine.cores(), max(1, batch // PER_RANK))
     return max(number for number in range(1, most + 1) if batch % number == 0)
+
+
+def ranks_per_node(config: Optimisation, nodes: int) -> int:
+    """How many processes train on each of several machines. `auto` takes one for each GPU of this one, or else for each core.
+
+    Raises UserError if they cannot share the work equally.
+    """
+    if config.ranks == "auto":
+        each = torch.cuda.device_count() or machine.cores()
+    elif config.ranks % nodes:
+        raise UserError(f"{config.ranks} ranks cannot be divided among {nodes} nodes: change `ranks`.")
+    else:
+        each = config.ranks // nodes
+    batch = math.gcd(*config.batches())
+    if batch % (each * nodes):
+        raise UserError(
+            f"Batches of {batch} images cannot be divided among {each * nodes} ranks: change `ranks` or `batch`."
+        )
+    return each
+
+
+def command(arguments: Sequence[str], ranks: int, node: Node | None = None) -> list[str]:
+    """The command that runs `python -m ARGUMENTS` in `ranks` processes of this machine: torchrun, without restarts.
+
+    The ranks of node 0 come first, whenever each node starts: the first rank reads and writes the checkpoints.
+    """
+    place = ["--standalone"]
+    if node is not None:
+        host, _, port = node.address.rpartition(":")
+        place = [
+            "--nnodes",
+            str(node.count),
+            "--node-rank",
+            str(node.rank),
+            "--master-addr",
+            host,
+            "--master-port",
+            port,
+        ]
+    start = [sys.executable, "-m", "tasks.train.torchrun", *place, "--max-restarts", "0"]
+    return [*start, "--nproc-per-node", str(ranks), "-m", *arguments]
 
 
 def under_torchrun() -> bool:
@@ -79,9 +139,20 @@ def device() -> Iterator[torch.device]:
     except (UserError, OSError) as error:
         _report(error)
         raise
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        _report(UserError("A process on another machine has ended. Run the training again to resume.", STOPPED))
+        raise
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether this is what a rank sees of the end of another, on another machine."""
+    several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1  # torchrun's name for the number of machines
+    return several and (isinstance(error, distributed.DistError) or "gloo" in str(error))
 
 
 def _report(error: UserError | OSError) -> None:
@@ -98,21 +169,20 @@ def _report(error: UserError | OSError) -> None:
     raise SystemExit(code) from error
 
 
-def torchrun(arguments: Sequence[str], ranks: int, cwd: Path) -> None:
-    """Run `python -m ARGUMENTS` in `ranks` processes of this machine and wait for them.
+def torchrun(arguments: Sequence[str], ranks: int, cwd: Path, node: Node | None = None) -> None:
+    """Run `python -m ARGUMENTS` in `ranks` processes of this machine, one of several if `node` is given, and wait for them.
 
     When this function is left by an exception (SystemExit on SIGTERM, KeyboardInterrupt), and even when this process is killed,
     all ranks get SIGTERM, save their state and end; what is left after 20 s is killed. Raises UserError if a rank fails, with
-    the sentence and the exit code of its own if it has one.
+    the sentence and the exit code of its own if it has one. On several machines the exit code is STOPPED if the ranks of
+    another were stopped, or if a rank was killed.
     """
-    command = [sys.executable, "-m", "tasks.train.torchrun", "--standalone", "--max-restarts", "0"]
-    command += ["--nproc-per-node", str(ranks), "-m", *arguments]
     threads = max(1, machine.cores() // ranks)
     with tempfile.TemporaryDirectory() as reports:
         environment = {
             **os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), REPORTS: reports,
         }  # fmt: skip
-        guard = process.start(command, cwd, environment, output=None, grace=GRACE_SECONDS)
+        guard = process.start(command(arguments, ranks, node), cwd, environment, output=None, grace=GRACE_SECONDS)
         try:
             code = guard.wait()
         except SystemExit as error:
@@ -122,6 +192,11 @@ def torchrun(arguments: Sequence[str], ranks: int, cwd: Path) -> None:
             process.stop(guard)
         for report in sorted(Path(reports).glob("*.json")):
             told = files.read_json(report)
-            raise UserError(told["sentence"], told["code"])
+            if told["code"] != STOPPED or code == STOPPED:  # a fault matters more than what other ranks see of it
+                raise UserError(told["sentence"], told["code"])
+    if node is not None and code == STOPPED:
+        raise SystemExit(STOPPED)
+    if node is not None and code > 128:
+        raise UserError(f"A rank was ended by signal {code - 128}; run the training again to resume.", STOPPED)
     if code:
         raise UserError(f"Training in {ranks} processes stopped with exit code {code}; run it again to resume.", code=1)

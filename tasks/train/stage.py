@@ -13,6 +13,7 @@ resumes from there and ends with the same bits. A CHECKPOINT that is given is re
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,11 +43,11 @@ log = logging.getLogger(__name__)
 
 def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -> None:
     """Train `model`, with torchrun if there is more than one rank. Killed and run again, it ends with the same bits."""
-    config = _config_of(params, root, model)
+    config = config_of(params, root, model)
     if not launch.under_torchrun():
         ranks = launch.ranks(config)
         if ranks > 1:
-            launch.torchrun(["tasks", "train", model, *([checkpoint] if checkpoint else [])], ranks, root)
+            launch.torchrun(_arguments(model, checkpoint), ranks, root)
             return
     with launch.device() as device:
         path = Path(checkpoint) if checkpoint else None
@@ -58,7 +59,28 @@ def run(params: Params, root: Path, model: str, checkpoint: str | None = None) -
             _train(params, root, model, config, device, path)
 
 
-def _config_of(params: Params, root: Path, model: str) -> AnyModel | Codec | Upscaler:
+def run_node(params: Params, root: Path, node: launch.Node, model: str, checkpoint: str | None = None) -> None:
+    """Train `model` together with other machines, of which this is one. Run again on all, it ends with the same bits.
+
+    Each needs the code, `params.yaml` and the shards. Node 0 alone reads and writes checkpoints, artifacts and MLflow.
+    """
+    launch.torchrun(
+        _arguments(model, checkpoint), launch.ranks_per_node(config_of(params, root, model), node.count), root, node
+    )
+
+
+def node_command(params: Params, root: Path, node: launch.Node, model: str, checkpoint: str | None = None) -> str:
+    """The command line that `run_node` runs."""
+    each = launch.ranks_per_node(config_of(params, root, model), node.count)
+    return shlex.join(["python", *launch.command(_arguments(model, checkpoint), each, node)[1:]])
+
+
+def _arguments(model: str, checkpoint: str | None) -> list[str]:
+    return ["tasks", "train", model, *([checkpoint] if checkpoint else [])]
+
+
+def config_of(params: Params, root: Path, model: str) -> AnyModel | Codec | Upscaler:
+    """The section of the parameters with the training of a model."""
     if model == paths.VIDEO:
         return video.config_of(params, root)
     if model == paths.UPSCALER:
