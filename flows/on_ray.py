@@ -43,6 +43,7 @@ LOOPBACK = {  # of a cluster on this machine
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1 only, as on systems with Ray for one machine
     "RAY_AUTH_MODE": "token",  # which this process and its children know
     "RAY_enable_metrics_collection": "0",
+    "RAY_raylet_start_wait_time_s": "300",  # Ray's 30 are too few on a busy machine
     "RAY_worker_niceness": "0",  # Ray's 15 would let slices wait for everything else on the machine
 }
 # With ports of their own choice a node's agents have 15 seconds to start (ray#65983), too few on a busy machine.
