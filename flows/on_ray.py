@@ -19,24 +19,19 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from flows import dvc_graph, slices
 from flows.private_server import free_port
 from flows.slices import Slice
 from tasks import paths
-from tasks.common import command, files, machine, process
+from tasks.common import command, files, machine
 from tasks.common.errors import UserError
 from tasks.common.text import one_line
 
 log = logging.getLogger(__name__)
 
 RETRIES = 3  # of a slice whose worker or node has died
-START_ATTEMPTS = 3  # of a node
 OBJECT_STORE = 80_000_000  # bytes, nearly the least that Ray accepts: the results of slices are in the remote
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 LOOPBACK = {  # of a cluster on this machine
@@ -75,23 +70,6 @@ class RayCluster:
         return {pieces[int(number)]: reason for number, reason in files.read_json(failures).items()}
 
 
-def _add_node(made: Any, cores: int) -> Any:
-    """Start a node of a cluster on this machine and wait for it; without the processes of the autoscaler and of the logs."""
-    others = set(psutil.Process().children())
-    for attempt in count(1):
-        ports = {name: free_port() for name in AGENT_PORTS}
-        try:
-            return made.add_node(
-                num_cpus=cores, object_store_memory=OBJECT_STORE, include_dashboard=False, include_log_monitor=False,
-                no_monitor=True, **ports,
-            )  # fmt: skip
-        except Exception as error:  # Ray has no class for it
-            if "timed out during startup" not in str(error) or attempt == START_ATTEMPTS:
-                raise
-            log.warning("Ray gives a node 30 s to start, and this machine is too busy for that; trying again")
-            process.stop_trees(set(psutil.Process().children()) - others, grace=0)
-
-
 @contextmanager
 def cluster(cores: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
     """A Ray cluster on 127.0.0.1 with a node for each number of cores, without a dashboard.
@@ -107,7 +85,14 @@ def cluster(cores: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
         nodes = []
         try:
             for number in cores:
-                nodes.append(_add_node(made, number))
+                ports = {name: free_port() for name in AGENT_PORTS}
+                # without the processes of the dashboard, of the logs and of the autoscaler
+                nodes.append(
+                    made.add_node(
+                        num_cpus=number, object_store_memory=OBJECT_STORE, include_dashboard=False,
+                        include_log_monitor=False, no_monitor=True, **ports,
+                    )
+                )  # fmt: skip
             yield made.address, [node.all_processes["raylet"][0].process.pid for node in nodes]
         finally:
             for node in reversed(nodes):

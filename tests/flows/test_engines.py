@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -172,25 +171,6 @@ def test_without_ray_the_engine_says_how_to_install_it(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
     with pytest.raises(UserError, match=r"engine\.kind: ray needs Ray"):
         engines.extract(_params(workspace, heap, kind="ray"), workspace, ["heap"])
-
-
-def test_a_node_that_was_too_slow_is_started_again_and_leaves_nothing() -> None:
-    class SlowMachine:
-        def __init__(self) -> None:
-            self.started: list[subprocess.Popen] = []
-
-        def add_node(self, **options: object) -> str:
-            self.started.append(subprocess.Popen(["sleep", "99"]))
-            if len(self.started) < on_ray.START_ATTEMPTS:
-                raise Exception("The current node timed out during startup.")
-            return "node"
-
-    cluster = SlowMachine()
-    assert on_ray._add_node(cluster, 1) == "node"
-    *failed, last = cluster.started
-    assert len(failed) == 2 and all(child.wait(10) < 0 for child in failed) and last.poll() is None
-    last.kill()
-    last.wait()
 
 
 def test_a_worker_with_other_parameters_refuses(heap: Path, workspace: Path) -> None:
