@@ -150,14 +150,22 @@ def resized(size: int, picture: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BOX))
 
 
+def _bytes(path: str) -> int | None:
+    """The length of a file; None if there is none."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return None
+
+
 class _Tars:
     """The shards of a dataset, of which a few are open. It can be pickled: a copy opens them again."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
         self._open: OrderedDict[int, int] = OrderedDict()  # number of the shard -> descriptor, the latest used last
 
-    def __reduce__(self) -> tuple[type[_Tars], tuple[Sequence[Path]]]:
+    def __reduce__(self) -> tuple[type[_Tars], tuple[Sequence[str]]]:
         return _Tars, (self._paths,)
 
     def read(self, number: int, offset: int, size: int) -> bytes:
@@ -197,15 +205,15 @@ class ShardDataset:
         self._indices = [SplitIndex(folder, split, self._entries[split]["samples"]) for split in splits]
         self._split_starts = list(accumulate(map(len, self._indices), initial=0))
         self._rows: np.ndarray | None = None  # the samples that were taken, int64; None: all
-        self._tars = _Tars([folder / shard["name"] for shard in self._shards])
+        tars = [os.path.join(str(folder), shard["name"]) for shard in self._shards]
+        self._tars = _Tars(tars)
         if self._shard_starts[-1] != self._split_starts[-1]:
             raise DataError(
                 f"{folder}: the shards hold {self._shard_starts[-1]} samples, the index {self._split_starts[-1]}."
             )
-        for shard in self._shards:
-            file = os.path.join(folder, shard["name"])
-            if not os.path.isfile(file) or os.path.getsize(file) != shard["bytes"]:
-                raise DataError(f"{file} is missing or not {shard['bytes']} bytes long: it does not match its index.")
+        for tar, shard in zip(tars, self._shards, strict=True):
+            if _bytes(tar) != shard["bytes"]:
+                raise DataError(f"{tar} is missing or not {shard['bytes']} bytes long: it does not match its index.")
 
     def __len__(self) -> int:
         return self._split_starts[-1] if self._rows is None else len(self._rows)

@@ -162,7 +162,7 @@ def test_an_index_of_an_older_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_writing_and_reading_take_constant_memory(tmp_path: Path) -> None:
-    """Beyond what one shard takes, 3,000 samples take hardly more memory than 600."""
+    """Beyond what one shard takes, 1,500 samples take hardly more memory than 300."""
 
     def peak(n: int) -> int:
         tracemalloc.start()
@@ -174,7 +174,7 @@ def test_writing_and_reading_take_constant_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
         return used
 
-    assert peak(3000) < 1.5 * peak(600) + 100_000
+    assert peak(1500) < 1.5 * peak(300) + 50_000
 
 
 @pytest.mark.parametrize("collide", [False, True])
