@@ -55,11 +55,19 @@ def experiment_id(path: Path, name: str) -> str | None:
     if not path.is_file():
         return None
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(_opened(path)) as connection:
             found = connection.execute("SELECT experiment_id FROM experiments WHERE name = ?", (name,)).fetchone()
     except sqlite3.DatabaseError:
         return None  # opening the store explains it
     return None if found is None else str(found[0])
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """A connection to an SQLite file, which must exist.
+
+    It may write, since the journal of a process that was killed has to be rolled back before anything can be read.
+    """
+    return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)
 
 
 def check(path: Path) -> None:
@@ -79,7 +87,7 @@ def check(path: Path) -> None:
     if not path.exists() or not path.stat().st_size:
         return  # MLflow creates the tables
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(_opened(path)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.OperationalError as error:
         if "locked" in str(error):

@@ -108,6 +108,23 @@ def test_a_damaged_database_is_one_sentence(made: Path, tmp_path: Path) -> None:
         assert time.monotonic() - began < 60  # MLflow itself retries for minutes
 
 
+def test_a_write_that_was_killed_is_rolled_back(made: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed.db"
+    with closing(sqlite3.connect(made / "mlflow.db", isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")  # pages are written before the end of the transaction
+        connection.execute("BEGIN")
+        for i in range(1000):
+            connection.execute(
+                "INSERT INTO experiments (experiment_id, name) VALUES (?, ?)", (1000 + i, "x" * 200 + str(i))
+            )
+        shutil.copyfile(made / "mlflow.db", killed)  # as they lie there when the process is killed
+        shutil.copyfile(made / "mlflow.db-journal", f"{killed}-journal")
+        connection.execute("ROLLBACK")
+    assert store_location.experiment_id(killed, "x" * 200 + "0") is None
+    store_location.check(killed)
+    assert store_location.experiment_id(killed, "Default") == "0"
+
+
 def test_a_database_is_made_whole_or_not_at_all(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow cannot open a file in which only some of its tables were made."""
     path = tmp_path / "mlflow.db"
