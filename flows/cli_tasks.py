@@ -153,11 +153,12 @@ def distill(model: Model) -> None:
 @stages.command()
 def adapt(
     method: Annotated[
-        Literal["lora", "dreambooth", "textual_inversion"], typer.Argument(help="An entry of adapt in params.yaml.")
+        Literal["lora", "dreambooth", "textual_inversion", "poses_adapted", "pictures_adapted"],
+        typer.Argument(help="An entry of adapt in params.yaml."),
     ],
     checkpoint: Annotated[Path | None, typer.Argument(help="Resume from this checkpoint.", show_default=False)] = None,
 ) -> None:
-    """Train a small change of the published model on your pictures, such as a LoRA; an interrupted training resumes."""
+    """Train a small change of a model on your pictures, such as a LoRA; an interrupted training resumes."""
     _call_stage("adapt", method, checkpoint)
 
 

@@ -109,6 +109,11 @@ def student(model: str) -> str:
     return f"{model}_student"
 
 
+def adapted(model: str) -> str:
+    """The name of the adapted form of a model, which is that of its folder."""
+    return f"{model}_adapted"
+
+
 def classifier(model: str) -> str:
     """The name of the classifier that guides a model."""
     return f"{model}_classifier"

@@ -1,4 +1,7 @@
-"""Stage `adapt METHOD [CHECKPOINT]`: train a small change of the published model `base`, and leave it in `artifacts/METHOD/`.
+"""Stage `adapt METHOD [CHECKPOINT]`: train a small change of a model, and leave it in `artifacts/METHOD/`.
+
+The model is the published one, `base`; for the methods `poses_adapted` and `pictures_adapted` it is one of ours, see
+`tasks/adapt/own.py`.
 
     the files of the adapter           see `tasks/foreign/adapter.py`
     certificate.json, certificate.html             whether it copies its pictures, see `tasks/adapt/certificate.py`
@@ -33,13 +36,13 @@ from diffusion_core.training.compute import computes_bf16
 from diffusion_core.training.monitoring import NoiseScale
 from diffusion_core.training.trainer import Trainer
 from tasks import paths
-from tasks.adapt import certificate, pictures
+from tasks.adapt import certificate, own, pictures
 from tasks.adapt.pictures import Captioned, Splits
 from tasks.common.code_digest import code_digest
 from tasks.common.errors import UserError
 from tasks.common.published import package
 from tasks.common.subset import evenly_spaced
-from tasks.config.adapt import Dreambooth, Lora, TextualInversion
+from tasks.config.adapt import Dreambooth, Lora, OwnLora, TextualInversion
 from tasks.config.params import Params
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
@@ -114,15 +117,19 @@ class AdapterEvaluator:
 def run(params: Params, root: Path, method: str, checkpoint: str | None = None) -> None:
     """Train the change that `adapt.METHOD` describes. Raises UserError if it is missing, or if the base cannot be used."""
     config = getattr(params.adapt, method, None)
-    if config is None or params.base is None:
-        raise UserError(f"params.yaml: adapt.{method} is missing: it says how the published model is adapted.")
+    if config is None or (params.base is None and not isinstance(config, OwnLora)):
+        raise UserError(f"params.yaml: adapt.{method} is missing: it says how the model is adapted.")
     if not launch.under_torchrun():
         ranks = launch.ranks(config)
         if ranks > 1:
             launch.torchrun(["tasks", "adapt", method, *([checkpoint] if checkpoint else [])], ranks, root)
             return
     with launch.device() as device:
-        _train(params, root, method, config, device, Path(checkpoint) if checkpoint else None)
+        start = Path(checkpoint) if checkpoint else None
+        if isinstance(config, OwnLora):
+            own.train(params, root, method, config, device, start)
+        else:
+            _train(params, root, method, config, device, start)
 
 
 def _train(
@@ -203,7 +210,7 @@ def _judge(
     assert config.certificate is not None  # or this is not called
     changed = inversion.load(folder, model) if isinstance(config, TextualInversion) else adapters.load(folder, model)
     seed = rng.fold(config.seed, DRAWN)
-    outcome = certificate.certify(root, name, config.certificate, changed, splits, size, seed, folder)
+    outcome = certificate.of_published(root, name, config.certificate, changed, splits, size, seed, folder)
     log.info(f"{name}: {outcome.verdict}. {outcome.sentence}")
     return {"certificate": outcome.verdict, "certificate_sentence": outcome.sentence}
 

@@ -102,9 +102,47 @@ class TextualInversion(Adaptation):
         return f"word of {self.vectors} vectors"
 
 
+class OwnLora(Optimisation):
+    """A LoRA of one of our own models, learned from the workspace's shards; what is not here is as in the model's training."""
+
+    of: str = Field("champion", pattern="^(champion|challenger|previous|[0-9a-f]{64})$")  # alias, or sha256 of the file
+    categories: list[str] | None = Field(None, min_length=1)  # to learn; null: all of the shards
+    rank: int = Field(8, ge=1, le=1024)
+    alpha: float | None = Field(None, gt=0)  # the change is multiplied by alpha / rank; null: rank
+    targets: list[str] | None = Field(None, min_length=1)  # names of layers, or their ends; null: of attention and MLPs
+    scale: float = Field(1.0, ge=0, le=10)  # of the change in the finished model; 0: the model as it was
+    certificate: int = Field(64, ge=0, le=10_000)  # pictures drawn for the copy test, at least 50; 0: none
+
+    images: Positive = 8000
+    batch: Positive = 32
+    learning_rate: float = Field(1e-3, gt=0, lt=1)
+    warmup_images: int = Field(0, ge=0)
+    ema_halflife_images: int = Field(500, ge=0)
+    checkpoint_images: Positive = 1600
+    optimiser: Literal["adamw"] = "adamw"
+    keep: Keep = "before_memorizing"
+    cuda: Device = Device()
+    recompute: Literal[False] = False
+    sharded: Literal[False] = False
+    start: None = None
+
+    @model_validator(mode="after")
+    def _certificate_has_enough_samples(self) -> OwnLora:
+        if 0 < self.certificate < 50:
+            raise ValueError(f"certificate must be 0 or at least 50, got {self.certificate}")
+        return self
+
+
 class Adapt(Section):
     """By name of the method."""
 
     lora: Lora | None = None
     dreambooth: Dreambooth | None = None
     textual_inversion: TextualInversion | None = None
+    poses_adapted: OwnLora | None = None  # of our pose model
+    pictures_adapted: OwnLora | None = None  # of our picture model
+
+    @property
+    def published(self) -> bool:
+        """Whether a published model is adapted."""
+        return any(section is not None for section in (self.lora, self.dreambooth, self.textual_inversion))

@@ -19,8 +19,9 @@ SCHEMES = (*addresses.HTTP, "sqlite", *addresses.SERVERS)  # of MLflow tracking 
 class Sample(SamplingChoices):
     """Sampling of one model."""
 
-    # The folder in artifacts/: the model itself, or its student (see `distill`). It is what is judged, promoted and served.
-    model: Literal["poses", "pictures", "poses_student", "pictures_student"]
+    # The folder in artifacts/: the model itself, its student (see `distill`), or its adapted form (see `adapt`). It is what is
+    # judged, promoted and served.
+    model: Literal["poses", "pictures", "poses_student", "pictures_student", "poses_adapted", "pictures_adapted"]
     count: Positive
     batch: Positive = 128  # changes the speed, never a sample
     seed: Seed = 0
@@ -61,8 +62,10 @@ class Sampling(Section):
     @model_validator(mode="after")
     def _samples_its_own_model(self) -> Sampling:
         for name, sample in (("poses", self.poses), ("pictures", self.pictures)):
-            if sample.model not in (name, paths.student(name)):
-                raise ValueError(f"{name}.model must be {name} or {paths.student(name)}, got {sample.model}")
+            if sample.model not in (name, paths.student(name), paths.adapted(name)):
+                raise ValueError(
+                    f"{name}.model must be {name}, {paths.student(name)} or {paths.adapted(name)}, got {sample.model}"
+                )
         return self
 
 

@@ -164,7 +164,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _there_is_something_to_adapt(self) -> Params:
-        if self.base is None and self.adapt != Adapt():
+        if self.base is None and self.adapt.published:
             raise ValueError("adapt needs base, the published model that is adapted")
         return self
 

@@ -54,7 +54,8 @@ def trainings_on(params: Params, root: Path, keys: set[str]) -> tuple[list[Train
 
     Looks into `artifacts/` and, if there is an MLflow store, at every training and its model versions.
     """
-    names = [*paths.trained_models(root), *map(paths.student, MODELS), *map(paths.on_everything, MODELS), MOTION, VIDEO]
+    forms = (paths.student, paths.on_everything, paths.adapted)
+    names = [*paths.trained_models(root), *(form(name) for form in forms for name in MODELS), MOTION, VIDEO]
     digests = {paths.model_sha256(root, name): name for name in names if (paths.model_folder(root, name)).is_dir()}
     trainings = list(_recorded(params, root, digests))
     recorded = {training.sha256 for training in trainings}

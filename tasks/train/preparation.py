@@ -177,7 +177,7 @@ def training_loop(
         rows.update(data.stills.keys if data.stills is not None else ())
         trained_on["keys"] = sorted({*trained_on["keys"], *rows})
     some = evaluated["train"].some(MEASURED_ERRORS)
-    save = partial(_save, model=model, examples=some, device=trainer.device)
+    save = partial(save_measured, model=model, examples=some, device=trainer.device)
     return TrainingLoop(
         params, root, model, trainer, folder, evaluator, data.dataset.keys, trained_on, save, name, output
     )
@@ -192,7 +192,7 @@ def run(loop: TrainingLoop, data: TrainingData, checkpoint: Path | None = None) 
     loop.run()
 
 
-def _save(
+def save_measured(
     folder: Path,
     weights: dict[str, Tensor],
     meta: dict[str, Any],

@@ -115,7 +115,7 @@ def test_an_adapter_that_draws_its_pictures_is_told_with_the_names_of_its_pictur
     out = tmp_path / "out"
     shutil.copytree(trained, out)
     monkeypatch.setattr(draw, "into", copied)
-    outcome = certificate.certify(root, "lora", config, base, splits, 64, 0, out)
+    outcome = certificate.of_published(root, "lora", config, base, splits, 64, 0, out)
     report = json.loads((out / "certificate.json").read_text())
     assert outcome.verdict == report["verdict"] == "COPIES"
     assert report["folders"]["heldout"]["pictures"] == 110 + len(splits.val)
