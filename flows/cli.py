@@ -284,9 +284,13 @@ def draw_command(
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once; it changes memory, not the pictures.")] = 4,
     precision: Annotated[str, typer.Option(help="Of the network: fp32, bf16, fp16, or auto.")] = "auto",
     adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A LoRA or a learned word, such as artifacts/lora.")
+        Path | None, typer.Option(metavar="DIR", help="A LoRA, a learned word or a ControlNet, such as artifacts/lora.")
     ] = None,
-    scale: Annotated[float, typer.Option(help="What the LoRA's change is multiplied by; 0: the model alone.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="What the adapter's change is multiplied by; 0: the model alone.")] = 1.0,
+    poses: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For a ControlNet: PNGs of poses, such as artifacts/controlnet/poses."),
+    ] = None,
 ) -> None:
     """Draw pictures of prompts with a published model, such as a Stable Diffusion folder, by any sampler.
 
@@ -309,7 +313,7 @@ def draw_command(
     where, expected = draw.located(params, Path.cwd(), source, sha256)
     texts = draw.read_prompts(prompt or [], prompts)
     request = draw.Request(texts, count or len(texts), how, negative, size, seed, batch, precision)  # type: ignore[arg-type]
-    print(draw.draw(where, expected, request, out, adapter, scale))
+    print(draw.draw(where, expected, request, out, adapter, scale, poses))
 
 
 @app.command(rich_help_panel=cli_tasks.PANEL)

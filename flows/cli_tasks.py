@@ -153,7 +153,7 @@ def distill(model: Model) -> None:
 @stages.command()
 def adapt(
     method: Annotated[
-        Literal["lora", "dreambooth", "textual_inversion", "poses_adapted", "pictures_adapted"],
+        Literal["lora", "dreambooth", "textual_inversion", "controlnet", "poses_adapted", "pictures_adapted"],
         typer.Argument(help="An entry of adapt in params.yaml."),
     ],
     checkpoint: Annotated[Path | None, typer.Argument(help="Resume from this checkpoint.", show_default=False)] = None,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from tasks import paths
 from tasks.adapt import pictures
@@ -65,16 +66,18 @@ def certify(
 
 
 def of_published(
-    root: Path, name: str, config: Certificate, model: ForeignModel, splits: Splits, size: int, seed: int, folder: Path
-) -> Outcome:
-    """The certificate of an adapted published model; `folder` holds the adapter.
+    root: Path, name: str, config: Certificate, model: ForeignModel, splits: Splits, size: int, seed: int, folder: Path,
+    poses: Tensor | None = None,
+) -> Outcome:  # fmt: skip
+    """The certificate of an adapted published model; `folder` holds the adapter. `poses`: see `draw.Request`.
 
     Raises UserError if the folder of held-out pictures is missing.
     """
     how = SamplingChoices(sampler=SAMPLER, steps=config.steps, guidance=config.guidance)
-    captions = sorted(set(splits.train.captions))
+    # With a pose, each picture has the caption of its own; without, no caption is drawn more often than another.
+    captions = splits.train.captions if poses is not None else sorted(set(splits.train.captions))
     prompts = [captions[i] for i in evenly_spaced(len(captions), config.samples)]
-    request = draw.Request(prompts, config.samples, how, size=size, seed=seed)
+    request = draw.Request(prompts, config.samples, how, size=size, seed=seed, poses=poses)
     about = {"adapter": paths.sha256(folder)}
     identity = [about, prompts, how.sampling_json, size, seed, str(model.dtype)]
     sides = [splits.train, *_heldout(root, config, splits, size)]

@@ -43,6 +43,7 @@ class Captioned:
     keys: list[str]  # of samples, or content hashes of files
     captions: list[str]
     pictures: np.ndarray  # uint8 [n, size, size, 3]
+    poses: np.ndarray | None = None  # float32 [n, 33, 3], of samples
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -50,7 +51,8 @@ class Captioned:
     def take(self, rows: Sequence[int]) -> Captioned:
         """Some of them."""
         names, keys, captions = ([values[i] for i in rows] for values in (self.names, self.keys, self.captions))
-        return Captioned(names, keys, captions, self.pictures[list(rows)])
+        poses = None if self.poses is None else self.poses[list(rows)]
+        return Captioned(names, keys, captions, self.pictures[list(rows)], poses)
 
     @property
     def digest(self) -> str:
@@ -97,7 +99,8 @@ def split(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], list
 
 def _from_shards(dataset: ShardDataset, template: str, size: int) -> Captioned:
     captions = dataset.captions(template)
-    return Captioned(list(dataset.keys), list(dataset.keys), captions, dataset.pictures_uint8(size))
+    keys = list(dataset.keys)
+    return Captioned(keys, keys, captions, dataset.pictures_uint8(size), dataset.poses())
 
 
 def from_folder(folder: Path, template: str, size: int) -> Captioned:

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,13 +41,15 @@ from tasks.adapt import certificate, own, pictures
 from tasks.adapt.pictures import Captioned, Splits
 from tasks.common.code_digest import code_digest
 from tasks.common.errors import UserError
+from tasks.common.images import encode_png
 from tasks.common.published import package
+from tasks.common.skeleton import mirror
 from tasks.common.subset import evenly_spaced
-from tasks.config.adapt import Dreambooth, Lora, OwnLora, TextualInversion
+from tasks.config.adapt import ControlNet, Dreambooth, Lora, OwnLora, TextualInversion
 from tasks.config.params import Params
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
-from tasks.foreign import draw, inversion
+from tasks.foreign import control, draw, inversion
 from tasks.foreign import model as foreign
 from tasks.foreign.model import ForeignModel
 from tasks.metrics import membership_inference
@@ -67,7 +70,7 @@ DRAWN = 2  # and the pictures of the certificate
 STEPS = 12  # of these pictures
 BASE = "the published model"  # its key in the fingerprint of a training
 
-AnyAdaptation = Lora | TextualInversion  # Dreambooth is a LoRA
+AnyAdaptation = Lora | TextualInversion | ControlNet  # Dreambooth is a LoRA
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +150,9 @@ def _train(
         prior = _prior(root, model, config, size, base.sha256)
         data = Embedded(root, model, change.conditions, splits, config.mirror, base.sha256, prior, config.prior.weight)
     else:
-        data = Embedded(root, model, change.conditions, splits, config.mirror, base.sha256)
+        data = Embedded(
+            root, model, change.conditions, splits, config.mirror, base.sha256, poses=_poses(config, splits, size)
+        )
     change.denoiser.to(device)
     trainer = Trainer(
         change.denoiser,
@@ -198,6 +203,10 @@ def _change(model: ForeignModel, config: AnyAdaptation, sha256: str) -> Change:
             word.save(folder, weights, about | meta)
 
         return Change(word.denoiser, word.conditions, save_word)
+    if isinstance(config, ControlNet):
+        branched = control.controlled(model, config.seed, config.recompute)
+        branch = control.branch_of(branched)
+        return Change(branched.denoiser, model.conditions, partial(_save_branch, branch=branch, sha256=sha256))
     adapted, adapter = adapters.adapted(model, config.rank, config.alpha, config.targets, config.seed, config.recompute)
     save = partial(_save, model=model, adapter=adapter, sha256=sha256)
     return Change(adapted.denoiser, model.conditions, save)
@@ -208,11 +217,27 @@ def _judge(
 ) -> dict[str, str]:
     """Write the certificate of the trained change in a folder."""
     assert config.certificate is not None  # or this is not called
-    changed = inversion.load(folder, model) if isinstance(config, TextualInversion) else adapters.load(folder, model)
+    changed = draw.adapted(folder, model)
     seed = rng.fold(config.seed, DRAWN)
-    outcome = certificate.of_published(root, name, config.certificate, changed, splits, size, seed, folder)
+    poses = None
+    how = _poses(config, splits, size)
+    if how is not None and splits.train.poses is not None:
+        poses = how.drawn(splits.train.poses[evenly_spaced(len(splits.train), config.certificate.samples)])
+        shown = splits.val.poses if splits.val.poses is not None and len(splits.val) else splits.train.poses
+        (folder / "poses").mkdir()
+        for i, picture in enumerate(as_pictures(how.drawn(shown[:SHOWN]) * 2 - 1)):
+            (folder / f"poses/{i:06d}.png").write_bytes(encode_png(picture))
+    outcome = certificate.of_published(root, name, config.certificate, changed, splits, size, seed, folder, poses)
     log.info(f"{name}: {outcome.verdict}. {outcome.sentence}")
     return {"certificate": outcome.verdict, "certificate_sentence": outcome.sentence}
+
+
+def _poses(config: AnyAdaptation, splits: Splits, size: int) -> Poses | None:
+    """How the poses are drawn for a ControlNet; None for other methods."""
+    if not isinstance(config, ControlNet):
+        return None
+    assert splits.shards is not None  # the parameters allow nothing else
+    return Poses(size, float(splits.shards.about["margin"]))
 
 
 def _prior(root: Path, model: ForeignModel, config: Dreambooth, size: int, sha256: str) -> Captioned:
@@ -229,10 +254,22 @@ def _prior(root: Path, model: ForeignModel, config: Dreambooth, size: int, sha25
     return pictures.from_folder(folder, prior.prompt, size)
 
 
+class Poses(NamedTuple):
+    """How poses are drawn: pixels of a picture, and the margin around a person."""
+
+    size: int
+    margin: float
+
+    def drawn(self, poses: np.ndarray) -> Tensor:
+        """Pictures of poses `[n, 33, 3]`, float32 `[n, 3, size, size]` in 0 ... 1."""
+        return control.pictures(poses, self.size, self.margin)
+
+
 class Embedded:
     """Latents of the pictures and embeddings of their captions, computed once.
 
     `prior`: pictures of the class, which become half of the examples; an error on them costs `prior_weight` times as much.
+    `poses`: how the poses of the pictures are drawn, for a ControlNet.
     """
 
     def __init__(
@@ -245,6 +282,7 @@ class Embedded:
         sha256: str,
         prior: Captioned | None = None,
         prior_weight: float = 1.0,
+        poses: Poses | None = None,
     ) -> None:
         self.splits = splits
         captions = [*splits.train.captions * (2 if mirror else 1), *(prior.captions if prior else ())]
@@ -264,24 +302,38 @@ class Embedded:
         keys = [*splits.train.keys * len(sides), *(prior.keys if prior else ())]
         self.keys = [keys[place] for place in self.order.tolist()]
         self.held_out: Examples | None = None
+        self.poses = poses
         if len(splits.val):
             numbers = torch.tensor([number[caption] for caption in splits.val.captions])
-            self.held_out = Examples(_latents(root, model, splits.val, False, sha256), rows(self.embeddings, numbers))
+            latents = _latents(root, model, splits.val, False, sha256)
+            chosen = torch.tensor(evenly_spaced(len(splits.val), EVALUATED))
+            cond = rows(self.embeddings, numbers[chosen])
+            if poses is not None and splits.val.poses is not None:
+                cond[control.POSE] = poses.drawn(splits.val.poses[chosen.numpy()])
+            self.held_out = Examples(latents[chosen], cond)
 
     def train(self, indices: Tensor) -> tuple[Tensor, Cond]:
         """Training examples by index."""
         places = self.order[indices]
-        cond = rows(self.embeddings, self.captions[places])
+        cond = self._conditions(places)
         if self.weights is not None:
             cond[WEIGHT] = self.weights[indices, None, None, None]
         return self.latents[places], cond
 
+    def _conditions(self, places: Tensor) -> Cond:
+        cond = rows(self.embeddings, self.captions[places])
+        poses = self.splits.train.poses
+        if self.poses is not None and poses is not None:
+            chosen, flipped = poses[(places % len(poses)).numpy()], (places >= len(poses)).numpy()
+            cond[control.POSE] = self.poses.drawn(np.where(flipped[:, None, None], mirror(chosen), chosen))
+        return cond
+
     def evaluated(self) -> dict[str, Examples]:
         """At most EVALUATED examples of each split, without those of the class."""
         chosen = torch.tensor(evenly_spaced(len(self.splits.train), EVALUATED))
-        examples = {"train": Examples(self.latents[chosen], rows(self.embeddings, self.captions[chosen]))}
+        examples = {"train": Examples(self.latents[chosen], self._conditions(chosen))}
         if self.held_out is not None:
-            examples["val"] = self.held_out.some(EVALUATED)
+            examples["val"] = self.held_out
         return examples
 
 
@@ -315,6 +367,13 @@ def _save(
     prefix = "net.adapter."
     adapter.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
     adapters.save(folder, model, adapter, {"base": sha256, "pipeline": model.folder.pipeline, **meta})
+
+
+def _save_branch(folder: Path, weights: dict[str, Tensor], meta: dict[str, Any], branch: Any, sha256: str) -> None:
+    """Write the branch with the weights that the training kept."""
+    prefix = "net.branch."
+    branch.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
+    control.save(folder, branch, {"base": sha256, **meta})
 
 
 def _announce(name: str, model: ForeignModel, trainer: Trainer, splits: Splits, size: int) -> None:

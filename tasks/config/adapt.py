@@ -102,6 +102,20 @@ class TextualInversion(Adaptation):
         return f"word of {self.vectors} vectors"
 
 
+class ControlNet(Adaptation):
+    """A branch that gives Stable Diffusion the poses of the shards (Zhang et al. 2023, arXiv 2302.05543)."""
+
+    pictures: None = None  # only the shards have poses
+    learning_rate: float = Field(1e-5, gt=0, lt=1)
+    images: Positive = 20_000
+    checkpoint_images: Positive = 2000
+
+    @property
+    def net_name(self) -> str:
+        """The kind's name in the description of a run."""
+        return "ControlNet"
+
+
 class OwnLora(Optimisation):
     """A LoRA of one of our own models, learned from the workspace's shards; what is not here is as in the model's training."""
 
@@ -139,10 +153,13 @@ class Adapt(Section):
     lora: Lora | None = None
     dreambooth: Dreambooth | None = None
     textual_inversion: TextualInversion | None = None
+    controlnet: ControlNet | None = None
     poses_adapted: OwnLora | None = None  # of our pose model
     pictures_adapted: OwnLora | None = None  # of our picture model
 
     @property
     def published(self) -> bool:
         """Whether a published model is adapted."""
-        return any(section is not None for section in (self.lora, self.dreambooth, self.textual_inversion))
+        return any(
+            section is not None for section in (self.lora, self.dreambooth, self.textual_inversion, self.controlnet)
+        )

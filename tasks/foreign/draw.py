@@ -6,13 +6,17 @@ stopped and started again draws the missing pictures, and any batch gives the sa
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_core.conditioning import Cond, rows
@@ -24,7 +28,7 @@ from tasks.common.images import encode_png
 from tasks.config.params import Params
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
-from tasks.foreign import folder, inversion, levels, model
+from tasks.foreign import control, folder, inversion, levels, model
 from tasks.foreign.folder import PipelineFolder
 from tasks.models.modality import as_pictures
 
@@ -47,6 +51,7 @@ class Request:
     seed: int = 0
     batch: int = 4
     precision: Precision = "auto"
+    poses: Tensor | None = None  # for a ControlNet: pictures of poses in turn, `[n, 3, size, size]` in 0 ... 1
 
 
 def located(params: Params | None, root: Path, source: Path | None, sha256: str | None) -> tuple[Path, str | None]:
@@ -83,20 +88,49 @@ def describe(path: Path) -> tuple[PipelineFolder, dict[str, Any]]:
 
 
 def draw(
-    path: Path, sha256: str | None, request: Request, out: Path, adapter: Path | None = None, scale: float = 1.0
+    path: Path,
+    sha256: str | None,
+    request: Request,
+    out: Path,
+    adapter: Path | None = None,
+    scale: float = 1.0,
+    poses: Path | None = None,
 ) -> Path:
     """Draw `count` pictures into a folder: `000000.png` and its prompt `000000.txt` for each. Returns the folder.
 
-    `adapter`: the folder of a word of textual inversion, or of a LoRA, whose change is multiplied by `scale`. Raises UserError
-    if the folder holds pictures of another request, or if the model cannot be used.
+    `adapter`: the folder of a word of textual inversion, of a LoRA, or of a ControlNet, whose change is multiplied by `scale`.
+    Raises UserError if the folder holds pictures of another request, or if the model cannot be used.
     """
     loaded = load(path, sha256, request.precision)
     about: dict[str, Any] = {"sha256": sha256 or folder.digest(path)}
     if adapter is not None:
-        word = checkpoint.about(adapter / paths.MODEL_FILE).get("kind") == inversion.KIND
-        loaded = inversion.load(adapter, loaded) if word else adapters.load(adapter, loaded, scale)
+        loaded = adapted(adapter, loaded, scale)
         about |= {"adapter": paths.sha256(adapter), "scale": scale}
+    if poses is not None:
+        request = replace(request, poses=read_poses(poses, request.size or loaded.size))
     return into(loaded, request, out, about)
+
+
+def adapted(adapter: Path, loaded: model.ForeignModel, scale: float = 1.0) -> model.ForeignModel:
+    """The model with the adapter in a folder, of any kind."""
+    kind = checkpoint.about(adapter / paths.MODEL_FILE).get("kind")
+    if kind == inversion.KIND:
+        return inversion.load(adapter, loaded)
+    if kind == control.KIND:
+        return control.load(adapter, loaded, scale)
+    return adapters.load(adapter, loaded, scale)
+
+
+def read_poses(folder: Path, size: int) -> Tensor:
+    """The pictures of poses in a folder, in order of their names, `[n, 3, size, size]` in 0 ... 1. UserError without any."""
+    found = sorted(folder.glob("*.png"))
+    if not found:
+        raise UserError(f"{folder} holds no PNG with the picture of a pose.")
+    tiles = []
+    for path in found:
+        with Image.open(path) as image:
+            tiles.append(np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)))
+    return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 255
 
 
 def merge(path: Path, sha256: str | None, adapter: Path, out: Path, scale: float = 1.0) -> Path:
@@ -126,6 +160,8 @@ def into(loaded: model.ForeignModel, request: Request, out: Path, about: dict[st
         **about, "prompts": list(request.prompts), "negative": request.negative, "seed": request.seed, "size": size,
         "precision": str(loaded.dtype).removeprefix("torch."), **request.how.sampling_json,
     }  # fmt: skip
+    if request.poses is not None:
+        about["poses"] = hashlib.sha256(request.poses.contiguous().numpy().tobytes()).hexdigest()
     if (out / ABOUT).is_file() and files.read_json(out / ABOUT) != about:
         raise UserError(f"{out} holds pictures that were drawn in another way (see {ABOUT}): choose another folder.")
     if not (out / ABOUT).is_file() and any(out.glob("*")):
@@ -153,7 +189,10 @@ def _write(
 ) -> None:
     """Draw some pictures, and write each after its prompt."""
     numbers = ids % len(request.prompts)
-    values = loaded.draw(rows(encoded, numbers), request.how, request.seed, ids, size, unwanted, batch=len(ids))
+    cond = rows(encoded, numbers)
+    if request.poses is not None:
+        cond[control.POSE] = request.poses[ids % len(request.poses)]
+    values = loaded.draw(cond, request.how, request.seed, ids, size, unwanted, batch=len(ids))
     if not values.isfinite().all():
         raise UserError("The model gives pictures that are not finite; try --precision fp32.")
     for i, number, picture in zip(ids.tolist(), numbers.tolist(), as_pictures(values), strict=True):

@@ -71,9 +71,12 @@ class ForeignModel:
             return encode(prompts)
 
     def guided(self, scale: float, unwanted: Cond | None = None, rescale: float = 0.0) -> Denoiser:
-        """The denoiser under guidance away from the unwanted prompt, one row, or from the empty one; scale 1: none."""
+        """The denoiser under guidance away from the unwanted prompt, one row, or from the empty one; scale 1: none.
+
+        What else the model is given, such as a pose, both have.
+        """
         if unwanted is None:
-            return cfg(self.denoiser, scale, rescale=rescale)
+            return cfg(self.denoiser, scale, *self.net.empty, rescale=rescale)
         return negative(self.denoiser, to_device(unwanted, self.device), scale, rescale)
 
     def draw(

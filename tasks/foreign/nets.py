@@ -56,18 +56,22 @@ class UNet(ForeignNet):
 
     factor = 8  # pixels along the side of a latent
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
-        """What the network predicts."""
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond, **more: Any) -> Tensor:
+        """What the network predicts. `more`: what a ControlNet adds, as diffusers names it."""
         x = self.typed(x)
         added = None
         if POOLED in self.empty:
-            side = torch.tensor([x.shape[-2], x.shape[-1]], device=x.device) * self.factor
-            sizes = torch.cat([side, torch.zeros_like(side), side]).to(x.dtype).expand(len(x), 6)
-            added = {"text_embeds": self.condition(POOLED, cond, x), "time_ids": sizes}
+            added = {"text_embeds": self.condition(POOLED, cond, x), "time_ids": size_of(x, self.factor)}
         prediction: Tensor = self.inner(
-            x, c_noise, self.condition(TEXT, cond, x), added_cond_kwargs=added, return_dict=False
+            x, c_noise, self.condition(TEXT, cond, x), added_cond_kwargs=added, return_dict=False, **more
         )[0]
         return prediction
+
+
+def size_of(x: Tensor, factor: int) -> Tensor:
+    """Size, crop and target size of latents of uncropped pictures, as Stable Diffusion XL is told them, `[B, 6]`."""
+    side = torch.tensor([x.shape[-2], x.shape[-1]], device=x.device) * factor
+    return torch.cat([side, torch.zeros_like(side), side]).to(x.dtype).expand(len(x), 6)
 
 
 class SD3(ForeignNet):
