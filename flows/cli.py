@@ -284,7 +284,8 @@ def draw_command(
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once; it changes memory, not the pictures.")] = 4,
     precision: Annotated[str, typer.Option(help="Of the network: fp32, bf16, fp16, or auto.")] = "auto",
     adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A LoRA, a learned word or a ControlNet, such as artifacts/lora.")
+        str | None,
+        typer.Option(metavar="DIR", help="A LoRA, word or ControlNet: artifacts/lora, or lora@champion."),
     ] = None,
     scale: Annotated[float, typer.Option(help="What the adapter's change is multiplied by; 0: the model alone.")] = 1.0,
     poses: Annotated[
@@ -301,6 +302,7 @@ def draw_command(
     from tasks.config.params import load, validation_sentence
     from tasks.config.sampling import SamplingChoices
     from tasks.foreign import draw
+    from tasks.registry import promote_adapter
 
     given = {"sampler": sampler, "steps": steps, "guidance": guidance}
     try:
@@ -313,7 +315,10 @@ def draw_command(
     where, expected = draw.located(params, Path.cwd(), source, sha256)
     texts = draw.read_prompts(prompt or [], prompts)
     request = draw.Request(texts, count or len(texts), how, negative, size, seed, batch, precision)  # type: ignore[arg-type]
-    print(draw.draw(where, expected, request, out, adapter, scale, poses))
+    folder = None
+    if adapter is not None:
+        folder = promote_adapter.located(load(paths.PARAMS) if paths.PARAMS.is_file() else None, Path.cwd(), adapter)
+    print(draw.draw(where, expected, request, out, folder, scale, poses))
 
 
 @app.command(rich_help_panel=cli_tasks.PANEL)

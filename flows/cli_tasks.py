@@ -357,6 +357,17 @@ def recognise(
     _call("recognise", pictures)
 
 
+@commands.command(name="promote-adapter", rich_help_panel=PANEL)
+def promote_adapter(
+    method: Annotated[str, typer.Argument(help="An adapter in artifacts/, such as lora.")],
+    accept: Annotated[
+        str | None, typer.Argument(help="Verdict to accept nevertheless, such as TOO-FEW.", show_default=False)
+    ] = None,
+) -> None:
+    """Register an adapter of a published model; it becomes champion unless its certificate forbids that."""
+    _call("promote_adapter", method, accept)
+
+
 @commands.command(rich_help_panel=PANEL)
 def rollback(
     model: Annotated[

@@ -70,6 +70,7 @@ COMMANDS = {
     "extract_slice": "tasks.extract.slices",
     "forget": "tasks.registry.forget",
     "generate": "tasks.sample.generate",
+    "promote_adapter": "tasks.registry.promote_adapter",
     "recognise": "tasks.recognise.recognise",
     "rollback": "tasks.registry.rollback",
     "video_distance": "tasks.evaluate.video_distance",
