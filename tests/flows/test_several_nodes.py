@@ -38,7 +38,7 @@ MODES = {"MOUNT", "COPY", "MOUNT_CACHED"}
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_params(tmp_path, pictures__ranks=16, pictures__batch=64)
+    write_params(tmp_path, pictures__ranks=16, pictures__batch=240)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -64,7 +64,7 @@ def test_the_command_of_each_node_is_printed(root: Path, capsys: pytest.CaptureF
         ["--nodes", "2", "--rendezvous", "first"],
         ["--nodes", "2", "--rendezvous", "first:x"],
         ["--nodes", "2", "--node-rank", "2", "--rendezvous", "first:1"],
-        ["--nodes", "3", "--rendezvous", "first:1"],  # 16 ranks
+        ["--nodes", "3", "--rendezvous", "first:1"],  # 16 ranks; 15 would divide the batch
         ["--nodes", "2", "--rendezvous", "first:1", "--folds", "3"],
     ],
 )
