@@ -25,6 +25,7 @@ class Body(BaseModel):
 
     kind: str = PICTURE
     category: str | None = None
+    prompt: str | None = None
     pose: dict[str, list[float]] | None = None
     velocity: list[float] | None = None
     seconds: float | None = None

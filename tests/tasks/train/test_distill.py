@@ -186,7 +186,7 @@ def test_the_students_of_progressive_distillation_halve_the_steps() -> None:
         ),
         ({"distill": {"poses": {"method": "direct"}}, "poses__self_condition": True}, "self_condition to be false"),
         ({"sample__poses__model": "poses_student"}, "distill.poses is missing"),
-        ({"sample__poses__model": "pictures"}, "poses.model must be poses or poses_student"),
+        ({"sample__poses__model": "pictures"}, "poses.model must be poses, poses_student or"),
         (
             {"distill": {"poses": {"method": "direct", "steps": 4}}, "sample__poses__model": "poses_student"},
             "sample.poses.sampler must be ddim for the student",
