@@ -69,8 +69,8 @@ def test_impossible_values_are_named(old: str, new: str, key: str, allowed: str)
         ("{width: 0.1}", "poses.keep.ema", "missing"),
         ("{ema: 0.1, power: 2}", "poses.keep.power", "not a known key"),
         ("{ema: 0.01}", "poses", "from 16 snapshots of averages of the widths 0.05, 0.1"),
-        ("{ema: 0.04}\n  snapshot_images: 20000", "poses", "from 2 snapshots"),
-        ("{ema: 0.07}\n  snapshot_images: 1", "poses", "snapshot_images must be at least 40"),
+        ("{ema: 0.04}\n  snapshot_images: 32000", "poses", "from 2 snapshots"),
+        ("{ema: 0.07}\n  snapshot_images: 1", "poses", "snapshot_images must be at least 64"),
         ("{ema: 0.07}\n  power_averages: [0.2]", "poses", "of the widths 0.2"),
     ],
 )
