@@ -21,7 +21,18 @@ class Certificate(Section):
     heldout: str | None = Field(default=None, min_length=1)
 
 
-class Adaptation(Optimisation):
+class SmallChange(Optimisation):
+    """How a small change of a trained model is trained."""
+
+    warmup_images: int = Field(0, ge=0)
+    optimiser: Literal["adamw"] = "adamw"
+    keep: Keep = "before_memorizing"
+    cuda: Device = Device()
+    sharded: Literal[False] = False
+    start: None = None
+
+
+class Adaptation(SmallChange):
     """What a published model learns from, and how it is trained."""
 
     # A folder of pictures with captions: NAME.txt beside a picture, captions.csv (columns file, caption), or the template.
@@ -37,14 +48,8 @@ class Adaptation(Optimisation):
     images: Positive = 2000
     batch: Positive = 4
     learning_rate: float = Field(1e-4, gt=0, lt=1)
-    warmup_images: int = Field(0, ge=0)
     ema_halflife_images: int = Field(0, ge=0)
     checkpoint_images: Positive = 400
-    optimiser: Literal["adamw"] = "adamw"
-    keep: Keep = "before_memorizing"
-    cuda: Device = Device()
-    sharded: Literal[False] = False
-    start: None = None
     distance_samples: Literal[0] = 0
 
     @model_validator(mode="after")
@@ -116,7 +121,7 @@ class ControlNet(Adaptation):
         return "ControlNet"
 
 
-class OwnLora(Optimisation):
+class OwnLora(SmallChange):
     """A LoRA of one of our own models, learned from the workspace's shards; what is not here is as in the model's training."""
 
     of: str = Field("champion", pattern="^(champion|challenger|previous|[0-9a-f]{64})$")  # alias, or sha256 of the file
@@ -130,15 +135,9 @@ class OwnLora(Optimisation):
     images: Positive = 8000
     batch: Positive = 32
     learning_rate: float = Field(1e-3, gt=0, lt=1)
-    warmup_images: int = Field(0, ge=0)
     ema_halflife_images: int = Field(500, ge=0)
     checkpoint_images: Positive = 1600
-    optimiser: Literal["adamw"] = "adamw"
-    keep: Keep = "before_memorizing"
-    cuda: Device = Device()
     recompute: Literal[False] = False
-    sharded: Literal[False] = False
-    start: None = None
 
     @model_validator(mode="after")
     def _certificate_has_enough_samples(self) -> OwnLora:

@@ -21,8 +21,8 @@ from tasks.dataset.shards import ShardDataset, resized
 from tasks.dataset.splits import SAMPLES
 from tasks.metrics.features import pixels
 from tasks.models import modality, sampler
+from tasks.registry.clip_gate import another_champion, decide, difference, worse
 from tasks.registry.promote import REFUSED
-from tasks.registry.promote_motion import another_champion, decide, difference, worse
 from tasks.registry.tracking import Store
 
 SIDE = 16  # pixels of the frames that are compared

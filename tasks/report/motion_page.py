@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,9 +14,9 @@ from tasks.config.params import Params
 from tasks.dataset.dataset_table import SPLITS
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import SAMPLES
-from tasks.evaluate.memorization.memorization_plots import memorization_curves
-from tasks.plots import drawing, motion_plots
+from tasks.plots import motion_plots
 from tasks.report import html
+from tasks.report.clip_page import curves, in_words, style
 from tasks.report.html import Card, Figure
 
 COLUMNS, TILE = 5, 150  # of looping pictures
@@ -93,21 +91,6 @@ def _metrics(metrics: dict[str, float]) -> list[tuple[str, str]]:
     return rows
 
 
-def style(verdict: str) -> str:
-    """The CSS class of a verdict."""
-    return verdict if verdict in ("CLEAN", "COPIES") else "unsure"
-
-
-def in_words(metrics: dict[str, float], name: str, interval: bool = False) -> str:
-    """A number of a page, with its interval if that is asked for; a dash if it is absent."""
-    if name not in metrics:
-        return "-"
-    text = f"{metrics[name]:.3g}"
-    if interval and f"{name}_low" in metrics:
-        text += f" ({metrics[f'{name}_low']:.3g} to {metrics[f'{name}_high']:.3g})"
-    return text
-
-
 def _cards(metrics: dict[str, float], verdict: str) -> list[Card]:
     reference = "frechet_motion_distance_frames"
     note = f"frames independent: {in_words(metrics, reference)}" if reference in metrics else ""
@@ -174,17 +157,3 @@ def _splits(root: Path) -> list[tuple[str, int, int]]:
         data = ShardDataset(root / paths.CLIPS, split)
         rows.append((split, len(data), len({meta["group"] for meta in data.metas()})))
     return rows
-
-
-def curves(root: Path, model: str) -> list[Figure]:
-    """Loss and denoising errors of a training of clips."""
-    training: dict[str, Any] = files.read_json(paths.model_folder(root, model) / "training.json")
-    images, loss = zip(*training["loss"], strict=True)
-    with tempfile.TemporaryDirectory() as folder:
-        first, second = Path(folder) / "loss.png", Path(folder) / "watch.png"
-        drawing.curves(first, {"training loss": (images, loss)}, "clips seen", "loss", "y")
-        memorization_curves(training, second)
-        return [
-            Figure.read(first, "Training loss against clips seen."),
-            Figure.read(second, "Denoising error on training and held-out clips during training, with the same noise."),
-        ]

@@ -15,8 +15,8 @@ from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import SAMPLES
 from tasks.plots import video_plots
 from tasks.report import html
+from tasks.report.clip_page import curves, in_words, style
 from tasks.report.html import Card, Figure
-from tasks.report.motion_page import curves, in_words, style
 
 SHOWN, COLUMNS = 12, 4  # clips in a looping picture
 STRIPS = 8  # clips frame by frame

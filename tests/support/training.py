@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from mlflow import MlflowClient
 
+from diffusion_core.training.trainer import Trainer
 from tasks.common import log
 from tasks.config.params import load
 from tasks.train import stage
@@ -22,6 +25,21 @@ from tests.support.workspaces import write_params, write_shards
 def checkpoints(root: Path, model: str = "poses") -> list[Path]:
     """The checkpoints of all trainings in a workspace, oldest first."""
     return sorted(root.glob(f".contrapposto/training/{model}/*/checkpoint-*.safetensors"), key=lambda path: path.name)
+
+
+@contextmanager
+def interrupted_at(image: int) -> Iterator[None]:
+    """Interrupt the training in this block before its step at this image."""
+    step = Trainer.step
+
+    def interrupt(trainer: Trainer) -> object:
+        if trainer.nimg == image:
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "step", interrupt)
+        yield
 
 
 def start_training(root: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -25,8 +25,8 @@ from tasks.config.params import load
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset.shards import ShardDataset
 from tasks.foreign import control, draw, folder, model
-from tasks.train.state import TrainingFolder
 from tests.support import tiny_pipelines
+from tests.support.training import interrupted_at
 from tests.support.workspaces import write_params, write_shards
 
 pytestmark = pytest.mark.slow
@@ -106,22 +106,13 @@ def test_the_pipeline_of_diffusers_draws_the_same(trained: Path, published: Path
 
 
 def test_it_is_certified_and_killed_and_resumed_it_has_the_same_bits(
-    trained: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, published: Path, tmp_path: Path
 ) -> None:
     assert json.loads((trained / "certificate.json").read_text())["folders"]["heldout"]["pictures"] == 6
     assert len(list((trained / "poses").glob("*.png"))) == 6
     root = workspace(tmp_path, published)
-    save = TrainingFolder.save
-
-    def killed(self: TrainingFolder, tensors: dict[str, Tensor], meta: dict[str, Any], nimg: int) -> None:
-        save(self, tensors, meta, nimg)
-        if nimg == 16:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(TrainingFolder, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(16):
         train(root)
-    monkeypatch.undo()
     again = train(root)
     for name in ("model.safetensors", control.WEIGHTS, "training.json"):
         assert (again / name).read_bytes() == (trained / name).read_bytes(), name

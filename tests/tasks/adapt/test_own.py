@@ -19,7 +19,7 @@ from tasks.dataset.shards import ShardDataset
 from tasks.models import modality
 from tasks.models.modality import Model
 from tasks.models.sampler import draw
-from tasks.train.state import TrainingFolder
+from tests.support.training import interrupted_at
 from tests.support.workspaces import write_awake, write_params, write_shards
 
 CPU = torch.device("cpu")
@@ -97,21 +97,10 @@ def test_the_finished_model_is_the_base_with_the_change_and_a_model_like_any_oth
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_has_the_same_bits(
-    root: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_and_resumed_it_has_the_same_bits(root: Path, trained: Path, tmp_path: Path) -> None:
     again = workspace(tmp_path)
-    save = TrainingFolder.save
-
-    def killed(self: TrainingFolder, tensors: dict[str, Tensor], meta: dict[str, Any], nimg: int) -> None:
-        save(self, tensors, meta, nimg)
-        if nimg == 32:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(TrainingFolder, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(32):
         train(again)
-    monkeypatch.undo()
     folder = train(again)
     for name in ("model.safetensors", "adapter.safetensors", "training.json"):
         assert (folder / name).read_bytes() == (trained / name).read_bytes(), name

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from diffusion_core import rng
 from diffusion_core.rng import Stream
@@ -31,8 +30,8 @@ from tasks.config.params import load
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
 from tasks.foreign import draw, folder, inversion, model
-from tasks.train.state import TrainingFolder
 from tests.support import tiny_pipelines
+from tests.support.training import interrupted_at
 from tests.support.workspaces import write_params, write_shards
 
 pytestmark = pytest.mark.slow
@@ -155,21 +154,10 @@ def test_scale_zero_is_the_base_bit_for_bit_and_merging_changes_nothing(
     diffusers.StableDiffusionPipeline.from_pretrained(out, local_files_only=True)
 
 
-def test_killed_and_resumed_it_has_the_same_bits(
-    trained: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_and_resumed_it_has_the_same_bits(trained: Path, published: Path, tmp_path: Path) -> None:
     root = workspace(tmp_path, published)
-    save = TrainingFolder.save
-
-    def killed(self: TrainingFolder, tensors: dict[str, Tensor], meta: dict[str, Any], nimg: int) -> None:
-        save(self, tensors, meta, nimg)
-        if nimg == 16:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(TrainingFolder, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(16):
         train(root)
-    monkeypatch.undo()
     again = train(root)
     for name in ("model.safetensors", "pytorch_lora_weights.safetensors", "training.json"):
         assert (again / name).read_bytes() == (trained / name).read_bytes(), name

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_core.training.trainer import Trainer
 from tasks import paths
 from tasks.common import files, motion
 from tasks.common.errors import UserError
@@ -30,6 +29,7 @@ from tasks.sample.motion import LEGS
 from tasks.synthetic import animate
 from tasks.train import stage as train
 from tests.support import motion_workspace
+from tests.support.training import interrupted_at
 from tests.support.workspaces import write_shards
 
 STILLS = 2
@@ -58,22 +58,11 @@ def _trained(root: Path) -> None:
     train.run(load(root / "params.yaml"), root, paths.MOTION)
 
 
-def test_interrupted_training_ends_with_the_same_bits(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_training_ends_with_the_same_bits(workspace: Path, tmp_path: Path) -> None:
     _data(tmp_path)
     params = load(tmp_path / "params.yaml")
-    step = Trainer.step
-
-    def killed(trainer: Trainer) -> object:
-        if trainer.nimg == 48:
-            raise KeyboardInterrupt
-        return step(trainer)
-
-    monkeypatch.setattr(Trainer, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(48):
         train.run(params, tmp_path, paths.MOTION)
-    monkeypatch.undo()
     train.run(params, tmp_path, paths.MOTION)
     one, other = (root / "artifacts/motion/model.safetensors" for root in (workspace, tmp_path))
     assert one.read_bytes() == other.read_bytes()

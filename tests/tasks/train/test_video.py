@@ -21,6 +21,7 @@ from tasks.dataset.shards import ShardDataset
 from tasks.models import modality
 from tasks.train import stage, video
 from tests.support import video_workspace
+from tests.support.training import interrupted_at
 from tests.support.workspaces import TINY_CODEC, write_awake, write_shards
 
 LATENT = {"codec": TINY_CODEC, "pictures__patch": 1}
@@ -87,21 +88,10 @@ def test_at_first_it_is_the_picture_model_frame_by_frame(
 
 
 @pytest.mark.slow
-def test_interrupted_training_ends_with_the_same_bits(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_training_ends_with_the_same_bits(trained: Path, tmp_path: Path) -> None:
     _workspace(tmp_path)
-    step = Trainer.step
-
-    def killed(trainer: Trainer) -> object:
-        if trainer.nimg == 48:
-            raise KeyboardInterrupt
-        return step(trainer)
-
-    monkeypatch.setattr(Trainer, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(48):
         stage.run(load(tmp_path / "params.yaml"), tmp_path, paths.VIDEO)
-    monkeypatch.undo()
     stage.run(load(tmp_path / "params.yaml"), tmp_path, paths.VIDEO)
     one, other = (root / "artifacts/video/model.safetensors" for root in (trained, tmp_path))
     assert one.read_bytes() == other.read_bytes()
