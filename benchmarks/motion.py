@@ -59,7 +59,7 @@ from tasks.evaluate.motion_quality import independent_frames, independent_joints
 from tasks.extract import poses_table
 from tasks.metrics import trajectories
 from tasks.metrics.frechet import frechet_estimate
-from tasks.models import modality
+from tasks.models import inputs, model_file
 from tasks.models import motion as motion_examples
 from tasks.plots import drawing, motion_plots
 from tasks.sample import motion as sample_stage
@@ -185,7 +185,7 @@ def ours(work: Workspace, name: str, seed: int, **changes: Any) -> Result:
     shutil.copytree(paths.model_folder(work.root, paths.MOTION), kept)
     samples = ShardDataset(paths.sample_folder(work.root, paths.MOTION), "samples")
     shutil.copyfile(samples.folder / paths.GRID, work.root / f"{name}-{seed}.png")
-    model = modality.load(kept, torch.device("cpu"))
+    model = model_file.load(kept, torch.device("cpu"))
     parameters = sum(p.numel() for p in model.denoiser.parameters())
     return {"train_seconds": seconds, "parameters": parameters, "images": params.motion.model.images,
             **judged(samples.clips(), held_out)}  # fmt: skip
@@ -221,7 +221,7 @@ class MotionEncoder(nn.Module):
 def mdm_recipe() -> Recipe:
     """Prediction of x0 with equal weights on 1,000 levels of the cosine schedule, ancestral sampling."""
     schedule = schedules.betas(schedules.cosine_betas(1000))
-    return presets.ddpm(modality.DATA_SD).replace(
+    return presets.ddpm(inputs.DATA_SD).replace(
         target=targets.X0,
         weight=unit(targets.X0),
         density=losses.discrete(schedule, 1000),
@@ -244,7 +244,7 @@ def mdm(root: Path, like: Result, seed: int, rate: float, share: float = 1.0) ->
     config = load(root / paths.PARAMS).motion.model
     categories = train.categories()
     x0, _, names = motion_examples.clip_examples(train, mirrored=True)
-    codec = modality.fit_codec(x0.flatten(0, 1), per_coordinate=True)
+    codec = inputs.fit_codec(x0.flatten(0, 1), per_coordinate=True)
     z, category = codec.encode(x0), motion_examples.one_hot(categories, names)
     width, recipe = mdm_width(like["parameters"], z.shape[1], len(categories)), mdm_recipe()
 
@@ -295,7 +295,7 @@ def mdm(root: Path, like: Result, seed: int, rate: float, share: float = 1.0) ->
 
 def bits(root: Path, folder: Path) -> Result:
     """Whether a clip's output has the same bits with 20 other choices of stills beside it, in both precisions."""
-    model = modality.load(folder, torch.device("cpu"))
+    model = model_file.load(folder, torch.device("cpu"))
     examples = model.examples(ShardDataset(root / paths.CLIPS, "val").take(range(4)))
     x0 = model.codec.encode(examples.x0)
     frames = x0.shape[1]

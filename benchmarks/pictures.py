@@ -152,7 +152,7 @@ def ours(
 ) -> tuple[Callable[[Any], np.ndarray], dict[str, Any]]:
     """Train the models of a row by the pipeline's stages; returns a function from the persons to pictures uint8."""
     from tasks import paths
-    from tasks.models import modality, upscaler
+    from tasks.models import inputs, model_file, upscaler
     from tasks.models.sampler import Sampler
     from tasks.train import codec as codec_training
     from tasks.train import stage
@@ -180,7 +180,8 @@ def ours(
         codec_training.train(params, root, torch.device("cpu"), None)  # writes that there is none
     sizes = {
         model: sum(
-            p.numel() for p in modality.load(paths.model_folder(root, model), torch.device("cpu")).denoiser.parameters()
+            p.numel()
+            for p in model_file.load(paths.model_folder(root, model), torch.device("cpu")).denoiser.parameters()
         )
         for model in shares
         if model != "codec"
@@ -188,13 +189,13 @@ def ours(
 
     def draw(persons: Any) -> np.ndarray:
         device = torch.device("cpu")
-        model = modality.load(paths.model_folder(root, "pictures"), device)
+        model = model_file.load(paths.model_folder(root, "pictures"), device)
         cond = model.conditions([str(meta["category"]) for meta in persons.metas()], persons.poses())
         ids = torch.arange(len(persons))
         drawn = Sampler(model, params.sample.pictures).draw(cond, seed, ids, BATCH)
-        pictures = modality.as_pictures(drawn)
+        pictures = inputs.as_pictures(drawn)
         if "upscaler" in shares:
-            larger = modality.load(paths.model_folder(root, "upscaler"), device)
+            larger = model_file.load(paths.model_folder(root, "upscaler"), device)
             pictures = upscaler.upscale(larger, pictures, params.sample.upscaler, seed, ids)
         return pictures
 
@@ -319,11 +320,11 @@ def peer(
     name: str, root: Path, seconds: float, seed: int, cpu: int
 ) -> tuple[Callable[[Any], np.ndarray], dict[str, Any]]:
     """Train a peer on the pictures and mirror images that ours are trained on; returns a function from persons to pictures."""
-    from tasks.models import modality
+    from tasks.models import inputs
 
     params = _write_params(root, {"codec": {"kind": "none"}, "pictures": {"patch": 8, "conditions": ["pose_map"]}})
-    train = modality.usable(root, "train", params.pictures)
-    examples = modality.examples(train, params.pictures, [], mirrored=True)
+    train = inputs.usable(root, "train", params.pictures)
+    examples = inputs.examples(train, params.pictures, [], mirrored=True)
     build = diffusers_peer if name == "diffusers" else lucidrains_peer
     drawer, parameters, seen = build((examples.x0, examples.cond["map:pose"]), seconds, seed)
 
@@ -331,7 +332,7 @@ def peer(
         from tasks.dataset.pose_map import pose_map
 
         maps = pose_map(persons.poses(), SIDE, train.about["margin"])
-        return modality.as_pictures(torch.cat([drawer(part) for part in maps.split(BATCH)]))
+        return inputs.as_pictures(torch.cat([drawer(part) for part in maps.split(BATCH)]))
 
     return draw, {
         "parameters": {"pictures": parameters},

@@ -52,7 +52,7 @@ from tasks.evaluate.fidelity import independent_joints
 from tasks.metrics.features import joints, pixels
 from tasks.metrics.frechet import frechet_estimate
 from tasks.metrics.kid import kid
-from tasks.models import modality
+from tasks.models import modality, model_file
 from tasks.models.sampler import Sampler
 from tasks.plots import drawing
 from tasks.sample import stage as sample_stage
@@ -242,7 +242,7 @@ def restore_training_poses(work: Workspace) -> Result:
 
     No start of its sampling can be better, so this is a bound of its distance.
     """
-    model = modality.load(work.keep("poses", RESTORED[0]), modality.device())
+    model = model_file.load(work.keep("poses", RESTORED[0]), modality.device())
     degrade = model.recipe.degrade
     assert degrade is not None
     train, _ = splits.load_splits(work.root)
@@ -291,7 +291,7 @@ def train_pictures(work: Workspace, recipe: str, images: int) -> Result:
 
 def sampler_sheet(root: Path, source: Path, measured: Collection[tuple[str, int]]) -> np.ndarray:
     """A row of poses for each sampler, all from the same noise: at FEW evaluations, or as many as the sampler needs."""
-    model = modality.load(source, modality.device())
+    model = model_file.load(source, modality.device())
     _, heldout = splits.load_splits(root)
     cond = model.conditions([heldout.meta(row)["category"] for row in evenly_spaced(len(heldout), SHOWN)])
     rows, names = [], []

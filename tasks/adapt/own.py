@@ -33,9 +33,10 @@ from tasks.common.subset import evenly_spaced
 from tasks.config.adapt import OwnLora
 from tasks.config.params import Params, Pictures, Upscaler
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality
+from tasks.models import inputs, modality, model_file
 from tasks.models.conditioning import AnyModel
-from tasks.models.modality import EmbeddedText, Examples, Model
+from tasks.models.inputs import Examples
+from tasks.models.modality import EmbeddedText, Model
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.train import preparation
@@ -113,7 +114,7 @@ def train(
     """
     kind = name.removesuffix(SUFFIX)
     source = _source(params, root, kind, section.of)
-    model = modality.load(source, device)
+    model = model_file.load(source, device)
     assert not isinstance(model.config, Upscaler)  # `adapt` names poses or pictures
     sha256 = paths.sha256(source)
     config = _config(model.config, section)
@@ -167,7 +168,7 @@ def _datasets(root: Path, config: AnyModel, categories: list[str] | None) -> tup
     """The training and the held-out samples of the categories. Raises DataError if there is none to train on."""
     both = []
     for split in ("train", "val"):
-        dataset = modality.usable(root, split, config)
+        dataset = inputs.usable(root, split, config)
         if categories is not None:
             metas = dataset.metas()
             dataset = dataset.take([i for i, meta in enumerate(metas) if meta["category"] in categories])
@@ -198,7 +199,7 @@ def _save(
     prefix = "net.adapter."
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     adapter.load_state_dict(own)
-    schedule = {name: value for name, value in weights.items() if name.startswith(modality.SCHEDULE)}
+    schedule = {name: value for name, value in weights.items() if name.startswith(model_file.SCHEDULE)}
     tensors = {name: value.cpu().contiguous() for name, value in adapter.tensors().items()}
     checkpoint.save(folder / ADAPTER, tensors, {**about, "scale": scale})
     whole = {**merged(model, adapter, scale), **schedule}
@@ -211,7 +212,7 @@ def _judge(
 ) -> dict[str, str]:  # fmt: skip
     """Write the certificate of the finished model: its pictures for the conditions of the training, against the training."""
     train, held_out = datasets
-    how = modality.load(folder, modality.device())
+    how = model_file.load(folder, modality.device())
     sampling = how.fitting(params.sample.pictures)
     seed = rng.fold(section.seed, DRAWN)
 
@@ -223,7 +224,7 @@ def _judge(
         asked = how.examples(train.take(rows)).cond
         drawn = sampler.draw(asked, seed, torch.arange(len(rows)), params.sample.pictures.batch)
         with files.new_folder(place) as temporary:
-            for i, picture in enumerate(modality.as_pictures(drawn)):
+            for i, picture in enumerate(inputs.as_pictures(drawn)):
                 (temporary / f"{i:06d}.png").write_bytes(certificate.png(picture))
 
     sides = [_captioned(side, config.size) for side in (train, held_out) if len(side)]

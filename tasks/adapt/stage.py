@@ -53,7 +53,7 @@ from tasks.foreign import control, draw, inversion
 from tasks.foreign import model as foreign
 from tasks.foreign.model import ForeignModel
 from tasks.metrics import membership_inference
-from tasks.models.modality import Examples, as_pictures
+from tasks.models.inputs import Examples, as_pictures
 from tasks.plots import drawing
 from tasks.registry import lineage
 from tasks.train import latent_cache, launch, run_fingerprint

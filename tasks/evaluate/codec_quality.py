@@ -28,7 +28,7 @@ from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import load_splits
 from tasks.evaluate import pose_accuracy
 from tasks.metrics.ssim import ssim
-from tasks.models import codec, modality
+from tasks.models import codec, inputs
 from tasks.models.conditioning import KEYS, at_latents
 from tasks.plots import drawing
 
@@ -48,7 +48,7 @@ def run(params: Params, root: Path) -> None:
             train, held_out = (_chosen(split.pictured(), params.pictures.size) for split in load_splits(root))
             if len(held_out.x):
                 numbers = _quality(latent, train, held_out)
-                again = modality.as_pictures(_again(latent, held_out))
+                again = inputs.as_pictures(_again(latent, held_out))
                 workers = params.extract.workers or machine.cores()
                 read = pose_accuracy.read_poses(
                     again, root / params.extract.model, params.extract.min_confidence, workers
@@ -101,6 +101,6 @@ def _quality(latent: Latent, train: Pictures, held_out: Pictures) -> dict[str, f
 
 def _sheet(originals: Tensor, again: np.ndarray, path: Path) -> None:
     """Each original beside its reconstruction."""
-    pairs = zip(modality.as_pictures(originals[:SHOWN]), again[:SHOWN], strict=True)
+    pairs = zip(inputs.as_pictures(originals[:SHOWN]), again[:SHOWN], strict=True)
     tiles = [np.concatenate([drawing.enlarge(a, 128), drawing.enlarge(b, 128)], axis=1) for a, b in pairs]
     drawing.save_png(path, drawing.sheet(tiles, 4, ["original | reconstruction"] * len(tiles)))

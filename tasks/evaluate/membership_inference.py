@@ -21,8 +21,9 @@ from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Upscaler
 from tasks.dataset.shards import ShardDataset
 from tasks.metrics.membership_inference import ALARM, SIGMAS, LevelGap, gaps, losses, sentence
-from tasks.models import modality, upscaler
-from tasks.models.modality import Examples, Model
+from tasks.models import inputs, modality, model_file, upscaler
+from tasks.models.inputs import Examples
+from tasks.models.modality import Model
 from tasks.plots import colours
 from tasks.plots.colours import FIT, HELDOUT, TRAIN
 
@@ -35,7 +36,7 @@ def loss_gaps(root: Path, name: str, smallest: int) -> list[LevelGap]:
     `smallest`: pixels of a picture before the upscaler. Empty if a set has fewer than two examples. Raises DataError if the
     model or the shards are missing.
     """
-    model = modality.load(paths.model_folder(root, name), modality.device())
+    model = model_file.load(paths.model_folder(root, name), modality.device())
     table = []
     for splits in (("train",), ("val", "test")):
         chosen = _crops(root, splits, model, smallest) if name == paths.UPSCALER else _examples(root, splits, model)
@@ -51,7 +52,7 @@ def loss_gaps(root: Path, name: str, smallest: int) -> list[LevelGap]:
 def _examples(root: Path, splits: tuple[str, ...], model: Model) -> Examples:
     """At most MOST examples of the splits in the network's units."""
     assert not isinstance(model.config, Upscaler)
-    datasets = [modality.usable(root, split, model.config) for split in splits]
+    datasets = [inputs.usable(root, split, model.config) for split in splits]
     examples = [model.examples(dataset) for dataset in datasets if len(dataset)]
     if not examples:
         return Examples(torch.zeros(0), {})

@@ -30,7 +30,7 @@ from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
 from tasks.foreign import control, folder, inversion, levels, model
 from tasks.foreign.folder import PipelineFolder
-from tasks.models.modality import as_pictures
+from tasks.models.inputs import as_pictures
 
 ABOUT = "draw.json"  # beside the pictures: what they were drawn with
 Precision = Literal["auto", "fp32", "fp16", "bf16"]

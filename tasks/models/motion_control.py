@@ -22,6 +22,7 @@ from diffusion_core.sampling.loop import generate
 from tasks.common import motion
 from tasks.common.errors import DataError
 from tasks.config.sampling import SamplingChoices
+from tasks.models.guiding import guided
 from tasks.models.modality import Model
 
 GIVEN_SIGMA = 0.01  # noise assumed on what is given, in the network's units (data have standard deviation 0.5)
@@ -125,7 +126,7 @@ def _plain(model: Model, cond: Cond, ids: Tensor, plan: Plan) -> Tensor:
     made = model.sampler(plan.how.sampling)
     with model.autocast():
         return generate(
-            model.guided(plan.how.guidance_options, made.timesteps),
+            guided(model, plan.how.guidance_options, made.timesteps),
             made.visited,
             made.step,
             model.shape,
@@ -143,7 +144,7 @@ def _sampled(
     device = next(model.denoiser.parameters()).device
     made = model.sampler(plan.how.sampling)
     a, y = inverse.matrix(operator, model.shape).to(device), y.to(device)
-    plain = model.guided(plan.how.guidance_options, made.timesteps)
+    plain = guided(model, plan.how.guidance_options, made.timesteps)
     if strength is None:
         denoiser = inverse.moment_matching(plain, a, y, GIVEN_SIGMA, iterations=1)
     else:

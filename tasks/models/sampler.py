@@ -17,6 +17,7 @@ from diffusion_core.sampling.timesteps import Timesteps
 from diffusion_core.training_choices import RECIPES, default_sampler
 from tasks.common.errors import DataError, UserError
 from tasks.config.sampling import SamplingChoices
+from tasks.models.guiding import guided, sampling_denoiser
 from tasks.models.modality import Model
 
 GIVEN_SIGMA = 0.01  # noise assumed on given joints, in the network's units (data have standard deviation 0.5)
@@ -67,8 +68,8 @@ class Sampler:
         counts the steps. Raises DataError if a sample is not finite, UserError if the model cannot fill in joints.
         """
         model = self.model
-        denoiser = model.sampling_denoiser(
-            self.guidance, self.how.sampler, self.timesteps, self.weak, self.classifier, self.unwanted
+        denoiser = sampling_denoiser(
+            model, self.guidance, self.how.sampler, self.timesteps, self.weak, self.classifier, self.unwanted
         )
         constrain: Constrain | None = None
         if joints is not None:
@@ -76,8 +77,8 @@ class Sampler:
             mask = joints.isfinite()
             a = matrix(inpaint(mask), model.shape)
             y = model.codec.encode(joints.double().to(self.device))[mask]
-            guided = model.guided(self.guidance, self.timesteps, self.weak, self.classifier)
-            denoiser = moment_matching(guided, a.to(self.device), y, GIVEN_SIGMA, iterations=1)
+            free = guided(model, self.guidance, self.timesteps, self.weak, self.classifier)
+            denoiser = moment_matching(free, a.to(self.device), y, GIVEN_SIGMA, iterations=1)
             constrain = project(a.to(self.device), y)
         start = self._start(cond, seed, ids, batch)
         given = to_device(cond, self.device)
@@ -149,7 +150,7 @@ class Sampler:
         cond = to_device(model.conditions(names), self.device)
         ids = torch.arange(LEARNING, device=self.device)
         noise = model.recipe.noise(model.shape, rng.fold(0, LEARNED), ids).double()
-        denoiser = model.guided(self.guidance, timesteps, self.weak, self.classifier, self.unwanted)
+        denoiser = guided(model, self.guidance, timesteps, self.weak, self.classifier, self.unwanted)
         with model.autocast():
             return match_solution(denoiser, step, timesteps, fine, noise, cond, iterations, rate)
 

@@ -30,9 +30,10 @@ from tasks.common.lazy import Lazy
 from tasks.config.params import Upscaler, Upscaling
 from tasks.dataset.padding import any_padding, padding_maps
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality
+from tasks.models import inputs
 from tasks.models.conditioning import LOW, SIZE, smaller_picture
-from tasks.models.modality import Examples, Model
+from tasks.models.inputs import Examples
+from tasks.models.modality import Model
 
 STRIDE = 2  # crops begin at a pixel of the smaller picture
 
@@ -172,7 +173,7 @@ def upscale(
                 values = model.codec.decode(z).cpu()
                 if not values.isfinite().all():
                     raise DataError("The upscaler gives pictures that are not finite: its training has failed.")
-                part = modality.as_pictures(values)
+                part = inputs.as_pictures(values)
             enlarged.append(part)
             bar.update(len(part))
     return np.concatenate(enlarged)

@@ -10,7 +10,7 @@ import numpy as np
 from tasks import paths
 from tasks.metrics.estimate import TooFewSamples
 from tasks.metrics.relative_kid import relative_kernel_distance
-from tasks.models import modality
+from tasks.models import modality, model_file
 from tasks.models.modality import Model
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
@@ -23,7 +23,7 @@ def another_champion(root: Path, store: Store, model: str) -> Model | None:
     folder = model_registry.fetch(store, root, model, model_registry.CHAMPION)
     if folder.name == paths.model_sha256(root, model):
         return None
-    return modality.load(folder, modality.device())
+    return model_file.load(folder, modality.device())
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, real: np.ndarray) -> dict[str, float] | None:

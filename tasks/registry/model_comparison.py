@@ -24,7 +24,7 @@ from tasks.metrics.estimate import TooFewSamples
 from tasks.metrics.features import joints, pixels
 from tasks.metrics.kid import kid
 from tasks.metrics.relative_kid import relative_kernel_distance
-from tasks.models import modality, upscaler
+from tasks.models import inputs, modality, model_file, upscaler
 from tasks.paths import MODELS, UPSCALER
 from tasks.plots.interval_plot import Row
 from tasks.registry import model_registry
@@ -129,7 +129,7 @@ def _features(
     """Features of the challenger's samples, the champion's samples and held-out data, and the categories of the latter."""
     choice: Sample = getattr(params.sample, name)
     folder = champions[name]
-    champion = modality.load(folder, modality.device())
+    champion = model_file.load(folder, modality.device())
     how: SamplingChoices = champion.fitting(choice)
     if champion.student is None and choice.model == paths.student(name):  # the student's few steps would be unfair
         how = SamplingChoices(sampler=default_sampler(champion.config.recipe), guidance=choice.guidance)
@@ -145,10 +145,10 @@ def _features(
     if name == "poses":
         return joints(samples.poses()), joints(sampled.numpy()), joints(held_out.poses()), _categories(held_out)
     pictured = held_out.pictured()
-    pictures = modality.as_pictures(sampled)
+    pictures = inputs.as_pictures(sampled)
     if UPSCALER in champions:
         del champion, sampler  # one model in memory at a time
-        enlarger = modality.load(champions[UPSCALER], modality.device())
+        enlarger = model_file.load(champions[UPSCALER], modality.device())
         label = "upscale the champion's pictures"
         pictures = upscaler.upscale(enlarger, pictures, params.sample.upscaler, choice.seed, ids, label)
     size = min(samples.picture(0).shape[0], pictures.shape[1])  # the smaller of the two sizes: pictures can be reduced

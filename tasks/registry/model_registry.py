@@ -23,7 +23,7 @@ from tasks.common.errors import DataError, UserError
 from tasks.config.params import Params
 from tasks.config.sampling import SNAPSHOT, SamplingChoices
 from tasks.models import classifier as classifiers
-from tasks.models import modality
+from tasks.models import modality, model_file
 from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
 from tasks.paths import MODELS, MOTION, UPSCALER, VIDEO
@@ -181,16 +181,16 @@ def sampler(params: Params, root: Path, folder: Path, how: SamplingChoices, mode
     A snapshot that guides the model is one of the model's own. Raises DataError if a file is missing or damaged, UserError if
     the models do not fit.
     """
-    model = model or modality.load(folder, modality.device())
+    model = model or model_file.load(folder, modality.device())
     weak = source = None
     reference = how.guidance_options.weak_model
     if reference is not None and re.fullmatch(SNAPSHOT, reference):
         path = folder / "snapshots" / f"{reference}.safetensors"
-        weak = modality.with_weights(model, checkpoint.load(path)[0], modality.device())
+        weak = model_file.with_weights(model, checkpoint.load(path)[0], modality.device())
     elif reference is not None:
-        weak = modality.load(find(params, root, model.name, reference), modality.device())
+        weak = model_file.load(find(params, root, model.name, reference), modality.device())
     if how.start is not None and how.start.model is not None:
-        source = modality.load(find(params, root, model.name, how.start.model), modality.device())
+        source = model_file.load(find(params, root, model.name, how.start.model), modality.device())
     classifier = None
     if (wanted := how.guidance_options.classifier) is not None:
         own = paths.classifier_folder(root, model.name)

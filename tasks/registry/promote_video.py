@@ -20,7 +20,7 @@ from tasks.dataset import frames
 from tasks.dataset.shards import ShardDataset, resized
 from tasks.dataset.splits import SAMPLES
 from tasks.metrics.features import pixels
-from tasks.models import modality, sampler
+from tasks.models import inputs, sampler
 from tasks.registry.clip_gate import another_champion, decide, difference, worse
 from tasks.registry.promote import REFUSED
 from tasks.registry.tracking import Store
@@ -66,7 +66,7 @@ def _compared(params: Params, root: Path, store: Store) -> dict[str, float] | No
     cond = champion.conditions([str(meta["category"]) for meta in samples.metas()], samples.clips())
     ids = torch.arange(len(samples))
     values = sampler.draw(champion, cond, choice, choice.seed, ids, choice.batch, label="the champion's clips")
-    return difference(*map(_features, (frames.read(samples), modality.as_clips(values), frames.read(held_out))))
+    return difference(*map(_features, (frames.read(samples), inputs.as_clips(values), frames.read(held_out))))
 
 
 def _features(clips: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from tasks.common import checkpoint, files
 from tasks.common.errors import UserError
 from tasks.config.params import Params
 from tasks.models import classifier as classifiers
-from tasks.models import modality
+from tasks.models import model_file
 from tasks.registry import model_registry, served_model
 from tasks.registry.tracking import Store
 
@@ -51,9 +51,9 @@ USE = """
 from pathlib import Path
 import torch
 from tasks.config.sampling import SamplingChoices
-from tasks.models import modality, sampler
+from tasks.models import modality, model_file, sampler
 
-model = modality.load(Path("."), torch.device("cpu"))  # this folder: {model}
+model = model_file.load(Path("."), torch.device("cpu"))  # this folder: {model}
 conditions = model.conditions([model.categories[0]] * 4)
 samples = sampler.draw(model, conditions, SamplingChoices(steps=18), seed=0, ids=torch.arange(4))
 {after}```
@@ -73,7 +73,7 @@ def fitting_classifiers(root: Path, sources: Mapping[str, Path]) -> dict[str, Pa
         if not (folder / paths.MODEL_FILE).is_file():
             continue
         try:
-            classifiers.load(folder, modality.load(source, torch.device("cpu")))
+            classifiers.load(folder, model_file.load(source, torch.device("cpu")))
         except UserError as error:
             log.warning(f"The classifier of {model} is not exported. {error}")
             continue

@@ -32,7 +32,7 @@ from tasks.config.params import Params
 from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import SAMPLES
-from tasks.models import modality, motion_control, sampler
+from tasks.models import modality, model_file, motion_control, sampler
 from tasks.models.modality import Model
 from tasks.models.motion import path_map
 from tasks.models.motion_control import Plan
@@ -51,7 +51,7 @@ ROWS = 8  # of the grid
 def run(params: Params, root: Path) -> None:
     """Draw all splits. Raises DataError if a sample is not finite, or the model or the clips are missing."""
     choice = params.motion.sample
-    model = modality.load(paths.model_folder(root, paths.MOTION), modality.device())
+    model = model_file.load(paths.model_folder(root, paths.MOTION), modality.device())
     held_out = ShardDataset(root / paths.CLIPS, "val", "test")
     source = held_out if len(held_out) else ShardDataset(root / paths.CLIPS, "train")  # very few sources
     drawn: dict[str, tuple[np.ndarray, list[str], list[str]]] = {}

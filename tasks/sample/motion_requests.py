@@ -19,7 +19,7 @@ from tasks.common import checkpoint, motion
 from tasks.config.motion import MotionModel
 from tasks.config.params import check_sampling
 from tasks.config.sampling import SamplingChoices
-from tasks.models import modality, motion_control
+from tasks.models import modality, model_file, motion_control
 from tasks.models.modality import Model
 from tasks.models.motion import first_pose_map, path_map
 from tasks.models.motion_control import Plan
@@ -78,7 +78,7 @@ class Animator:
     def model(self) -> Model:
         """The model, loaded when it is first needed."""
         if self._loaded is None:
-            self._loaded = modality.load(self._folder, modality.device())
+            self._loaded = model_file.load(self._folder, modality.device())
         return self._loaded
 
     def samples(self, request: MotionRequest, ids: torch.Tensor) -> Motions:

@@ -22,7 +22,7 @@ from tasks.common.images import encode_png
 from tasks.config.params import Upscaler, Upscaling, check_sampling
 from tasks.config.sampling import GuidanceOrScale, SamplingChoices
 from tasks.models import classifier as classifiers
-from tasks.models import modality, upscaler
+from tasks.models import inputs, modality, model_file, upscaler
 from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
 from tasks.sample import given_joints
@@ -124,7 +124,7 @@ class Artist:
             if paths.UPSCALER in self._folders:
                 self._loaded.clear()
                 self.samplers.clear()
-            self._loaded[name] = modality.load(self._folders[name], modality.device())
+            self._loaded[name] = model_file.load(self._folders[name], modality.device())
         return self._loaded[name]
 
     def samples(self, request: Request, ids: torch.Tensor) -> Samples:
@@ -149,7 +149,7 @@ class Artist:
         sampler = self._sampler("pictures", request)
         text = self._embedded(sampler.model, request.prompt)
         cond = sampler.model.conditions(categories, poses, None if text is None else text.repeat(len(ids), 0))
-        pictures = modality.as_pictures(sampler.draw(cond, request.seed, ids))
+        pictures = inputs.as_pictures(sampler.draw(cond, request.seed, ids))
         if paths.UPSCALER in self._folders:
             del sampler
             pictures = upscaler.upscale(self._model(paths.UPSCALER), pictures, self.enlarging, request.seed, ids)

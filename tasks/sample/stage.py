@@ -31,7 +31,7 @@ from tasks.config.params import Params, Sample
 from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset, captioned
 from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, load_splits
-from tasks.models import modality, upscaler
+from tasks.models import inputs, modality, model_file, upscaler
 from tasks.models.modality import EmbeddedText
 from tasks.models.sampler import Sampler
 from tasks.plots import drawing
@@ -202,12 +202,12 @@ def draw_pictures(model: Sampler, choice: Sample, asked: Conditions, split: str)
     if not asked.key:
         side = model.model.shape[-1] * model.model.codec.factor
         return np.zeros((0, side, side, 3), np.uint8)
-    return modality.as_pictures(_draw(model, choice, asked.category, asked.pose, split, asked.text))
+    return inputs.as_pictures(_draw(model, choice, asked.category, asked.pose, split, asked.text))
 
 
 def _enlarge(params: Params, root: Path, drawn: dict[str, np.ndarray]) -> str:
     """Enlarge the pictures of all splits in place; returns the digest of the upscaler's training."""
-    model = modality.load(paths.model_folder(root, paths.UPSCALER), modality.device())
+    model = model_file.load(paths.model_folder(root, paths.UPSCALER), modality.device())
     for split, pictures in drawn.items():
         ids = torch.arange(len(pictures))
         seed = params.sample.pictures.seed

@@ -28,7 +28,7 @@ from tasks.config.video import VideoSample
 from tasks.dataset import frames, shards
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import SAMPLES
-from tasks.models import modality, video
+from tasks.models import inputs, modality, model_file, video
 from tasks.models.sampler import Sampler
 from tasks.plots import drawing, video_plots
 from tasks.sample.export_motion import mp4
@@ -62,7 +62,7 @@ class Conditions:
 def run(params: Params, root: Path) -> None:
     """Draw all splits. Raises DataError if a sample is not finite, or the model, the clips or generated motion are missing."""
     choice = params.video.sample
-    model = modality.load(paths.model_folder(root, paths.VIDEO), modality.device())
+    model = model_file.load(paths.model_folder(root, paths.VIDEO), modality.device())
     assert model.clip is not None
     held_out = ShardDataset(root / paths.VIDEO_CLIPS, "val", "test")
     source = held_out if len(held_out) else ShardDataset(root / paths.VIDEO_CLIPS, "train")  # very few sources
@@ -131,7 +131,7 @@ def draw(sampler: Sampler, choice: VideoSample, asked: Conditions, split: str) -
     cond, ids = model.conditions(asked.category, asked.clip), torch.arange(len(asked.key))
     if split == APART:
         cond = video.apart(cond, len(asked.key), asked.clip.shape[1])
-    return modality.as_clips(sampler.draw(cond, choice.seed, ids, choice.batch, label=f"sample video, {split}"))
+    return inputs.as_clips(sampler.draw(cond, choice.seed, ids, choice.batch, label=f"sample video, {split}"))
 
 
 def _samples(

@@ -28,9 +28,9 @@ from tasks.common.subset import evenly_spaced
 from tasks.config.classifier import Classifier
 from tasks.config.params import Params, Upscaler
 from tasks.models import classifier as classifiers
-from tasks.models import conditioning, modality
+from tasks.models import conditioning, model_file
 from tasks.models.conditioning import KEYS
-from tasks.models.modality import Examples
+from tasks.models.inputs import Examples
 from tasks.train import launch, preparation
 
 CATEGORY = KEYS["category"]
@@ -50,7 +50,7 @@ def run(params: Params, root: Path, model: str) -> None:
 
 
 def _train(root: Path, name: str, config: Classifier, device: torch.device) -> None:
-    guided = modality.load(paths.model_folder(root, name), device)
+    guided = model_file.load(paths.model_folder(root, name), device)
     assert not isinstance(guided.config, Upscaler)  # `classifier` names poses or pictures
     data = preparation.load_data(root, name, guided.config, device, guided.codec, guided.categories)
     if CATEGORY not in data.source.subset.cond:

@@ -38,9 +38,9 @@ from tasks.config.params import Params, Pictures
 from tasks.dataset.shards import ShardDataset
 from tasks.metrics import weights as network_weights
 from tasks.models import codec as stored_codec
-from tasks.models import modality, published_codec
+from tasks.models import inputs, published_codec
 from tasks.models.conditioning import KEYS, at_latents, weights
-from tasks.models.modality import DATA_SD, Examples
+from tasks.models.inputs import DATA_SD, Examples
 from tasks.models.published_codec import Published
 from tasks.plots import drawing
 from tasks.registry import lineage
@@ -89,7 +89,7 @@ class CodecEvaluator:
         shown = self.pictures.get("val", self.pictures["train"]).some(SHOWN)
         originals = shown.x0
         both = torch.cat([originals, self._again(denoiser, shown)])
-        tiles = [drawing.enlarge(picture, 96) for picture in modality.as_pictures(both)]
+        tiles = [drawing.enlarge(picture, 96) for picture in inputs.as_pictures(both)]
         drawing.save_png(path, drawing.sheet(tiles, len(originals)))
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ def train(params: Params, root: Path, device: torch.device, checkpoint: Path | N
     changes: dict[str, Any] = {"conditions": ["pose_map"], "condition_noise": 0.0, "self_condition": False}
     changes |= config.model_dump(include={"mirror", "copies", "seed", "body_weight"})
     view = params.pictures.model_copy(update=changes)
-    train_set, held_out = (modality.usable(root, split, view) for split in ("train", "val"))
+    train_set, held_out = (inputs.usable(root, split, view) for split in ("train", "val"))
     if not len(train_set):
         raise DataError("No training person has a picture: there is nothing to train a codec on.")
     dataset = ExampleDataset(train_set, view, train_set.about["categories"])
@@ -178,7 +178,7 @@ def trained(params: Params, root: Path) -> Latent | None:
 def _pictures(dataset: ShardDataset, view: Pictures, padded: bool) -> Examples:
     """EVALUATED pictures of a split in data units, their pose maps, and where they are padding."""
     chosen = dataset.take(evenly_spaced(len(dataset), EVALUATED))
-    examples = modality.examples(chosen, view, dataset.about["categories"], mirrored=False, padded=padded)
+    examples = inputs.examples(chosen, view, dataset.about["categories"], mirrored=False, padded=padded)
     return Examples(examples.x0, weights(examples.cond, 0.0))
 
 

@@ -30,9 +30,9 @@ from tasks.config.motion import MotionModel
 from tasks.config.params import Pictures
 from tasks.dataset.padding import any_padding
 from tasks.dataset.shards import ShardDataset
-from tasks.models import conditioning, modality
+from tasks.models import conditioning, inputs
 from tasks.models.conditioning import AnyModel
-from tasks.models.modality import Examples
+from tasks.models.inputs import Examples
 from tasks.train import latent_cache
 
 FITTED = 4096  # examples that the codec is fitted to where not all fit into memory
@@ -85,7 +85,7 @@ class ExampleDataset(Dataset[tuple[list[int], Tensor, Cond]]):
 
     def _unfinished(self, part: ShardDataset) -> Examples:
         mirrored = self.config.mirror
-        return modality.examples(part, self.config, self.categories, mirrored, padded=self.padded)
+        return inputs.examples(part, self.config, self.categories, mirrored, padded=self.padded)
 
     def _finished(self, plain: Examples, indices: Tensor) -> Examples:
         """The examples of these indices, given what they are without jitter, at full resolution."""
@@ -161,7 +161,7 @@ class Encoder:
 def _fitted(dataset: Readable, x0: Tensor, per_coordinate: bool) -> Affine:
     """The affine codec for these examples; of clips, each frame counts as one, so that single poses have the same codec."""
     frames = x0.flatten(0, 1) if isinstance(dataset.config, MotionModel) else x0
-    return modality.fit_codec(frames, per_coordinate)
+    return inputs.fit_codec(frames, per_coordinate)
 
 
 def in_memory(

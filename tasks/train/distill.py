@@ -22,8 +22,9 @@ from tasks.common.errors import UserError
 from tasks.config.distill import Distill
 from tasks.config.params import Params, Upscaler
 from tasks.config.sampling import Guidance
-from tasks.models import modality
+from tasks.models import modality, model_file
 from tasks.models.conditioning import AnyModel
+from tasks.models.guiding import guided
 from tasks.models.modality import Model
 from tasks.train import launch, preparation, run_fingerprint
 from tasks.train.preparation import TrainingData
@@ -47,7 +48,7 @@ def run(params: Params, root: Path, model: str) -> None:
 
 def _distill(params: Params, root: Path, name: str, section: Distill, device: torch.device) -> None:
     folder = paths.model_folder(root, name)
-    first = modality.load(folder, device)
+    first = model_file.load(folder, device)
     assert not isinstance(first.config, Upscaler)  # `distill` names poses or pictures
     config = _config(first.config, section)
     data = preparation.load_data(root, name, config, device, first.codec, first.categories)
@@ -84,7 +85,7 @@ def _train_student(
 ) -> Path:
     """Train one student of the model in a folder, unless that was done before; returns the student's folder."""
     teacher_sha256 = paths.sha256(teacher_folder)
-    teacher, model = (modality.load(teacher_folder, device) for _ in range(2))
+    teacher, model = (model_file.load(teacher_folder, device) for _ in range(2))
     recipe = _recipe(section.distillation, student, teacher, model, section.guidance)
     model.denoiser.requires_grad_(True)
     model = replace(model, config=config, recipe=recipe, meta={modality.STUDENT: asdict(student)})
@@ -108,8 +109,8 @@ def _train_student(
 
 def _recipe(distillation: Distillation, student: Student, teacher: Model, model: Model, guidance: float) -> Recipe:
     # A student of a guided teacher is guided by its own weights.
-    guided = teacher.as_sampled(teacher.denoiser) if teacher.student else teacher.guided(Guidance(scale=guidance))
-    return distillation.recipe(student, teacher.config.training, teacher.recipe, guided, model.denoiser)
+    target = teacher.as_sampled(teacher.denoiser) if teacher.student else guided(teacher, Guidance(scale=guidance))
+    return distillation.recipe(student, teacher.config.training, teacher.recipe, target, model.denoiser)
 
 
 def _steps(teacher: Model, student: Student) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from tasks.config.optimisation import KeepName, KeptAverage, Stop
-from tasks.models.modality import DATA_SD
+from tasks.models.inputs import DATA_SD
 from tasks.train.evaluation import Evaluation
 
 Keep = KeepName | KeptAverage

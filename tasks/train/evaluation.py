@@ -29,8 +29,10 @@ from tasks.metrics.estimate import Estimate
 from tasks.metrics.features import joints, pixels
 from tasks.metrics.kid import KID_NEEDS, kid
 from tasks.metrics.membership_inference import LevelGap
-from tasks.models import modality
-from tasks.models.modality import Examples, Model
+from tasks.models import inputs
+from tasks.models.guiding import limited
+from tasks.models.inputs import Examples
+from tasks.models.modality import Model
 from tasks.plots import drawing, motion_plots
 
 SIGMAS = membership_inference.SIGMAS[1:]  # noise levels evaluated while training: all but the smallest
@@ -167,10 +169,10 @@ class Evaluator:
         ids = torch.arange(count, device=next(denoiser.parameters()).device)
         cond = rows(cond, ids % len(source))
         made = self.model.sampler(self._sampling())
-        limited = self.model.limited(self.model.as_sampled(denoiser))
+        sampled = limited(self.model, self.model.as_sampled(denoiser))
         with self.model.autocast():
             z = generate(
-                limited, made.visited, made.step, self.model.shape, self.seed, ids, cond, **self.model.drawing(denoiser),
+                sampled, made.visited, made.step, self.model.shape, self.seed, ids, cond, **self.model.drawing(denoiser),
             )  # fmt: skip
         return self.model.codec.decode(z, cond).cpu()
 
@@ -185,10 +187,10 @@ class Evaluator:
         if isinstance(self.model.config, MotionModel):
             return trajectories.features(trajectories.fitted(motion.from_features(values.numpy())))
         if isinstance(self.model.config, VideoModel):
-            clips = modality.as_clips(values).astype(np.float32) / 255
+            clips = inputs.as_clips(values).astype(np.float32) / 255
             return pixels(clips.reshape(len(clips), -1, *clips.shape[-2:]))  # frames below each other
         if values.ndim == 4:
-            return pixels(modality.as_pictures(values).astype(np.float32) / 255)
+            return pixels(inputs.as_pictures(values).astype(np.float32) / 255)
         return joints(values.numpy())
 
     def picture(self, denoiser: Preconditioned, path: Path) -> None:
@@ -201,10 +203,10 @@ class Evaluator:
         columns = 8
         if isinstance(self.model.config, VideoModel):
             columns = values.shape[1]
-            shown = modality.as_pictures(values[: SHOWN // 2].flatten(0, 1))
+            shown = inputs.as_pictures(values[: SHOWN // 2].flatten(0, 1))
             tiles = [drawing.enlarge(picture, 96) for picture in shown]
         elif values.ndim == 4:
-            tiles = [drawing.enlarge(picture, 96) for picture in modality.as_pictures(values)]
+            tiles = [drawing.enlarge(picture, 96) for picture in inputs.as_pictures(values)]
         else:
             tiles = [drawing.draw_pose(pose) for pose in values.numpy()]
         drawing.save_png(path, drawing.sheet(tiles, columns))

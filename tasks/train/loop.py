@@ -25,7 +25,7 @@ from tasks.common.errors import DataError
 from tasks.config.optimisation import KeptAverage
 from tasks.config.params import Params, Train
 from tasks.metrics import membership_inference
-from tasks.models import modality
+from tasks.models import model_file
 from tasks.registry import lineage, tracking
 from tasks.train import curves, early_stopping, launch, post_hoc_ema, run_fingerprint
 from tasks.train.evaluation import AnyEvaluator, Evaluation, Points, Speed, Trainable, speed_points
@@ -191,7 +191,7 @@ class TrainingLoop:
         trainer = self.trainer
         noise_scale = monitoring.noise_scale(trainer) if self.evaluator.noise_scale else None
         denoiser = trainer.averaged()
-        schedule = modality.learned_schedule(trainer.recipe)
+        schedule = model_file.learned_schedule(trainer.recipe)
         if self.leader:
             evaluations = self.history.evaluations
             evaluations.append(self.evaluator.evaluate(denoiser, trainer.nimg, noise_scale))

@@ -61,7 +61,7 @@ def compute(folder: Path, widths: Sequence[float], times: Sequence[int], width: 
 def weights(folder: Path, width: float, images: int | None = None) -> dict[str, Tensor]:
     """The power average of relative width `width` at `images` (None: at the last snapshot) from `artifacts/<model>/snapshots`.
 
-    It is the least-squares mixture of all snapshots up to there. Raises DataError if there are none. `modality.save` makes it
+    It is the least-squares mixture of all snapshots up to there. Raises DataError if there are none. `model_file.save` makes it
     a model like any other.
     """
     stored = [(path, checkpoint.about(path)) for path in sorted(folder.glob(f"{PREFIX}*.safetensors"))]

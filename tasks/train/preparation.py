@@ -24,11 +24,12 @@ from tasks.config.params import Params
 from tasks.config.video import VideoModel
 from tasks.dataset.padding import any_padding
 from tasks.dataset.shards import ShardDataset
-from tasks.models import conditioning, modality, motion
+from tasks.models import conditioning, inputs, modality, model_file, motion
 from tasks.models import video as video_model
 from tasks.models.codec import PictureCodec
 from tasks.models.conditioning import AnyModel
-from tasks.models.modality import Examples, Model
+from tasks.models.inputs import Examples
+from tasks.models.modality import Model
 from tasks.registry import lineage
 from tasks.train import data as training_data
 from tasks.train import run_fingerprint, video
@@ -72,7 +73,7 @@ def load_data(
     Raises DataError if there is nothing to train on.
     """
     if datasets is None:
-        datasets = modality.usable(root, "train", config), modality.usable(root, "val", config)
+        datasets = inputs.usable(root, "train", config), inputs.usable(root, "val", config)
     train, held_out = datasets
     if not len(train):
         missing = (
@@ -201,13 +202,13 @@ def save_measured(
     device: torch.device,
 ) -> None:
     """Write the model with its error at each noise level, which some samplers and timesteps need."""
-    own = {name: value for name, value in weights.items() if not name.startswith(modality.SCHEDULE)}
+    own = {name: value for name, value in weights.items() if not name.startswith(model_file.SCHEDULE)}
     if model.recipe.degrade is None and model.recipe.error is None and model.student is None:
-        trained = modality.with_weights(model, own, device)
+        trained = model_file.with_weights(model, own, device)
         x0, cond = examples.x0.to(device), to_device(examples.cond, device)
         with trained.autocast():
             errors = error_curve.measure(
                 trained.as_sampled(trained.denoiser), x0, error_curve.spaced(*ERROR_SIGMAS), model.config.seed, cond
             )
         meta = {**meta, modality.ERRORS: {"sigmas": errors.sigmas, "errors": errors.errors}}
-    modality.save(folder, model, weights, meta)
+    model_file.save(folder, model, weights, meta)

@@ -30,7 +30,8 @@ from tasks.config.params import Params, Pictures, Upscaler
 from tasks.models import codec, modality
 from tasks.models.codec import PictureCodec
 from tasks.models.conditioning import AnyModel
-from tasks.models.modality import ClipShape, EmbeddedText, Examples, Model
+from tasks.models.inputs import Examples
+from tasks.models.modality import ClipShape, EmbeddedText, Model
 from tasks.train import codec as codec_training
 from tasks.train import launch, preparation, upscaler, video, warm_start
 from tasks.train.loop import TrainingLoop

@@ -16,7 +16,7 @@ from tasks.common.errors import DataError
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Upscaler
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality, upscaler
+from tasks.models import modality, model_file, upscaler
 from tasks.models.upscaler import CropDataset
 from tasks.registry import lineage
 from tasks.train import data as training_data
@@ -73,7 +73,7 @@ def train(params: Params, root: Path, device: torch.device, checkpoint: Path | N
     loop = TrainingLoop(
         params, root, model, trainer, TrainingFolder(root, paths.UPSCALER, fingerprint, config.checkpoints_kept),
         Evaluator(model, evaluated, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples), dataset.keys,
-        lineage.trained_on(train_set, config.start), partial(modality.save, model=model),
+        lineage.trained_on(train_set, config.start), partial(model_file.save, model=model),
     )  # fmt: skip
     loop.resume(checkpoint)
     if not dataset.in_memory:

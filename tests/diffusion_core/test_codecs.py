@@ -5,7 +5,7 @@ import torch
 
 from diffusion_core.codecs import Affine
 from tasks.common.errors import DataError
-from tasks.models import modality
+from tasks.models import inputs
 
 X0 = torch.randn(500, 3, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2, 3, 4]) + 7
 
@@ -30,4 +30,4 @@ def test_equal_examples_raise():
     with pytest.raises(ValueError, match="no scale"):
         Affine.fit(torch.ones(5, 3), 0.5, True)
     with pytest.raises(DataError, match="nothing to learn"):
-        modality.fit_codec(torch.ones(5, 3), True)
+        inputs.fit_codec(torch.ones(5, 3), True)

@@ -158,15 +158,15 @@ def write_untrained(root: Path, params: Params, name: str, shift: float = 0.0, i
     `shift`, and their spread. `images` is a label that makes another file of the same model."""
     from tasks import paths
     from tasks.dataset.shards import ShardDataset
-    from tasks.models import modality
+    from tasks.models import inputs, modality, model_file
 
     config = modality.config_of(params, name)
     categories = ["calm", "wild"]
-    examples = modality.examples(ShardDataset(root / "data/shards", "train"), config, categories, mirrored=False)
-    codec = modality.fit_codec(examples.x0 + shift, per_coordinate=name == "poses")
+    examples = inputs.examples(ShardDataset(root / "data/shards", "train"), config, categories, mirrored=False)
+    codec = inputs.fit_codec(examples.x0 + shift, per_coordinate=name == "poses")
     model = modality.build(name, config, categories, codec, 0.08)
     weights = dict(model.denoiser.state_dict())
-    modality.save(paths.model_folder(root, name), model, weights, {"digest": "0", "images": images})
+    model_file.save(paths.model_folder(root, name), model, weights, {"digest": "0", "images": images})
 
 
 def write_upscaler(root: Path, params: Params) -> None:
@@ -175,12 +175,12 @@ def write_upscaler(root: Path, params: Params) -> None:
 
     from diffusion_core.codecs import Affine
     from tasks import paths
-    from tasks.models import modality
+    from tasks.models import modality, model_file
 
     model = modality.build(paths.UPSCALER, params.upscaler, [], Affine(torch.zeros(()), torch.ones(())), 0.08)
     folder = paths.model_folder(root, paths.UPSCALER)
     folder.mkdir(parents=True, exist_ok=True)
-    modality.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "upscaler", "images": 0})
+    model_file.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "upscaler", "images": 0})
 
 
 def write_awake(root: Path, name: str) -> None:
@@ -189,7 +189,7 @@ def write_awake(root: Path, name: str) -> None:
 
     from diffusion_core.codecs import Affine
     from tasks.config.params import load
-    from tasks.models import modality
+    from tasks.models import modality, model_file
 
     params = load(root / "params.yaml")
     shape = (33, 3) if name == "poses" else ()
@@ -202,4 +202,4 @@ def write_awake(root: Path, name: str) -> None:
         for key, value in model.denoiser.named_parameters()
     }
     (root / "artifacts" / name).mkdir(parents=True)
-    modality.save(root / "artifacts" / name, model, {k: v.detach() for k, v in weights.items()}, {"digest": "none"})
+    model_file.save(root / "artifacts" / name, model, {k: v.detach() for k, v in weights.items()}, {"digest": "none"})

@@ -16,7 +16,7 @@ from tasks.common.errors import DataError, UserError
 from tasks.config.params import load
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality
+from tasks.models import model_file
 from tasks.models.modality import Model
 from tasks.models.sampler import draw
 from tests.support.training import interrupted_at
@@ -55,7 +55,7 @@ def weights(model: Model) -> list[Tensor]:
 
 
 def base(root: Path) -> Model:
-    return modality.load(root / "artifacts/pictures", CPU)
+    return model_file.load(root / "artifacts/pictures", CPU)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_an_untrained_adapter_and_one_of_rank_zero_are_the_base_bit_for_bit(root
 
 @pytest.mark.slow
 def test_the_finished_model_is_the_base_with_the_change_and_a_model_like_any_other(root: Path, trained: Path) -> None:
-    model, finished = base(root), modality.load(trained, CPU)
+    model, finished = base(root), model_file.load(trained, CPU)
     changed, adapter = own.load(trained, model)
     merged = drawn(finished, root)
     assert torch.allclose(merged, drawn(changed, root), atol=1e-5)
@@ -109,7 +109,7 @@ def test_killed_and_resumed_it_has_the_same_bits(root: Path, trained: Path, tmp_
 @pytest.mark.slow
 def test_scale_zero_is_the_base_and_the_certificate_is_there(tmp_path: Path) -> None:
     root = workspace(tmp_path, scale=0.0, images=16, certificate=50)
-    finished = modality.load(train(root), CPU)
+    finished = model_file.load(train(root), CPU)
     assert all(torch.equal(a, b) for a, b in zip(weights(finished), weights(base(root)), strict=True))
     report = json.loads((root / "artifacts/pictures_adapted/certificate.json").read_text())
     assert report["folders"]["heldout"]["pictures"] == 10 and report["folders"]["samples"]["pictures"] == 50

@@ -13,7 +13,7 @@ from tasks.config.params import load
 from tasks.dataset.shards import ShardDataset
 from tasks.evaluate import membership_inference
 from tasks.metrics.membership_inference import SIGMAS, auc, gaps, losses, sentence
-from tasks.models import modality
+from tasks.models import inputs, modality, model_file
 from tests.support.evaluation_workspace import make
 from tests.support.workspaces import write_params
 
@@ -79,12 +79,12 @@ def test_an_untrained_model_raises_no_alarm(tmp_path: Path) -> None:
     about = ShardDataset(tmp_path / "data/shards", "train").about
     for name in paths.MODELS:
         config = modality.config_of(params, name)
-        seen = modality.examples(ShardDataset(tmp_path / "data/shards", "train"), config, ["stand"], mirrored=False)
-        codec = modality.fit_codec(seen.x0, per_coordinate=name == "poses")
+        seen = inputs.examples(ShardDataset(tmp_path / "data/shards", "train"), config, ["stand"], mirrored=False)
+        codec = inputs.fit_codec(seen.x0, per_coordinate=name == "poses")
         model = modality.build(name, config, ["stand"], codec, about["margin"])
         folder = tmp_path / "artifacts" / name
         folder.mkdir(parents=True)
-        modality.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "0"})
+        model_file.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "0"})
     membership_inference.run(params, tmp_path)
     found = read_json(tmp_path / "reports/membership_inference/membership_inference.json")
     for entry in found["models"].values():

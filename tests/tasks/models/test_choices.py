@@ -18,7 +18,7 @@ from tasks.common.errors import UserError
 from tasks.config.params import load
 from tasks.config.sampling import Guidance, SamplingChoices
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality, sampler
+from tasks.models import inputs, modality, model_file, sampler
 from tasks.sample import stage as sample
 from tasks.train import stage as train
 from tests.support.project import PROJECT
@@ -72,7 +72,7 @@ def test_every_recipe_trains_and_samples(recipe: str, shards: Path, tmp_path: Pa
     _train(root, "poses")
     sample.run(load(root / "params.yaml"), root, "poses")
     assert np.isfinite(ShardDataset(root / "samples/poses", "samples").poses()).all()
-    model = modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(root, "poses"), torch.device("cpu"))
     assert model.config.recipe == recipe
     cond = model.conditions(["calm", "wild"])
     for name in (name for name in choices.SAMPLERS if _goes_together(name, recipe)):
@@ -85,7 +85,7 @@ def test_every_recipe_trains_and_samples(recipe: str, shards: Path, tmp_path: Pa
 def test_a_self_conditioned_pose_model_trains(shards: Path, tmp_path: Path) -> None:
     root = _workspace(tmp_path, shards, poses__recipe="iddpm", poses__self_condition=True)
     _train(root, "poses")
-    model = modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(root, "poses"), torch.device("cpu"))
     assert sampler.draw(model, model.conditions(["calm"]), SamplingChoices(steps=2), 0, torch.arange(1)).shape == (
         1,
         33,
@@ -98,7 +98,7 @@ def test_recipes_of_pictures(recipe: str, shards: Path, tmp_path: Path) -> None:
     """Those that change the network, learn a schedule, predict something else, or depend on the size of pictures."""
     root = _workspace(tmp_path, shards, pictures__recipe=recipe, pictures__self_condition=recipe == "iddpm")
     _train(root, "pictures")
-    model = modality.load(paths.model_folder(root, "pictures"), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(root, "pictures"), torch.device("cpu"))
     poses = ShardDataset(root / "data/shards", "train").poses()[:2]
     for name in ("ddpm", "unipc"):
         how = SamplingChoices(sampler=name, steps=2)
@@ -129,7 +129,7 @@ def test_every_weight_and_draw_of_levels_has_finite_gradients_or_is_refused(reci
             if not _allowed(recipe, weight, levels):
                 continue
             made = modality.build("poses", config.model_copy(update={"recipe": recipe, "weight": weight, "levels": levels}),
-                                  ["calm", "wild"], modality.fit_codec(x0, True), 0.08)  # fmt: skip
+                                  ["calm", "wild"], inputs.fit_codec(x0, True), 0.08)  # fmt: skip
             if levels == "importance":
                 assert made.recipe.importance is not None
             u = made.recipe.draw(0, 0, 16)
@@ -151,7 +151,7 @@ def test_a_learned_schedule_is_part_of_the_model(shards: Path, tmp_path: Path) -
         poses__checkpoint_images=320,
     )
     _train(root, "poses")
-    model = modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(root, "poses"), torch.device("cpu"))
     fresh = modality.build("poses", model.config, model.categories, model.codec, model.margin)
     learned, initial = (dict(one.recipe.density.named_parameters()) for one in (model, fresh))  # type: ignore[attr-defined]
     assert not torch.allclose(learned["shares"], initial["shares"], atol=1e-3)
@@ -162,7 +162,7 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> modality.Mo
     """A pose model of the default recipe."""
     root = _workspace(tmp_path_factory.mktemp("default"), shards, poses__images=640, poses__checkpoint_images=640)
     _train(root, "poses")
-    return modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
+    return model_file.load(paths.model_folder(root, "poses"), torch.device("cpu"))
 
 
 def test_samplers_differ_and_the_default_is_unipc(model: modality.Model) -> None:

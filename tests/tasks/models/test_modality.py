@@ -31,10 +31,12 @@ from tasks.config.nets import SHAPES
 from tasks.config.params import Pictures, load
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset.pose_map import pose_map
-from tasks.models import modality
+from tasks.models import modality, model_file
 from tasks.models.build import PICTURE_NETS, network
 from tasks.models.conditioning import conditions, transform, widths
-from tasks.models.modality import Examples, Model
+from tasks.models.guiding import guided
+from tasks.models.inputs import Examples
+from tasks.models.modality import Model
 from tasks.models.sampler import draw
 from tasks.train import evaluation
 from tasks.train.evaluation import Evaluator
@@ -88,8 +90,8 @@ def test_every_network_trains_with_every_condition_and_option(net: str, tmp_path
         trainer.step()
     changed = [name for name, p in model.denoiser.named_parameters() if not torch.equal(p, before[name])]
     assert len(changed) > 0.9 * len(before)
-    guided = model.guided(2.0)(x0, sigma_level(torch.tensor(1.0)), cond)
-    assert guided.shape == x0.shape and bool(guided.isfinite().all())
+    denoised = guided(model, 2.0)(x0, sigma_level(torch.tensor(1.0)), cond)
+    assert denoised.shape == x0.shape and bool(denoised.isfinite().all())
 
 
 def test_names_and_numbers_say_the_size(tmp_path: Path) -> None:
@@ -126,8 +128,8 @@ def test_latent_self_conditioning_is_trained_stored_and_sampled_with(tmp_path: P
     )  # fmt: skip
     while not trainer.done:
         trainer.step()
-    modality.save(tmp_path, model, trainer.averaged().state_dict(), {"digest": "0"})
-    stored = modality.load(tmp_path, torch.device("cpu"))
+    model_file.save(tmp_path, model, trainer.averaged().state_dict(), {"digest": "0"})
+    stored = model_file.load(tmp_path, torch.device("cpu"))
     assert stored.config == config
     update = [p for name, p in stored.denoiser.named_parameters() if "from_first_pass.norm" in name]
     assert len(update) == 2 and all(bool(p.any()) for p in update)  # they start at zero
@@ -284,10 +286,10 @@ def test_a_self_conditioned_model_asks_twice(tmp_path: Path) -> None:
     shown: list[bool] = []
     model.denoiser.net.register_forward_hook(lambda m, given, out: shown.append("map:self" in given[2]))
     x0, cond = _data(config, 2)
-    model.guided(1.0)(x0, sigma_level(torch.tensor(1.0)), cond)
+    guided(model, 1.0)(x0, sigma_level(torch.tensor(1.0)), cond)
     assert shown == [False, True]
     shown.clear()
-    model.guided(2.0)(x0, sigma_level(torch.tensor(1.0)), cond)
+    guided(model, 2.0)(x0, sigma_level(torch.tensor(1.0)), cond)
     assert shown == [False, True, False, True]
 
 

@@ -16,7 +16,7 @@ from tasks.config.params import load
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset
-from tasks.models import codec, conditioning, modality, sampler
+from tasks.models import codec, conditioning, inputs, modality, model_file, sampler
 from tasks.train import stage
 from tasks.train.data import ExampleDataset
 from tests.support.workspaces import BAND, write_params, write_shards
@@ -71,7 +71,7 @@ def test_samples_have_no_bands(kind: str, control: bool, tmp_path: Path) -> None
         params = load(root / "params.yaml")
         stage.run(params, root, "codec")
         stage.run(params, root, "pictures")
-        model_ = modality.load(paths.model_folder(root, "pictures"), torch.device("cpu"))
+        model_ = model_file.load(paths.model_folder(root, "pictures"), torch.device("cpu"))
         assert model_.padded == marked
         poses = ShardDataset(root / "data/shards", "val").poses()
         cond = model_.conditions(["calm", "wild"] * (len(poses) // 2), poses)
@@ -83,7 +83,7 @@ def test_samples_have_no_bands(kind: str, control: bool, tmp_path: Path) -> None
 def test_padding_has_no_weight_and_is_never_withheld(tmp_path: Path) -> None:
     _workspace(tmp_path, True, pictures__copies=1, pictures__body_weight=2.0)
     config = load(tmp_path / "params.yaml").pictures
-    split = modality.usable(tmp_path, "train", config)
+    split = inputs.usable(tmp_path, "train", config)
     dataset = ExampleDataset(split, config, ["calm", "wild"])
     assert dataset.padded
     examples = dataset.read_all()
@@ -107,16 +107,16 @@ def test_without_padding_nothing_changes(tmp_path: Path) -> None:
     write_params(tmp_path)
     write_shards(tmp_path)
     config = load(tmp_path / "params.yaml").pictures
-    dataset = ExampleDataset(modality.usable(tmp_path, "train", config), config, ["calm", "wild"])
+    dataset = ExampleDataset(inputs.usable(tmp_path, "train", config), config, ["calm", "wild"])
     assert not dataset.padded and PADDING not in dataset.read_all().cond and WEIGHT not in dataset.read_all().cond
 
 
 def test_held_out_losses_do_not_count_padding(tmp_path: Path) -> None:
     _workspace(tmp_path, True)
     config = load(tmp_path / "params.yaml").pictures
-    val = modality.usable(tmp_path, "val", config)
+    val = inputs.usable(tmp_path, "val", config)
     built = modality.build(
-        "pictures", config, ["calm", "wild"], modality.fit_codec(torch.randn(4, 3, 16, 16), False), 0.08, padded=True
+        "pictures", config, ["calm", "wild"], inputs.fit_codec(torch.randn(4, 3, 16, 16), False), 0.08, padded=True
     )
     examples = built.examples(val)
     assert not examples.cond[WEIGHT][examples.cond[PADDING] > 0].any()
@@ -129,7 +129,7 @@ def test_a_warm_start_with_padding_begins_as_the_same_function(net: str, tmp_pat
 
     write_params(tmp_path, pictures__net=net, pictures__width=32)
     config = load(tmp_path / "params.yaml").pictures
-    affine = modality.fit_codec(torch.randn(4, 3, 16, 16), False)
+    affine = inputs.fit_codec(torch.randn(4, 3, 16, 16), False)
     build = {
         padded: modality.build("pictures", config, ["calm", "wild"], affine, 0.08, padded) for padded in (False, True)
     }
@@ -141,7 +141,7 @@ def test_a_warm_start_with_padding_begins_as_the_same_function(net: str, tmp_pat
         folder = paths.model_folder(tmp_path / str(padded), "pictures")
         folder.mkdir(parents=True)
         weights = {name: value.detach() for name, value in model.denoiser.named_parameters()}
-        modality.save(folder, model, weights, {"digest": "0"})
+        model_file.save(folder, model, weights, {"digest": "0"})
     digest = paths.model_sha256(tmp_path / "False", "pictures")
     loaded = warm_start.weights(tmp_path / "False", digest, build[True])
     build[True].denoiser.load_state_dict(loaded, strict=False)
@@ -169,8 +169,8 @@ def test_a_codec_gives_padding_no_weight(tmp_path: Path) -> None:
         stage.run(params, root, "codec")
         latent = codec.load(paths.model_folder(root, "codec") / paths.MODEL_FILE)
         assert latent is not None
-        pictures = modality.examples(
-            modality.usable(root, "val", params.pictures), params.pictures, ["calm", "wild"], mirrored=False
+        pictures = inputs.examples(
+            inputs.usable(root, "val", params.pictures), params.pictures, ["calm", "wild"], mirrored=False
         ).x0
         real = pictures[:, :, 2 * ROWS :]
         quality[marked] = (latent.decode(latent.encode(real)) - real).square().mean()

@@ -41,7 +41,7 @@ class Poses:
     """What `draw` uses of a model."""
 
     name = "poses"
-    config = SimpleNamespace(recipe="edm")
+    config = SimpleNamespace(recipe="edm", self_condition=False)
     shape = (33, 3)
     codec = Affine(torch.zeros(33, 3), torch.ones(()))
     recipe = presets.edm(SD).replace(step=unipc())
@@ -49,10 +49,8 @@ class Poses:
     def __init__(self, cov: Tensor) -> None:
         self.denoiser = GaussianDenoiser(cov)
 
-    def guided(self, *arguments: object) -> Denoiser:
-        return self.denoiser
-
-    sampling_denoiser = guided
+    def as_sampled(self, denoiser: Denoiser) -> Denoiser:
+        return denoiser
 
     def drawing(self, denoiser: Any) -> dict[str, Any]:
         return self.recipe.drawing(denoiser)

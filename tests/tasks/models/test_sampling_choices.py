@@ -19,7 +19,8 @@ from tasks.common.errors import DataError, UserError
 from tasks.config.params import load
 from tasks.config.sampling import Guidance, SamplingChoices, Start
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality, sampler
+from tasks.models import modality, model_file, sampler
+from tasks.models.guiding import guided, sampling_denoiser
 from tasks.registry import model_registry
 from tasks.sample import stage as sample
 from tasks.train import stage as train
@@ -44,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(root: Path) -> modality.Model:
-    return modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
+    return model_file.load(paths.model_folder(root, "poses"), torch.device("cpu"))
 
 
 def draw(model: modality.Model, how: SamplingChoices, **given: Any) -> Tensor:
@@ -128,7 +129,7 @@ def test_thresholds_bound_the_estimate_in_the_datas_units(name: str, model: moda
     x = 2 * torch.randn(2, 33, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     cond = model.conditions(["calm", "wild"])
     for one, bounded in ((Guidance(scale=30.0), False), (guidance, True)):
-        x0 = model.codec.decode(model.guided(one)(x, level, cond))
+        x0 = model.codec.decode(guided(model, one)(x, level, cond))
         assert (float(x0.abs().max()) <= limit + 1e-6) == bounded
 
 
@@ -138,7 +139,7 @@ def test_recipes_that_predict_noise_keep_to_the_range_of_the_training_data(recip
     images = {"poses__images": 32, "poses__warmup_images": 0, "poses__checkpoint_images": 32}
     params = load(write_params(tmp_path, poses__recipe=recipe, poses__cooldown_images=0, **images))
     train.run(params, tmp_path, "poses")
-    model = modality.load(paths.model_folder(tmp_path, "poses"), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(tmp_path, "poses"), torch.device("cpu"))
     poses = torch.from_numpy(ShardDataset(tmp_path / paths.SHARDS, "train").poses())
     low, high = (of(model.codec.encode(poses), 0) for of in (torch.amin, torch.amax))
     assert model.limits is not None
@@ -150,7 +151,7 @@ def test_recipes_that_predict_noise_keep_to_the_range_of_the_training_data(recip
     cond = model.conditions(["calm", "wild"])
 
     def inside(guidance: Guidance, sampler: str) -> bool:
-        denoised = model.sampling_denoiser(guidance, sampler)(x, level, cond)
+        denoised = sampling_denoiser(model, guidance, sampler)(x, level, cond)
         x0 = denoised if isinstance(denoised, Tensor) else denoised.mean
         assert model.limits is not None
         return bool((x0 >= model.limits[0] - 1e-6).all() and (x0 <= model.limits[1] + 1e-6).all())
@@ -159,9 +160,9 @@ def test_recipes_that_predict_noise_keep_to_the_range_of_the_training_data(recip
     assert not inside(Guidance(threshold="none"), "unipc")
     unknown = replace(model, limits=None)
     with pytest.raises(UserError, match="has no range"):
-        unknown.guided(1.0)
+        guided(unknown, 1.0)
     assert not torch.allclose(
-        unknown.guided(Guidance(threshold="none"))(x, level, cond), model.guided(1.0)(x, level, cond)
+        guided(unknown, Guidance(threshold="none"))(x, level, cond), guided(model, 1.0)(x, level, cond)
     )
 
 
@@ -170,7 +171,7 @@ def test_the_default_recipe_has_no_limits(root: Path, model: modality.Model) -> 
     x = 100 * torch.randn(2, 33, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     cond = model.conditions(["calm", "wild"])
     assert model.limits is None
-    assert torch.equal(model.guided(1.0)(x, level, cond), model.denoiser(x, level, cond))
+    assert torch.equal(guided(model, 1.0)(x, level, cond), model.denoiser(x, level, cond))
 
 
 def test_autoguidance_by_the_model_itself_is_no_guidance_and_by_a_snapshot_it_is(

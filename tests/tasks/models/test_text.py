@@ -13,7 +13,7 @@ from tasks.common.errors import DataError, UserError
 from tasks.config.params import load
 from tasks.config.sampling import Guidance, SamplingChoices
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality
+from tasks.models import inputs, modality, model_file
 from tasks.models.modality import EmbeddedText, Model
 from tasks.models.sampler import Sampler
 from tests.support.workspaces import write_params, write_shards
@@ -52,7 +52,7 @@ def test_captions_are_those_of_the_samples_or_of_their_category(root: Path) -> N
     assert np.array_equal(train.texts_of(["a calm one"])[0], texts[2])
     with pytest.raises(DataError):
         train.texts_of(["nobody"])
-    examples = modality.examples(train, load(root / "params.yaml").pictures, ["calm", "wild"], mirrored=True)
+    examples = inputs.examples(train, load(root / "params.yaml").pictures, ["calm", "wild"], mirrored=True)
     assert np.array_equal(examples.cond["tok:text"][63].numpy(), texts[3])
 
 
@@ -67,8 +67,8 @@ def test_the_text_matters_and_without_it_the_model_is_withheld_from_it(root: Pat
     withheld = drawn.draw(model.conditions(names, poses), 0, ids)
     assert torch.allclose(withheld[0], withheld[1], atol=1e-6) and (withheld[0] - one).abs().max() > 1e-3
 
-    modality.save(tmp_path, model, dict(model.denoiser.state_dict()), {"digest": "none"})
-    loaded = modality.load(tmp_path, torch.device("cpu"))
+    model_file.save(tmp_path, model, dict(model.denoiser.state_dict()), {"digest": "none"})
+    loaded = model_file.load(tmp_path, torch.device("cpu"))
     assert loaded.text == model.text
     assert torch.equal(
         Sampler(loaded, SamplingChoices(steps=2)).draw(model.conditions(names, poses, texts), 0, ids)[0], one

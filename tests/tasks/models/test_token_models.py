@@ -15,7 +15,7 @@ from tasks.common.errors import UserError
 from tasks.config.params import Params, load
 from tasks.dataset.shards import ShardDataset
 from tasks.evaluate import membership_inference
-from tasks.models import modality
+from tasks.models import model_file
 from tasks.sample import requests
 from tasks.sample import stage as sample
 from tasks.train import stage
@@ -60,7 +60,7 @@ def test_a_model_of_codes_goes_through_the_stages(recipe: str, net: str, tmp_pat
     stored.unlink()
     stage.run(params, tmp_path, "pictures")
     assert stored.read_bytes() == whole
-    model = modality.load(stored.parent, torch.device("cpu"))
+    model = model_file.load(stored.parent, torch.device("cpu"))
     assert isinstance(model.codec, Tokens) and model.shape == (16,)
     params_poses = _workspace(tmp_path, recipe, pictures__net=net, pictures__width=32, poses__images=32)
     stage.run(params_poses, tmp_path, "poses")

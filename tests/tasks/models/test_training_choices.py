@@ -21,7 +21,7 @@ from tasks.config.params import load
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset.shards import ShardDataset
 from tasks.evaluate.membership_inference import loss_gaps
-from tasks.models import modality, sampler
+from tasks.models import inputs, modality, model_file, sampler
 from tasks.sample import stage as sample
 from tasks.train import stage as train
 from tests.support.workspaces import write_params, write_shards
@@ -47,7 +47,7 @@ def _workspace(root: Path, shards: Path, **changes: Any) -> Path:
 
 def _trained(root: Path, name: str) -> modality.Model:
     train.run(load(root / "params.yaml"), root, name)
-    return modality.load(paths.model_folder(root, name), torch.device("cpu"))
+    return model_file.load(paths.model_folder(root, name), torch.device("cpu"))
 
 
 def _checked(training: Training) -> bool:
@@ -144,7 +144,7 @@ def test_auto_is_measured_of_the_data(shards: Path, tmp_path: Path) -> None:
     root = _workspace(tmp_path, shards, poses__options=auto)
     model = _trained(root, "poses")
     x0 = model.codec.encode(model.examples(ShardDataset(root / "data/shards", "train")).x0)
-    mirrored = modality.examples(
+    mirrored = inputs.examples(
         ShardDataset(root / "data/shards", "train"), model.config, model.categories, mirrored=True
     )
     scale = data_scale(model.codec.encode(mirrored.x0))

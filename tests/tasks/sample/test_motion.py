@@ -19,7 +19,7 @@ from tasks.dataset import clips
 from tasks.dataset.shards import ShardDataset
 from tasks.evaluate import motion_quality
 from tasks.extract import bvh, mocap
-from tasks.models import modality, motion_control
+from tasks.models import model_file, motion_control
 from tasks.models.motion_control import Plan
 from tasks.registry import promote_motion
 from tasks.report import motion_page
@@ -69,7 +69,7 @@ def test_interrupted_training_ends_with_the_same_bits(workspace: Path, tmp_path:
 
 
 def test_the_model_knows_categories_of_stills_and_who_it_was_trained_on(workspace: Path) -> None:
-    model = modality.load(workspace / "artifacts/motion", torch.device("cpu"))
+    model = model_file.load(workspace / "artifacts/motion", torch.device("cpu"))
     assert {"calm", "wild", "walk"} <= set(model.categories) and model.shape == (8, 33, 3)
     assert model.clip == (8, 6.0)
     keys = set(files.read_json(workspace / "artifacts/motion/trained_on.json")["keys"])
@@ -102,7 +102,7 @@ def test_a_loop_closes_and_long_motion_has_no_seam_in_the_frames_that_windows_sh
 
 
 def test_long_motion_goes_on_where_the_window_before_it_ended(workspace: Path) -> None:
-    model = modality.load(workspace / "artifacts/motion", torch.device("cpu"))
+    model = model_file.load(workspace / "artifacts/motion", torch.device("cpu"))
     beginning = ShardDataset(workspace / "data/clips", "train").clips()[:2]
     ids, plan = torch.arange(2), Plan(SamplingChoices(steps=3))
     one = motion_control.long(model, 2, 3, lambda k: {}, ids, plan, beginning=beginning)

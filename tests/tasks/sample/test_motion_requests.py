@@ -20,7 +20,7 @@ from tasks.common.skeleton import INDEX, LANDMARKS
 from tasks.config.params import load
 from tasks.dataset.shards import ShardDataset
 from tasks.extract import bvh
-from tasks.models import modality
+from tasks.models import modality, model_file
 from tasks.models.modality import ClipShape
 from tasks.registry import model_registry, rollback
 from tasks.registry.tracking import Store
@@ -43,7 +43,7 @@ def _model(root: Path, images: int = 0, **changes: Any) -> Path:
     torch.manual_seed(0)
     model = modality.build(paths.MOTION, params.motion.model, CATEGORIES, codec, 0.0, clip=clip)
     weights = dict(model.denoiser.state_dict())
-    modality.save(paths.model_folder(root, paths.MOTION), model, weights, {"digest": "0", "images": images})
+    model_file.save(paths.model_folder(root, paths.MOTION), model, weights, {"digest": "0", "images": images})
     return paths.model_folder(root, paths.MOTION)
 
 

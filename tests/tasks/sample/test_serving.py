@@ -22,7 +22,7 @@ from tasks.config.classifier import Classifier
 from tasks.config.params import Upscaling, load
 from tasks.config.sampling import Guidance, SamplingChoices
 from tasks.models import classifier as classifiers
-from tasks.models import modality
+from tasks.models import modality, model_file
 from tasks.models.sampler import Sampler
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
@@ -57,7 +57,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_classifier(root: Path, model: str) -> str:
     """Write a classifier with random weights, and return its sha256."""
     config = Classifier(width=16, depth=1, heads=2)
-    guided = modality.load(paths.model_folder(root, model), torch.device("cpu"))
+    guided = model_file.load(paths.model_folder(root, model), torch.device("cpu"))
     folder = paths.classifier_folder(root, model)
     folder.mkdir(parents=True, exist_ok=True)
     classifier, generator = classifiers.build(config, guided), torch.Generator().manual_seed(0)
@@ -89,7 +89,7 @@ def test_no_pickle_and_the_layout_of_a_model_repository(exported: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["categories"] == ["calm", "wild"]
     with safe_open(folder / "model.safetensors", "pt") as weights:
         assert any(key.startswith("weights.") for key in weights.keys())
-    assert modality.load(folder, torch.device("cpu")).categories == ["calm", "wild"]
+    assert model_file.load(folder, torch.device("cpu")).categories == ["calm", "wild"]
 
 
 @pytest.mark.parametrize("model", paths.MODELS)
@@ -136,13 +136,13 @@ def test_pictures_are_enlarged_with_one_model_in_memory_at_a_time(
     artist = Artist(*folders[:2], upscaler=folders[2], enlarging=Upscaling(steps=2))
     assert (artist.size, artist.categories) == (32, ["calm", "wild"])
     loaded: list[int] = []
-    load_model = modality.load
+    load_model = model_file.load
 
     def counting(folder: Path, device: torch.device) -> modality.Model:
         loaded.append(len(artist._loaded))
         return load_model(folder, device)
 
-    monkeypatch.setattr(modality, "load", counting)
+    monkeypatch.setattr(model_file, "load", counting)
     samples = artist.samples(Request(category="calm", steps=2, seed=5), torch.arange(2))
     assert samples.pictures.shape == (2, 32, 32, 3)
     assert loaded == [0, 0, 0]

@@ -12,7 +12,7 @@ from tasks.common.errors import DataError
 from tasks.config.params import load
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import COMPARISON, NEW_POSES, SAMPLES, load_splits
-from tasks.models import modality
+from tasks.models import model_file
 from tasks.sample import stage as sample
 from tests.support.workspaces import write_awake, write_params, write_shards
 
@@ -74,7 +74,7 @@ def test_guidance_changes_samples_and_one_is_no_guidance(root: Path) -> None:
 
 
 def test_a_model_survives_its_file(root: Path) -> None:
-    model = modality.load(root / "artifacts/pictures", torch.device("cpu"))
+    model = model_file.load(root / "artifacts/pictures", torch.device("cpu"))
     assert model.categories == ["calm", "wild"] and model.shape == (3, 16, 16)
     assert all(bool(value.any()) for value in model.denoiser.parameters())
 
@@ -85,4 +85,4 @@ def test_weights_of_another_version_are_refused(root: Path, tmp_path: Path) -> N
     tensors[name + "_g"] = tensors.pop(name)
     checkpoint.save(tmp_path / paths.MODEL_FILE, tensors, meta)
     with pytest.raises(DataError, match="was written by another version: its weights do not fit the network"):
-        modality.load(tmp_path, torch.device("cpu"))
+        model_file.load(tmp_path, torch.device("cpu"))

@@ -16,7 +16,7 @@ from tasks.common.errors import DataError, UserError
 from tasks.config.params import load
 from tasks.config.sampling import Guidance, SamplingChoices
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality, sampler
+from tasks.models import model_file, sampler
 from tasks.registry import model_registry
 from tasks.sample import stage as sample
 from tasks.train import classifier
@@ -50,7 +50,7 @@ def test_it_knows_little_noise_better_than_much(model: str, root: Path) -> None:
 @pytest.mark.parametrize("model", paths.MODELS)
 def test_samples_are_guided_towards_their_category(model: str, root: Path) -> None:
     sha256 = paths.sha256(paths.classifier_folder(root, model))
-    trained = modality.load(paths.model_folder(root, model), torch.device("cpu"))
+    trained = model_file.load(paths.model_folder(root, model), torch.device("cpu"))
     poses = ShardDataset(root / paths.SHARDS, "val").poses()[:2]
     cond = trained.conditions(["calm", "wild"], poses if model == "pictures" else None)
     params = load(root / paths.PARAMS)
@@ -107,6 +107,6 @@ def test_what_cannot_work_is_one_sentence(root: Path, tmp_path: Path) -> None:
     unknown = SamplingChoices(guidance=Guidance(scale=2.0, classifier="0" * 64))
     with pytest.raises(DataError, match="There is no classifier 0000"):
         model_registry.sampler(params, root, paths.model_folder(root, "poses"), unknown)
-    model = modality.load(paths.model_folder(root, "poses"), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(root, "poses"), torch.device("cpu"))
     with pytest.raises(UserError, match="not at hand"):
         sampler.draw(model, model.conditions([None]), unknown, 0, torch.arange(1))

@@ -11,7 +11,7 @@ from diffusion_core.codecs import Affine, Latent
 from diffusion_core.training import reconstruction
 from tasks import paths
 from tasks.config.params import Params, load
-from tasks.models import codec, conditioning, modality
+from tasks.models import codec, conditioning, inputs, model_file
 from tasks.train import data, stage
 from tests.support.workspaces import write_params, write_shards
 
@@ -67,8 +67,8 @@ def test_stopped_and_run_again_gives_the_same_bits(kind: str, trained: Path, tmp
 def test_training_improves_on_principal_components(trained: Path, tmp_path: Path) -> None:
     params = workspace(tmp_path, kind="pca")
     stage.run(params, tmp_path, "codec")
-    pictures = modality.usable(tmp_path, "val", params.pictures)
-    x = modality.examples(pictures, params.pictures, ["calm", "wild"], mirrored=False).x0
+    pictures = inputs.usable(tmp_path, "val", params.pictures)
+    x = inputs.examples(pictures, params.pictures, ["calm", "wild"], mirrored=False).x0
     quality = {}
     for root in (trained, tmp_path):
         latent = codec.load(paths.model_folder(root, "codec") / paths.MODEL_FILE)
@@ -78,7 +78,7 @@ def test_training_improves_on_principal_components(trained: Path, tmp_path: Path
 
 
 def test_the_codec_is_inside_the_picture_model(trained: Path) -> None:
-    model = modality.load(paths.model_folder(trained, "pictures"), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(trained, "pictures"), torch.device("cpu"))
     alone = codec.load(paths.model_folder(trained, "codec") / paths.MODEL_FILE)
     assert isinstance(model.codec, Latent) and alone is not None
     assert model.shape == (8, 4, 4)
@@ -92,7 +92,7 @@ def test_latents_have_the_networks_standard_deviation(trained: Path) -> None:
     latent = codec.load(paths.model_folder(trained, "codec") / paths.MODEL_FILE)
     assert latent is not None
     dataset = data.ExampleDataset(
-        modality.usable(trained, "train", params.pictures), params.pictures, ["calm", "wild"], 4
+        inputs.usable(trained, "train", params.pictures), params.pictures, ["calm", "wild"], 4
     )
     encoder = data.Encoder(latent, trained / paths.LATENTS, torch.device("cpu"))
     z = data.in_memory(dataset, False, False, encoder).subset.x0
@@ -124,7 +124,7 @@ def test_none_leaves_pixels(tmp_path: Path) -> None:
     stage.run(params, tmp_path, "codec")
     assert codec.load(paths.model_folder(tmp_path, "codec") / paths.MODEL_FILE) is None
     stage.run(params, tmp_path, "pictures")
-    model = modality.load(paths.model_folder(tmp_path, "pictures"), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(tmp_path, "pictures"), torch.device("cpu"))
     assert isinstance(model.codec, Affine) and model.shape == (3, 16, 16)
 
 

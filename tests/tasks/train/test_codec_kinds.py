@@ -18,7 +18,7 @@ from tasks.common.errors import UserError
 from tasks.config.params import Params, load
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset.shards import ShardDataset
-from tasks.models import codec, modality, sampler
+from tasks.models import codec, model_file, sampler
 from tasks.train import stage
 from tests.support.workspaces import write_params, write_shards
 
@@ -41,12 +41,12 @@ def workspace(root: Path, **changes: Any) -> Params:
     return load(root / paths.PARAMS)
 
 
-def model_file(root: Path, name: str) -> Path:
+def file_of(root: Path, name: str) -> Path:
     return paths.model_folder(root, name) / paths.MODEL_FILE
 
 
 def loaded(root: Path) -> Latent:
-    latent = codec.load(model_file(root, "codec"))
+    latent = codec.load(file_of(root, "codec"))
     assert latent is not None
     return latent
 
@@ -68,7 +68,7 @@ def test_with_a_discriminator_a_stopped_training_ends_with_the_same_bits(
         for path in (root / paths.TRAINING / "codec").glob("*/checkpoint-*"):
             if int(path.stem.split("-")[1]) > kept:
                 path.unlink()
-        model_file(root, "codec").unlink()
+        file_of(root, "codec").unlink()
         stage.run(params, root, "codec")
         a, b = loaded(root), loaded(whole)
         assert all(torch.equal(value, codec.tensors(b)[name]) for name, value in codec.tensors(a).items())
@@ -79,7 +79,7 @@ def test_a_decoder_that_sees_the_pose_uses_it_and_models_give_it(tmp_path: Path)
     params = workspace(tmp_path, pose=True, latents=2, images=320, checkpoint_images=320)
     stage.run(params, tmp_path, "codec")
     stage.run(params, tmp_path, "pictures")
-    model = modality.load(paths.model_folder(tmp_path, "pictures"), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(tmp_path, "pictures"), torch.device("cpu"))
     assert isinstance(model.codec, Latent) and model.codec.net.condition == "map:pose"
     split = ShardDataset(tmp_path / "data/shards", "val")
     examples = model.examples(split)
@@ -117,7 +117,7 @@ def test_cached_latents_are_the_same_and_computed_once(
             path.unlink()
         encoded.clear()
         stage.run(params, tmp_path, "pictures")
-        bits.append(model_file(tmp_path, "pictures").read_bytes())
+        bits.append(file_of(tmp_path, "pictures").read_bytes())
         counts.append(sum(encoded))
     assert bits[0] == bits[1]
     assert counts[0] - counts[1] == 60 * 2 * 2, "mirror images and one copy of each"
@@ -179,7 +179,7 @@ def test_a_published_autoencoder_takes_the_place_of_a_trained_one(name: str, tmp
     params = load(tmp_path / paths.PARAMS)
     stage.run(params, tmp_path, "codec")
     stage.run(params, tmp_path, "pictures")
-    model = modality.load(paths.model_folder(tmp_path, "pictures"), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(tmp_path, "pictures"), torch.device("cpu"))
     assert isinstance(model.codec, Latent) and model.shape == (4, 4, 4)
     x = torch.rand(3, 3, 16, 16) * 2 - 1
     with torch.no_grad():

@@ -19,7 +19,7 @@ from tasks.common.errors import UserError
 from tasks.config.params import load
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality, sampler
+from tasks.models import model_file, sampler
 from tasks.registry import model_registry, promote
 from tasks.registry.tracking import Store
 from tasks.sample import export
@@ -72,8 +72,8 @@ def test_a_student_is_a_model(method: str, trained: Path, tmp_path: Path, monkey
     assert left_out == {()}  # a student learns from the steps of a sampler, whose code counts
     sample.run(params, root, "poses")
     assert np.isfinite(ShardDataset(root / "samples/poses", "samples").poses()).all()
-    student = modality.load(root / "artifacts/poses_student", torch.device("cpu"))
-    teacher = modality.load(root / "artifacts/poses", torch.device("cpu"))
+    student = model_file.load(root / "artifacts/poses_student", torch.device("cpu"))
+    teacher = model_file.load(root / "artifacts/poses", torch.device("cpu"))
     assert student.student == Student(method, 8, 4) and teacher.student is None
     assert any(
         not torch.equal(a, b) for a, b in zip(student.denoiser.parameters(), teacher.denoiser.parameters(), strict=True)
@@ -104,7 +104,7 @@ def test_a_student_is_promoted_and_served(trained: Path, tmp_path: Path) -> None
     assert files.read_json(root / paths.PROMOTE / "promote.json")["promote"]
     store = Store(params.tracking, root)
     champion = model_registry.fetch(store, root, "poses", "champion")
-    student = modality.load(champion, torch.device("cpu"))
+    student = model_file.load(champion, torch.device("cpu"))
     assert student.student == Student("direct", 8, 4)
 
     export.run(params, root)

@@ -16,8 +16,8 @@ from tasks.config.optimisation import KeptAverage, Stop
 from tasks.config.params import Params, Poses, load
 from tasks.dataset.pose_map import pose_map
 from tasks.dataset.shards import ShardDataset
-from tasks.models import conditioning, modality
-from tasks.models.modality import Examples
+from tasks.models import conditioning, inputs, modality
+from tasks.models.inputs import Examples
 from tasks.train import run_fingerprint
 from tasks.train.data import ExampleDataset, digest, from_shards, in_memory
 from tasks.train.evaluation import Evaluator
@@ -127,7 +127,7 @@ def test_code_that_is_left_out_of_the_fingerprint_takes_no_part_in_training(reci
     config = modality.config_of(tiny, name).model_copy(update=changes)
     shape = (3, 16, 16) if name == "pictures" else (33, 3)
     x0 = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
-    codec = modality.fit_codec(x0, name == "poses")
+    codec = inputs.fit_codec(x0, name == "poses")
     model = modality.build(name, config, ["calm", "wild"], codec, 0.08)
     cond = model.conditions(["calm", "wild"] * 8)
     examples = {split: Examples(codec.encode(x0), cond) for split in ("train", "val")}

@@ -21,7 +21,8 @@ from tasks.dataset import shards
 from tasks.dataset.shard_index import SplitIndex
 from tasks.dataset.shards import ShardDataset
 from tasks.models import modality
-from tasks.models.modality import Examples, Model
+from tasks.models.inputs import Examples
+from tasks.models.modality import Model
 from tasks.train import early_stopping, launch
 from tasks.train import stage as train
 from tasks.train.evaluation import SIGMAS

@@ -21,7 +21,7 @@ from tasks.common import files
 from tasks.common.errors import DataError, UserError
 from tasks.config.params import Params, Upscaling, load
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality, upscaler
+from tasks.models import modality, model_file, upscaler
 from tasks.models.conditioning import LOW, LOW_LEVEL, SIZE
 from tasks.models.upscaler import CropDataset
 from tasks.train import upscaler_stage
@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(trained: Path) -> modality.Model:
-    return modality.load(paths.model_folder(trained, paths.UPSCALER), torch.device("cpu"))
+    return model_file.load(paths.model_folder(trained, paths.UPSCALER), torch.device("cpu"))
 
 
 def test_stopped_and_run_again_gives_the_same_bits(
@@ -87,7 +87,7 @@ def test_it_enlarges_better_than_interpolation(tmp_path: Path, monkeypatch: pyte
     upscaler_stage.run(workspace(tmp_path, **longer), tmp_path)
     held_out = ShardDataset(tmp_path / paths.SHARDS, "val")
     large, small = held_out.pictures_uint8(32), held_out.pictures_uint8(16)
-    model = modality.load(paths.model_folder(tmp_path, paths.UPSCALER), torch.device("cpu"))
+    model = model_file.load(paths.model_folder(tmp_path, paths.UPSCALER), torch.device("cpu"))
     settings = Upscaling(steps=8, low_noise=0.02, tile=32, overlap=8)
     # A sample is one of the possible pictures, so its squared error is up to twice that of their mean.
     enlarged = [upscaler.upscale(model, small, settings, seed, torch.arange(len(small))) for seed in range(3)]

@@ -18,7 +18,7 @@ from tasks.common import checkpoint, files
 from tasks.common.errors import UserError
 from tasks.config.params import load
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality
+from tasks.models import modality, model_file
 from tasks.train import stage, video
 from tests.support import video_workspace
 from tests.support.training import interrupted_at
@@ -63,7 +63,7 @@ def _untrained(root: Path, monkeypatch: pytest.MonkeyPatch) -> modality.Model:
     config = video.config_of(load(root / "params.yaml"), root)
     shape = modality.ClipShape.of(ShardDataset(root / "data/video", "train"))
     built = modality.build(paths.VIDEO, config, ["calm", "walk", "wild"], video.codec(root), 0.08, clip=shape)
-    return modality.with_weights(built, kept, torch.device("cpu"))
+    return model_file.with_weights(built, kept, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("changes", [{}, pytest.param(LATENT, marks=pytest.mark.slow)], ids=["pixels", "latents"])
@@ -72,7 +72,7 @@ def test_at_first_it_is_the_picture_model_frame_by_frame(
 ) -> None:
     _workspace(tmp_path, **changes)
     clips = _untrained(tmp_path, monkeypatch)
-    pictures = modality.load(tmp_path / "artifacts/pictures", torch.device("cpu"))
+    pictures = model_file.load(tmp_path / "artifacts/pictures", torch.device("cpu"))
     data = ShardDataset(tmp_path / "data/video", "val")
     names = ["calm", "wild", "calm", "wild"]
     poses = data.clips()
@@ -139,7 +139,7 @@ def test_stills_are_trained_on_beside_clips_with_conditions_of_their_own(
 
 @pytest.mark.slow
 def test_it_learns_motion_and_knows_whom_it_was_trained_on(trained: Path) -> None:
-    model = modality.load(trained / "artifacts/video", torch.device("cpu"))
+    model = model_file.load(trained / "artifacts/video", torch.device("cpu"))
     assert model.shape == (4, 3, 16, 16) and {"calm", "wild", "walk"} <= set(model.categories)
     temporal = [
         p
