@@ -109,15 +109,36 @@ def _of_one_shape(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]
 def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrices `[..., rows, columns]`, rows <= columns, with all singular values near 1 (within 0.7 to 1.2).
 
-    Five Newton-Schulz iterations in `dtype`; bfloat16 is exact enough.
+    Five Newton-Schulz iterations x <- p(x x') x in `dtype`, where p is the polynomial of COEFFICIENTS; bfloat16 is exact enough.
+    In float32, wide matrices iterate on the product of the p alone, which is square and costs less.
     """
     x = matrices.to(dtype).reshape(-1, *matrices.shape[-2:])
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    wide = x.shape[2] >= 2 * x.shape[1] and dtype != torch.bfloat16  # which would lose the small singular values
+    x = _product_of_polynomials(x @ x.mT) @ x if wide else _iterated(x)
+    return x.reshape(matrices.shape)
+
+
+def _iterated(x: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.reshape(matrices.shape)
+    return x
+
+
+def _product_of_polynomials(gram: Tensor) -> Tensor:
+    """The matrix that `_iterated` multiplies x by, from x x'. All matrices here are polynomials of x x', so they commute."""
+    a, b, c = COEFFICIENTS
+    product: Tensor | None = None
+    for iteration in range(ITERATIONS):
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=1, dim2=2).add_(a)
+        product = p if product is None else p @ product
+        if iteration < ITERATIONS - 1:
+            gram = p @ gram @ p  # x x' of the next x, which is p x
+    assert product is not None
+    return product
 
 
 def hidden_matrices(net: nn.Module) -> set[nn.Parameter]:

@@ -28,6 +28,18 @@ def test_the_update_keeps_the_singular_vectors() -> None:
     assert (rotated - rotated.diagonal().diag()).abs().max() < 1e-4
 
 
+def test_wide_matrices_get_the_update_of_the_plain_iteration() -> None:
+    """Also those with small singular values, which the plain iteration raises by a factor of some hundred."""
+    u, _, v = torch.linalg.svd(torch.randn(2, 24, 96, generator=torch.Generator().manual_seed(2)), full_matrices=False)
+    matrix = u @ torch.diag(torch.logspace(-5, 0, 24)) @ v
+    expected = matrix / matrix.norm(dim=(1, 2), keepdim=True)
+    for _ in range(optimisers.ITERATIONS):
+        a, b, c = optimisers.COEFFICIENTS
+        gram = expected @ expected.mT
+        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    torch.testing.assert_close(orthogonalised(matrix), expected, rtol=0, atol=5e-4)
+
+
 def test_a_matrix_without_gradient_stays() -> None:
     assert torch.equal(orthogonalised(torch.zeros(4, 8)), torch.zeros(4, 8))
 
