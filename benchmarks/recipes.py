@@ -65,6 +65,7 @@ SAME = {"euler": "ddim"}  # without churn
 BATCH = 250  # of the 1000 poses that are drawn
 EVALUATIONS = (5, 10, 20, 50)
 FEW, MANY = 10, 200
+COMPARED = 20  # evaluations at which the table also shows KID and seconds
 SHOWN = 8  # poses in the picture
 # Beside the recipes as they are: the log noise levels that were measured of the data.
 MEASURED = {"edm_auto": ("edm", {"edm": {"p_mean": "auto", "p_std": "auto"}})}
@@ -483,9 +484,13 @@ def report(
             rows.append([f"`{recipe}`", way, interval(variant), str(variant["evaluations"])])
     tables["variants"] = markdown(rows)
     samplers = list(dict.fromkeys(sampler for sampler, _ in drawn))
-    head = ["sampler", *(f"{count} evaluations" for count in (*EVALUATIONS, MANY))]
+    details = [f"KID x 1000, {COMPARED}", f"CPU seconds, {COMPARED}"]
+    head = ["sampler", *(f"{count} evaluations" for count in (*EVALUATIONS, MANY)), *details]
     cells = {
-        sampler: [interval(one) if (one := drawn.get((sampler, count))) else "" for count in (*EVALUATIONS, MANY)]
+        sampler: [
+            *(interval(one) if (one := drawn.get((sampler, count))) else "" for count in (*EVALUATIONS, MANY)),
+            *([thousandths(one), f"{one['seconds']:.1f}"] if (one := drawn.get((sampler, COMPARED))) else ["", ""]),
+        ]
         for sampler in samplers
     }
     tables["samplers"] = markdown([head, *([f"`{sampler}`", *cells[sampler]] for sampler in samplers)])
