@@ -109,8 +109,8 @@ def _of_one_shape(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]
 def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrices `[..., rows, columns]`, rows <= columns, with all singular values near 1 (within 0.7 to 1.2).
 
-    Five Newton-Schulz iterations x <- p(x x') x in `dtype`, where p is the polynomial of COEFFICIENTS; bfloat16 is exact enough.
-    In float32, wide matrices iterate on the product of the p alone, which is square and costs less.
+    Five Newton-Schulz iterations x <- p(x x') x in `dtype`, where p is the polynomial of COEFFICIENTS; bfloat16 is exact
+    enough. In float32, wide matrices iterate on the product of the p alone, which is square and costs less.
     """
     x = matrices.to(dtype).reshape(-1, *matrices.shape[-2:])
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

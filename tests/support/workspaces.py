@@ -62,6 +62,17 @@ def write_params(root: Path, **changes: Any) -> Path:
     return path
 
 
+def one_step_workspace(root: Path, data: Path, **changes: Any) -> Path:
+    """`root` with the shards in `data`, and parameters for trainings of one step and a few samples; changes as above."""
+    one_step = {"images": 32, "warmup_images": 0, "checkpoint_images": 32}
+    given = {f"{model}__{key}": value for model in ("poses", "pictures") for key, value in one_step.items()}
+    store = f"sqlite:///{data.parent}/mlflow.db"  # one for all tests, since making it takes seconds
+    counts = {"sample__poses__count": 4, "sample__pictures__count": 4, "tracking__store": store}
+    write_params(root, **{**given, **counts, **changes})
+    (root / "data").symlink_to(data)
+    return root
+
+
 def small_project(root: Path, **changes: Any) -> Path:
     """A copy of the project with few pictures and tiny nets; changes as in `write_params`."""
     copy_project(root)

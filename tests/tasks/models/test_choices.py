@@ -22,9 +22,7 @@ from tasks.models import inputs, modality, model_file, sampler
 from tasks.sample import stage as sample
 from tasks.train import stage as train
 from tests.support.project import PROJECT
-from tests.support.workspaces import write_params, write_shards
-
-ONE_STEP = {"images": 32, "warmup_images": 0, "checkpoint_images": 32}
+from tests.support.workspaces import one_step_workspace, write_params, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +30,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shards")
     write_shards(root)
     return root / "data"
-
-
-def _workspace(root: Path, shards: Path, **changes: Any) -> Path:
-    one_step = {f"{model}__{key}": value for model in paths.MODELS for key, value in ONE_STEP.items()}
-    store = f"sqlite:///{shards.parent}/mlflow.db"  # one for all tests, since making it takes seconds
-    counts = {"sample__poses__count": 4, "sample__pictures__count": 4, "tracking__store": store}
-    write_params(root, **{**one_step, **counts, **changes})
-    (root / "data").symlink_to(shards)
-    return root
 
 
 def _train(root: Path, model: str) -> None:
@@ -68,7 +57,7 @@ def test_every_recipe_trains_and_samples(recipe: str, shards: Path, tmp_path: Pa
     """The pose model through the stages; then every sampler, with and without guidance, on the trained model."""
     sampler_name = training_choices.default_sampler(recipe)
     changes = {"poses__recipe": recipe, "sample__poses__steps": 2, "sample__poses__sampler": sampler_name}
-    root = _workspace(tmp_path, shards, **changes)
+    root = one_step_workspace(tmp_path, shards, **changes)
     _train(root, "poses")
     sample.run(load(root / "params.yaml"), root, "poses")
     assert np.isfinite(ShardDataset(root / "samples/poses", "samples").poses()).all()
@@ -83,7 +72,7 @@ def test_every_recipe_trains_and_samples(recipe: str, shards: Path, tmp_path: Pa
 
 
 def test_a_self_conditioned_pose_model_trains(shards: Path, tmp_path: Path) -> None:
-    root = _workspace(tmp_path, shards, poses__recipe="iddpm", poses__self_condition=True)
+    root = one_step_workspace(tmp_path, shards, poses__recipe="iddpm", poses__self_condition=True)
     _train(root, "poses")
     model = model_file.load(paths.model_folder(root, "poses"), torch.device("cpu"))
     assert sampler.draw(model, model.conditions(["calm"]), SamplingChoices(steps=2), 0, torch.arange(1)).shape == (
@@ -96,7 +85,7 @@ def test_a_self_conditioned_pose_model_trains(shards: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("recipe", ["iddpm", "vdm", "rectified_flow", "simple_diffusion"])
 def test_recipes_of_pictures(recipe: str, shards: Path, tmp_path: Path) -> None:
     """Those that change the network, learn a schedule, predict something else, or depend on the size of pictures."""
-    root = _workspace(tmp_path, shards, pictures__recipe=recipe, pictures__self_condition=recipe == "iddpm")
+    root = one_step_workspace(tmp_path, shards, pictures__recipe=recipe, pictures__self_condition=recipe == "iddpm")
     _train(root, "pictures")
     model = model_file.load(paths.model_folder(root, "pictures"), torch.device("cpu"))
     poses = ShardDataset(root / "data/shards", "train").poses()[:2]
@@ -142,7 +131,7 @@ def test_every_weight_and_draw_of_levels_has_finite_gradients_or_is_refused(reci
 
 
 def test_a_learned_schedule_is_part_of_the_model(shards: Path, tmp_path: Path) -> None:
-    root = _workspace(
+    root = one_step_workspace(
         tmp_path,
         shards,
         poses__recipe="vdm",
@@ -160,7 +149,9 @@ def test_a_learned_schedule_is_part_of_the_model(shards: Path, tmp_path: Path) -
 @pytest.fixture(scope="module")
 def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> modality.Model:
     """A pose model of the default recipe."""
-    root = _workspace(tmp_path_factory.mktemp("default"), shards, poses__images=640, poses__checkpoint_images=640)
+    root = one_step_workspace(
+        tmp_path_factory.mktemp("default"), shards, poses__images=640, poses__checkpoint_images=640
+    )
     _train(root, "poses")
     return model_file.load(paths.model_folder(root, "poses"), torch.device("cpu"))
 

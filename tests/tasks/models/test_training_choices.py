@@ -24,9 +24,7 @@ from tasks.evaluate.membership_inference import loss_gaps
 from tasks.models import inputs, modality, model_file, sampler
 from tasks.sample import stage as sample
 from tasks.train import stage as train
-from tests.support.workspaces import write_params, write_shards
-
-ONE_STEP = {"images": 32, "warmup_images": 0, "checkpoint_images": 32}
+from tests.support.workspaces import one_step_workspace, write_params, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +32,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shards")
     write_shards(root)
     return root / "data"
-
-
-def _workspace(root: Path, shards: Path, **changes: Any) -> Path:
-    one_step = {f"{model}__{key}": value for model in paths.MODELS for key, value in ONE_STEP.items()}
-    store = f"sqlite:///{shards.parent}/mlflow.db"  # one for all tests, since making it takes seconds
-    counts = {"sample__poses__count": 4, "sample__pictures__count": 4, "tracking__store": store}
-    write_params(root, **{**one_step, **counts, **changes})
-    (root / "data").symlink_to(shards)
-    return root
 
 
 def _trained(root: Path, name: str) -> modality.Model:
@@ -141,7 +130,7 @@ def test_every_parameter_changes_its_recipe(recipe: str, name: str) -> None:
 
 def test_auto_is_measured_of_the_data(shards: Path, tmp_path: Path) -> None:
     auto = {"edm": {"p_mean": "auto", "p_std": "auto"}}
-    root = _workspace(tmp_path, shards, poses__options=auto)
+    root = one_step_workspace(tmp_path, shards, poses__options=auto)
     model = _trained(root, "poses")
     x0 = model.codec.encode(model.examples(ShardDataset(root / "data/shards", "train")).x0)
     mirrored = inputs.examples(
@@ -156,7 +145,7 @@ def test_auto_is_measured_of_the_data(shards: Path, tmp_path: Path) -> None:
 
 def test_cold_poses_through_the_stages(shards: Path, tmp_path: Path) -> None:
     """Trained, sampled, and judged by its losses; the joints that do not fade come from the fitted distribution."""
-    root = _workspace(tmp_path, shards, poses__recipe="cold_mask", sample__poses__sampler="cold")
+    root = one_step_workspace(tmp_path, shards, poses__recipe="cold_mask", sample__poses__sampler="cold")
     model = _trained(root, "poses")
     sample.run(load(root / "params.yaml"), root, "poses")
     poses = ShardDataset(root / "samples/poses", "samples").poses()
@@ -171,7 +160,7 @@ def test_cold_poses_through_the_stages(shards: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["cold_blur", "cold_downsample"])
 def test_cold_pictures_are_trained_and_sampled(recipe: str, shards: Path, tmp_path: Path) -> None:
-    root = _workspace(tmp_path, shards, pictures__recipe=recipe, sample__pictures__sampler="cold")
+    root = one_step_workspace(tmp_path, shards, pictures__recipe=recipe, sample__pictures__sampler="cold")
     model = _trained(root, "pictures")
     poses = ShardDataset(root / "data/shards", "train").poses()[:2]
     how = SamplingChoices(sampler="cold", steps=3, guidance=2.0)
@@ -180,7 +169,7 @@ def test_cold_pictures_are_trained_and_sampled(recipe: str, shards: Path, tmp_pa
 
 
 def test_gamma_noise_is_what_sampling_starts_from(shards: Path, tmp_path: Path) -> None:
-    root = _workspace(tmp_path, shards, poses__noise="gamma", poses__loss="huber")
+    root = one_step_workspace(tmp_path, shards, poses__noise="gamma", poses__loss="huber")
     model = _trained(root, "poses")
     how = SamplingChoices(sampler="ddim", steps=1)
     drawn = sampler.draw(model, model.conditions([None] * 64), how, 0, torch.arange(64))
