@@ -26,6 +26,14 @@ with cluster([1] * int(sys.argv[1])) as (address, nodes):
 """
 
 
+def runs_slices(child: psutil.Process) -> bool:
+    """Whether this is a process that runs slices, one after the other (see `flows.task_process`)."""
+    try:
+        return child.cmdline()[1:3] == ["-m", "flows.task_process"]
+    except psutil.Error:
+        return False
+
+
 @dataclass(frozen=True)
 class RayNodes:
     """A running cluster; each node has one core."""
@@ -36,15 +44,8 @@ class RayNodes:
     process: int  # the parent of all
 
     def slices(self) -> list[psutil.Process]:
-        """The processes that extract a slice at this moment."""
-        found = []
-        for child in process.descendants(psutil.Process(self.process)):
-            try:
-                if "extract_slice" in child.cmdline() and child.cmdline()[1:3] == ["-m", "tasks"]:
-                    found.append(child)
-            except psutil.NoSuchProcess:
-                continue
-        return found
+        """The processes that run slices, one after the other."""
+        return [child for child in process.descendants(psutil.Process(self.process)) if runs_slices(child)]
 
     def worker(self, slice: psutil.Process) -> psutil.Process | None:
         """The worker of Ray that runs a slice; None if it has ended."""

@@ -175,9 +175,10 @@ def run_stage(root: Path, stage: str, environment: Mapping[str, str]) -> None:
     OutOfTime if it was stopped. However this function is left, no process that the stage started is still running.
     """
     for _ in range(LOCK_ATTEMPTS):
-        code, errors = _run(root, stage, ["dvc", "repro", "--single-item", stage], environment)
+        code, lines = _run(root, stage, ["dvc", "repro", "--single-item", stage], environment)
         if code == 0:
             return
+        errors = "\n".join(lines)
         if not any(sign in errors for sign in LOCKED):
             break
         time.sleep(LOCK_DELAY_SECONDS)
@@ -269,12 +270,22 @@ def run_task(root: Path, task: str, *arguments: str) -> None:
 def run_module(root: Path, name: str, module: str, *arguments: str) -> None:
     """Run `python -m MODULE ARGUMENT ...`, called `name` in errors. Output and errors are those of `run_stage`."""
     code, errors = _run(root, name, [module, *arguments], {})
+    check(name, code, errors)
+
+
+def check(name: str, code: int, errors: Sequence[str]) -> None:
+    """Raise the error of a task that ended with this exit code, after these error lines (see `relay`); none if it is 0."""
+    if code == process.OUT_OF_TIME:
+        raise OutOfTime(name)
     if code:
-        raise _failure(name, f"{errors}\nexited with {code}")
+        raise _failure(name, "\n".join([*errors, f"exited with {code}"]))
 
 
-def _run(root: Path, name: str, module: Sequence[str], extra: Mapping[str, str]) -> tuple[int, str]:
-    """Run a Python module and print its output; returns its exit code and the error lines that `_failure` reads."""
+def start_module(root: Path, module: Sequence[str], extra: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start `python -m MODULE ARGUMENT ...` under a guard that ends with the time of this run (see `within`).
+
+    Its output is the guard's stdout.
+    """
     binaries = str(Path(sys.executable).parent)  # so that `python` in dvc.yaml is this one
     environment = {
         **without_redirections(os.environ),
@@ -282,23 +293,33 @@ def _run(root: Path, name: str, module: Sequence[str], extra: Mapping[str, str])
         "PYTHONUNBUFFERED": "1",
         "TQDM_MININTERVAL": "5",  # seconds; every update of a progress bar becomes a line
         "DVC_NO_ANALYTICS": "true",
-        **extra,
+        **(extra or {}),
     }
-    guard = process.start([sys.executable, "-m", *module], root, environment, subprocess.PIPE, limit=seconds_left())
+    return process.start([sys.executable, "-m", *module], root, environment, subprocess.PIPE, limit=seconds_left())
+
+
+def relay(line: str, errors: list[str]) -> None:
+    """Print a line of a module's output, or add it to the lines that tell what went wrong."""
+    if line.startswith((SENTENCE, "ERROR: ")):
+        errors.append(line.rstrip())
+    elif not CHATTER.match(line):
+        log.info(line.rstrip())
+
+
+def _run(root: Path, name: str, module: Sequence[str], extra: Mapping[str, str]) -> tuple[int, list[str]]:
+    """Run a Python module and print its output; returns its exit code and the error lines that `_failure` reads."""
+    guard = start_module(root, module, extra)
     assert guard.stdout is not None
     errors: list[str] = []
     try:
         for line in guard.stdout:
-            if line.startswith((SENTENCE, "ERROR: ")):
-                errors.append(line.rstrip())
-            elif not CHATTER.match(line):
-                log.info(line.rstrip())
+            relay(line, errors)
         code = guard.wait()
     finally:
         process.stop(guard)
     if code == process.OUT_OF_TIME:
         raise OutOfTime(name)
-    return code, "\n".join(errors)
+    return code, errors
 
 
 def _failure(stage: str, errors: str) -> UserError:

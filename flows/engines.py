@@ -16,6 +16,7 @@ from typing import Protocol
 from flows import data_fingerprint, dvc_graph
 from flows.remote_store import RemoteStore
 from flows.slices import Slice, work
+from flows.task_process import TaskProcess
 from tasks import paths
 from tasks.common.errors import UserError
 from tasks.config.operations import MOST_SLICES
@@ -40,18 +41,19 @@ class Engine(Protocol):
 
 
 class Local:
-    """Child processes of this machine, one slice after the other, each with all cores."""
+    """A child process of this machine that runs one slice after the other with all cores."""
 
     def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
         failures = {}
-        for piece in pieces:
-            try:
-                work(root, piece)
-            except dvc_graph.OutOfTime:
-                raise
-            except UserError as error:
-                failures[piece] = str(error)
-            log.info(f"slice {piece}: {failures.get(piece, 'done')}")
+        with TaskProcess(root) as process:
+            for piece in pieces:
+                try:
+                    work(root, piece, process.run)
+                except dvc_graph.OutOfTime:
+                    raise
+                except UserError as error:
+                    failures[piece] = str(error)
+                log.info(f"slice {piece}: {failures.get(piece, 'done')}")
         return failures
 
 
@@ -60,7 +62,7 @@ def chosen(params: Params) -> Engine:
     if params.engine.kind == "prefect":
         from flows.on_prefect import WorkPool
 
-        return WorkPool()
+        return WorkPool(params.engine.runs)
     if params.engine.kind == "ray":
         from flows.on_ray import RayCluster
 

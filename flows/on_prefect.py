@@ -6,22 +6,25 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
 from flows import dvc_graph
+from flows.remote_store import RemoteStore
 from flows.slices import Slice, work
+from flows.task_process import TaskProcess
 from tasks.common.errors import UserError
 from tasks.config.data import PartName
+from tasks.extract.slices import MARK
 
 log = logging.getLogger(__name__)
 
@@ -37,41 +40,61 @@ def enter() -> dict[str, str]:
     return {"directory": str(root)}
 
 
-@flow(name="extract-slice", flow_run_name="{part} {rank} of {world}")
+@flow(name="extract-slice", flow_run_name="{part} {ranks} of {world}")
 def extract_slice(
     part: PartName,
-    rank: Annotated[int, Field(ge=0)],
+    ranks: list[Annotated[int, Field(ge=0)]],
     world: Annotated[int, Field(ge=1)],
     digest: Digest,
     version: Digest,
 ) -> State[Any]:
-    """Extract a slice (see `flows.slices.Slice`) and put it into the remote store, unless it is there."""
-    try:
-        if not work(Path.cwd(), Slice(part, rank, world, digest, version)):
-            return Completed(name="Skipped", message="already done")
-    except UserError as error:
-        return Failed(message=str(error), data=error)
-    return Completed()
+    """Extract slices (see `flows.slices.Slice`) and put each into the remote store as soon as it is done, unless it is there.
+
+    They share one process, so that Python and the detector start once. A slice that fails does not stop the others.
+    """
+    done, failed = 0, []
+    with TaskProcess(Path.cwd()) as process:
+        for rank in ranks:
+            try:
+                done += work(Path.cwd(), Slice(part, rank, world, digest, version), process.run)
+            except UserError as error:
+                failed.append(error)
+    if failed:
+        return Failed(message=str(failed[0]), data=failed[0])
+    return Completed() if done else Completed(name="Skipped", message="already done")
 
 
+@dataclass(frozen=True)
 class WorkPool:
-    """The workers of the deployment's work pool: processes, containers of Kubernetes, or jobs of Slurm."""
+    """The workers of the deployment's work pool: processes, containers of Kubernetes, or jobs of Slurm.
+
+    `runs`: flow runs that share the slices; 0: one for each worker that is online. A flow run costs some ten core-seconds
+    more than a slice, and so each does several slices.
+    """
+
+    runs: int = 0
 
     def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
-        requested: dict[Any, Slice] = {}
-        failures = {}
+        requested: dict[Any, list[Slice]] = {}
+        failures: dict[Slice, str] = {}
+        store = RemoteStore(root)
         with get_client(sync_client=True) as client:
             try:
-                for piece in pieces:
-                    requested[_request(asdict(piece))] = piece
+                for share in shares(pieces, self.runs or _workers_online(client)):
+                    parameters = asdict(share[0]) | {"ranks": [piece.rank for piece in share]}
+                    del parameters["rank"]
+                    requested[_request(parameters)] = share
                 while requested:
                     for run in list(requested):
                         about = client.read_flow_run(run)
                         if about.state is not None and about.state.is_final():
-                            piece = requested.pop(run)
-                            log.info(f"slice {piece}: {about.state.name} ({len(requested)} of {len(pieces)} left)")
+                            share = requested.pop(run)
+                            log.info(
+                                f"slices {', '.join(map(str, share))}: {about.state.name} ({len(requested)} runs left)"
+                            )
                             if not about.state.is_completed():
-                                failures[piece] = about.state.message or str(about.state.name)
+                                reason = about.state.message or str(about.state.name)
+                                failures |= {piece: reason for piece in share if not store.has(piece.stored, MARK)}
                     if requested and not dvc_graph.seconds_left():
                         raise dvc_graph.OutOfTime("extraction in slices")
                     if requested:
@@ -82,13 +105,39 @@ class WorkPool:
         return failures
 
 
+def shares(pieces: Sequence[Slice], runs: int) -> list[list[Slice]]:
+    """The slices divided among at most so many flow runs, each with slices of one part only."""
+    parts: dict[tuple[str, str, str, int], list[Slice]] = {}
+    for piece in pieces:
+        parts.setdefault((piece.part, piece.digest, piece.version, piece.world), []).append(piece)
+    divided = []
+    for part in parts.values():
+        number = min(runs, len(part))
+        divided += [part[first::number] for first in range(number)]
+    return divided
+
+
+def _workers_online(client: SyncPrefectClient) -> int:
+    """How many workers serve the work pool of the deployment, at least 1."""
+    try:
+        pool = client.read_deployment_by_name(DEPLOYMENT).work_pool_name
+    except ObjectNotFound as error:
+        raise _no_deployment() from error
+    workers = client.read_workers_for_work_pool(str(pool))
+    return max(1, sum(worker.status == WorkerStatus.ONLINE for worker in workers))
+
+
 def _request(parameters: dict[str, Any]) -> Any:
     """Create a run of the deployment; returns its id."""
     try:
         run: Any = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)
         return run.id
     except ObjectNotFound as error:
-        raise UserError(
-            "engine.kind: prefect needs the deployment extract-slice on a standing server: `make up`, or engine.kind: local "
-            "in params.yaml."
-        ) from error
+        raise _no_deployment() from error
+
+
+def _no_deployment() -> UserError:
+    return UserError(
+        "engine.kind: prefect needs the deployment extract-slice on a standing server: `make up`, or engine.kind: local "
+        "in params.yaml."
+    )

@@ -100,9 +100,12 @@ def cluster(cores: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
 
 
 def _attempt(piece: Slice, cores: int) -> str:
-    """In a worker of Ray: extract the slice in the folder in which the node was started; returns what went wrong, or ""."""
+    """In a worker of Ray: do the slice in the folder in which the node was started; returns what went wrong, or "".
+
+    Ray uses a worker for one slice after the other, and they share one process for their tasks.
+    """
     try:
-        slices.work(Path.cwd(), piece, cores)
+        slices.work(Path.cwd(), piece, slices.task_process(Path.cwd()).run, cores)
     except UserError as error:
         return str(error)
     return ""

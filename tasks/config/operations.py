@@ -10,7 +10,7 @@ from tasks.config.addresses import is_web_address
 from tasks.config.sampling import GuidanceOrScale, SamplingChoices
 from tasks.config.section import Positive, Section, Seed
 
-MOST_SLICES = 10_000  # each is a flow run, or a task of Ray
+MOST_SLICES = 10_000  # each is a task of Ray
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
 
@@ -38,10 +38,15 @@ class Engine(Section):
     # Of the Ray cluster; null: a cluster on this machine, started for the run.
     address: str | None = Field(default=None, pattern=r"^(auto|(ray://)?[^/\s:]+:\d{1,5})$")
 
+    # Flow runs of Prefect that share the slices; 0: one for each worker that is online.
+    runs: int = Field(default=0, ge=0, le=MOST_SLICES)
+
     @model_validator(mode="after")
-    def _address_is_for_ray(self) -> Engine:
+    def _options_are_of_the_kind(self) -> Engine:
         if self.address is not None and self.kind != "ray":
             raise ValueError(f"address is for kind: ray, but kind is {self.kind}")
+        if self.runs and self.kind != "prefect":
+            raise ValueError(f"runs is for kind: prefect, but kind is {self.kind}")
         return self
 
 

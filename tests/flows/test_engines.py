@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import dvc_graph, engines, on_prefect, on_ray, slices
+from flows import engines, on_prefect, on_ray, slices
 from flows.slices import Slice
+from flows.task_process import TaskProcess
 from tasks import paths
+from tasks.__main__ import body
 from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.config.params import Params, load
@@ -48,13 +50,9 @@ def _params(root: Path, heap: Path, **engine: object) -> Params:
     return load(root / "params.yaml")
 
 
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let slices run in this process, which saves the seconds of starting another."""
-    from tasks.extract.slices import run
-
-    monkeypatch.setattr(
-        dvc_graph, "run_task", lambda root, task, *arguments: run(load(root / "params.yaml"), root, *arguments)
-    )
+def _run_here(root: Path) -> slices.RunTask:
+    """Runs the tasks of slices in this process, which saves the seconds of starting another."""
+    return lambda task, *arguments: body(task)(load(root / "params.yaml"), root, *arguments)
 
 
 class Faulty:
@@ -70,7 +68,7 @@ class Faulty:
             self.launched.append(piece.rank)
             try:
                 self.fault(piece)
-                slices.work(root, piece)
+                slices.work(root, piece, _run_here(root))
             except (UserError, RuntimeError) as error:
                 failures[piece] = str(error)
         return failures
@@ -84,12 +82,11 @@ def _extract(params: Params, root: Path, engine: engines.Engine, patch: pytest.M
 def test_killed_slices_are_run_again_and_the_bytes_are_the_same(
     heap: Path, expected: dict[str, bytes], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _in_process(monkeypatch)
     params, killed = _params(workspace, heap), []
 
     def kill_each_once(piece: Slice) -> None:
         if piece.rank == 0:  # a node that was given up finished nevertheless
-            slices.work(workspace, piece)
+            slices.work(workspace, piece, _run_here(workspace))
         elif piece.rank not in killed:
             killed.append(piece.rank)
             raise RuntimeError("the worker was killed")
@@ -106,7 +103,6 @@ def test_killed_slices_are_run_again_and_the_bytes_are_the_same(
 def test_a_slice_that_keeps_failing_is_named_and_only_it_is_launched_by_the_next_run(
     heap: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _in_process(monkeypatch)
     params = _params(workspace, heap)
 
     def fail(piece: Slice) -> None:
@@ -122,11 +118,11 @@ def test_a_slice_that_keeps_failing_is_named_and_only_it_is_launched_by_the_next
     assert engine.launched == [1]
 
 
-def test_local_runs_slices_in_processes_of_this_machine(
+def test_local_runs_slices_in_a_process_of_this_machine(
     heap: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(dvc_graph, "run_task", lambda root, *arguments: calls.append(arguments) or _stop(calls))
+    monkeypatch.setattr(TaskProcess, "run", lambda process, *arguments: calls.append(arguments) or _stop(calls))
     with pytest.raises(UserError, match="3 of 3 slices failed"):
         engines.extract(_params(workspace, heap), workspace, ["heap"])
     assert [call[:4] for call in calls] == [("extract_slice", "heap", str(rank), "3") for rank in range(WORLD)]
@@ -151,14 +147,16 @@ def test_the_number_of_slices_follows_the_number_of_files(
 
 def test_the_chosen_engine(heap: Path, workspace: Path) -> None:
     assert isinstance(engines.chosen(_params(workspace, heap)), engines.Local)
-    assert isinstance(engines.chosen(_params(workspace, heap, kind="prefect")), on_prefect.WorkPool)
+    assert engines.chosen(_params(workspace, heap, kind="prefect", runs=4)) == on_prefect.WorkPool(4)
     cluster = engines.chosen(_params(workspace, heap, kind="ray", address="ray://head:10001"))
     assert cluster == on_ray.RayCluster("ray://head:10001", 1)
     assert not engines.cuts(_params(workspace, heap, slices=0)) and engines.cuts(_params(workspace, heap))
     assert engines.cuts(_params(workspace, heap, kind="ray", slices=0))
 
 
-@pytest.mark.parametrize("engine", [{"kind": "dask"}, {"address": "auto"}, {"kind": "ray", "address": "head"}])
+@pytest.mark.parametrize(
+    "engine", [{"kind": "dask"}, {"address": "auto"}, {"kind": "ray", "address": "head"}, {"kind": "ray", "runs": 2}]
+)
 def test_impossible_engines_are_refused(heap: Path, workspace: Path, engine: dict[str, str]) -> None:
     with pytest.raises(UserError, match="engine"):
         _params(workspace, heap, **engine)
@@ -176,4 +174,12 @@ def test_without_ray_the_engine_says_how_to_install_it(
 def test_a_worker_with_other_parameters_refuses(heap: Path, workspace: Path) -> None:
     _params(workspace, heap)
     with pytest.raises(UserError, match="would get other results"):
-        slices.work(workspace, Slice("heap", 0, 2, "0" * 16, "0" * 16))
+        slices.work(workspace, Slice("heap", 0, 2, "0" * 16, "0" * 16), _run_here(workspace))
+
+
+def test_flow_runs_share_slices_of_one_part_each() -> None:
+    pieces = [Slice(part, rank, world, "d", "v") for part, world in (("a", 5), ("b", 1)) for rank in range(world)]
+    shared = on_prefect.shares(pieces, 2)
+    assert [[(piece.part, piece.rank) for piece in share] for share in shared] == [
+        [("a", 0), ("a", 2), ("a", 4)], [("a", 1), ("a", 3)], [("b", 0)],
+    ]  # fmt: skip

@@ -11,7 +11,6 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from flows import dvc_graph
 from flows.remote_store import RemoteStore, fetch_slice
 from flows.slices import Slice, work
 from tasks import paths
@@ -170,19 +169,18 @@ def test_files_are_fetched_from_the_remote_and_findings_stored_there(tracked: Pa
     assert (tmp_path / "back" / FINDINGS).read_bytes() == (done / FINDINGS).read_bytes()
 
 
-def test_workers_without_the_part_do_their_slices_from_the_remote(
-    tracked: Path, heap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_without_the_part_do_their_slices_from_the_remote(tracked: Path, heap: Path, tmp_path: Path) -> None:
     """The remote is all that they share with the machine that combines the slices."""
     raw = {"raw.folder": None, "raw.parts": {"heap": "data/raw/heap"}}
     set_values(tracked / "params.yaml", {**raw, "extract.model": str(MODEL), "extract.workers": 1})
-    monkeypatch.setattr(
-        dvc_graph, "run_task", lambda root, task, *given: extract_slice.run(load(root / "params.yaml"), root, *given)
-    )
+
+    def run_here(task: str, *given: str) -> None:
+        extract_slice.run(load(tracked / "params.yaml"), tracked, *given)
+
     params, home = extraction_params(heap), tmp_path / "home"
     for rank in range(WORLD):
         piece = Slice("heap", rank, WORLD, extract_slice.digest(params, tracked), "0")
-        assert work(tracked, piece) and not work(tracked, piece)
+        assert work(tracked, piece, run_here) and not work(tracked, piece, run_here)
         RemoteStore(tracked).get(piece.stored, (FINDINGS, MARK), tmp_path / str(rank))
         absorb(params, home, tmp_path / str(rank))
     run_extraction(heap, home)
