@@ -108,7 +108,7 @@ def _prefect(workspace: Workspace, cores: int) -> Iterator[None]:
             "PATH": workspace.environment["PATH"],
         }  # fmt: skip
         workspace.call("-m", "prefect", "work-pool", "create", POOL, "--type", "process")
-        workspace.call("-m", "prefect", "--no-prompt", "deploy", "--name", "extract-slice")
+        workspace.call("-m", "prefect", "--no-prompt", "deploy", "--name", "run-slices")
         log = stack.enter_context(open(workspace.root / "workers.log", "w", encoding="utf-8"))
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", "1"]
         for _ in range(cores):

@@ -343,6 +343,17 @@ def extract_slice(
     _call("extract_slice", part, rank, world, folder if workers is None else folder or "", workers)
 
 
+@commands.command(name="stage-slice", rich_help_panel=PANEL)
+def stage_slice(
+    folder: Annotated[Path, typer.Argument(help="Folder for the results of the slice; what is there is replaced.")],
+    rank: Annotated[int, typer.Argument(min=0, help="Number of the slice.")],
+    world: Annotated[int, typer.Argument(min=1, help="Number of slices.")],
+    task: Annotated[list[str], typer.Argument(help="The stage and its arguments, as in `python -m tasks`.")],
+) -> None:
+    """Compute one slice of the blocks of a stage, as a worker does."""
+    _call("stage_slice", folder, rank, world, *task)
+
+
 @commands.command(rich_help_panel=PANEL)
 def forget(keys: Annotated[list[str], typer.Argument(help="Keys of persons, as in tables and shards.")]) -> None:
     """Exclude persons from all later datasets, and list the models that were trained on them."""

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -41,6 +42,7 @@ CHATTER = re.compile(
     r"Running stage |> |(Updating|Generating) lock file |Use `dvc push`|To (track the changes|enable auto staging)"
     r"|\t(git add|dvc config) |\s*$"
 )
+CODE = ("diffusion_core", "tasks")  # folders of code among the dependencies
 _QUEUE = threading.Lock()  # DVC's queue is read by one thread at a time
 # When stages and tasks are stopped, by time.monotonic.
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
@@ -151,6 +153,32 @@ def check_parameters(root: Path) -> None:
                 raise UserError(
                     f"{Path(path).name}: {', '.join(missing)} must be there, even with the default value: dvc.yaml lists it."
                 )
+
+
+def data_dependencies(root: Path, stage: str) -> list[str]:
+    """The files and folders, relative to the workspace, on which a stage depends: data and models, not code and parameters."""
+    names = []
+    with _repository(root) as repository:
+        for dependency in _stage(repository, stage).deps:
+            if not isinstance(dependency, ParamsDependency):
+                path = Path(os.path.relpath(dependency.fs_path, repository.root_dir))
+                if path.parts[0] not in CODE:
+                    names.append(path.as_posix())
+    return names
+
+
+def task_of(root: Path, stage: str) -> list[str]:
+    """The task of `python -m tasks` that a stage runs, and its arguments. Raises UserError if there is no such stage."""
+    with _repository(root) as repository:
+        command = _stage(repository, stage).cmd
+    return shlex.split(str(command))[2:]  # sh stage.sh TASK ARGUMENT ...
+
+
+def _stage(repository: Repo, name: str) -> PipelineStage:
+    for stage in repository.index.stages:
+        if isinstance(stage, PipelineStage) and stage.name == name:
+            return stage
+    raise UserError(f"dvc.yaml has no stage {name!r}.")
 
 
 def is_unchanged(root: Path, stage: str) -> bool:

@@ -1,24 +1,30 @@
-"""Engines run the slices of a part, here or on other machines; `engine` of params.yaml says which.
+"""Engines run the slices of a part or a stage, here or on other machines; `engine` of params.yaml says which.
 
 An engine only launches slices. What a slice is, where its result is kept, how results are merged and what is repeated is the
-same for all, so that an engine cannot change the bytes of the dataset: `local` runs the slices one after the other on this
+same for all, so that an engine cannot change the bytes of any output: `local` runs the slices one after the other on this
 machine, `flows.on_prefect` in the workers of a work pool, `flows.on_ray` on a Ray cluster.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from flows import data_fingerprint, dvc_graph
+from flows import data_fingerprint, dvc_graph, stage_inputs
 from flows.remote_store import RemoteStore
-from flows.slices import Slice, work
+from flows.slices import EXTRACT, Slice, code_digest, work
 from flows.task_process import TaskProcess
 from tasks import paths
-from tasks.common.errors import UserError
+from tasks.common import files
+from tasks.common.blocks import BLOCKS
+from tasks.common.errors import DataError, UserError
 from tasks.config.operations import MOST_SLICES
 from tasks.config.params import Params
 from tasks.extract import slices
@@ -27,10 +33,15 @@ from tasks.extract.scan import walk
 log = logging.getLogger(__name__)
 
 FILES_PER_SLICE = 1000  # fewer hardly pay: see docs/scaling.md
+SLICES = 8  # of the blocks of a stage
 
 
 class Engine(Protocol):
     """Something that runs slices."""
+
+    @property
+    def here(self) -> bool:
+        """Whether all slices run in the folder of the workspace, so that they find their inputs in it."""
 
     def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
         """Run the slices and wait for them; returns why, for each that failed.
@@ -42,6 +53,8 @@ class Engine(Protocol):
 
 class Local:
     """A child process of this machine that runs one slice after the other with all cores."""
+
+    here = True
 
     def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
         failures = {}
@@ -70,9 +83,10 @@ def chosen(params: Params) -> Engine:
     return Local()
 
 
-def cuts(params: Params) -> bool:
-    """Whether parts are extracted in slices; if not, the stage extracts them as a whole."""
-    return params.engine.kind != "local" or params.engine.slices > 0
+def cuts(params: Params, stage: str) -> bool:
+    """Whether a stage of dvc.yaml, or `extract`, is done in slices; if not, it does its work by itself."""
+    cut = params.engine.kind != "local" or params.engine.slices > 0
+    return cut and stage in params.engine.stages
 
 
 def extract(params: Params, root: Path, parts: Sequence[str]) -> None:
@@ -86,7 +100,7 @@ def extract(params: Params, root: Path, parts: Sequence[str]) -> None:
         folder = root / params.raw.parts[part]
         version = data_fingerprint.content(folder)
         world = params.engine.slices or _number(sum(1 for _ in walk(folder)))
-        pieces += [Slice(part, rank, world, digest, version) for rank in range(world)]
+        pieces += [Slice(f"{EXTRACT}@{part}", rank, world, digest, version) for rank in range(world)]
     _run_all(chosen(params), root, [piece for piece in pieces if not store.has(piece.stored, slices.MARK)])
     for part in parts:
         statistics = []
@@ -99,6 +113,35 @@ def extract(params: Params, root: Path, parts: Sequence[str]) -> None:
             f"{part}: {len(statistics)} slices, {total.persons} persons in {total.files} files, {total.extracted} extracted "
             f"in {total.seconds:.0f} s of the workers' time"
         )
+
+
+@contextmanager
+def blocks(params: Params, root: Path, stage: str) -> Iterator[dict[str, str]]:
+    """Do the blocks of a stage in slices; yields the environment variable with which the stage finds them.
+
+    Raises UserError if slices fail, as `extract`, and DataError if a result in the store is damaged.
+    """
+    store, inputs, engine = RemoteStore(root), stage_inputs.of(params, root, stage), chosen(params)
+    if not engine.here:
+        stage_inputs.publish(inputs, root, store)
+    world = params.engine.slices or SLICES
+    pieces = [Slice(stage, rank, world, code_digest(), inputs.version) for rank in range(world)]
+    _run_all(engine, root, [piece for piece in pieces if not store.has(piece.stored, slices.MARK)])
+    with files.new_folder(root / paths.SLICES / stage / "blocks") as folder:
+        total = 0
+        for piece in pieces:
+            about = json.loads(store.get_bytes(piece.stored, slices.MARK))
+            total = about["total"]
+            for name, digest in about["blocks"].items():
+                store.get_file(piece.stored, name, folder / name)
+                if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+                    raise DataError(f"{piece.stored}/{name} in the DVC remote is damaged: remove it and run again.")
+    folder = root / paths.SLICES / stage / "blocks"
+    log.info(f"{stage}: {len(list(folder.iterdir()))} of {total} blocks from {world} slices")
+    try:
+        yield {BLOCKS: str(folder.absolute())}
+    finally:
+        shutil.rmtree(folder)
 
 
 def _number(files: int) -> int:

@@ -1,4 +1,4 @@
-"""The engine `prefect`: slices as runs of the deployment `extract-slice`, in the workers of its work pool."""
+"""The engine `prefect`: slices as runs of the deployment `run-slices`, in the workers of its work pool."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from flows.remote_store import RemoteStore
 from flows.slices import Slice, work
 from flows.task_process import TaskProcess
 from tasks.common.errors import UserError
-from tasks.config.data import PartName
 from tasks.extract.slices import MARK
 
 log = logging.getLogger(__name__)
 
-DEPLOYMENT = "extract-slice/extract-slice"
+DEPLOYMENT = "run-slices/run-slices"
 POLL_SECONDS = 2.0
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]+$")]
 
@@ -40,23 +39,23 @@ def enter() -> dict[str, str]:
     return {"directory": str(root)}
 
 
-@flow(name="extract-slice", flow_run_name="{part} {ranks} of {world}")
-def extract_slice(
-    part: PartName,
+@flow(name="run-slices", flow_run_name="{stage} {ranks} of {world}")
+def run_slices(
+    stage: Annotated[str, Field(pattern=r"^[a-z_]+(@[^/\\]+)?$")],
     ranks: list[Annotated[int, Field(ge=0)]],
     world: Annotated[int, Field(ge=1)],
     digest: Digest,
     version: Digest,
 ) -> State[Any]:
-    """Extract slices (see `flows.slices.Slice`) and put each into the remote store as soon as it is done, unless it is there.
+    """Do slices of a stage (see `flows.slices.Slice`), unless they are done, and put each into the remote store at once.
 
-    They share one process, so that Python and the detector start once. A slice that fails does not stop the others.
+    They share one process, so that Python and its libraries start once. A slice that fails does not stop the others.
     """
     done, failed = 0, []
     with TaskProcess(Path.cwd()) as process:
         for rank in ranks:
             try:
-                done += work(Path.cwd(), Slice(part, rank, world, digest, version), process.run)
+                done += work(Path.cwd(), Slice(stage, rank, world, digest, version), process.run)
             except UserError as error:
                 failed.append(error)
     if failed:
@@ -73,6 +72,11 @@ class WorkPool:
     """
 
     runs: int = 0
+
+    @property
+    def here(self) -> bool:
+        """See `flows.engines.Engine`."""
+        return False
 
     def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
         requested: dict[Any, list[Slice]] = {}
@@ -106,10 +110,10 @@ class WorkPool:
 
 
 def shares(pieces: Sequence[Slice], runs: int) -> list[list[Slice]]:
-    """The slices divided among at most so many flow runs, each with slices of one part only."""
+    """The slices divided among at most so many flow runs, each with slices of one stage only."""
     parts: dict[tuple[str, str, str, int], list[Slice]] = {}
     for piece in pieces:
-        parts.setdefault((piece.part, piece.digest, piece.version, piece.world), []).append(piece)
+        parts.setdefault((piece.stage, piece.digest, piece.version, piece.world), []).append(piece)
     divided = []
     for part in parts.values():
         number = min(runs, len(part))
@@ -138,6 +142,6 @@ def _request(parameters: dict[str, Any]) -> Any:
 
 def _no_deployment() -> UserError:
     return UserError(
-        "engine.kind: prefect needs the deployment extract-slice on a standing server: `make up`, or engine.kind: local "
+        "engine.kind: prefect needs the deployment run-slices on a standing server: `make up`, or engine.kind: local "
         "in params.yaml."
     )

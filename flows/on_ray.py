@@ -55,6 +55,11 @@ class RayCluster:
     address: str | None
     cores: int
 
+    @property
+    def here(self) -> bool:
+        """See `flows.engines.Engine`."""
+        return self.address is None
+
     def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
         if importlib.util.find_spec("ray") is None:
             raise UserError(

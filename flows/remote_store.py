@@ -6,6 +6,7 @@ last. All of it can be made again, so deleting it only costs time; `dvc gc` does
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,29 @@ class RemoteStore:
         self._fs.makedirs(self._path_of(name), exist_ok=True)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == mark):
             self._fs.put_file(str(path), self._path_of(name, path.name))
+
+    def put_file(self, path: Path, name: str, member: str) -> None:
+        """Store one file; it appears under its name only when it is complete."""
+        self._fs.makedirs(self._path_of(name), exist_ok=True)
+        self._fs.put_file(str(path), self._path_of(name, member))
+
+    def put_bytes(self, data: bytes, name: str, member: str) -> None:
+        """Store these bytes as a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / member
+            path.write_bytes(data)
+            self.put_file(path, name, member)
+
+    def get_file(self, name: str, member: str, path: Path) -> None:
+        """Copy one stored file."""
+        self._fs.get_file(self._path_of(name, member), str(path))
+
+    def get_bytes(self, name: str, member: str) -> bytes:
+        """The bytes of a stored file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / member
+            self.get_file(name, member, path)
+            return path.read_bytes()
 
     def get(self, name: str, members: Sequence[str], folder: Path) -> None:
         """Copy files of a stored folder into `folder`, which replaces what was there."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prefect.states import Completed, Failed
 
 from flows import data_fingerprint, dvc_graph, engines, notify, workspace
 from flows.param_changes import Changes
+from flows.slices import EXTRACT
 from tasks import paths
 from tasks.common import log as logs
 from tasks.common.errors import UserError
@@ -31,14 +33,16 @@ logs.to_stdout()  # a worker imports the flows without any command of ours
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def stage(name: str, place: str, root: Path, environment: dict[str, str]) -> State[Any]:
-    """Run one stage, unless it is unchanged (`Skipped`)."""
+    """Run one stage, unless it is unchanged (`Skipped`); if it is one of `engine.stages`, after its slices."""
     began = time.monotonic()
     try:
         if dvc_graph.is_unchanged(root, name):
             log.info(f"{place} {name}: unchanged")
             return Completed(name="Skipped", message="unchanged")
         log.info(f"{place} {name}")
-        dvc_graph.run_stage(root, name, environment)
+        params = load(root / paths.PARAMS)
+        with engines.blocks(params, root, name) if engines.cuts(params, name) else nullcontext({}) as given:
+            dvc_graph.run_stage(root, name, environment | given)
     except UserError as error:
         return _failed(error)
     log.info(f"{place} {name}: done in {time.monotonic() - began:.1f} s")
@@ -160,7 +164,7 @@ def _stages(
     flow_run = runtime.flow_run.id
     if flow_run:
         environment = {**environment, "PREFECT__FLOW_RUN_ID": flow_run}
-    extractions = {f"extract@{part}": part for part in params.raw.parts} if engines.cuts(params) else {}
+    extractions = {f"extract@{part}": part for part in params.raw.parts} if engines.cuts(params, EXTRACT) else {}
     for number, step in enumerate(plan, start=1):
         if step.name in extractions:  # the first of them: what the others need is there, too
             planned = [extractions[other.name] for other in plan if other.name in extractions]

@@ -7,14 +7,19 @@ that ends counts, and all of them write the same bytes.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows import dvc_graph
 from flows.remote_store import RemoteStore, fetch_slice
+from flows.stage_inputs import provide
 from flows.task_process import TaskProcess
 from tasks import paths
+from tasks.common import code_digest as code_digests
 from tasks.common.errors import UserError
 from tasks.config.params import load
 from tasks.extract import slices
@@ -22,50 +27,79 @@ from tasks.extract import slices
 # Runs a task of `python -m tasks` with its arguments: `TaskProcess.run`, in a process that serves one slice after the other.
 RunTask = Callable[..., None]
 
+EXTRACT = "extract"
+MARK = slices.MARK  # the file of a finished slice
+CODE = ("diffusion_core/**/*.py", "tasks/**/*.py")
+PACKAGES = ("faiss-cpu", "numpy", "pillow", "scipy", "torch")
+
 _here: TaskProcess | None = None  # of a worker process that lives as long as this one
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Every `world`-th file of a part, starting at number `rank`."""
+    """Slice `rank` of `world` of a stage of dvc.yaml.
 
-    part: str
+    Of `extract@PART` it is every `world`-th file of the part, of any other stage every `world`-th of its blocks (see
+    `tasks.common.blocks`), starting at number `rank`.
+    """
+
+    stage: str
     rank: int
     world: int
-    digest: str  # of what the results depend on besides the files, as the requesting machine has it
-    version: str  # a digest of the part's content
+    digest: str  # of the code, packages and parameters on which the result depends, as the requesting machine has them
+    version: str  # a digest of the inputs
+
+    @property
+    def part(self) -> str | None:
+        """The part whose files are extracted; None: these are blocks of a stage."""
+        kind, _, part = self.stage.partition("@")
+        return part if kind == EXTRACT else None
 
     @property
     def stored(self) -> str:
         """The name of its result in the remote store."""
-        return f"{self.part}/{self.digest}/{self.version}/{slices.name(self.rank, self.world)}"
+        return f"{self.stage}/{self.digest}/{self.version}/{slices.name(self.rank, self.world)}"
 
     def __str__(self) -> str:
-        return f"{self.part} {self.rank} of {self.world}"
+        return f"{self.stage} {self.rank} of {self.world}"
 
 
-def work(root: Path, piece: Slice, run_task: RunTask, workers: int = 0) -> bool:
-    """Extract a slice in the workspace `root` and put the result into the remote store; returns whether there was work to do.
+def code_digest() -> str:
+    """A digest of the code and of the packages on which blocks of stages depend, besides their inputs."""
+    sha = hashlib.sha256(code_digests.code_digest(CODE).encode())
+    for package in PACKAGES:
+        sha.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+    return sha.hexdigest()[:16]
 
-    `workers`: processes that extract; 0: as `extract.workers` says. Raises UserError if the slice cannot be extracted here.
+
+def work(root: Path, piece: Slice, run_task: RunTask, cores: int = 0) -> bool:
+    """Do a slice in the workspace `root` and put the result into the remote store; returns whether there was work to do.
+
+    `cores`: processes that extract; 0: as `extract.workers` says. Raises UserError if the slice cannot be done here.
     """
     params, store = load(root / paths.PARAMS), RemoteStore(root)
-    if slices.digest(params, root) != piece.digest:
+    own = code_digest() if piece.part is None else slices.digest(params, root)
+    if own != piece.digest:
         raise UserError(
             "This worker would get other results than the machine that sent the request: its parameters, code, model or "
             "packages differ. Check out the same commit and run make setup."
         )
-    if store.has(piece.stored, slices.MARK):
+    if store.has(piece.stored, MARK):
         return False
-    folder = params.raw.parts.get(piece.part)
-    result = root / paths.SLICES / piece.part / slices.name(piece.rank, piece.world)
+    result = root / paths.SLICES / piece.stage / slices.name(piece.rank, piece.world)
     fetched = result.with_name(f"{result.name}-files")
-    source = ""
-    if folder is not None and not (root / folder).is_dir():
-        fetch_slice(root, folder, piece.rank, piece.world, fetched)
-        source = str(fetched)
-    run_task("extract_slice", piece.part, str(piece.rank), str(piece.world), source, str(workers))
-    store.put(piece.stored, result, slices.MARK)
+    if piece.part is None:
+        place = provide(root, piece.stage, piece.version, store)
+        share = str(result.absolute()), str(piece.rank), str(piece.world)
+        run_task("stage_slice", *share, *dvc_graph.task_of(root, piece.stage), root=place)
+    else:
+        folder, source = params.raw.parts.get(piece.part), ""
+        result = root / paths.SLICES / piece.part / slices.name(piece.rank, piece.world)
+        if folder is not None and not (root / folder).is_dir():
+            fetch_slice(root, folder, piece.rank, piece.world, fetched)
+            source = str(fetched)
+        run_task("extract_slice", piece.part, str(piece.rank), str(piece.world), source, str(cores))
+    store.put(piece.stored, result, MARK)
     for used in (result, fetched):
         shutil.rmtree(used, ignore_errors=True)
     return True

@@ -73,6 +73,7 @@ COMMANDS = {
     "promote_adapter": "tasks.registry.promote_adapter",
     "recognise": "tasks.recognise.recognise",
     "rollback": "tasks.registry.rollback",
+    "stage_slice": "tasks.stage_slice",
     "video_distance": "tasks.evaluate.video_distance",
 }
 

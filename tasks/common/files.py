@@ -5,6 +5,7 @@ Unfinished work has a name that ends in `.tmp`, which git and DVC ignore.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -65,6 +66,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         path.rename(old)
     temporary.rename(path)
     _remove(old)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Work on a file or folder alone: others that ask for the same wait, also in other processes of this machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f"{path.name}-lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _remove(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from tasks.config.sampling import GuidanceOrScale, SamplingChoices
 from tasks.config.section import Positive, Section, Seed
 
 MOST_SLICES = 10_000  # each is a task of Ray
+SlicedStage = Literal["extract", "sample_poses", "sample_pictures", "memorization", "fidelity"]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
 
@@ -30,10 +31,12 @@ class Services(Section):
 
 
 class Engine(Section):
-    """What runs the slices of a part."""
+    """What runs the slices of parts and stages."""
 
     kind: Literal["local", "prefect", "ray"] = "local"
-    # That a part is cut into; 0: one for every thousand files, or with `local` none.
+    # What is done in slices.
+    stages: list[SlicedStage] = Field(default_factory=lambda: list(get_args(SlicedStage)))
+    # That a part or a stage is cut into; 0: of a part one for every thousand files, of a stage 8, or with `local` none.
     slices: int = Field(default=0, ge=0, le=MOST_SLICES)
     # Of the Ray cluster; null: a cluster on this machine, started for the run.
     address: str | None = Field(default=None, pattern=r"^(auto|(ray://)?[^/\s:]+:\d{1,5})$")

@@ -37,6 +37,7 @@ from tasks.dataset import shard_index
 from tasks.dataset.shard_index import Members, SplitIndex, SplitWriter, UniqueKeys
 
 TEXT = "text.npy"
+PICTURE_ROWS = 1024  # pictures in memory at once
 OPEN = 64  # tars that a process keeps open
 ROWS = 1 << 20  # sample numbers hashed at a time
 T = TypeVar("T")
@@ -355,10 +356,15 @@ class ShardDataset:
         """The pixels along the side of each picture's square in the photograph; where they are fewer, it was enlarged."""
         return [int(meta["side"]) for meta in self.metas()]
 
-    def picture_blocks(self, size: int, count: int | None = None, rows: int = 1024) -> Iterator[np.ndarray]:
-        """The first `count` pictures (default: all), at most `rows` at a time: uint8 `[r, size, size, 3]`."""
+    def picture_blocks(
+        self, size: int, count: int | None = None, rows: int = PICTURE_ROWS, begin: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Of the first `count` pictures (default: all) those from number `begin`, at most `rows` at a time.
+
+        uint8 `[r, size, size, 3]`.
+        """
         total = len(self) if count is None else min(count, len(self))
-        for start in range(0, total, rows):
+        for start in range(begin, total, rows):
             yield np.stack([self.picture(i, size) for i in range(start, min(start + rows, total))])
 
     def pictures_uint8(self, size: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from tasks.metrics.features import joints
 from tasks.metrics.findings import Findings
 from tasks.metrics.frechet import frechet_estimate, frechet_needs
 from tasks.metrics.kid import kid
-from tasks.metrics.picture_metrics import PictureSets, compare_pictures
+from tasks.metrics.picture_metrics import PictureSets, compare_pictures, prepare_features
 
 BONE_TOLERANCE = 0.15  # of the training data's mean length
 
@@ -118,6 +118,12 @@ def run(params: Params, root: Path) -> None:
     train, heldout = load_splits(root)
     poses = ShardDataset(paths.sample_folder(root, "poses"), SAMPLES)
     pictures, comparison = (ShardDataset(paths.sample_folder(root, "pictures"), name) for name in (SAMPLES, COMPARISON))
+    heldout_pictures, train_pictures = heldout.pictured(), train.pictured()
+    sets: PictureSets | None = None
+    if len(pictures) and len(heldout_pictures) and len(train_pictures):
+        size = pictures.picture(0).shape[0]  # of the enlarged ones if there is an upscaler
+        sets = PictureSets(pictures, comparison, heldout_pictures, train_pictures, size)
+        prepare_features(params.fidelity, root, sets)
     findings = Findings()
     bones: list[BoneLength] = []
     for name, count in (
@@ -130,10 +136,7 @@ def run(params: Params, root: Path) -> None:
     if "poses" not in findings.absent:
         _add_pose_distances(findings, poses.poses(), train.poses(), heldout.poses())
         bones = _add_anatomy(findings, poses.poses(), train.poses())
-    heldout_pictures, train_pictures = heldout.pictured(), train.pictured()
-    if len(pictures) and len(heldout_pictures) and len(train_pictures):
-        size = pictures.picture(0).shape[0]  # of the enlarged ones if there is an upscaler
-        sets = PictureSets(pictures, comparison, heldout_pictures, train_pictures, size)
+    if sets is not None:
         compare_pictures(findings, params.fidelity, root, sets)
     else:
         findings.absent["pictures"] = "there are no generated, held-out or training pictures."

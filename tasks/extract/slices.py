@@ -11,13 +11,12 @@ A slice writes `.contrapposto/slices/<part>/<rank>-of-<world>/`:
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -97,21 +96,12 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
             if findings.cacheable:
                 exported.add(key)
         result = root / paths.SLICES / part / name(int(rank), int(world))
-        stack.enter_context(_alone(result))
+        stack.enter_context(files.alone(result))  # the process of a worker that was killed may not have ended yet
         output = stack.enter_context(files.new_folder(result))
         store.export(output / FINDINGS, exported)
         statistics = Statistics(len(sources), new_files, persons, time.monotonic() - began, dict(rejects))
         files.write_json(output / MARK, {"digest": cache_digest, **asdict(statistics)})
     log.info(f"{part}, slice {rank} of {world}: {persons} persons in {len(sources)} files, {new_files} extracted")
-
-
-@contextmanager
-def _alone(result: Path) -> Iterator[None]:
-    """Write a slice's folder alone: the process of a worker that was killed may not have ended when the slice is run again."""
-    result.parent.mkdir(parents=True, exist_ok=True)
-    with open(result.with_name(f"{result.name}-lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def combine(statistics: Iterable[Statistics]) -> Statistics:

@@ -42,10 +42,24 @@ def cached(
     folder: Path, blocks: Blocks, about: Mapping[str, str | int], compute: Callable[[np.ndarray], Arrays], name: str
 ) -> Arrays:
     """`extract`, cached in `folder/<digest>.npz`: a change of one pixel, the weights or the description computes it again."""
-    path = folder / f"{digest(blocks, about)}.npz"
+    path = place(folder, blocks, about)
     if not path.is_file():
-        arrays = extract(blocks, compute, name)
-        with files.new_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        write(path, extract(blocks, compute, name))
+    return read(path)
+
+
+def place(folder: Path, blocks: Blocks, about: Mapping[str, str | int]) -> Path:
+    """The file of these features in the cache."""
+    return folder / f"{digest(blocks, about)}.npz"
+
+
+def write(path: Path, arrays: Arrays) -> None:
+    """Put features into the cache."""
+    with files.new_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read(path: Path) -> Arrays:
+    """Features from the cache."""
     with files.reading(path), np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}

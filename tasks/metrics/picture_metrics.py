@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from tasks import paths
+from tasks.common.blocks import Block, computed, divided
 from tasks.config.params import Fidelity
-from tasks.dataset.shards import ShardDataset
+from tasks.dataset.shards import PICTURE_ROWS, ShardDataset
 from tasks.metrics import torch_fidelity_networks as networks
-from tasks.metrics.feature_cache import Arrays, cached, extract
+from tasks.metrics.feature_cache import Arrays, cached, extract, place, read, write
 from tasks.metrics.features import edges, pixels
 from tasks.metrics.findings import Findings
 from tasks.metrics.frechet import frechet_estimate, frechet_of
@@ -35,18 +37,21 @@ class PictureSets:
     train: ShardDataset
     size: int
 
-    def features(self, compute: Callable[[Callable[..., object], str], Arrays]) -> dict[str, Arrays]:
-        """`compute(blocks, name)` for every set that has pictures; the training set gives as many as were generated."""
+    def sources(self) -> list[tuple[str, ShardDataset, int]]:
+        """Name, pictures and how many of them count of each set that has any: of training as many as were generated."""
         count = len(self.generated)
+        named = (
+            ("generated", self.generated, count),
+            ("floor", self.train, min(count, len(self.train))),
+            ("train_conditions", self.comparison, len(self.comparison)),
+            ("heldout", self.heldout, len(self.heldout)),
+        )
+        return [(name, split, most) for name, split, most in named if len(split)]
+
+    def features(self, compute: Callable[[Callable[..., object], str], Arrays]) -> dict[str, Arrays]:
+        """`compute(blocks, name)` for every set that has pictures."""
         return {
-            name: compute(partial(split.picture_blocks, self.size, most), name)
-            for name, split, most in (
-                ("generated", self.generated, None),
-                ("floor", self.train, count),
-                ("train_conditions", self.comparison, None),
-                ("heldout", self.heldout, None),
-            )
-            if len(split)
+            name: compute(partial(split.picture_blocks, self.size, most), name) for name, split, most in self.sources()
         }
 
 
@@ -89,6 +94,41 @@ def _compare(findings: Findings, names: Names, sets: dict[str, np.ndarray]) -> N
 
 def _plain(features: Callable[[np.ndarray], np.ndarray], block: np.ndarray) -> Arrays:
     return {"features": features(block.astype(np.float32) / 255)}
+
+
+def prepare_features(given: Fidelity, root: Path, sets: PictureSets) -> None:
+    """Put the features of the given networks into the cache if the stage's work is divided.
+
+    Of that work (see `tasks.common.blocks`) a block is what a network makes of PICTURE_ROWS pictures. Raises UserError if given
+    weights cannot be used.
+    """
+    if not divided():
+        return
+    work: list[Block] = []
+    wanted: list[tuple[Path, int]] = []
+    for name in networks.TITLES:
+        weights = getattr(given, name)
+        if weights is None:
+            continue
+        network = networks.load(name, weights, root)
+        for _, split, most in sets.sources():
+            path = place(root / paths.FEATURES, partial(split.picture_blocks, sets.size, most), network.about)
+            begins = range(0, most, PICTURE_ROWS)
+            work += [partial(_features_of, path, network, split, sets.size, most, begin) for begin in begins]
+            wanted.append((path, len(begins)))
+    made = iter(computed(work, "features"))
+    for path, count in wanted:
+        parts = list(islice(made, count))
+        write(path, {field: np.concatenate([part[field] for part in parts]) for field in parts[0]})
+
+
+def _features_of(
+    path: Path, network: networks.Network, split: ShardDataset, size: int, most: int, begin: int
+) -> Arrays:
+    """A block of the features that belong into `path`, from there if they are: machines differ in what they have."""
+    if path.is_file():
+        return {field: array[begin : begin + PICTURE_ROWS] for field, array in read(path).items()}
+    return network(next(split.picture_blocks(size, most, PICTURE_ROWS, begin)))
 
 
 def compare_pictures(findings: Findings, given: Fidelity, root: Path, sets: PictureSets) -> None:

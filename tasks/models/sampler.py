@@ -67,6 +67,27 @@ class Sampler:
         restored after every step (`inverse.project`), and are exact in the result. With a `label`, a progress bar of that name
         counts the steps. Raises DataError if a sample is not finite, UserError if the model cannot fill in joints.
         """
+        given = to_device(cond, self.device)
+        values: Tensor = self.decoded(self.latents(cond, seed, ids, batch, joints, label), given)
+        return values if joints is None else torch.where(joints.isfinite(), joints.float(), values)
+
+    def decoded(self, z: Tensor, cond: Cond) -> Tensor:
+        """Samples in data units of what `latents` returned. Raises DataError if one is not finite."""
+        values: Tensor = self.model.codec.decode(z.to(self.device), to_device(cond, self.device)).cpu()
+        if not values.isfinite().all():
+            raise DataError(f"The {self.model.name} model gives samples that are not finite: its training has failed.")
+        return values
+
+    def latents(
+        self,
+        cond: Cond,
+        seed: int,
+        ids: Tensor,
+        batch: int = 128,
+        joints: Tensor | None = None,
+        label: str | None = None,
+    ) -> Tensor:
+        """Samples in the network's units, `[len(ids), *model.shape]`, on the device; otherwise as `draw`."""
         model = self.model
         denoiser = sampling_denoiser(
             model, self.guidance, self.how.sampler, self.timesteps, self.weak, self.classifier, self.unwanted
@@ -88,7 +109,7 @@ class Sampler:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            z = generate(
+            return generate(
                 denoiser,
                 self.visited,
                 self.step,
@@ -103,10 +124,6 @@ class Sampler:
                 start_noise=0.0 if self._start_is_noisy() else 1.0,
                 **model.drawing(model.denoiser),
             )
-        values: Tensor = model.codec.decode(z, given).cpu()
-        if not values.isfinite().all():
-            raise DataError(f"The {model.name} model gives samples that are not finite: its training has failed.")
-        return values if joints is None else torch.where(joints.isfinite(), joints.float(), values)
 
     def _check_fills_in(self) -> None:
         if self.model.recipe.degrade is not None:

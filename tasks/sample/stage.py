@@ -14,8 +14,9 @@ upscaler, the pictures are enlarged by it; the picture model is out of memory by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_core import rng
+from diffusion_core import conditioning, rng
+from diffusion_core.conditioning import Cond
 from tasks import paths
+from tasks.common.blocks import Arrays, computed
 from tasks.common.images import encode_png
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Sample
@@ -93,7 +96,14 @@ def run(params: Params, root: Path, model: str) -> None:
                 split: _with_text(root, trained.model.text, choice, conditions, train, from_shards[split])
                 for split, conditions in asked.items()
             }
-        drawn = {split: draw_pictures(trained, choice, conditions, split) for split, conditions in asked.items()}
+        conditions = {
+            split: (len(some.key), trained.model.conditions(some.category, some.pose, some.text))
+            for split, some in asked.items()
+            if some.key
+        }
+        drawn = dict.fromkeys(asked, _no_pictures(trained)) | {
+            split: inputs.as_pictures(values) for split, values in _in_blocks(trained, choice, conditions).items()
+        }
         if paths.UPSCALER in paths.trained_models(root):
             del trained  # one model in memory at a time
             about["upscaler_digest"] = _enlarge(params, root, drawn)
@@ -108,7 +118,9 @@ def run(params: Params, root: Path, model: str) -> None:
         }
     else:
         categories = [held_out.meta(i)["category"] for i in rows]
-        poses = draw_poses(trained, choice, categories, SAMPLES)
+        poses = _in_blocks(trained, choice, {SAMPLES: (len(rows), trained.model.conditions(categories))})[
+            SAMPLES
+        ].numpy()
         samples = {SAMPLES: list(pose_samples(choice, categories, poses))}
         tiles, columns = [drawing.draw_pose(pose) for pose in poses[: GRID * GRID]], GRID
         captions = categories[: GRID * GRID]
@@ -200,9 +212,34 @@ def draw_poses(model: Sampler, choice: Sample, categories: list[str], split: str
 def draw_pictures(model: Sampler, choice: Sample, asked: Conditions, split: str) -> np.ndarray:
     """Pictures uint8 `[n, size, size, 3]` for these conditions."""
     if not asked.key:
-        side = model.model.shape[-1] * model.model.codec.factor
-        return np.zeros((0, side, side, 3), np.uint8)
+        return _no_pictures(model)
     return inputs.as_pictures(_draw(model, choice, asked.category, asked.pose, split, asked.text))
+
+
+def _no_pictures(model: Sampler) -> np.ndarray:
+    side = model.model.shape[-1] * model.model.codec.factor
+    return np.zeros((0, side, side, 3), np.uint8)
+
+
+def _in_blocks(model: Sampler, choice: Sample, conditions: Mapping[str, tuple[int, Cond]]) -> dict[str, Tensor]:
+    """Samples in data units of each split: of so many samples, numbered from 0, and their conditions.
+
+    A block is a batch, sampled but not decoded: a codec's convolutions may round in another way for other numbers of pictures,
+    and so all of a split are decoded together.
+    """
+
+    def block(split: str, start: int) -> Arrays:
+        count, cond = conditions[split]
+        ids = torch.arange(start, min(start + choice.batch, count))
+        z = model.latents(conditioning.rows(cond, ids), choice.seed, ids, choice.batch)
+        return {"z": z.cpu().numpy()}
+
+    places = [(split, start) for split, (count, _) in conditions.items() for start in range(0, count, choice.batch)]
+    drawn: dict[str, list[Tensor]] = {split: [] for split in conditions}
+    work = [partial(block, *place) for place in places]
+    for (split, _), arrays in zip(places, computed(work, f"sample {model.model.name}"), strict=True):
+        drawn[split].append(torch.from_numpy(arrays["z"]))
+    return {split: model.decoded(torch.cat(z), conditions[split][1]) for split, z in drawn.items()}
 
 
 def _enlarge(params: Params, root: Path, drawn: dict[str, np.ndarray]) -> str:

@@ -110,7 +110,7 @@ def test_a_slice_that_keeps_failing_is_named_and_only_it_is_launched_by_the_next
             raise UserError("this one never works")
 
     engine = Faulty(fail)
-    with pytest.raises(UserError, match="slice heap 1 of 3: this one never works"):
+    with pytest.raises(UserError, match="slice extract@heap 1 of 3: this one never works"):
         _extract(params, workspace, engine, monkeypatch)
     assert engine.launched == [0, 1, 2, 1]
     engine = Faulty(lambda piece: None)
@@ -150,8 +150,10 @@ def test_the_chosen_engine(heap: Path, workspace: Path) -> None:
     assert engines.chosen(_params(workspace, heap, kind="prefect", runs=4)) == on_prefect.WorkPool(4)
     cluster = engines.chosen(_params(workspace, heap, kind="ray", address="ray://head:10001"))
     assert cluster == on_ray.RayCluster("ray://head:10001", 1)
-    assert not engines.cuts(_params(workspace, heap, slices=0)) and engines.cuts(_params(workspace, heap))
-    assert engines.cuts(_params(workspace, heap, kind="ray", slices=0))
+    assert not engines.cuts(_params(workspace, heap, slices=0), "extract")
+    assert engines.cuts(_params(workspace, heap), "extract")
+    assert engines.cuts(_params(workspace, heap, kind="ray", slices=0), "extract")
+    assert not engines.cuts(_params(workspace, heap, stages=["extract"]), "sample_poses")
 
 
 @pytest.mark.parametrize(
@@ -174,12 +176,12 @@ def test_without_ray_the_engine_says_how_to_install_it(
 def test_a_worker_with_other_parameters_refuses(heap: Path, workspace: Path) -> None:
     _params(workspace, heap)
     with pytest.raises(UserError, match="would get other results"):
-        slices.work(workspace, Slice("heap", 0, 2, "0" * 16, "0" * 16), _run_here(workspace))
+        slices.work(workspace, Slice("extract@heap", 0, 2, "0" * 16, "0" * 16), _run_here(workspace))
 
 
 def test_flow_runs_share_slices_of_one_part_each() -> None:
     pieces = [Slice(part, rank, world, "d", "v") for part, world in (("a", 5), ("b", 1)) for rank in range(world)]
     shared = on_prefect.shares(pieces, 2)
-    assert [[(piece.part, piece.rank) for piece in share] for share in shared] == [
+    assert [[(piece.stage, piece.rank) for piece in share] for share in shared] == [
         [("a", 0), ("a", 2), ("a", 4)], [("a", 1), ("a", 3)], [("b", 0)],
     ]  # fmt: skip

@@ -62,7 +62,7 @@ def test_three_workers_make_the_shards_of_one_machine(prefect_server: Server, tm
     shutil.copytree(home, alone, symlinks=True)
 
     make_pool(POOL)
-    deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "extract-slice"]
+    deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "run-slices"]
     subprocess.run(deploy, cwd=home, env=_environment(prefect_server, home), check=True, capture_output=True)
     work = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", "1"]
     workers = []

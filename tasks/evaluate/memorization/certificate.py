@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +15,11 @@ from tasks.evaluate.memorization import power, sentences
 from tasks.evaluate.memorization.copy_score import Scores, TooFewItems
 from tasks.evaluate.memorization.copy_test import Enough, SplitTest, Verdict, judge, split_exchangeability
 from tasks.evaluate.memorization.evidence import BankResult, Evidence
+from tasks.evaluate.memorization.invariances import AnyBank
 from tasks.evaluate.memorization.missed_copies import ControlBank, limits
 from tasks.evaluate.memorization.positive_control import Planter
-from tasks.evaluate.memorization.reference import Reference, check_items
+from tasks.evaluate.memorization.reference import Items, Reference, check_items, renumbered
+from tasks.evaluate.memorization.score_blocks import Search
 from tasks.evaluate.memorization.scorers import score
 
 ENOUGH = Enough()
@@ -105,6 +108,33 @@ def score_samples(what: str, samples: np.ndarray, reference: Reference) -> list[
         else:
             scored.append(BankScores(to_train, to_train))
     return scored
+
+
+def certificate_searches(
+    banks: Sequence[AnyBank],
+    train: Items,
+    heldout: Items,
+    plant: Callable[[], Planter],
+    samples: Sequence[np.ndarray],
+    planted: int,
+) -> list[Search]:
+    """The searches of `make_reference` and of `certify_samples` for sets of samples; none if there is too little to compare."""
+    if not len(train) or not len(heldout):
+        return []
+    train, heldout, *_ = renumbered(train, heldout)
+    everything = np.concatenate([train.data, heldout.data]), np.concatenate([train.group, heldout.group])
+    control = plant()(planted, _planting()).items
+    searches = []
+    for bank in banks:
+        in_train = partial(Search, bank, train.data, train.group)
+        searches += [in_train(heldout.data), in_train(train.data, train.group), in_train(control)]
+        for some in samples:
+            searches += [in_train(some), Search(bank, *everything, some)]
+    return searches
+
+
+def _planting() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 def certify(
@@ -197,7 +227,7 @@ def certify_samples(
         score_samples(what, samples, reference),
         reference,
         plant,
-        np.random.default_rng(0),
+        _planting(),
         level=settings.level,
         false_discovery=settings.false_discovery,
         planted=settings.planted,

@@ -67,6 +67,18 @@ def check_items(name: str, data: np.ndarray, like: np.ndarray | None = None) -> 
     check_features(name, data.reshape(len(data), -1))
 
 
+def renumbered(train: Items, heldout: Items) -> tuple[Items, Items, int, int]:
+    """The items with their groups renumbered as in Reference, and the numbers of groups of train and of heldout alone."""
+    names, group = np.unique(np.concatenate([train.group, heldout.group]), return_inverse=True)
+    in_train = np.isin(np.arange(len(names)), group[: len(train)])
+    rank = np.empty(len(names), np.int64)
+    rank[np.argsort(~in_train, kind="stable")] = np.arange(len(names))
+    group = rank[group]
+    train_groups = int(in_train.sum())
+    split = Items(train.data, group[: len(train)]), Items(heldout.data, group[len(train) :])
+    return *split, train_groups, len(names) - train_groups
+
+
 def make_reference(
     banks: Sequence[AnyBank],
     train: Items,
@@ -90,12 +102,7 @@ def make_reference(
     check_items("Training items", train.data)
     if len(heldout):
         check_items("Held-out items", heldout.data, train.data)
-    names, group = np.unique(np.concatenate([train.group, heldout.group]), return_inverse=True)
-    in_train = np.isin(np.arange(len(names)), group[: len(train)])
-    rank = np.empty(len(names), np.int64)
-    rank[np.argsort(~in_train, kind="stable")] = np.arange(len(names))
-    group = rank[group]
-    train, heldout = Items(train.data, group[: len(train)]), Items(heldout.data, group[len(train) :])
+    train, heldout, train_groups, heldout_groups = renumbered(train, heldout)
     rows = np.arange(len(train))
     if calibration is not None and calibration < len(train):
         rows = np.sort(np.random.default_rng(0).choice(rows, calibration, replace=False))
@@ -107,12 +114,11 @@ def make_reference(
         tail = fit_tail(np.concatenate([heldout_scores.ratio, left_out.ratio]))
         nulls.append(Null(bank, to_train, heldout_scores, left_out, tail))
     leaks = _leaks(banks[0], train, heldout, rows)
-    train_groups = int(in_train.sum())
     return Reference(
         train=train,
         heldout=heldout,
         train_groups=train_groups,
-        heldout_groups=len(names) - train_groups,
+        heldout_groups=heldout_groups,
         nulls=tuple(nulls),
         leak_heldout=leaks[0],
         leak_train=leaks[1],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.evaluate.memorization import aligned_score
+from tasks.evaluate.memorization import aligned_score, score_blocks
 from tasks.evaluate.memorization.aligned_score import AlignedScorer
 from tasks.evaluate.memorization.copy_score import Scorer, Scores, ViewScorer
 from tasks.evaluate.memorization.invariances import AlignedBank, AnyBank, colours
@@ -12,7 +12,8 @@ from tasks.evaluate.memorization.invariances import AlignedBank, AnyBank, colour
 
 def scorer(bank: AnyBank, train: np.ndarray, groups: np.ndarray) -> Scorer:
     """Scores in a bank against `train` `[m, ...]`, whose groups are `groups` `[m]`."""
-    return AlignedScorer(train, groups) if isinstance(bank, AlignedBank) else ViewScorer(bank, train, groups)
+    made = AlignedScorer(train, groups) if isinstance(bank, AlignedBank) else ViewScorer(bank, train, groups)
+    return score_blocks.remembering(made, bank, train, groups)
 
 
 def score(

@@ -26,12 +26,14 @@ from tasks.dataset.shards import ShardDataset, resized
 from tasks.dataset.splits import COMPARISON, SAMPLES, group_numbers, load_splits
 from tasks.evaluate import stored_poses
 from tasks.evaluate.memorization import memorization_plots, positive_control
-from tasks.evaluate.memorization.certificate import Certificate, certify_samples
+from tasks.evaluate.memorization.certificate import Certificate, certificate_searches, certify_samples
 from tasks.evaluate.memorization.copy_score import TooFewItems
 from tasks.evaluate.memorization.copy_test import Verdict
 from tasks.evaluate.memorization.invariances import PICTURE_BANKS, PICTURE_SIDE, POSE_BANKS
 from tasks.evaluate.memorization.positive_control import Planter
 from tasks.evaluate.memorization.reference import Items, Reference, make_reference
+from tasks.evaluate.memorization.score_blocks import Search, prepared
+from tasks.evaluate.memorization.scorers import scorer
 
 LISTED = 50  # samples in memorization.json; all are in <name>_samples.json
 SHOWN = 6  # rows of the closest-pairs figure
@@ -155,18 +157,25 @@ def run(params: Params, root: Path) -> None:
     side = min(PICTURE_SIDE, pictures.picture(0).shape[0]) if len(pictures) else PICTURE_SIDE
 
     @cache
-    def pose_reference() -> Reference:
+    def pose_items() -> tuple[Items, Items]:
         groups = group_numbers(train, heldout)
-        return make_reference(POSE_BANKS, Items(train.poses(), groups[0]), Items(heldout.poses(), groups[1]))
+        return Items(train.poses(), groups[0]), Items(heldout.poses(), groups[1])
 
     @cache
-    def picture_reference() -> Reference:
+    def picture_items() -> tuple[Items, Items]:
         groups = group_numbers(train_pictures, heldout_pictures)
-        return make_reference(
-            PICTURE_BANKS,
+        return (
             Items(train_pictures.pictures_uint8(side), groups[0]),
             Items(heldout_pictures.pictures_uint8(side), groups[1]),
         )
+
+    @cache
+    def pose_reference() -> Reference:
+        return make_reference(POSE_BANKS, *pose_items())
+
+    @cache
+    def picture_reference() -> Reference:
+        return make_reference(PICTURE_BANKS, *picture_items())
 
     def plant_poses() -> Planter:
         return positive_control.poses(train.poses())
@@ -192,7 +201,20 @@ def run(params: Params, root: Path) -> None:
                 plant_pictures,
             )
         )
-    with new_folder(root / paths.MEMORIZATION) as folder:
+
+    def searches() -> list[Search]:
+        """Nearly all searches of the stage, for which other machines may be of help."""
+        wanted = []
+        for items, banks, planted, asked in (
+            (pose_items, POSE_BANKS, plant_poses, [questions[0], questions[2]]),
+            (picture_items, PICTURE_BANKS, plant_pictures, [questions[1], *questions[3:]]),
+        ):
+            wanted += certificate_searches(
+                banks, *items(), planted, [question.samples for question in asked], params.memorization.planted
+            )
+        return wanted
+
+    with prepared(searches, scorer), new_folder(root / paths.MEMORIZATION) as folder:
         answers = {question.name: _answer(question, params, folder) for question in questions}
         report = {
             "verdicts": {name: answer.verdict.value for name, answer in answers.items()},

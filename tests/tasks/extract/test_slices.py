@@ -179,7 +179,7 @@ def test_workers_without_the_part_do_their_slices_from_the_remote(tracked: Path,
 
     params, home = extraction_params(heap), tmp_path / "home"
     for rank in range(WORLD):
-        piece = Slice("heap", rank, WORLD, extract_slice.digest(params, tracked), "0")
+        piece = Slice("extract@heap", rank, WORLD, extract_slice.digest(params, tracked), "0")
         assert work(tracked, piece, run_here) and not work(tracked, piece, run_here)
         RemoteStore(tracked).get(piece.stored, (FINDINGS, MARK), tmp_path / str(rank))
         absorb(params, home, tmp_path / str(rank))
