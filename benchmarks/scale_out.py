@@ -218,6 +218,7 @@ def main() -> int:
             workers = options.cores if kind == "local" else 1
             set_values(workspace.root / paths.PARAMS, {"extract.workers": workers})
             made = measure(kind, workspace, options.cores)
+            about: dict[str, Any]
             figures[kind] = about = {
                 "start_s": round(made.start, 2), "run_s": round(made.run, 2), "cpu_s": round(made.cpu, 1),
                 "peak_mb": round(made.peak_mb),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,10 @@ def stage(name: str, place: str, root: Path, environment: dict[str, str]) -> Sta
             return Completed(name="Skipped", message="unchanged")
         log.info(f"{place} {name}")
         params = load(root / paths.PARAMS)
-        with engines.blocks(params, root, name) if engines.cuts(params, name) else nullcontext({}) as given:
-            dvc_graph.run_stage(root, name, environment | given)
+        with ExitStack() as stack:
+            if engines.cuts(params, name):
+                environment = environment | stack.enter_context(engines.blocks(params, root, name))
+            dvc_graph.run_stage(root, name, environment)
     except UserError as error:
         return _failed(error)
     log.info(f"{place} {name}: done in {time.monotonic() - began:.1f} s")

@@ -21,7 +21,7 @@ from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.config.params import Params, load
 
-OWN = {"engine", "limits", "notify", "retrain", "services"}  # sections that change the output of no stage
+OWN = {"engine", "limits", "notify", "retrain", "services", "store"}  # sections that change the output of no stage
 INPUTS = "inputs"  # folder in the store
 MANIFEST = "manifest.json"
 
@@ -95,8 +95,8 @@ def provide(root: Path, stage: str, version: str, store: RemoteStore) -> Path:
         if inputs.version != version:
             inputs = _published(stage, version, store)
         with files.new_folder(folder) as fresh:
-            for path, digest in inputs.files.items():
-                _bring(root / path, fresh / path, digest, store)
+            for name, digest in inputs.files.items():
+                _bring(root / name, fresh / name, digest, store)
             for cache in CACHES:
                 (fresh / cache).parent.mkdir(parents=True, exist_ok=True)
                 (fresh / cache).symlink_to((root / cache).absolute())
