@@ -27,6 +27,7 @@ from tasks.config.data import Card, Curate, Extract, Mannequin, Raw, Shard
 from tasks.config.distill import Distill
 from tasks.config.evaluation import Fidelity, Memorization, Sample, Sampling, Tracking, Upscaling, Weights
 from tasks.config.folds import Folds
+from tasks.config.likelihood import Likelihood
 from tasks.config.motion import Motion, MotionModel
 from tasks.config.nets import PATCHLESS
 from tasks.config.operations import Engine, Generate, Limits, Notify, Retrain, Services
@@ -69,6 +70,7 @@ class Params(Section):
     sample: Sampling
     memorization: Memorization
     fidelity: Fidelity
+    likelihood: Likelihood = Likelihood()
     tracking: Tracking
     services: Services = Services()
     engine: Engine = Engine()

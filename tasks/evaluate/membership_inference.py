@@ -1,6 +1,7 @@
 """Stage `membership_inference`: does a model denoise its training examples better than held-out ones?
 
-Writes reports/membership_inference/. tasks/metrics/membership_inference.py defines the gap and when it is alarming.
+Writes reports/membership_inference/. tasks/metrics/membership_inference.py defines the gap and when it is alarming. The bits
+per dimension that `likelihood.models` asks for are measured here too, see tasks/evaluate/likelihood.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tasks.common.files import new_folder, write_json
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Upscaler
 from tasks.dataset.shards import ShardDataset
+from tasks.evaluate import likelihood
 from tasks.metrics.membership_inference import ALARM, SIGMAS, LevelGap, gaps, losses, sentence
 from tasks.models import inputs, modality, model_file, upscaler
 from tasks.models.inputs import Examples
@@ -97,7 +99,7 @@ def draw(gaps_of: dict[str, list[LevelGap]], path: Path) -> None:
 def run(params: Params, root: Path) -> None:
     """Compute the loss gaps of the models and write membership_inference.json and a figure.
 
-    The JSON holds, per model, `alarm`, `sentence` and `levels`, and the flat `metrics` of all.
+    The JSON holds, per model, `alarm`, `sentence` and `levels`, the flat `metrics` of all, and the `likelihood`.
     """
     gaps_of = {name: loss_gaps(root, params.sampled(name), params.pictures.size) for name in paths.trained_models(root)}
     entries: dict[str, Any] = {
@@ -113,4 +115,5 @@ def run(params: Params, root: Path) -> None:
         compared = {name: rows for name, rows in gaps_of.items() if rows}
         if compared:
             draw(compared, folder / "membership_inference.png")
-        write_json(folder / "membership_inference.json", {"models": entries, "metrics": metrics})
+        document = {"models": entries, "metrics": metrics, "likelihood": likelihood.run(params, root)}
+        write_json(folder / "membership_inference.json", document)

@@ -63,6 +63,7 @@ class Page:
     verdicts: list[VerdictSection]
     train_conditions: str  # a sentence; empty if it cannot be said
     membership_inference: list[Row]  # model, sentence
+    likelihood: list[Row]  # model, sentence
     recognition: list[Row]  # view, sentence
     metrics: list[Row]
     absent: list[Row]  # metric, reason
@@ -91,6 +92,7 @@ def make(params: Params, root: Path, results: Results) -> Page:
         membership_inference=[
             (model, entry["sentence"]) for model, entry in results.membership_inference["models"].items()
         ],
+        likelihood=[*results.likelihood["sentences"].items(), *results.likelihood["absent"].items()],
         recognition=_recognition(results.recognition),
         metrics=_metrics(results),
         absent=sorted(results.fidelity["absent"].items()),

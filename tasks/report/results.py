@@ -31,6 +31,8 @@ KEY_FIGURES = {
     "pictures.pixel_kid": "fidelity.pictures.pixel_kernel_distance",
     "pictures.found": "pose_accuracy.pictures.found",
     "pictures.within_0.2_torso": "pose_accuracy.pictures.within_0.2",
+    "poses.bits_per_dim": "likelihood.poses.bits_per_dim",
+    "pictures.bits_per_dim": "likelihood.pictures.bits_per_dim",
     "recognition.landmarks": "recognition.landmarks.accuracy",
     "recognition.pixels": "recognition.pixels.accuracy",
 }
@@ -45,6 +47,7 @@ class Results:
     losses: dict[str, float]  # model -> last training loss
     memorization: dict[str, Any]
     membership_inference: dict[str, Any]
+    likelihood: dict[str, Any]
     pose_accuracy: dict[str, Any]
     codec_quality: dict[str, Any]
     recognition: dict[str, Any]
@@ -66,12 +69,14 @@ def read(params: Params, root: Path) -> Results:
         m: files.read_json(paths.model_folder(root, params.sampled(m)) / "training.json")["loss"][-1][1]
         for m in paths.trained_models(root)
     }
+    membership_inference = files.read_json(root / paths.MEMBERSHIP_INFERENCE / "membership_inference.json")
     return Results(
         extraction=parts.summary(root, params.raw),
         curation=files.read_json(root / paths.DATASET / "summary.json"),
         losses=losses,
         memorization=files.read_json(root / paths.MEMORIZATION / "memorization.json"),
-        membership_inference=files.read_json(root / paths.MEMBERSHIP_INFERENCE / "membership_inference.json"),
+        membership_inference=membership_inference,
+        likelihood=membership_inference["likelihood"],
         pose_accuracy=files.read_json(root / paths.POSE_ACCURACY / "pose_accuracy.json"),
         codec_quality=files.read_json(root / paths.CODEC_QUALITY / "codec_quality.json"),
         recognition=files.read_json(root / paths.RECOGNITION / "recognition.json"),
@@ -151,6 +156,7 @@ def summarise(results: Results) -> Summary:
         },
         **{f"training.{model}.loss": loss for model, loss in results.losses.items()},
         **{f"memorization.{key}": value for key, value in results.membership_inference["metrics"].items()},
+        **{f"likelihood.{key}": value for key, value in results.likelihood["metrics"].items()},
         **{f"pose_accuracy.{key}": value for key, value in results.pose_accuracy["metrics"].items()},
         **results.codec_quality["metrics"],
         **{f"recognition.{key}": value for key, value in results.recognition["metrics"].items()},

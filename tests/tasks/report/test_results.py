@@ -19,6 +19,7 @@ def measured(**changes: Any) -> Results:
         "losses": {"poses": 0.5, "pictures": 0.25},
         "memorization": {"verdicts": {"poses": "CLEAN", "pictures": "COPIES"}, "metrics": {"poses.p": 0.5}},
         "membership_inference": {"metrics": {}},
+        "likelihood": {"metrics": {"poses.bits_per_dim": -1.5}, "sentences": {}, "absent": {}},
         "pose_accuracy": {"metrics": {"pictures.found": 0.75, "pictures.within_0.2": 0.5}},
         "codec_quality": {"metrics": {"codec.psnr_heldout": 31.0}},
         "recognition": {"metrics": {"landmarks.accuracy": 0.9}, "confusion": {}, "absent": {}},
@@ -46,6 +47,7 @@ def test_key_figures_are_flat_and_name_what_was_measured() -> None:
     assert figures["poses.frechet_distance"] == pytest.approx(0.33819)
     assert (figures["pictures.found"], figures["pictures.within_0.2_torso"]) == (0.75, 0.5)
     assert (figures["poses.memorization"], figures["pictures.memorization"]) == ("CLEAN", "COPIES")
+    assert figures["poses.bits_per_dim"] == -1.5
     assert figures["promoted"] == "no"
     assert all(isinstance(value, int | float | str) for value in figures.values())
     assert "pictures.fid" not in figures
