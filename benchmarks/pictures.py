@@ -75,8 +75,8 @@ ROWS = (*OURS, *PEERS)
 Drawer = Callable[[Tensor], Tensor]  # pose maps [n, 6, 64, 64] -> pictures [n, 3, 64, 64] in -1 ... 1
 
 
-def prepare(work: Path, mannequins: int) -> None:
-    """Draw and extract the mannequins and write their shards into `work/data`, once."""
+def run_stages(work: Path, changes: dict[str, dict[str, Any]]) -> None:
+    """Draw and extract mannequins and write their shards into `work/data`, once. `changes`: to params.yaml."""
     if (work / "data/shards/index.json").is_file():
         return
     work.mkdir(parents=True, exist_ok=True)
@@ -84,12 +84,12 @@ def prepare(work: Path, mannequins: int) -> None:
     with contextlib.suppress(FileExistsError):
         (work / "models").symlink_to((project / "models").resolve())
     (work / "forgotten.json").write_bytes((project / "forgotten.json").read_bytes())
-    _write_params(work, {"mannequin": {"count": mannequins}})
+    write_params(work, changes)
     for stage in (["mannequin"], ["list_parts"], ["extract", "mannequin"], ["curate"], ["shard"]):
         subprocess.run([sys.executable, "-m", "tasks", *stage, "--root", str(work)], check=True)
 
 
-def _write_params(root: Path, changes: dict[str, dict[str, Any]]) -> Any:
+def write_params(root: Path, changes: dict[str, dict[str, Any]]) -> Any:
     """The project's params.yaml with nested changes, in `root`; returns the parameters."""
     from ruamel.yaml import YAML
 
@@ -167,12 +167,12 @@ def ours(
     seen: dict[str, int] = {}
     for model, share in shares.items():
         changes[model] |= lengths(model, NEVER, cooldown)
-        params = _write_params(root, changes)
+        params = write_params(root, changes)
         if share:
             batch = getattr(params, model).batch
             seen[model] = max(batch, int(share * seconds * rate(params, root, model)) // batch * batch)
             changes[model] |= lengths(model, seen[model], cooldown)
-            params = _write_params(root, changes)
+            params = write_params(root, changes)
         began = time.process_time()
         stage.run(params, root, model)
         spent[model] = time.process_time() - began
@@ -322,7 +322,7 @@ def peer(
     """Train a peer on the pictures and mirror images that ours are trained on; returns a function from persons to pictures."""
     from tasks.models import inputs
 
-    params = _write_params(root, {"codec": {"kind": "none"}, "pictures": {"patch": 8, "conditions": ["pose_map"]}})
+    params = write_params(root, {"codec": {"kind": "none"}, "pictures": {"patch": 8, "conditions": ["pose_map"]}})
     train = inputs.usable(root, "train", params.pictures)
     examples = inputs.examples(train, params.pictures, [], mirrored=True)
     build = diffusers_peer if name == "diffusers" else lucidrains_peer
@@ -432,7 +432,7 @@ def main() -> int:
     if options.one:
         one(options.one[0], int(options.one[1]), options)
         return 0
-    prepare(options.work, options.mannequins)
+    run_stages(options.work, {"mannequin": {"count": options.mannequins}})
     for seed in range(options.seeds):
         for name in options.rows:
             path = result(options.work, name, seed)

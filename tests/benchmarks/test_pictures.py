@@ -83,7 +83,7 @@ def test_lengths_keep_the_proportions_of_the_default() -> None:
 def test_every_row_has_parameters_that_are_possible(tmp_path: Path) -> None:
     for changes, shares in pictures.OURS.values():
         changes = {key: {k: v for k, v in value.items() if k != "cooldown"} for key, value in changes.items()}
-        params = pictures._write_params(tmp_path, changes)
+        params = pictures.write_params(tmp_path, changes)
         assert sum(shares.values()) == pytest.approx(1)
         assert ("upscaler" in shares) == (params.upscaler.size is not None)
         assert ("codec" in shares) == (params.codec.kind != "none")
