@@ -18,9 +18,9 @@ import argparse
 import json
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,22 @@ def _dealt(groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
     return train, heldout, unseen
 
 
-def one_set(
-    names: list[str], items: np.ndarray, groups: np.ndarray, picture: Callable[[int], np.ndarray], rep: int
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Photos:
+    """All photos: folder and number there, name, item and group of each."""
+
+    place: list[tuple[Pictures, int]]
+    names: list[str]
+    items: np.ndarray
+    groups: np.ndarray
+
+
+def one_set(photos: Photos, picture: Callable[[int], np.ndarray], rep: int) -> dict[str, Any]:
     """The verdicts on one dealing of the photos, and for each disguise how many copies were planted and listed.
 
     `picture(row)`: a photo as it is disguised.
     """
+    items, groups = photos.items, photos.groups
     rng = np.random.default_rng([rep, 23])
     train, heldout, unseen = _dealt(groups, rng)
     reference = make_reference(
@@ -115,7 +124,7 @@ def one_set(
     if fresh.verdict is Verdict.COPIES:  # which pair is to blame
         worst = int(fresh.sample_p.argmin())
         original = int(fresh.best_bank(worst).samples.first[worst])
-        outcome["alarm"] = [names[unseen[worst]], names[train[original]], fresh.tail_p, fresh.split.p]
+        outcome["alarm"] = [photos.names[unseen[worst]], photos.names[train[original]], fresh.tail_p, fresh.split.p]
     start = len(unseen)
     for name, number in count.items():
         planted = np.arange(start, start + number)
@@ -161,32 +170,35 @@ def _some(folder: Pictures, most: int | None) -> Pictures:
     )
 
 
-def _run(options: argparse.Namespace, folders: list[Path], filmed: list[Path]) -> int:
-    photos = [_some(folder, options.most) for folder in read(folders)]
+def gathered(folders: list[Path], scenes: list[Path], filmed: list[Path], most: int | None) -> Photos:
+    """The photos of all folders, grouped. `scenes`: folders that are one group; `filmed`: those whose sub-folders are."""
+    photos = [_some(folder, most) for folder in read(folders)]
     items = np.concatenate([folder.items for folder in photos])
     groups = grouped(photos, [folder.items for folder in photos], near_duplicate=NEAR_DUPLICATE)
     place = [(folder, row) for folder in photos for row in range(len(folder))]
     names = [str(folder.folder / folder.names[row]) for folder, row in place]
-    scenes = [
-        str(folder.folder)
-        if folder.folder in options.scene
-        else str(Path(name).parent)
-        if folder.folder in filmed
-        else ""
-        for (folder, _), name in zip(place, names, strict=True)
-    ]
-    for scene in sorted(set(scenes) - {""}):
-        rows = np.array([row for row, its in enumerate(scenes) if its == scene])
-        groups = join(groups, rows[:1].repeat(len(rows)), rows)
-    picture = cache(lambda row: moderate(*place[row]))
+    rows_of: dict[Path, list[int]] = defaultdict(list)
+    for row, (folder, _) in enumerate(place):
+        if folder.folder in scenes:
+            rows_of[folder.folder].append(row)
+        elif folder.folder in filmed:
+            rows_of[Path(names[row]).parent].append(row)
+    for rows in rows_of.values():
+        groups = join(groups, np.array(rows[:-1], np.int64), np.array(rows[1:], np.int64))
+    return Photos(place, names, items, groups)
+
+
+def _run(options: argparse.Namespace, folders: list[Path], filmed: list[Path]) -> int:
+    photos = gathered(folders, options.scene, filmed, options.most)
     found: list[dict[str, Any]] = (
         json.loads(options.state.read_bytes()) if options.state and options.state.is_file() else []
     )
+    picture = cache(lambda row: moderate(*photos.place[row]))
     for rep in tqdm(range(len(found), options.sets), mininterval=5):
-        found.append(one_set(names, items, groups, picture, rep))
+        found.append(one_set(photos, picture, rep))
         if options.state:
             files.write_json(options.state, found)
-    return _judged(found, len(items), groups)
+    return _judged(found, len(photos.items), photos.groups)
 
 
 def _judged(found: list[dict[str, Any]], photos: int, groups: np.ndarray) -> int:
