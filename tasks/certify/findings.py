@@ -163,7 +163,8 @@ def remedies(findings: Findings, originals: list[dict[str, Any]], checkpoints: l
     if repeated:
         names = enumerated([entry["original"] for entry in repeated], most=3)
         advice.append(
-            f"Deduplicate: {len(repeated)} of the copied pictures are in the training set more than once ({names}). "
+            f"Deduplicate: {len(repeated)} of the copied pictures {'is' if len(repeated) == 1 else 'are'} in the training set "
+            f"more than once ({names}). "
             "Keep one of each; repeated pictures are copied first."
         )
     total = sum(entry["copies"] for entry in originals)

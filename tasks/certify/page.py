@@ -89,7 +89,9 @@ def _cards(report: dict[str, Any]) -> list[html.Card]:
                 f"{power['found']} of {power['planted']}, 95% interval {power['low']:.0%} to {power['high']:.0%}",
             ),
             html.Card(
-                "copies among the samples", f"at most {bound:.1%}" if bound < 1 else "unknown", "with 95% confidence"
+                "copies among the samples",
+                f"at most {bound:.1%}" if bound < 1 else "possibly all" if report["copies"] else "unknown",
+                "with 95% confidence",
             ),
         ]
     return cards

@@ -45,6 +45,8 @@ def _power(evidence: Evidence) -> str:
 
 def _bound(evidence: Evidence) -> str:
     """What is left of the question how many copies there may be."""
+    if evidence.share_bound >= 1 and evidence.copies.any():
+        return f"All of the generated {evidence.what} may be copies."
     if evidence.share_bound >= 1:
         return f"How many of the generated {evidence.what} are copies cannot be bounded."
     return (

@@ -122,6 +122,6 @@ def test_the_folder_before_the_first_copies_is_named_and_repetition_is_named_fir
     folders = [{"folder": f"step-{n}", "samples": 9, "copies": c} for n, c in ((1, 0), (2, 0), (3, 5), (4, 0))]
     advice = remedies(Found(), originals, folders)
     assert [sentence.split(":")[0] for sentence in advice] == ["Deduplicate", "Cap", "Stop at step-2", "Augment"]
-    assert "50% of the copies (a.png)" in advice[1]
+    assert "1 of the copied pictures is " in advice[0] and "50% of the copies (a.png)" in advice[1]
     late = remedies(Found(), [{"original": "a.png", "copies": 1, "duplicates": []}], folders[2:])
     assert late[0].startswith("Stop earlier: there are copies already in step-3")

@@ -87,6 +87,13 @@ def test_a_model_that_repeats_a_tiny_training_set_is_caught_by_the_split() -> No
     assert "0 held out" in certificate.sentence
 
 
+def test_samples_that_are_copies_throughout_are_not_called_unbounded() -> None:
+    train, heldout, _, rng = draws(150, 50, 1, 0)
+    certificate = judged(moved(train, 0.05)(100, rng).items, reference_of(train, heldout), rng)
+    assert certificate.verdict is Verdict.COPIES and certificate.share_bound == 1.0
+    assert "All of the generated samples may be copies" in certificate.sentence
+
+
 def test_frames_of_one_scene_hide_a_copy_unless_grouped() -> None:
     rng = np.random.default_rng(0)
     scene = np.repeat(np.arange(200), 5)
