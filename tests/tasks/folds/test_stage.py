@@ -109,6 +109,21 @@ def test_killed_and_run_again_gives_the_same_bits(root: Path, tmp_path: Path) ->
     assert _results(other) == _results(root)
 
 
+@pytest.mark.slow
+def test_pictures_are_trained_and_judged_on_folds_as_poses_are(tmp_path: Path) -> None:
+    root = workspace(tmp_path, **{key.replace("poses", "pictures"): value for key, value in SHORT.items()})
+    assert main(["train", "pictures", "--folds", "3", "--root", str(root)]) == 0
+    told = files.read_json(root / "reports/folds/pictures/folds.json")
+    assert [row["n"] for row in told["trainings"]] == [60] * 3 + [30] * 3
+    assert [row["metrics"]["heldout"] for row in told["certificates"]] == [30, 30, 30, 0]
+    assert {"aligned.intrinsic_dimension", "pixels.intrinsic_dimension"} <= told["certificates"][0]["metrics"].keys()
+    everything = set(ShardDataset(root / "data/shards", "train", "val", "test").keys)
+    assert set(files.read_json(root / "artifacts/pictures_all/trained_on.json")["keys"]) == everything
+    samples = ShardDataset(root / "samples/pictures_all", "samples")
+    assert len(samples) == 24 and samples.picture(0).shape == (16, 16, 3)
+    assert (root / "reports/folds/pictures/folds.html").read_text().count("data:image/png") == 3
+
+
 def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     root = workspace(tmp_path, **SHORT)
     params = load(root / "params.yaml")
