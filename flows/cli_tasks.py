@@ -354,6 +354,15 @@ def stage_slice(
     _call("stage_slice", folder, rank, world, *task)
 
 
+@commands.command(name="stream-shards", rich_help_panel=PANEL)
+def stream_shards(
+    url: Annotated[str, typer.Argument(help="s3://BUCKET/PREFIX or a folder with a copy of data/shards.")],
+    endpoint: Annotated[str | None, typer.Argument(help="Of stores other than Amazon's.")] = None,
+) -> None:
+    """Use shards in an object store: their index now, each tar when it is read."""
+    _call("stream_shards", url, endpoint)
+
+
 @commands.command(rich_help_panel=PANEL)
 def forget(keys: Annotated[list[str], typer.Argument(help="Keys of persons, as in tables and shards.")]) -> None:
     """Exclude persons from all later datasets, and list the models that were trained on them."""

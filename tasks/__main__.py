@@ -74,6 +74,7 @@ COMMANDS = {
     "recognise": "tasks.recognise.recognise",
     "rollback": "tasks.registry.rollback",
     "stage_slice": "tasks.stage_slice",
+    "stream_shards": "tasks.dataset.remote_shards",
     "video_distance": "tasks.evaluate.video_distance",
 }
 

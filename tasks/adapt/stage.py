@@ -172,7 +172,7 @@ def _train(
         _announce(name, model, trainer, splits, size)
     loop = TrainingLoop(
         params, root, AdaptedModel(name, config, change.denoiser), trainer,
-        TrainingFolder(root, name, fingerprint, config.checkpoints_kept),
+        TrainingFolder(root, name, fingerprint, config.checkpoints_kept, params),
         AdapterEvaluator(model, data.evaluated(), size, rng.fold(config.seed, Stream.WATCH)), data.keys,
         _trained_on(splits, base.sha256), change.save,
         judge=partial(_judge, root, name, config, model, splits, size) if config.certificate is not None else None,

@@ -53,6 +53,21 @@ class Engine(Section):
         return self
 
 
+class Store(Section):
+    """An object store for trainings on machines that come and go."""
+
+    # Where the states of unfinished trainings are copied to and fetched from: s3://BUCKET/PREFIX, or a folder.
+    checkpoints: str | None = Field(default=None, min_length=1)
+    endpoint: str | None = None  # of stores other than Amazon's
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_an_address(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not is_web_address(endpoint):
+            raise ValueError(f"{endpoint!r} is no address such as https://store.example.org")
+        return endpoint
+
+
 class Limits(Section):
     """Limits of a run."""
 

@@ -30,7 +30,7 @@ from tasks.config.folds import Folds
 from tasks.config.likelihood import Likelihood
 from tasks.config.motion import Motion, MotionModel
 from tasks.config.nets import PATCHLESS
-from tasks.config.operations import Engine, Generate, Limits, Notify, Retrain, Services
+from tasks.config.operations import Engine, Generate, Limits, Notify, Retrain, Services, Store
 from tasks.config.recognition import Recognition
 from tasks.config.sampling import SamplingChoices
 from tasks.config.section import Section
@@ -74,6 +74,7 @@ class Params(Section):
     tracking: Tracking
     services: Services = Services()
     engine: Engine = Engine()
+    store: Store = Store()
     limits: Limits = Limits()
     retrain: Retrain = Retrain()
     generate: Generate = Generate()

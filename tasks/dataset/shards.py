@@ -33,10 +33,10 @@ from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.common.images import area_average
 from tasks.common.lazy import Lazy
-from tasks.dataset import shard_index
+from tasks.dataset import remote_shards, shard_index
+from tasks.dataset.remote_shards import TEXT, Source
 from tasks.dataset.shard_index import Members, SplitIndex, SplitWriter, UniqueKeys
 
-TEXT = "text.npy"
 PICTURE_ROWS = 1024  # pictures in memory at once
 OPEN = 64  # tars that a process keeps open
 ROWS = 1 << 20  # sample numbers hashed at a time
@@ -162,18 +162,20 @@ def _bytes(path: str) -> int | None:
 class _Tars:
     """The shards of a dataset, of which a few are open. It can be pickled: a copy opens them again."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = paths
+    def __init__(self, paths: Sequence[str], shards: Sequence[Mapping[str, Any]], source: Source | None) -> None:
+        self._paths, self._shards, self._source = paths, shards, source
         self._open: OrderedDict[int, int] = OrderedDict()  # number of the shard -> descriptor, the latest used last
 
-    def __reduce__(self) -> tuple[type[_Tars], tuple[Sequence[str]]]:
-        return _Tars, (self._paths,)
+    def __reduce__(self) -> tuple[type[_Tars], tuple[Any, ...]]:
+        return _Tars, (self._paths, self._shards, self._source)
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Some bytes of a shard."""
         if number not in self._open:
             if len(self._open) == OPEN:
                 os.close(self._open.popitem(last=False)[1])
+            if self._source is not None:
+                self._source.fetch(self._shards[number], Path(self._paths[number]))
             self._open[number] = os.open(self._paths[number], os.O_RDONLY)
         self._open.move_to_end(number)
         return os.pread(self._open[number], size, offset)
@@ -188,7 +190,8 @@ class ShardDataset:
 
     `splits`: the names of all splits of the folder. Memory does not grow with the number of samples, except for the numbers
     that `take` is given. Raises DataError if the folder has no such split, its index is damaged or of an older version, or a
-    tar has another length than its index says. `verify()` reads all bytes and compares their sha256.
+    tar has another length than its index says. `verify()` reads all bytes and compares their sha256. Tars that are in an object
+    store (`remote_shards`) are fetched as they are needed.
     """
 
     def __init__(self, folder: Path, *splits: str) -> None:
@@ -207,13 +210,15 @@ class ShardDataset:
         self._split_starts = list(accumulate(map(len, self._indices), initial=0))
         self._rows: np.ndarray | None = None  # the samples that were taken, int64; None: all
         tars = [os.path.join(str(folder), shard["name"]) for shard in self._shards]
-        self._tars = _Tars(tars)
+        self._source = remote_shards.source(folder)
+        self._tars = _Tars(tars, self._shards, self._source)
         if self._shard_starts[-1] != self._split_starts[-1]:
             raise DataError(
                 f"{folder}: the shards hold {self._shard_starts[-1]} samples, the index {self._split_starts[-1]}."
             )
         for tar, shard in zip(tars, self._shards, strict=True):
-            if _bytes(tar) != shard["bytes"]:
+            length = _bytes(tar)
+            if length != shard["bytes"] and not (length is None and self._source is not None):
                 raise DataError(f"{tar} is missing or not {shard['bytes']} bytes long: it does not match its index.")
 
     def __len__(self) -> int:
@@ -277,6 +282,8 @@ class ShardDataset:
         """Compare every sha256 with index.json; raises DataError naming the first file that differs."""
         written = {shard["name"]: shard["sha256"] for shard in self._all_shards}
         written |= {f"{split}.jsonl": entry["sha256"] for split, entry in self._entries.items()}
+        for shard in self._all_shards if self._source is not None else ():
+            self._source.fetch(shard, self.folder / shard["name"])
         for name, expected in written.items():
             digest = _sha256(self.folder / name)
             if digest != expected:

@@ -155,7 +155,7 @@ def train(params: Params, root: Path, device: torch.device, checkpoint: Path | N
         )
     loop = TrainingLoop(
         params, root, CodecModel(config, denoiser), trainer,
-        TrainingFolder(root, stored_codec.NAME, fingerprint, config.checkpoints_kept),
+        TrainingFolder(root, stored_codec.NAME, fingerprint, config.checkpoints_kept, params),
         CodecEvaluator(evaluated), dataset.keys, lineage.trained_on(train_set, None),
         partial(_save_trained, config=config, pictures=fitted.x0),
     )  # fmt: skip

@@ -171,7 +171,7 @@ def training_loop(
     if data.stills is not None:
         fingerprint["what is beside clips"] = data.stills.digest()
     evaluator = Evaluator(model, evaluated, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples)
-    folder = TrainingFolder(root, name, fingerprint, config.checkpoints_kept)
+    folder = TrainingFolder(root, name, fingerprint, config.checkpoints_kept, params)
     trained_on = lineage.trained_on(data.train, start or config.start)
     if isinstance(config, MotionModel | VideoModel):  # the persons that the clips are of, and those beside them
         rows = {row for meta in data.train.metas() for row in meta["rows"]}

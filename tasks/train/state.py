@@ -22,7 +22,8 @@ from torch import Tensor
 from tasks import paths
 from tasks.common import checkpoint
 from tasks.common.errors import DataError, UserError
-from tasks.train import post_hoc_ema, run_fingerprint
+from tasks.config.params import Params
+from tasks.train import checkpoint_store, post_hoc_ema, run_fingerprint
 from tasks.train.run_fingerprint import RunFingerprint
 
 TRAININGS_KEPT = 2
@@ -33,14 +34,17 @@ log = logging.getLogger(__name__)
 
 
 class TrainingFolder:
-    """The folder of one training; only the leading rank has one."""
+    """The folder of one training; only the leading rank has one. Its files are copied to `store.checkpoints` of params.yaml."""
 
-    def __init__(self, root: Path, model: str, fingerprint: RunFingerprint, checkpoints_kept: int) -> None:
+    def __init__(
+        self, root: Path, model: str, fingerprint: RunFingerprint, checkpoints_kept: int, params: Params
+    ) -> None:
         self.fingerprint = fingerprint
         self.digest = run_fingerprint.digest(fingerprint)
         self.model = model
         self.checkpoints_kept = checkpoints_kept
         self.path = root / paths.TRAINING / model / self.digest
+        self.store = checkpoint_store.of(params, self.path)
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -48,6 +52,8 @@ class TrainingFolder:
 
     def resume(self) -> State | None:
         """The last undamaged checkpoint; None if there is none. Raises DataError if all of them are damaged."""
+        if self.store is not None:
+            self.store.fetch()
         damaged = []
         for path in reversed(self.checkpoints()):
             try:
@@ -78,6 +84,7 @@ class TrainingFolder:
         checkpoint.save(path, tensors, {FINGERPRINT: self.fingerprint, **meta})
         for old in self.checkpoints()[: -self.checkpoints_kept]:
             old.unlink()
+        self._copy(path)
 
     def save_best(self, weights: dict[str, Tensor], nimg: int) -> None:
         """Write the averaged weights of the best evaluation, then delete those of the best one before."""
@@ -85,6 +92,7 @@ class TrainingFolder:
         for path in self.path.glob("best-*.safetensors"):
             if path != self._best(nimg):
                 path.unlink()
+        self._copy(self._best(nimg))
 
     def best(self, nimg: int) -> dict[str, Tensor]:
         """The weights that `save_best` wrote at this number of images."""
@@ -94,6 +102,11 @@ class TrainingFolder:
         """Write one of the averages from which post-hoc EMA computes others."""
         path = self.snapshots / post_hoc_ema.snapshot_file(average, nimg)
         checkpoint.save(path, dict(weights), {"average": average, "images": nimg})
+        self._copy(path)
+
+    def _copy(self, path: Path) -> None:
+        if self.store is not None:
+            self.store.put(path)
 
     @property
     def snapshots(self) -> Path:

@@ -71,7 +71,7 @@ def train(params: Params, root: Path, device: torch.device, checkpoint: Path | N
             f"{device.type}, {trainer.compute.precision}, {sum(p.numel() for p in model.denoiser.parameters()):,} weights."
         )
     loop = TrainingLoop(
-        params, root, model, trainer, TrainingFolder(root, paths.UPSCALER, fingerprint, config.checkpoints_kept),
+        params, root, model, trainer, TrainingFolder(root, paths.UPSCALER, fingerprint, config.checkpoints_kept, params),
         Evaluator(model, evaluated, rng.fold(config.seed, rng.Stream.WATCH), config.distance_samples), dataset.keys,
         lineage.trained_on(train_set, config.start), partial(model_file.save, model=model),
     )  # fmt: skip
