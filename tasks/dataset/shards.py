@@ -282,8 +282,9 @@ class ShardDataset:
         """Compare every sha256 with index.json; raises DataError naming the first file that differs."""
         written = {shard["name"]: shard["sha256"] for shard in self._all_shards}
         written |= {f"{split}.jsonl": entry["sha256"] for split, entry in self._entries.items()}
-        for shard in self._all_shards if self._source is not None else ():
-            self._source.fetch(shard, self.folder / shard["name"])
+        if self._source is not None:
+            for shard in self._all_shards:
+                self._source.fetch(shard, self.folder / shard["name"])
         for name, expected in written.items():
             digest = _sha256(self.folder / name)
             if digest != expected:
