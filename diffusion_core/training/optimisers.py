@@ -1,4 +1,5 @@
-"""The optimiser of a training: AdamW for every parameter, or Muon for the hidden matrices and AdamW for the rest.
+"""The optimiser of a training: AdamW for every parameter, its moments in 32 or 8 bits, or Muon for the hidden matrices and
+AdamW for the rest.
 
 Muon orthogonalises the momentum of a weight matrix, so that every direction of the matrix moves by the same amount (Jordan
 et al. 2024, https://kellerjordan.github.io/posts/muon/). A convolution kernel counts as a matrix of output channels by
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core.training import parallel
+from diffusion_core.training.adamw_8bit import AdamW8bit
 from diffusion_core.training.compute import blocks
 
-Name = Literal["adamw", "muon"]
+Name = Literal["adamw", "adamw_8bit", "muon"]
 MUON = "muon"  # key of a parameter group that Muon updates
 SCALE = "scale"  # key of a parameter group: its learning rate as a multiple of the configured one
 
@@ -177,9 +179,11 @@ def build(
         for key in sorted(set(own.values()))
     ]
     parameters = {key: p for key, p in parameters.items() if id(p) not in own}
-    if name == "adamw":
+    if name in ("adamw", "adamw_8bit"):
         groups = [{"params": list(parameters.values()), SCALE: 1.0}] if parameters else []
         groups += scaled
+        if name == "adamw_8bit":
+            return AdamW8bit(groups, learning_rate, betas, weight_decay)
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
     hidden = hidden_matrices(learned)
     ours = [p for p in parameters.values() if p in hidden]

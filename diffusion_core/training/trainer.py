@@ -318,6 +318,8 @@ class Trainer:
     def _moment(self, moment: str, value: Tensor, parameter: Tensor) -> Tensor:
         if moment == "step":  # AdamW keeps its step count on the CPU, unless it is fused
             return value.to(self.device if self.device.type == "cuda" else "cpu", copy=True)
+        if value.shape != parameter.shape or value.dtype != parameter.dtype:  # 8 bits: codes, and scales of blocks
+            return value.to(self.device, copy=True)
         own = torch.zeros_like(parameter)
         parallel.copy_full(own, value)
         return own

@@ -25,7 +25,7 @@ class SmallChange(Optimisation):
     """How a small change of a trained model is trained."""
 
     warmup_images: int = Field(0, ge=0)
-    optimiser: Literal["adamw"] = "adamw"
+    optimiser: Literal["adamw", "adamw_8bit"] = "adamw"
     keep: Keep = "before_memorizing"
     cuda: Device = Device()
     sharded: Literal[False] = False

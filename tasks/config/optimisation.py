@@ -63,7 +63,8 @@ class Optimisation(Section):
     images: Positive  # length of the training
     batch: Positive  # total over all ranks and micro-batches, not per device
     batch_growth: list[Growth] = Field([])  # larger batches later
-    optimiser: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the repeated blocks; AdamW for the rest
+    # adamw_8bit: with moments of 8 bits; muon: for the matrices of the repeated blocks, AdamW for the rest
+    optimiser: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     learning_rate: float = Field(gt=0, lt=1)  # of AdamW, for the first batch size
     muon_learning_rate: float = Field(0.005, gt=0, lt=1)  # follows the same schedule
     batch_lr_power: float = Field(0.5, ge=0, le=1)  # learning rate ~ batch to this power: 1 linear, 0.5 square root
@@ -120,6 +121,8 @@ class Optimisation(Section):
         for batch in self.batches():
             if self.ranks != "auto" and batch % self.ranks:
                 raise ValueError(f"batch must be a multiple of ranks ({self.ranks}), got {batch}")
+        if self.optimiser == "adamw_8bit" and self.sharded:
+            raise ValueError("optimiser adamw_8bit does not go with sharded: moments of 8 bits are not shared out")
         starts = [growth.images for growth in self.batch_growth]
         if starts != sorted(set(starts)):
             raise ValueError("batch_growth must be sorted by images")
