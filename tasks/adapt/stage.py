@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +36,8 @@ from diffusion_core.training.compute import computes_bf16
 from diffusion_core.training.monitoring import NoiseScale
 from diffusion_core.training.trainer import Trainer
 from tasks import paths
-from tasks.adapt import certificate, own, pictures
+from tasks.adapt import certificate, memory, own, pictures
+from tasks.adapt.memory import Estimate
 from tasks.adapt.pictures import Captioned, Splits
 from tasks.common.code_digest import code_digest
 from tasks.common.errors import UserError
@@ -56,6 +56,7 @@ from tasks.metrics import membership_inference
 from tasks.models.inputs import Examples, as_pictures
 from tasks.plots import drawing
 from tasks.registry import lineage
+from tasks.registry.tracking import Store
 from tasks.train import latent_cache, launch, run_fingerprint
 from tasks.train.core_settings import averages, core_compute, core_config
 from tasks.train.evaluation import EVALUATED, SIGMAS, Evaluation
@@ -63,7 +64,7 @@ from tasks.train.loop import TrainingLoop
 from tasks.train.state import TrainingFolder
 
 CODE = ("tasks/adapt/*.py", "tasks/foreign/*.py", "tasks/extract/decode.py")
-AFTER = ("tasks/adapt/certificate.py",)  # of that code, what runs when the training has ended
+AFTER = ("tasks/adapt/certificate.py", "tasks/adapt/memory.py")  # of that code, what does not change the training
 SHOWN = 8  # pictures in the sheet
 PRIOR = 1  # what else the seed is for: the pictures of the class
 DRAWN = 2  # and the pictures of the certificate
@@ -92,6 +93,7 @@ class AdapterEvaluator:
     examples: dict[str, Examples]
     size: int
     seed: int
+    batch: int  # examples at once, as many as in training
     sigmas: ClassVar[tuple[float, ...]] = SIGMAS
     noise_scale: ClassVar[bool] = False  # two passes more through a large network would cost as much as they tell
 
@@ -100,7 +102,9 @@ class AdapterEvaluator:
         losses = {}
         for split, examples in self.examples.items():
             x0, cond = examples.x0.to(self.model.device), to_device(examples.cond, self.model.device)
-            losses[split] = membership_inference.losses(denoiser, x0, cond, SIGMAS, self.seed, draws=1)
+            losses[split] = membership_inference.losses(
+                denoiser, x0, cond, SIGMAS, self.seed, draws=1, batch=self.batch
+            )
         variances = membership_inference.noise_variances(SIGMAS, None)
         means = {split: (loss.mean(1) * variances).tolist() for split, loss in losses.items()}
         gaps = None
@@ -169,18 +173,22 @@ def _train(
         "diffusers": package("diffusers").__version__,
     }  # fmt: skip
     if trainer.rank == 0:
-        _announce(name, model, trainer, splits, size)
+        _announce(name, trainer, splits, size)
+        Store(params.tracking, root)  # MLflow takes memory of its own, which is then in use already
+    expected = memory.estimate(trainer, model, size)
+    memory.reset_peak(device)
+    if trainer.rank == 0:
+        log.info(f"{name}: {expected.sentence()}")
+    batch = trainer.compute.microbatch or config.batch
     loop = TrainingLoop(
         params, root, AdaptedModel(name, config, change.denoiser), trainer,
         TrainingFolder(root, name, fingerprint, config.checkpoints_kept, params),
-        AdapterEvaluator(model, data.evaluated(), size, rng.fold(config.seed, Stream.WATCH)), data.keys,
+        AdapterEvaluator(model, data.evaluated(), size, rng.fold(config.seed, Stream.WATCH), batch), data.keys,
         _trained_on(splits, base.sha256), change.save,
-        judge=partial(_judge, root, name, config, model, splits, size) if config.certificate is not None else None,
+        judge=partial(_judge, root, name, config, model, splits, size, expected),
     )  # fmt: skip
     loop.resume(checkpoint)
     loop.run()
-    if trainer.rank == 0:
-        log.info(f"{name}: at most {_peak(device) / 1e9:.2f} GB of memory were used.")
 
 
 class Change(NamedTuple):
@@ -213,10 +221,17 @@ def _change(model: ForeignModel, config: AnyAdaptation, sha256: str) -> Change:
 
 
 def _judge(
-    root: Path, name: str, config: AnyAdaptation, model: ForeignModel, splits: Splits, size: int, folder: Path
-) -> dict[str, str]:
-    """Write the certificate of the trained change in a folder."""
-    assert config.certificate is not None  # or this is not called
+    root: Path, name: str, config: AnyAdaptation, model: ForeignModel, splits: Splits, size: int, expected: Estimate,
+    folder: Path,
+) -> dict[str, str]:  # fmt: skip
+    """Tell what memory the training took, and write the certificate of the trained change in a folder."""
+    used = memory.peak(model.device)
+    log.info(
+        f"{name}: the training used {memory.gigabytes(used)} of memory; {memory.gigabytes(expected.peak)} were expected."
+    )
+    tags = {"memory_expected": str(expected.peak), "memory_used": str(used)}
+    if config.certificate is None:
+        return tags
     changed = draw.adapted(folder, model)
     seed = rng.fold(config.seed, DRAWN)
     poses = None
@@ -229,7 +244,7 @@ def _judge(
             (folder / f"poses/{i:06d}.png").write_bytes(encode_png(picture))
     outcome = certificate.of_published(root, name, config.certificate, changed, splits, size, seed, folder, poses)
     log.info(f"{name}: {outcome.verdict}. {outcome.sentence}")
-    return {"certificate": outcome.verdict, "certificate_sentence": outcome.sentence}
+    return {**tags, "certificate": outcome.verdict, "certificate_sentence": outcome.sentence}
 
 
 def _poses(config: AnyAdaptation, splits: Splits, size: int) -> Poses | None:
@@ -376,23 +391,12 @@ def _save_branch(folder: Path, weights: dict[str, Tensor], meta: dict[str, Any],
     control.save(folder, branch, {"base": sha256, **meta})
 
 
-def _announce(name: str, model: ForeignModel, trainer: Trainer, splits: Splits, size: int) -> None:
+def _announce(name: str, trainer: Trainer, splits: Splits, size: int) -> None:
     trained = sum(p.numel() for p in trainer.parameters.values())
-    frozen = sum(p.numel() * p.element_size() for p in model.net.parameters())
     held_out = (
         f"{len(splits.val)} held out" if len(splits.val) else "too few to hold any out, so there is no validation loss"
     )
     log.info(
         f"{name}: {len(splits.train)} pictures of {size} pixels, {held_out}; for example {splits.train.captions[0]!r}."
     )
-    log.info(
-        f"{name}: {trained:,} weights are trained. The network takes {frozen / 1e9:.2f} GB, the change with gradients, average "
-        f"and optimiser {trained * 20 / 1e9:.2f} GB; activations come on top."
-    )
-
-
-def _peak(device: torch.device) -> float:
-    """The largest memory so far in bytes: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    log.info(f"{name}: {trained:,} weights are trained.")

@@ -200,6 +200,12 @@ def load(path: Path, sha256: str | None, device: torch.device, dtype: torch.dtyp
     return ForeignModel(folder, net, denoiser, codec(folder, device), made, device, dtype)
 
 
+class OneByOne(Latent):
+    """The codec of a published model, whose pictures are so large that several at once would take more memory than training."""
+
+    BATCH = 1
+
+
 def codec(folder: PipelineFolder, device: torch.device) -> Latent:
     """The autoencoder of a published model, with its scaling and shift. Raises UserError if it cannot be loaded."""
     diffusers, path = package("diffusers"), folder.path / "vae"
@@ -208,7 +214,7 @@ def codec(folder: PipelineFolder, device: torch.device) -> Latent:
     config = net.net.config
     shift = float(config.get("shift_factor") or 0.0)
     net.to(device)
-    return Latent(net, torch.full((net.latents, 1, 1), shift), torch.tensor(1 / float(config["scaling_factor"])))
+    return OneByOne(net, torch.full((net.latents, 1, 1), shift), torch.tensor(1 / float(config["scaling_factor"])))
 
 
 def _pretrained(of: Any, path: Path, dtype: torch.dtype) -> Any:

@@ -97,6 +97,7 @@ def losses(
     seed: int = 0,
     draws: int = 4,
     recipe: Recipe | None = None,
+    batch: int = 256,
 ) -> np.ndarray:
     """Mean of |D(x0 + sigma eps) - x0|^2 / sigma^2 for every example `[n, *S]` at every level: float64 `[levels, n]`.
 
@@ -108,7 +109,7 @@ def losses(
     variances = noise_variances(sigmas, recipe)[:, None]
     mean = np.zeros((len(sigmas), len(x0)))
     for draw in range(draws):
-        errors = denoising_losses(denoiser, x0, cond, levels, (seed, draw), recipe=recipe)
+        errors = denoising_losses(denoiser, x0, cond, levels, (seed, draw), batch, recipe)
         mean += errors.numpy() / variances / draws
     return mean
 

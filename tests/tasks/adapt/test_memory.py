@@ -1,0 +1,69 @@
+"""The memory that an adaptation is expected to take, against what it takes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+from tasks.adapt import memory, stage
+from tasks.adapt.memory import Estimate
+from tasks.config.params import load
+from tasks.foreign import folder
+from tests.support import tiny_pipelines
+from tests.support.workspaces import write_params
+
+pytestmark = pytest.mark.slow
+WITHIN = 2  # factor between what is expected of the training itself and what it takes
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipelines.stored(tmp_path_factory.mktemp("published") / "sd", "sd")
+
+
+def train(root: Path, published: Path, monkeypatch: pytest.MonkeyPatch, **lora: object) -> tuple[Estimate, int]:
+    """What was expected, and the peak."""
+    section = {
+        "pictures": "photos", "images": 16, "batch": 16, "checkpoint_images": 16, "rank": 4, "size": 256, "val": 0.3,
+        "certificate": None, **lora,
+    }  # fmt: skip
+    write_params(root, base={"source": str(published), "sha256": folder.digest(published)}, adapt={"lora": section})
+    (root / "photos").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(random.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(root / f"photos/{i}.png")
+    told: list[Estimate] = []
+    peaks: list[int] = []
+    estimate, peak = memory.estimate, memory.peak
+    monkeypatch.setattr(memory, "estimate", lambda *given: told.append(estimate(*given)) or told[0])
+    monkeypatch.setattr(memory, "peak", lambda device: peaks.append(peak(device)) or peaks[0])
+    torch.set_num_threads(1)
+    stage.run(load(root / "params.yaml"), root, "lora")
+    return told[0], peaks[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell the peak of a part of a process")
+def test_the_training_takes_what_was_expected(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first training loads libraries that the estimate of the CPU's memory does not know of."""
+    with monkeypatch.context() as patch:
+        small, used = train(tmp_path / "small", published, patch, microbatch=1)
+    assert used < 1.2 * small.peak
+    with monkeypatch.context() as patch:
+        told, used = train(tmp_path / "plain", published, patch)
+    expected, measured = told.peak - told.held, used - told.held
+    print(expected, measured, told.held, used)
+    assert told.micro_batch > 5e7 and expected / WITHIN < measured < expected * WITHIN
+    assert small.micro_batch < 0.3 * told.micro_batch
+    with monkeypatch.context() as patch:
+        recomputed, _ = train(
+            tmp_path / "recomputed", published, patch, recompute=True, optimiser="adamw_8bit", rank=64
+        )
+    assert recomputed.micro_batch < 0.7 * told.micro_batch
