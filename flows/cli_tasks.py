@@ -318,6 +318,15 @@ def export(alias: Alias = "champion") -> None:
     _call("export", alias)
 
 
+@commands.command(name="export-adapter", rich_help_panel=PANEL)
+def export_adapter(
+    method: Annotated[str, typer.Argument(help="A registered adapter of a published model, such as lora.")],
+    alias: Alias = "champion",
+) -> None:
+    """Export a registered adapter with its published model for serving, in MLflow's layout."""
+    _call("export_adapter", method, alias)
+
+
 @commands.command(name="export-motion", rich_help_panel=PANEL)
 def export_motion(
     split: Annotated[str, typer.Argument(help="Which samples: samples, followed, continued, ...")] = "samples",

@@ -66,6 +66,7 @@ COMMANDS = {
     "compare": "tasks.registry.compare",
     "explain": "tasks.report.explain",
     "export": "tasks.sample.export",
+    "export_adapter": "tasks.adapt.export",
     "export_motion": "tasks.sample.export_motion",
     "extract_slice": "tasks.extract.slices",
     "forget": "tasks.registry.forget",

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def save(folder: Path, models: Mapping[str, Path], requirements: list[str]) -> None:
-    """Save the models (name -> folder) as one MLflow model that answers requests: code, weights and no pickle."""
+def save(
+    folder: Path, models: Mapping[str, Path], requirements: list[str], code: str = "sample/mlflow_model.py"
+) -> None:
+    """Save the models (name -> folder) as one MLflow model that answers requests: code, weights and no pickle.
+
+    `code`: the file in `tasks` that MLflow executes.
+    """
     from mlflow import pyfunc
 
     tasks = Path(__file__).parents[1]
     pyfunc.save_model(
         folder,
-        python_model=str(tasks / "sample/mlflow_model.py"),
+        python_model=str(tasks / code),
         artifacts={name: str(path) for name, path in models.items()},
         code_paths=[str(tasks), str(tasks.parent / "diffusion_core")],
         pip_requirements=requirements,
