@@ -16,10 +16,11 @@ SCHEDULE |= {"timestep_spacing": "leading"}
 
 
 def tokenizer() -> Any:
-    """CLIP's tokenizer with letters for tokens."""
+    """CLIP's tokenizer with letters for tokens; `cat` is a token, too."""
     letters = [*string.ascii_lowercase, *string.digits, *",.-"]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return transformers.CLIPTokenizer({word: i for i, word in enumerate(words)}, [], model_max_length=77)
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>", "ca", "cat</w>"]
+    merges = [("c", "a"), ("ca", "t</w>")]
+    return transformers.CLIPTokenizer({word: i for i, word in enumerate(words)}, merges, model_max_length=77)
 
 
 def clip(width: int = 32, projected: bool = False) -> Any:
