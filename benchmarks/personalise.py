@@ -1,0 +1,401 @@
+"""A new category from few pictures: five ways to teach it to our picture model, at the same CPU time.
+
+    python -m benchmarks.personalise [--seconds 20] [--few 10 20 50] [--seeds 3] [--methods NAME ...] [--category stretch]
+                                     [--mannequins 1320] [--count 48] [--work DIR]
+
+A small picture model (64 pixels, latents of factor 8, width 128, 6 layers) is trained on mannequins of all categories but one.
+Each method then learns the last category from few pictures of it, for `--seconds` seconds of CPU time of one thread, without
+the time that it takes to read pictures:
+
+    lora         a LoRA of the trained model, as `adapt.pictures_adapted` makes it: the network is not told the new category
+    dreambooth   the same; half of the examples are pictures of the other categories that the trained model drew
+    inversion    what textual inversion is for a model that is told categories instead of texts: the embedding of one new
+                 category, a vector of 128 numbers, and nothing else; it begins at the mean of the others
+    fine-tuning  all weights of the trained model, with an embedding for the new category
+    scratch      a new model with the trained model's autoencoder
+
+The row `base` is the trained model itself, which has not seen the category. With 20 pictures, each method is trained `--seeds`
+times, on other pictures each time; the figures are means, and the intervals are Student's over these trainings. Rows of one
+training have the jackknife interval of the kernel distance. Judged are pictures for poses of held-out people:
+
+    kernel distance   of edges to held-out pictures of the new category (smaller is better)
+    adherence         share of limb joints within 0.2 torso lengths of what was asked for, read by MediaPipe
+    kept              adherence for held-out people of the other categories, over that of the trained model
+    loss of others    denoising loss of their held-out pictures, over that of the trained model
+    verdict           of the certificate, for the first training: are pictures for the poses of the training copies of it?
+
+Goals, for LoRA or Dreambooth with 20 pictures: the kernel distance is at least 30 % below that of `scratch` beyond the
+interval, and neither `kept` nor `loss of others` has become worse by more than 10 %.
+
+A row that has a result in DIR is not run again, so a benchmark that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import pictures
+from benchmarks.quality_per_compute import difference, interval
+from benchmarks.report import finish, table
+from tasks.metrics.kid import KID_NEEDS
+
+METHODS = ("lora", "dreambooth", "inversion", "fine-tuning", "scratch")
+REPEATED = 20  # pictures for which there are several trainings
+BETTER, FORGOTTEN = 0.3, 0.1  # the goals: by how much the distance is smaller, and how much may be forgotten
+PRIOR = 64  # pictures that the trained model draws for Dreambooth
+CHECKED = 50  # pictures of the certificate, the fewest that it can tell anything of
+STEPS = 10  # in which pictures are drawn
+RANK, BATCH = 8, 32
+RATES = {"lora": 1e-3, "dreambooth": 1e-3, "inversion": 1e-2, "fine-tuning": 3e-4, "scratch": 1e-3}
+HALFLIFE = 500  # images, of the average that is judged
+# The model, and how long it is trained on the other categories, about 5 minutes by one thread.
+SMALL: dict[str, Any] = {
+    "codec": {"images": 12_800, "warmup_images": 1000, "cooldown_images": 6400, "checkpoint_images": 12_800, "ranks": 1},
+    "pictures": {
+        "width": 128, "images": 28_800, "warmup_images": 800, "cooldown_images": 14_400, "ema_halflife_images": 1600,
+        "checkpoint_images": 28_800, "watch_images": None, "ranks": 1,
+    },
+    "curate": {"val": 0.25, "test": 0.2},
+    "sample": {"pictures": {"steps": STEPS}},
+}  # fmt: skip
+
+
+class WithNewCategory(nn.Module):
+    """The layer that embeds categories, with one more, whose column alone is trained."""
+
+    def __init__(self, known: nn.Linear) -> None:
+        super().__init__()
+        self.known = known.requires_grad_(False)
+        self.column = nn.Parameter(known.weight.mean(1))
+
+    def forward(self, categories: Tensor) -> Tensor:
+        """Embeddings `[B, width]` of one-hot categories `[B, known + 1]`."""
+        known: Tensor = self.known(categories[:, :-1])
+        return known + categories[:, -1:] * self.column
+
+
+def prepare(work: Path, options: argparse.Namespace) -> Any:
+    """Draw and extract the mannequins, and train codec and pictures on all categories but one into `work/base`, once.
+
+    Returns the parameters.
+    """
+    from tasks.train import stage
+
+    base = work / "base"
+    base.mkdir(parents=True, exist_ok=True)
+    params = pictures.write_params(base, SMALL)
+    pictures.run_stages(work, {**SMALL, "mannequin": {"count": options.mannequins}})
+    if not (base / "data/shards/index.json").is_file():
+        others = lambda metas: [i for i, meta in enumerate(metas) if meta["category"] != options.category]  # noqa: E731
+        write_shards(work / "data/shards", base / "data/shards", {split: others for split in ("train", "val", "test")})
+    for model in ("codec", "pictures"):
+        if not (base / "artifacts" / model / "model.safetensors").is_file():
+            stage.run(params, base, model)
+    return params
+
+
+def write_shards(
+    source: Path, out: Path, choose: dict[str, Callable[[Sequence[dict[str, Any]]], Sequence[int]]]
+) -> None:
+    """Write the chosen samples of each split of shards as shards."""
+    from tasks.dataset import shards
+    from tasks.dataset.shards import ShardDataset
+
+    splits: dict[str, Iterator[tuple[str, dict[str, bytes]]]] = {}
+    for split, chosen in choose.items():
+        dataset = ShardDataset(source, split).pictured()
+        splits[split] = members(dataset, chosen(dataset.metas()))
+    shards.write(out, splits, 1000, ShardDataset(source).about)
+
+
+def members(dataset: Any, rows: Sequence[int]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The files of samples."""
+    for i in rows:
+        yield dataset.keys[i], {name: dataset.read(i, name) for name in ("png", "pose.npy", "json")}
+
+
+def drawn_by(base: Any, work: Path, params: Any) -> Any:
+    """Pictures of its own categories that the trained model drew, as samples with the poses that they show; drawn once."""
+    from tasks.common.images import encode_png
+    from tasks.common.subset import evenly_spaced
+    from tasks.dataset import shards
+    from tasks.dataset.shards import ShardDataset
+
+    folder = work / "prior"
+    if not folder.is_dir():
+        known = ShardDataset(work / "base/data/shards", "train").pictured()
+        known = known.take(evenly_spaced(len(known), PRIOR))
+        made = drawn(base, known, 1, params)
+
+        def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+            for (key, files), picture in zip(members(known, range(len(known))), made, strict=True):
+                yield key, {**files, "png": encode_png(picture)}
+
+        shards.write(folder, {"train": samples()}, 1000, known.about)
+    return ShardDataset(folder, "train")
+
+
+def drawn(model: Any, persons: Any, seed: int, params: Any) -> np.ndarray:
+    """Pictures uint8 `[n, s, s, 3]` of a model for the conditions of persons."""
+    from tasks.models.inputs import as_pictures
+    from tasks.models.sampler import Sampler
+
+    cond = model.conditions([str(meta["category"]) for meta in persons.metas()], persons.poses())
+    sampler = Sampler(model, params.sample.pictures)
+    return as_pictures(sampler.draw(cond, seed, torch.arange(len(persons)), pictures.BATCH))
+
+
+def untrained(method: str, base: Any, category: str, seed: int) -> Any:
+    """The model with the weights that a method trains; all others are frozen."""
+    from tasks.adapt import own
+
+    if method in ("lora", "dreambooth"):
+        base.denoiser.requires_grad_(False)
+        return own.adapted(base, RANK, seed=seed)[0]
+    torch.manual_seed(seed)
+    if method == "scratch":
+        return replace(_built(base, [category]), meta={})
+    grown = _built(base, base.categories)
+    grown.denoiser.load_state_dict(base.denoiser.state_dict())
+    embeddings = grown.denoiser.net.embedding.conds
+    embeddings["category"] = WithNewCategory(embeddings["category"])
+    grown.denoiser.requires_grad_(method == "fine-tuning")
+    embeddings["category"].column.requires_grad_(True)
+    return replace(grown, categories=[*base.categories, category], meta={**base.meta})
+
+
+def _built(base: Any, categories: list[str]) -> Any:
+    from tasks.models import modality
+
+    return modality.build("pictures", base.config, categories, base.codec, base.margin, base.padded)
+
+
+def trained(
+    method: str, base: Any, few: Any, prior: Any, work: Path, options: argparse.Namespace, seed: int
+) -> tuple[Any, int]:
+    """Train by a method for so many CPU-seconds; returns the model with averaged weights, and how many examples it saw."""
+    from diffusion_core.conditioning import KEEP
+    from diffusion_core.training.ema import halflife
+    from diffusion_core.training.trainer import TrainConfig, Trainer
+    from tasks.train import preparation
+
+    model = untrained(method, base, options.category, seed)
+    cpu = torch.device("cpu")
+
+    def load(dataset: Any) -> Any:
+        return preparation.load_data(
+            work, "pictures", base.config, cpu, base.codec, model.categories, (dataset, dataset)
+        ).source
+
+    own = load(few)
+    examples, n = own.data, own.count
+    if prior is not None:
+        theirs = load(prior)
+        n = 2 * max(own.count, theirs.count)
+
+        def half_of_both(index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            """Own examples at even numbers, those of the prior at odd ones."""
+            (x0, cond), (other_x0, other_cond) = (side.data(index // 2 % side.count) for side in (own, theirs))
+            for some in (cond, other_cond):
+                some.setdefault(f"{KEEP}vec:category", torch.ones(len(index), dtype=torch.bool))
+
+            def picked(a: Tensor, b: Tensor) -> Tensor:
+                return torch.where((index % 2 == 0).reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+            return picked(x0, other_x0), {key: picked(value, other_cond[key]) for key, value in cond.items()}
+
+        examples = half_of_both
+
+    config = TrainConfig(
+        images=pictures.NEVER, batch=BATCH, learning_rate=RATES[method], grad_clip=1.0, seed=seed,
+        condition_dropout=base.config.condition_dropout,
+    )  # fmt: skip
+    trainer = Trainer(model.denoiser, model.recipe, config, examples, n, {"ema": halflife(HALFLIFE)})
+    end = time.process_time() + options.seconds
+    while time.process_time() < end:
+        trainer.step()
+    finished = trainer.averaged()
+    finished.eval().requires_grad_(False)
+    return replace(model, denoiser=finished), trainer.nimg
+
+
+def judge(made: np.ndarray, persons: Any, held_out: Any, processes: int) -> dict[str, Any]:
+    """Kernel distance with its interval, and adherence, of pictures that were drawn for the persons."""
+    from tasks.evaluate import pose_accuracy
+    from tasks.metrics.features import edges
+    from tasks.metrics.kid import kid
+
+    landmarker = Path(__file__).parents[1] / "models/pose_landmarker_full.task"
+    read = pose_accuracy.read_poses(made, landmarker, 0.5, processes)
+    adherence = pose_accuracy.metrics("x", read, persons.poses()).get(f"x.within_{pose_accuracy.NEAR}", 0.0)
+    both = [edges(some.astype(np.float32) / 255) for some in (made, held_out.pictures_uint8(made.shape[1]))]
+    distance = kid(*both)
+    return {"kid": distance.value, "low": distance.low, "high": distance.high, "adherence": adherence}
+
+
+def loss(model: Any, persons: Any) -> float:
+    """Mean denoising loss of held-out pictures over noise levels, each level weighted by its variance."""
+    from tasks.metrics import membership_inference
+    from tasks.train.evaluation import SIGMAS
+
+    examples = model.examples(persons)
+    losses = membership_inference.losses(
+        model.denoiser, model.codec.encode(examples.x0), examples.cond, SIGMAS, 0, draws=1
+    )
+    return float((losses.mean(1) * membership_inference.noise_variances(SIGMAS, None)).mean())
+
+
+def one(method: str, few: int, seed: int, options: argparse.Namespace, params: Any) -> None:
+    """Train and judge one row; writes its result and a sheet of pictures."""
+    from tasks.adapt import certificate
+    from tasks.adapt.own import _captioned
+    from tasks.common import files
+    from tasks.common.subset import evenly_spaced
+    from tasks.dataset.shards import ShardDataset
+    from tasks.models import model_file
+    from tasks.plots import drawing
+
+    work: Path = options.work
+    began = time.process_time()
+    base = model_file.load(work / "base/artifacts/pictures", torch.device("cpu"))
+    every = ShardDataset(work / "data/shards", "train").pictured()
+    rows = [i for i, meta in enumerate(every.metas()) if meta["category"] == options.category]
+    order = np.random.default_rng([seed, 5]).permutation(rows).tolist()
+    if len(order) < few:
+        raise SystemExit(
+            f"There are {len(order)} training pictures of {options.category}: --mannequins must be larger."
+        )
+    seen = every.take(order[:few])
+    model, images = base, 0
+    if method != "base":
+        prior = drawn_by(base, work, params) if method == "dreambooth" else None
+        model, images = trained(method, base, seen, prior, work, options, seed)
+    held_out = ShardDataset(work / "data/shards", "val", "test").pictured()
+    is_new = np.array([meta["category"] == options.category for meta in held_out.metas()])
+    new, others = (held_out.take(np.flatnonzero(is_new == wanted).tolist()) for wanted in (True, False))
+    asked, kept = (side.take(evenly_spaced(len(side), options.count)) for side in (new, others))
+    made = drawn(model, asked, seed, params)
+    figures = judge(made, asked, new, options.processes)
+    remembered = judge(drawn(model, kept, seed, params), kept, others, options.processes)
+    verdict: dict[str, Any] = {}
+    if method != "base" and seed == 0:
+        shown = seen.take([i % few for i in range(CHECKED)])
+        root = work / "rows" / f"{method}-{few}"
+        root.mkdir(parents=True, exist_ok=True)
+
+        def draw_into(place: Path) -> None:
+            if not place.is_dir():
+                with files.new_folder(place) as temporary:
+                    for i, picture in enumerate(drawn(model, shown, seed, params)):
+                        (temporary / f"{i:06d}.png").write_bytes(certificate.png(picture))
+
+        sides = [_captioned(seen, made.shape[1]), _captioned(new, made.shape[1])]
+        outcome = certificate.certify(root, method, sides, [method, few, seed, images], draw_into, root)
+        verdict = {"verdict": outcome.verdict, "sentence": outcome.sentence}
+    tiles = [drawing.smooth(picture, 128) for picture in made[:16]]
+    drawing.save_png(result(work, method, few, seed).with_suffix(".png"), drawing.sheet(tiles, 8))
+    files.write_json(
+        result(work, method, few, seed),
+        {
+            "method": method, "pictures": few, "seed": seed, "seconds": options.seconds, "images": images, **figures,
+            "others_kid": remembered["kid"], "others_adherence": remembered["adherence"], "others_loss": loss(model, others),
+            **verdict, "all_seconds": time.process_time() - began,
+        },
+    )  # fmt: skip
+
+
+def result(work: Path, method: str, few: int, seed: int) -> Path:
+    """The file with the result of a row."""
+    return work / "results" / f"{method}-{few}-{seed}.json"
+
+
+def main() -> int:
+    """Run what has no result yet, then compare."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=20, help="CPU-seconds of each training")
+    parser.add_argument("--few", type=int, nargs="+", default=[10, 20, 50], help="pictures of the new category")
+    parser.add_argument("--seeds", type=int, default=3, help=f"trainings with {REPEATED} pictures")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--category", default="stretch", help="that is learned last")
+    parser.add_argument("--mannequins", type=int, default=1320)
+    parser.add_argument("--count", type=int, default=48, help="pictures that are judged, of each kind")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "contrapposto-personalise")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="that read poses")
+    options = parser.parse_args()
+    if options.count < KID_NEEDS:
+        parser.error(f"--count must be at least {KID_NEEDS}, as many as a kernel distance needs")
+    torch.set_num_threads(1)
+    os.environ.setdefault("WDS_SECURE", "1")
+    params = prepare(options.work, options)
+    rows = [("base", 0, 0)]
+    # The first trainings of all rows come first, so that a benchmark that is stopped has a whole table.
+    for seed in range(options.seeds):
+        rows += [(m, n, seed) for n in options.few for m in options.methods if seed == 0 or n == REPEATED]
+    for row in rows:
+        if not result(options.work, *row).is_file():
+            print(f"{row[0]}, {row[1]} pictures, seed {row[2]}", flush=True)
+            one(*row, options, params)
+    results = [json.loads(result(options.work, *row).read_text()) for row in rows]
+    return finish("personalise", *compared(results))
+
+
+def compared(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Print the table; the figures and the goals."""
+    before = results[0]
+    for row in results:
+        row["kept"] = row["others_adherence"] / before["others_adherence"]
+        row["others"] = row["others_loss"] / before["others_loss"]
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in results:
+        groups.setdefault((row["method"], row["pictures"]), []).append(row)
+    cells: list[tuple[str, ...]] = [
+        ("method", "pictures", "examples", "kernel distance x 1000", "adherence", "kept", "loss of others", "verdict")
+    ]
+    for (method, few), rows in sorted(groups.items(), key=lambda item: item[0][1]):
+        distances = [1000 * row["kid"] for row in rows]
+        low, high = (1000 * rows[0][end] for end in ("low", "high"))
+        if len(rows) > 1:
+            _, low, high = interval(distances)
+        mean = {key: np.mean([row[key] for row in rows]) for key in ("images", "adherence", "kept", "others")}
+        cells.append((
+            method, str(few), f"{mean['images']:,.0f}", f"{np.mean(distances):.3g} ({low:.3g} to {high:.3g})",
+            f"{mean['adherence']:.2f}", f"{mean['kept']:.2f}", f"{mean['others']:.2f}", rows[0].get("verdict", ""),
+        ))  # fmt: skip
+    print(table(cells))
+    figures: dict[str, Any] = {"rows": list(results)}
+    scratch = groups.get(("scratch", REPEATED), [])
+    reached: dict[str, tuple[bool, bool]] = {}
+    for method in ("lora", "dreambooth"):
+        rows = groups.get((method, REPEATED), [])
+        if len(rows) < 2 or len(scratch) < 2:
+            continue
+        distances, theirs = ([row["kid"] for row in some] for some in (rows, scratch))
+        figures[f"{method}: saved"] = 1 - float(np.mean(distances) / np.mean(theirs))
+        over = difference(distances, theirs, 1 - BETTER)
+        figures[f"{method}: distance minus {1 - BETTER:g} of that of scratch"] = over
+        kept, others = (float(np.mean([row[key] for row in rows])) for key in ("kept", "others"))
+        reached[method] = over[2] < 0, kept >= 1 - FORGOTTEN and others <= 1 + FORGOTTEN
+    goals = {
+        f"{REPEATED} pictures: LoRA or Dreambooth is {BETTER:.0%} better than scratch beyond the interval": any(
+            better for better, _ in reached.values()
+        ),
+        f"and forgets at most {FORGOTTEN:.0%}": any(better and kept for better, kept in reached.values()),
+    }
+    return figures, goals
+
+
+if __name__ == "__main__":
+    sys.exit(main())
