@@ -6,6 +6,7 @@ small pictures; larger pictures become latents of an autoencoder, which costs le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,6 +46,53 @@ class Affine:
     def decode(self, z: Tensor, cond: Cond | None = None) -> Tensor:
         """Network units to data units, whatever the conditions."""
         return z * self.scale.to(z.device) + self.mean.to(z.device)
+
+
+@dataclass(frozen=True)
+class Sharpened(Affine):
+    """An affine codec for clips `[n, frames, *S]` that amplifies changes from frame to frame.
+
+    After the affine map, W = (I + gain^2 D^T D)^(1/2) is applied along the frames, where D takes the difference of consecutive
+    frames. So the square of an error is |e|^2 + gain^2 |D e|^2: its position, and gain^2 times its velocity. The same holds for
+    the noise, whose velocities become about 1 / gain as large. Constant clips stay as they are, and examples without frames
+    `[n, *S]` are only mapped affinely.
+    """
+
+    gain: Tensor = torch.zeros(())  # []
+
+    @classmethod
+    def of(cls, x0: Tensor, sd: float, gain: float) -> Sharpened:
+        """That of clips `[n, frames, *S]`: a mean for each coordinate of a frame, and root mean square `sd` of all.
+
+        Raises ValueError if all frames are equal.
+        """
+        mean = Affine.fit(x0.flatten(0, 1), sd, per_coordinate=True).mean
+        unit = cls(mean, torch.ones(()), gain=torch.tensor(float(gain)))
+        return cls(mean, unit.encode(x0).square().mean().sqrt() / sd, gain=unit.gain)
+
+    def encode(self, x0: Tensor) -> Tensor:
+        """Data units to network units."""
+        return self._along_frames(super().encode(x0), 0.5)
+
+    def decode(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        """Network units to data units, whatever the conditions."""
+        return super().decode(self.smoothed(z))
+
+    def smoothed(self, z: Tensor) -> Tensor:
+        """Clips in the network's units without W: as the affine map alone would give them."""
+        return self._along_frames(z, -0.5)
+
+    def _along_frames(self, x: Tensor, power: float) -> Tensor:
+        """(I + gain^2 D^T D)^power applied along the frames. The cosine transform (DCT-II) diagonalises D^T D."""
+        if x.ndim <= self.mean.ndim + 1:
+            return x
+        frames = x.shape[1]
+        k = torch.arange(frames, dtype=torch.float64)
+        basis = torch.cos(torch.pi * (k[:, None] + 0.5) * k / frames) * math.sqrt(2 / frames)
+        basis[:, 0] = math.sqrt(1 / frames)
+        eigenvalues = 2 - 2 * torch.cos(torch.pi * k / frames)
+        matrix = (basis * (1 + float(self.gain) ** 2 * eigenvalues) ** power) @ basis.T
+        return torch.einsum("st,nt...->ns...", matrix.to(x), x)
 
 
 class Latent:

@@ -38,6 +38,10 @@ class MotionModel(Train):
     stills: int = Field(default=0, ge=0, le=64)  # poses of the dataset beside each clip in training; 0: clips alone
     # Probability of withholding first pose and path, each by itself: what a user does not give is withheld.
     pose_dropout: Fraction = 0.7
+    # How much changes from frame to frame are amplified in what the network sees: an error of a velocity (torso lengths per
+    # frame) costs sharpening^2 times that of a position. 0: not at all.
+    sharpening: float = Field(default=0.0, ge=0, le=100)
+    world_feet: bool = False  # the network sees feet in the world, where they stand still, and not relative to the hips
     # Weights of further costs, beside that of the recipe (arXiv 2209.14916, eq. 4 and 5): of wrong velocities, and of feet
     # that move while they stand in the data.
     velocity_loss: float = Field(default=0.0, ge=0, le=1000)

@@ -17,6 +17,7 @@ from tasks.config.codec import Codec
 from tasks.dataset.pose_map import CHANNELS
 from tasks.models import published_codec
 from tasks.models.conditioning import KEYS
+from tasks.models.motion_codec import MotionCodec
 
 PictureCodec = Affine | Latent
 NAME = "codec"
@@ -40,6 +41,8 @@ def description(codec: PictureCodec) -> dict[str, Any] | None:
 def tensors(codec: PictureCodec) -> dict[str, Tensor]:
     """The codec's tensors by the names that they have in a file."""
     out = {f"{PREFIX}mean": codec.mean, f"{PREFIX}scale": codec.scale}
+    if isinstance(codec, MotionCodec):
+        out |= {f"{PREFIX}gain": codec.gain, f"{PREFIX}world_feet": codec.world_feet}
     if isinstance(codec, Latent):
         out |= {f"{PREFIX}net.{name}": value for name, value in codec.net.state_dict().items()}
     return out
@@ -49,6 +52,8 @@ def from_tensors(stored: dict[str, Tensor], about: dict[str, Any] | None) -> Pic
     """The codec of a file: its tensors, and its `description`. Raises KeyError, RuntimeError or TypeError if
     they do not fit, UserError if it needs a package that is not installed."""
     mean, scale = stored[f"{PREFIX}mean"], stored[f"{PREFIX}scale"]
+    if f"{PREFIX}gain" in stored:
+        return MotionCodec(mean, scale, gain=stored[f"{PREFIX}gain"], world_feet=stored[f"{PREFIX}world_feet"])
     if about is None:
         return Affine(mean, scale)
     net = published_codec.Published(about) if "diffusers" in about else Autoencoder(**about)

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ from tasks.config.sampling import SamplingChoices
 from tasks.config.text import TextEncoder
 from tasks.config.video import VideoModel
 from tasks.dataset.shards import ShardDataset
-from tasks.models import inputs, motion_losses
+from tasks.models import inputs, motion_codec, motion_losses
 from tasks.models.build import network
 from tasks.models.conditioning import KEYS, SELF, AnyModel, conditions, weights, widths
 
@@ -167,7 +168,7 @@ class Model:
         same_units = all(
             a.shape == b.shape and torch.allclose(a.cpu(), b.cpu())
             for a, b in ((self.codec.mean, other.codec.mean), (self.codec.scale, other.codec.scale))
-        )
+        ) and motion_codec.options(self.codec) == motion_codec.options(other.codec)
         for what, same in (
             ("categories", self.categories == other.categories),
             ("conditions", self.config.conditions == other.config.conditions),
@@ -301,7 +302,8 @@ def _with_motion_losses(config: MotionModel, recipe: Recipe, codec: Affine | Lat
             f"velocity_loss and foot_contact_loss do not go with recipe {config.recipe}: its loss is its own."
         )
     assert clip is not None
-    cost = motion_losses.term(config.velocity_loss, config.foot_contact_loss, float(codec.scale), clip.rate)
+    features = partial(motion_codec.scaled_features, codec, frames=clip.frames)
+    cost = motion_losses.term(config.velocity_loss, config.foot_contact_loss, float(codec.scale), clip.rate, features)
     return recipe.replace(loss=WithTerm(cost, recipe.loss))
 
 

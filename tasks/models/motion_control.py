@@ -23,6 +23,7 @@ from tasks.common import motion
 from tasks.common.errors import DataError
 from tasks.config.sampling import SamplingChoices
 from tasks.models.guiding import guided
+from tasks.models import motion_codec
 from tasks.models.modality import Model
 
 GIVEN_SIGMA = 0.01  # noise assumed on what is given, in the network's units (data have standard deviation 0.5)
@@ -43,7 +44,7 @@ def given(model: Model, known: np.ndarray, cond: Cond, ids: Tensor, plan: Plan) 
     """
     values = torch.from_numpy(known)
     mask = values[0].isfinite()
-    y = model.codec.encode(values.double())[:, mask]
+    y = _units(model, values.double())[:, mask]
     sampled = _sampled(model, inverse.inpaint(mask), y, cond, ids, plan)
     return motion.from_features(torch.where(mask, values.float(), sampled).numpy())
 
@@ -112,7 +113,7 @@ def long(
         origin, angle = motion.middle_of_hips(end[:, 0]), motion.yaw(end[:, 0])
         local = motion.turned(end - origin[:, None, None], angle)
         known = torch.from_numpy(motion.features(local)).flatten(1)
-        y = model.codec.encode(known.reshape(len(known), overlap, 33, 3)).flatten(1).double()
+        y = _units(model, known.reshape(len(known), overlap, 33, 3)).flatten(1).double()
         own = plan._replace(seed=plan.seed + 7919 * k)
         values = _sampled(model, inverse.inpaint(mask), y, cond_of(k), ids, own, strength)
         clip = motion.from_features(values.double().numpy())
@@ -120,6 +121,11 @@ def long(
         world = motion.turned(clip, -angle) + origin[:, None, None]
         whole = np.concatenate([whole, world[:, overlap:]], axis=1)
     return whole.astype(np.float32)
+
+
+def _units(model: Model, values: Tensor) -> Tensor:
+    """Features of clips as `motion_codec.scaled_features` gives them; NaN stays NaN where it is."""
+    return (values - motion_codec.offset(model.codec, values)) / model.codec.scale.to(values)
 
 
 def _plain(model: Model, cond: Cond, ids: Tensor, plan: Plan) -> Tensor:
@@ -140,15 +146,22 @@ def _plain(model: Model, cond: Cond, ids: Tensor, plan: Plan) -> Tensor:
 def _sampled(
     model: Model, operator: Operator, y: Tensor, cond: Cond, ids: Tensor, plan: Plan, strength: float | None = None
 ) -> Tensor:
-    """Samples in data units with these measurements `[n, m]`; with a strength, by reconstruction guidance."""
+    """Samples in data units with these measurements `[n, m]`; with a strength, by reconstruction guidance.
+
+    The operator is that of clips in `_units`.
+    """
     device = next(model.denoiser.parameters()).device
     made = model.sampler(plan.how.sampling)
-    a, y = inverse.matrix(operator, model.shape).to(device), y.to(device)
+
+    def measured(x: Tensor) -> Tensor:
+        return operator(motion_codec.scaled_features(model.codec, x.reshape(len(x), *model.shape)))
+
+    a, y = inverse.matrix(measured, model.shape).to(device), y.to(device)
     plain = guided(model, plan.how.guidance_options, made.timesteps)
     if strength is None:
         denoiser = inverse.moment_matching(plain, a, y, GIVEN_SIGMA, iterations=1)
     else:
-        denoiser = inverse.reconstruction_guidance(plain, operator, y, strength)
+        denoiser = inverse.reconstruction_guidance(plain, measured, y, strength)
     cond = to_device(cond, device)
     with model.autocast():
         z = generate(

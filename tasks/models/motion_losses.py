@@ -13,23 +13,29 @@ from torch import Tensor
 
 from diffusion_core.conditioning import SEGMENT, WEIGHT, Cond
 from tasks.common import motion
-from tasks.common.skeleton import INDEX
+from tasks.models.motion_codec import FEET
 
-FEET = [INDEX[f"{side}_{name}"] for side in ("left", "right") for name in ("ankle", "heel", "foot_index")]
 STANDS = 0.2  # torso lengths per second: a joint of a foot that moves more slowly in the data stands
 
 
-def term(velocity: float, foot_contact: float, scale: float, rate: float) -> Callable[[Tensor, Tensor, Cond], Tensor]:
+def term(
+    velocity: float,
+    foot_contact: float,
+    scale: float,
+    rate: float,
+    features: Callable[[Tensor], Tensor] = lambda z: z,
+) -> Callable[[Tensor, Tensor, Cond], Tensor]:
     """The cost `[B]` of an estimate of clips x0 `[B, frames, 33, 3]`.
 
     velocity: weight of the mean squared error of the change from frame to frame (eq. 5). foot_contact: weight of the mean
     squared change of the places of FEET from frame to frame where they stand in the data (eq. 4). `scale`: torso lengths in
     a unit of the network; `rate`: frames per second. Changes across the frames of different clips cost nothing, nor does the
-    path where it is not known.
+    path where it is not known. `features`: from the network's units to those of features, see
+    `motion_codec.scaled_features`.
     """
 
     def cost(estimate: Tensor, x0: Tensor, cond: Cond) -> Tensor:
-        steps, true = estimate.diff(dim=1), x0.diff(dim=1)
+        steps, true = features(estimate).diff(dim=1), features(x0).diff(dim=1)
         weight = cond[WEIGHT].to(x0)[:, 1:] if WEIGHT in cond else torch.ones_like(true[..., :1])
         if SEGMENT in cond:
             segment = cond[SEGMENT]

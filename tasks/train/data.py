@@ -160,8 +160,11 @@ class Encoder:
 
 def _fitted(dataset: Readable, x0: Tensor, per_coordinate: bool) -> Affine:
     """The affine codec for these examples; of clips, each frame counts as one, so that single poses have the same codec."""
-    frames = x0.flatten(0, 1) if isinstance(dataset.config, MotionModel) else x0
-    return inputs.fit_codec(frames, per_coordinate)
+    if not isinstance(dataset.config, MotionModel):
+        return inputs.fit_codec(x0, per_coordinate)
+    if dataset.config.sharpening or dataset.config.world_feet:
+        return inputs.fit_motion_codec(x0, dataset.config)
+    return inputs.fit_codec(x0.flatten(0, 1), per_coordinate)
 
 
 def in_memory(

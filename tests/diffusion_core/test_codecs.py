@@ -1,9 +1,9 @@
-"""The affine codec: statistics, round trip and errors."""
+"""The affine codecs: statistics, round trip and errors."""
 
 import pytest
 import torch
 
-from diffusion_core.codecs import Affine
+from diffusion_core.codecs import Affine, Sharpened
 from tasks.common.errors import DataError
 from tasks.models import inputs
 
@@ -31,3 +31,22 @@ def test_equal_examples_raise():
         Affine.fit(torch.ones(5, 3), 0.5, True)
     with pytest.raises(DataError, match="nothing to learn"):
         inputs.fit_codec(torch.ones(5, 3), True)
+
+
+def test_sharpened_clips_weigh_velocities_and_keep_constants():
+    clips = torch.randn(50, 9, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).cumsum(1)
+    codec = Sharpened.of(clips, 0.5, gain=4.0)
+    z = codec.encode(clips)
+    assert float(z.square().mean().sqrt()) == pytest.approx(0.5)
+    torch.testing.assert_close(codec.decode(z), clips)
+    error = torch.randn(1, 9, 3, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + clips[:1]
+    apart = (codec.encode(error) - z[:1]) * codec.scale
+    step = error - clips[:1]
+    assert float(apart.square().sum()) == pytest.approx(
+        float(step.square().sum() + 16 * step.diff(dim=1).square().sum())
+    )
+    still = clips[:, 0]
+    constant = still[:, None].expand(-1, 9, -1, -1)
+    torch.testing.assert_close(codec.encode(constant), codec.encode(still)[:, None].expand(-1, 9, -1, -1))
+    with pytest.raises(ValueError, match="no scale"):
+        Sharpened.of(torch.ones(5, 4, 3, 2), 0.5, 1.0)
