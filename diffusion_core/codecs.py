@@ -58,7 +58,7 @@ class Sharpened(Affine):
     `[n, *S]` are only mapped affinely.
     """
 
-    gain: Tensor = torch.zeros(())  # []
+    gain: float = 0.0
 
     @classmethod
     def of(cls, x0: Tensor, sd: float, gain: float) -> Sharpened:
@@ -67,7 +67,7 @@ class Sharpened(Affine):
         Raises ValueError if all frames are equal.
         """
         mean = Affine.fit(x0.flatten(0, 1), sd, per_coordinate=True).mean
-        unit = cls(mean, torch.ones(()), gain=torch.tensor(float(gain)))
+        unit = cls(mean, torch.ones(()), gain=gain)
         return cls(mean, unit.encode(x0).square().mean().sqrt() / sd, gain=unit.gain)
 
     def encode(self, x0: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Sharpened(Affine):
         basis = torch.cos(torch.pi * (k[:, None] + 0.5) * k / frames) * math.sqrt(2 / frames)
         basis[:, 0] = math.sqrt(1 / frames)
         eigenvalues = 2 - 2 * torch.cos(torch.pi * k / frames)
-        matrix = (basis * (1 + float(self.gain) ** 2 * eigenvalues) ** power) @ basis.T
+        matrix = (basis * (1 + self.gain**2 * eigenvalues) ** power) @ basis.T
         return torch.einsum("st,nt...->ns...", matrix.to(x), x)
 
 

@@ -22,6 +22,7 @@ from tasks.models.motion_codec import MotionCodec
 PictureCodec = Affine | Latent
 NAME = "codec"
 PREFIX = "codec."  # of its tensors in a model file
+MOTION = ("gain", "world_feet")  # what a codec of motion has besides an affine map
 
 
 def untrained(config: Codec) -> Autoencoder:
@@ -42,7 +43,7 @@ def tensors(codec: PictureCodec) -> dict[str, Tensor]:
     """The codec's tensors by the names that they have in a file."""
     out = {f"{PREFIX}mean": codec.mean, f"{PREFIX}scale": codec.scale}
     if isinstance(codec, MotionCodec):
-        out |= {f"{PREFIX}gain": codec.gain, f"{PREFIX}world_feet": codec.world_feet}
+        out |= {f"{PREFIX}{key}": torch.tensor(float(getattr(codec, key))) for key in MOTION}
     if isinstance(codec, Latent):
         out |= {f"{PREFIX}net.{name}": value for name, value in codec.net.state_dict().items()}
     return out
@@ -53,7 +54,8 @@ def from_tensors(stored: dict[str, Tensor], about: dict[str, Any] | None) -> Pic
     they do not fit, UserError if it needs a package that is not installed."""
     mean, scale = stored[f"{PREFIX}mean"], stored[f"{PREFIX}scale"]
     if f"{PREFIX}gain" in stored:
-        return MotionCodec(mean, scale, gain=stored[f"{PREFIX}gain"], world_feet=stored[f"{PREFIX}world_feet"])
+        gain, world_feet = (float(stored[f"{PREFIX}{key}"]) for key in MOTION)
+        return MotionCodec(mean, scale, gain=gain, world_feet=bool(world_feet))
     if about is None:
         return Affine(mean, scale)
     net = published_codec.Published(about) if "diffusers" in about else Autoencoder(**about)

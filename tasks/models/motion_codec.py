@@ -23,11 +23,11 @@ FEET = [INDEX[f"{side}_{name}"] for side in ("left", "right") for name in ("ankl
 class MotionCodec(Sharpened):
     """Features of clips `[n, frames, 33, 3]` or of single poses `[n, 33, 3]` in the network's units, and back.
 
-    `world_feet` (0 or 1): whether the joints FEET are relative to the hips of the clip's first frame, as the path is, instead of
-    to those of their own frame.
+    `world_feet`: whether the joints FEET are relative to the hips of the clip's first frame, as the path is, instead of to those
+    of their own frame.
     """
 
-    world_feet: Tensor = torch.zeros(())  # []
+    world_feet: bool = False
 
     @classmethod
     def fit(cls, x0: Tensor, sd: float, gain: float, world_feet: bool) -> MotionCodec:  # type: ignore[override]
@@ -36,7 +36,7 @@ class MotionCodec(Sharpened):
         Raises ValueError if all frames are equal.
         """
         fitted = Sharpened.of(_placed(x0, 1) if world_feet else x0, sd, gain)
-        return cls(fitted.mean, fitted.scale, gain=fitted.gain, world_feet=torch.tensor(float(world_feet)))
+        return cls(fitted.mean, fitted.scale, gain=gain, world_feet=world_feet)
 
     def encode(self, x0: Tensor) -> Tensor:
         """Data units to network units."""
@@ -74,6 +74,6 @@ def offset(codec: Affine | Latent, like: Tensor) -> Tensor:
     return _placed(mean, -1) if isinstance(codec, MotionCodec) and codec.world_feet else mean
 
 
-def options(codec: Affine | Latent) -> tuple[float, float]:
+def options(codec: Affine | Latent) -> tuple[float, bool]:
     """What the codec does besides an affine map: sharpening and world feet."""
-    return (float(codec.gain), float(codec.world_feet)) if isinstance(codec, MotionCodec) else (0.0, 0.0)
+    return (codec.gain, codec.world_feet) if isinstance(codec, MotionCodec) else (0.0, False)

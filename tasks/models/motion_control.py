@@ -22,8 +22,8 @@ from diffusion_core.sampling.loop import generate
 from tasks.common import motion
 from tasks.common.errors import DataError
 from tasks.config.sampling import SamplingChoices
-from tasks.models.guiding import guided
 from tasks.models import motion_codec
+from tasks.models.guiding import guided
 from tasks.models.modality import Model
 
 GIVEN_SIGMA = 0.01  # noise assumed on what is given, in the network's units (data have standard deviation 0.5)

@@ -33,6 +33,7 @@ from tasks.dataset.shards import ShardDataset
 from tasks.models import conditioning, inputs
 from tasks.models.conditioning import AnyModel
 from tasks.models.inputs import Examples
+from tasks.models.motion_codec import MotionCodec
 from tasks.train import latent_cache
 
 FITTED = 4096  # examples that the codec is fitted to where not all fit into memory
@@ -162,9 +163,10 @@ def _fitted(dataset: Readable, x0: Tensor, per_coordinate: bool) -> Affine:
     """The affine codec for these examples; of clips, each frame counts as one, so that single poses have the same codec."""
     if not isinstance(dataset.config, MotionModel):
         return inputs.fit_codec(x0, per_coordinate)
+    plain = inputs.fit_codec(x0.flatten(0, 1), per_coordinate)  # refuses examples that are all the same
     if dataset.config.sharpening or dataset.config.world_feet:
-        return inputs.fit_motion_codec(x0, dataset.config)
-    return inputs.fit_codec(x0.flatten(0, 1), per_coordinate)
+        return MotionCodec.fit(x0, inputs.DATA_SD, dataset.config.sharpening, dataset.config.world_feet)
+    return plain
 
 
 def in_memory(

@@ -35,7 +35,8 @@ def _config(**changes: object) -> MotionModel:
 
 
 def _codec(config: MotionModel) -> MotionCodec:
-    return inputs.fit_motion_codec(torch.from_numpy(motion.features(_clips())), config)
+    x0 = torch.from_numpy(motion.features(_clips()))
+    return MotionCodec.fit(x0, inputs.DATA_SD, config.sharpening, config.world_feet)
 
 
 @pytest.mark.parametrize("world_feet", [True, False])
