@@ -85,13 +85,13 @@ class Retrain(Section):
 
 
 class Generate(SamplingChoices):
-    """Samples on demand: pictures, of which only those that show the requested pose are kept, or motion.
+    """Samples on demand: pictures, of which only those that show the requested pose are kept, motion, or clips of pictures.
 
     Sampler, steps and timesteps are those of poses and pictures; guidance and start are those of the picture model. Motion is
-    sampled as `motion.sample` says.
+    sampled as `motion.sample` says, clips as `video.sample` says.
     """
 
-    kind: Literal["picture", "motion"] = "picture"
+    kind: Literal["picture", "motion", "video"] = "picture"
 
     alias: Literal["champion", "challenger", "previous"] = "champion"  # of the registered models
     count: Positive = 64  # samples to keep
@@ -103,6 +103,7 @@ class Generate(SamplingChoices):
     # Of motion, the velocity of the hips: x, y, z in torso lengths per second; null: sampled.
     velocity: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
     seconds: float | None = Field(default=None, gt=0, le=60)  # of motion; null: as long as a training clip
+    turn: float = Field(default=0.0, ge=-180, le=180)  # of clips: degrees by which the person is turned to their left
     guidance: GuidanceOrScale = 2.0  # of the pictures; 1: none
     seed: Seed = 0
     near: float = Field(default=0.25, gt=0)  # torso lengths in the image plane: a joint this near is correct

@@ -23,8 +23,8 @@ FEET = [INDEX[f"{side}_{name}"] for side in ("left", "right") for name in ("ankl
 class MotionCodec(Sharpened):
     """Features of clips `[n, frames, 33, 3]` or of single poses `[n, 33, 3]` in the network's units, and back.
 
-    `world_feet`: whether the joints FEET are relative to the hips of the clip's first frame, as the path is, instead of to those
-    of their own frame.
+    `world_feet`: whether the joints FEET are relative to the hips of the clip's first frame, as the path is, not to those of
+    their own frame.
     """
 
     world_feet: bool = False

@@ -147,14 +147,14 @@ def fetch_all(store: Store, root: Path, alias: str) -> dict[str, Path]:
 
 
 def fetch_served(store: Store, root: Path, alias: str) -> dict[str, Path]:
-    """The folders of everything that can be served with this alias: poses and pictures, motion, or both.
+    """The folders of everything that can be served with this alias: poses and pictures, motion, and clips of pictures.
 
     Raises as `fetch` does.
     """
-    moving = version(store, MOTION, alias) is not None
+    alone = [model for model in ALONE if version(store, model, alias) is not None]
     still = any(version(store, model, alias) is not None for model in MODELS)
-    named = fetch_all(store, root, alias) if still or not moving else {}
-    return named | ({MOTION: fetch(store, root, MOTION, alias)} if moving else {})
+    named = fetch_all(store, root, alias) if still or not alone else {}
+    return named | {model: fetch(store, root, model, alias) for model in alone}
 
 
 def find(params: Params, root: Path, model: str, sha256: str) -> Path:

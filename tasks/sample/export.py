@@ -40,7 +40,7 @@ def repository(folder: Path, source: Path, description: str) -> None:
     shutil.copyfile(source / paths.MODEL_FILE, folder / paths.MODEL_FILE)
     files.write_json(folder / CONFIG, {"library_name": "contrapposto", **meta})
     head = "---\nlibrary_name: contrapposto\npipeline_tag: unconditional-image-generation\ntags: [diffusion, pose]\n---\n\n"
-    after = MOTION if meta["model"] == paths.MOTION else ""
+    after = AFTER.get(meta["model"], "")
     (folder / README).write_text(head + description + USE.format(model=meta["model"], after=after), encoding="utf-8")
 
 
@@ -63,6 +63,14 @@ from tasks.common import motion
 
 clips = motion.from_features(samples.numpy())  # [4, frames, 33, 3] in torso lengths, hips at 0 in the first frame
 """
+
+
+VIDEO = """
+from tasks.models import inputs
+
+clips = inputs.as_clips(samples)  # uint8 [4, frames, size, size, 3]
+"""
+AFTER = {paths.MOTION: MOTION, paths.VIDEO: VIDEO}
 
 
 def fitting_classifiers(root: Path, sources: Mapping[str, Path]) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """Command `generate`: pictures of people in requested poses, of which only those that show the pose are kept.
 
-With `generate.kind: motion` it makes motion instead, see `generate_motion`.
+With `generate.kind: motion` it makes motion instead, see `generate_motion`, and with `video` clips of pictures, see
+`generate_video`.
 
 Samples are drawn in rounds. MediaPipe reads the pose in every picture, and pictures in which enough joints are where the
 request wants them are kept (rejection by re-estimation). `generated/` holds:
@@ -43,7 +44,7 @@ from tasks.recognise.features import of_poses
 from tasks.recognise.recogniser import State
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
-from tasks.sample import coco, generate_motion
+from tasks.sample import coco, generate_motion, generate_video
 from tasks.sample.requests import Artist, Request, Samples
 
 ROUND = 128  # samples per round
@@ -155,8 +156,9 @@ def run(params: Params, root: Path) -> None:
     Raises UserError if there is no such model or the request is invalid, DataError if too few samples are kept.
     """
     settings = params.generate
-    if settings.kind == "motion":
-        generate_motion.run(params, root)
+    other = {"motion": generate_motion.run, "video": generate_video.run}
+    if settings.kind in other:
+        other[settings.kind](params, root)
         return
     try:
         Request(category=settings.category, pose=settings.pose)

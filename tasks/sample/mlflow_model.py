@@ -13,7 +13,7 @@ class Contrapposto(PythonModel):
     """Answers each of a list of requests with a list of samples."""
 
     def load_context(self, context: Any) -> None:
-        """The exported models: of poses and pictures, of motion, the upscaler, classifiers. Not all need be there."""
+        """The exported models: of poses and pictures, of motion, of video, the upscaler, classifiers. Not all need be there."""
         self.studio = Studio({name: Path(folder) for name, folder in context.artifacts.items()})
 
     def predict(self, model_input: list[Body]) -> list[list[dict[str, Any]]]:  # type: ignore[override]

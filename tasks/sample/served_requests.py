@@ -12,14 +12,16 @@ from tasks import paths
 from tasks.config.params import validation_sentence
 from tasks.sample.motion_requests import Animator, MotionRequest
 from tasks.sample.requests import Artist, Request
+from tasks.sample.video_requests import Filmmaker, VideoRequest
 
-PICTURE, MOTION = "picture", "motion"
-REQUESTS: dict[str, type[Request | MotionRequest]] = {PICTURE: Request, MOTION: MotionRequest}
+PICTURE, MOTION, VIDEO = "picture", "motion", "video"
+AnyRequest = Request | MotionRequest | VideoRequest
+REQUESTS: dict[str, type[AnyRequest]] = {PICTURE: Request, MOTION: MotionRequest, VIDEO: VideoRequest}
 
 
 class Body(BaseModel):
-    """A request as MLflow reads it: `kind` (picture or motion), and the keys of `Request` and `MotionRequest` with the types
-    that MLflow's signatures know. Its values are not checked; `request` does that."""
+    """A request as MLflow reads it: `kind` (picture, motion or video), and the keys of `Request`, `MotionRequest` and
+    `VideoRequest` with the types that MLflow's signatures know. Its values are not checked; `request` does that."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,6 +31,7 @@ class Body(BaseModel):
     pose: dict[str, list[float]] | None = None
     velocity: list[float] | None = None
     seconds: float | None = None
+    turn: float | None = None
     count: int = 1
     sampler: str | None = None
     steps: int | None = None
@@ -38,10 +41,10 @@ class Body(BaseModel):
     options: Any = None
     seed: int = 0
 
-    def request(self) -> Request | MotionRequest:
+    def request(self) -> AnyRequest:
         """The request. Raises ValueError with a sentence if a value is not allowed."""
         if self.kind not in REQUESTS:
-            raise ValueError(f"request: kind must be {PICTURE} or {MOTION}, not {self.kind!r}")
+            raise ValueError(f"request: kind must be {PICTURE}, {MOTION} or {VIDEO}, not {self.kind!r}")
         given = {key: value for key, value in self.model_dump(exclude={"kind"}).items() if value is not None}
         try:
             return REQUESTS[self.kind].model_validate(given)
@@ -53,7 +56,7 @@ class Studio:
     """The models in folders (name -> folder): answers requests for what they can make."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
-        self.artist = self.animator = None
+        self.artist = self.animator = self.filmmaker = None
         if set(paths.MODELS) <= set(folders):
             self.artist = Artist(
                 folders["poses"],
@@ -63,10 +66,18 @@ class Studio:
             )
         if paths.MOTION in folders:
             self.animator = Animator(folders[paths.MOTION])
+        if self.animator is not None and paths.VIDEO in folders:
+            self.filmmaker = Filmmaker(folders[paths.VIDEO], self.animator)
 
     def answer(self, body: Body) -> list[dict[str, Any]]:
         """The requested samples. Raises ValueError if the request is invalid or no model here can answer it."""
         request = body.request()
+        if isinstance(request, VideoRequest):
+            if self.filmmaker is None:
+                raise ValueError(
+                    "request: kind: clips need a model of video and one of motion, which are not both here"
+                )
+            return self.filmmaker.answer(request)
         if isinstance(request, MotionRequest):
             if self.animator is None:
                 raise ValueError("request: kind: there is no model of motion here, only of pictures")

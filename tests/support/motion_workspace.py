@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from diffusion_core.codecs import Affine
+from tasks import paths
+from tasks.common import motion
 from tasks.config.params import Params, load
 from tasks.dataset import dataset_table
 from tasks.dataset.dataset_table import Gated, Persons
 from tasks.extract.findings import Kind
 from tasks.extract.poses_table import Pose
+from tasks.models import modality, model_file
+from tasks.models.modality import ClipShape
 from tests.support import curation_workspace, workspaces
 
+CLIP = ClipShape(8, 6.0)
 TINY = {
     "width": 16, "depth": 1, "heads": 2, "images": 64, "batch": 16, "warmup_images": 16, "cooldown_images": 0,
     "ema_halflife_images": 32, "checkpoint_images": 32, "optimiser": "adamw", "learning_rate": 3e-3,
@@ -30,6 +37,17 @@ def params(root: Path, **changes: Any) -> Params:
         "motion__sample__count": 30, "motion__sample__steps": 4, "motion__sample__examples": 2, "motion__sample__overlap": 3,
     }  # fmt: skip
     return load(workspaces.write_params(root, **{**tiny, **small, **changes}))
+
+
+def write_untrained(root: Path, params: Params, categories: list[str], images: int = 0) -> Path:
+    """The folder of a model of motion that is not trained: it draws noise around standing people."""
+    poses = np.stack([motion.features(workspaces.figure(np.random.default_rng(i), 0)[None])[0] for i in range(8)])
+    codec = Affine.fit(torch.from_numpy(poses).float(), 0.5, True)
+    torch.manual_seed(0)
+    model = modality.build(paths.MOTION, params.motion.model, categories, codec, 0.0, clip=CLIP)
+    folder = paths.model_folder(root, paths.MOTION)
+    model_file.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "0", "images": images})
+    return folder
 
 
 def tracked(source: str, seconds: np.ndarray, visibility: float = 1.0, **changes: Any) -> list[Pose]:

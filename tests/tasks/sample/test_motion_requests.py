@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_core.codecs import Affine
 from tasks import paths
 from tasks.common import files, motion
 from tasks.common.errors import UserError
@@ -20,8 +19,6 @@ from tasks.common.skeleton import INDEX, LANDMARKS
 from tasks.config.params import load
 from tasks.dataset.shards import ShardDataset
 from tasks.extract import bvh
-from tasks.models import modality, model_file
-from tasks.models.modality import ClipShape
 from tasks.registry import model_registry, rollback
 from tasks.registry.tracking import Store
 from tasks.sample import export, generate
@@ -31,20 +28,11 @@ from tests.support import motion_workspace
 from tests.support.workspaces import figure
 
 CATEGORIES = ["walk", "wave"]
-FRAMES, RATE = 8, 6.0
+FRAMES, RATE = motion_workspace.CLIP
 
 
 def _model(root: Path, images: int = 0, **changes: Any) -> Path:
-    """A model of motion that is not trained: it draws noise around standing people."""
-    params = motion_workspace.params(root, **changes)
-    poses = np.stack([motion.features(figure(np.random.default_rng(i), 0)[None])[0] for i in range(8)])
-    codec = Affine.fit(torch.from_numpy(poses).float(), 0.5, True)
-    clip = ClipShape(FRAMES, RATE)
-    torch.manual_seed(0)
-    model = modality.build(paths.MOTION, params.motion.model, CATEGORIES, codec, 0.0, clip=clip)
-    weights = dict(model.denoiser.state_dict())
-    model_file.save(paths.model_folder(root, paths.MOTION), model, weights, {"digest": "0", "images": images})
-    return paths.model_folder(root, paths.MOTION)
+    return motion_workspace.write_untrained(root, motion_workspace.params(root, **changes), CATEGORIES, images)
 
 
 @pytest.fixture(scope="module")
