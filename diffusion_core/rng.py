@@ -47,6 +47,7 @@ class TransformStream(IntEnum):
 
 
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number
+_SHARED = 1_000_003  # folded into the seed of noise that frames share; far from the numbers of draws
 _MIX1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
 _MIX2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
@@ -109,6 +110,20 @@ def gamma(k: int) -> Noise:
     def draw(shape: Sequence[int], seed: Seed, ids: Tensor) -> Tensor:
         sums = -uniform((k, *shape), seed, ids).log().sum(1)
         return ((sums - k) / math.sqrt(k)).float()
+
+    return draw
+
+
+def shared(noise: Noise, share: float) -> Noise:
+    """Noise for clips `[F, *S]` of which this share of the variance is the same in all frames.
+
+    "Mixed noise" of PYoCo (Ge et al. 2023, arXiv 2305.10474), with share = alpha^2 / (1 + alpha^2). Each frame alone
+    has the law of `noise`, if that is normal.
+    """
+
+    def draw(shape: Sequence[int], seed: Seed, ids: Tensor) -> Tensor:
+        common = noise(shape[1:], fold(seed, _SHARED), ids)[:, None]
+        return math.sqrt(share) * common + math.sqrt(1 - share) * noise(shape, seed, ids)
 
     return draw
 

@@ -41,12 +41,16 @@ class VideoTraining(Optimisation, Beside):
 
     mirror: bool = True  # also train on mirror images, with left and right exchanged
     condition_dropout: Fraction = 0.1
+    shared_noise: float = Field(
+        default=0.0, ge=0, le=0.99
+    )  # share of the noise's variance that all frames have in common
     start: Literal[None] = None
 
 
 class VideoModel(Pictures, Beside):
     """The video model: the picture model with attention over time. `start` is the sha256 of that model's file."""
 
+    shared_noise: float = Field(default=0.0, ge=0, le=0.99)
     copies: Literal[0] = 0
     augment: Literal[0] = 0
 
@@ -59,6 +63,8 @@ class VideoModel(Pictures, Beside):
         choice = RECIPES[self.recipe]
         if choice.tokens or choice.cold or choice.mixed:
             raise ValueError(f"recipe {self.recipe} of pictures does not go with clips")
+        if self.shared_noise and (self.noise != "normal" or choice.own_loss):
+            raise ValueError(f"shared_noise does not go with recipe {self.recipe} of pictures and its noise")
         return self
 
 

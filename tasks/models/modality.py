@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion_core import choices, training_choices
+from diffusion_core import choices, rng, training_choices
 from diffusion_core.codecs import Affine, Latent, Tokens
 from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser, Preconditioned
@@ -282,6 +282,8 @@ def build(
     recipe = config.training.make(inputs.DATA_SD, size, codes or 0)
     if config.self_condition:
         recipe = recipe.replace(loss=SelfConditioned(SELF, recipe.loss))
+    if isinstance(config, VideoModel) and config.shared_noise:
+        recipe = recipe.replace(noise=rng.shared(recipe.noise, config.shared_noise))
     if isinstance(config, MotionModel) and (config.velocity_loss or config.foot_contact_loss):
         recipe = _with_motion_losses(config, recipe, codec, clip)
     channels = shape[0] if pictured else shape[-1]

@@ -107,3 +107,14 @@ def test_gamma_noise_is_centred_scaled_and_skewed():
         assert abs(float(z.mean())) < 0.005 and abs(float(z.var()) - 1) < 0.02
         assert abs(float((z**3).mean()) - 2 / math.sqrt(k)) < 0.1
         assert float(z.min()) >= -math.sqrt(k)
+
+
+def test_shared_noise_is_normal_in_each_frame_and_correlated_between_frames():
+    ids = torch.arange(4000)
+    draws = rng.shared(rng.normal, 0.8)((3, 2, 2), 5, ids)
+    assert torch.equal(draws[[7, 3]], rng.shared(rng.normal, 0.8)((3, 2, 2), 5, torch.tensor([7, 3])))
+    frames = draws.movedim(1, 0).flatten(1)
+    torch.testing.assert_close(torch.corrcoef(frames), 0.2 * torch.eye(3) + 0.8, atol=0.02, rtol=0)
+    torch.testing.assert_close(frames.std(1), torch.ones(3), atol=0.02, rtol=0)
+    within = torch.corrcoef(draws[:, 0].flatten(1).T)  # places of one frame are independent
+    torch.testing.assert_close(within, torch.eye(4), atol=0.05, rtol=0)

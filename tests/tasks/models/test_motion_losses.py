@@ -9,7 +9,8 @@ import torch
 from diffusion_core.conditioning import SEGMENT, WEIGHT
 from tasks.common import motion
 from tasks.common.skeleton import INDEX
-from tasks.models.motion_losses import FEET, term
+from tasks.models.motion_codec import FEET
+from tasks.models.motion_losses import term
 from tests.support.workspaces import figure
 
 RATE, SCALE = 12.0, 2.0

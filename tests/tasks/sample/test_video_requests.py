@@ -94,7 +94,7 @@ def test_the_served_model_answers_with_clips(workspace: Path) -> None:
         Studio({paths.VIDEO: folders[paths.VIDEO]}).answer(Body(kind="video"))
     for wrong in ({"category": "swim"}, {"turn": 200.0}, {"pose": {"tail": [0.0, 0.0, 0.0]}}):
         with pytest.raises(ValueError):
-            Studio(folders).answer(Body(kind="video", **wrong))  # type: ignore[arg-type]
+            Studio(folders).answer(Body(kind="video", **wrong))
 
 
 @pytest.mark.slow

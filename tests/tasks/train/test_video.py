@@ -164,3 +164,26 @@ def test_video_needs_motion_and_frames_as_large_as_pictures(tmp_path: Path) -> N
         with pytest.raises(UserError):
             video_workspace.params(tmp_path, **changes)
     assert np.isfinite(video_workspace.params(tmp_path).video.clips.rate)
+
+
+def test_frames_share_noise_if_asked_to_and_single_frames_are_as_before(tmp_path: Path) -> None:
+    params = video_workspace.params(tmp_path, video__model__shared_noise=0.75)
+    write_awake(tmp_path, "pictures")
+    config = video.config_of(params, tmp_path)
+    model = modality.build(
+        paths.VIDEO, config, ["calm"], video.codec(tmp_path), 0.08, clip=modality.ClipShape(4, 12.0)
+    )  # fmt: skip
+    noise = model.drawing(model.denoiser)["noise"](model.shape, 0, torch.arange(64)).movedim(1, 0).flatten(1)
+    torch.testing.assert_close(torch.corrcoef(noise), 0.25 * torch.eye(4) + 0.75, atol=0.05, rtol=0)
+    with pytest.raises(UserError):
+        video.config_of(
+            video_workspace.params(tmp_path / "gamma", video__model__shared_noise=0.75), _with_noise(tmp_path, "gamma")
+        )
+
+
+def _with_noise(root: Path, noise: str) -> Path:
+    """A workspace whose picture model was trained with another noise."""
+    folder = root / noise
+    video_workspace.params(folder, pictures__noise=noise)
+    write_awake(folder, "pictures")
+    return folder
