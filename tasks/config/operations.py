@@ -103,6 +103,7 @@ class Generate(SamplingChoices):
     # Of motion, the velocity of the hips: x, y, z in torso lengths per second; null: sampled.
     velocity: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
     seconds: float | None = Field(default=None, gt=0, le=60)  # of motion; null: as long as a training clip
+    lock_feet: bool = False  # whether standing feet of motion are held in place afterwards
     turn: float = Field(default=0.0, ge=-180, le=180)  # of clips: degrees by which the person is turned to their left
     guidance: GuidanceOrScale = 2.0  # of the pictures; 1: none
     seed: Seed = 0

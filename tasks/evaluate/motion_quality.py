@@ -3,7 +3,8 @@
 frechet_motion_distance     between trajectories (tasks/metrics/trajectories.py) of samples and of held-out clips, with an
                             interval that counts sources; `_floor` is that of training clips, `_frames` and `_joints` those of
                             two references: frames drawn independently of each other, and joints independent of each other
-foot_skating, jitter, bone_change    medians over clips (tasks/metrics/motion.py), beside those of held-out clips
+foot_skating, jitter, bone_change    medians over clips (tasks/metrics/motion.py), beside those of held-out clips and, as
+                            `_locked`, of the samples after standing feet were locked (tasks/common/foot_lock.py)
 seam                        of long motion: the change of velocity where two windows meet over that elsewhere
 verdict                     of the memorization test on windows; a group is a source
 """
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tasks import paths
-from tasks.common import motion
+from tasks.common import foot_lock, motion
 from tasks.common.files import new_folder, write_json
 from tasks.common.skeleton import LIMBS
 from tasks.config.params import Params
@@ -63,7 +64,7 @@ def run(params: Params, root: Path) -> None:
             )
             findings.add(f"kernel_motion_distance{suffix}", partial(kid, features, held, sources=both))
         findings.add_manifold("motion", trajectories.features(trajectories.fitted(ours)), held)
-    for name, clips in (("", ours), ("_heldout", real)):
+    for name, clips in (("", ours), ("_heldout", real), ("_locked", foot_lock.locked(ours, rate))):
         if len(clips):
             findings.metrics |= {f"{key}{name}": value for key, value in plausibility(clips, rate).items()}
     findings.metrics |= seams(root)

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from tasks.common import foot_lock
 from tasks.common.motion import in_place
 from tasks.common.skeleton import INDEX, LIMB_BONES, LIMBS
 
-CONTACT = 0.12  # torso lengths above the floor (about 6 cm) below which the ball of a foot counts as standing
-STILL = 0.8  # torso lengths per second of vertical speed below which it does
 _TOES = [INDEX["left_foot_index"], INDEX["right_foot_index"]]
 
 
 def foot_skating(clips: np.ndarray, rate: float) -> np.ndarray:
     """Mean horizontal speed of the tips of the feet while they stand on the floor, torso lengths per second: `[n]`.
 
-    The floor of a clip is the lowest place of its feet. A foot stands in a step between two frames if in both it is within
-    CONTACT of the floor and moves up or down more slowly than STILL. NaN if no foot ever stands.
+    `foot_lock.stands` says when a foot stands. NaN if none ever does.
     """
     toes = clips[:, :, _TOES].astype(np.float64)
-    height = toes[..., 1].max(axis=(1, 2), keepdims=True) - toes[..., 1]
-    speed = np.diff(toes, axis=1) * rate
-    stands = (np.maximum(height[:, 1:], height[:, :-1]) < CONTACT) & (np.abs(speed[..., 1]) < STILL)
+    speed, stands = np.diff(toes, axis=1) * rate, foot_lock.stands(toes, rate)
     along = np.linalg.norm(speed[..., [0, 2]], axis=-1)
     count = stands.sum(axis=(1, 2))
     total = (along * stands).sum(axis=(1, 2))

@@ -61,7 +61,7 @@ def run(params: Params, root: Path) -> None:
         samples=_samples(samples, rate),
         control=_control(folder, samples.splits, rate),
         plausibility=[
-            (words, in_words(metrics, name), in_words(metrics, f"{name}_heldout"))
+            (words, *(in_words(metrics, f"{name}{of}") for of in ("", "_locked", "_heldout")))
             for name, words in PLAUSIBILITY.items()
         ],
         metrics=_metrics(metrics),

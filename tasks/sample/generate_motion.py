@@ -77,6 +77,7 @@ def request_of(settings: Generate, choice: SamplingChoices, category: str) -> Mo
     """The request for motion of a category. Raises UserError if a value is not allowed."""
     given = {
         "category": category, "pose": settings.pose, "velocity": settings.velocity, "seconds": settings.seconds,
+        "lock_feet": settings.lock_feet,
         "seed": settings.seed, **{key: getattr(choice, key) for key in SamplingChoices.model_fields},
     }  # fmt: skip
     try:
@@ -101,6 +102,8 @@ def write(folder: Path, clips: np.ndarray, names: list[str], settings: Generate,
         written.rmdir()
         for key, clip in zip(keys, clips, strict=True):
             export_motion.export(temporary / "motion" / key, clip, about["rate"])
-        asked = settings.model_dump(include={"category", "pose", "velocity", "seconds", "count", "seed", "alias"})
+        asked = settings.model_dump(
+            include={"category", "pose", "velocity", "seconds", "lock_feet", "count", "seed", "alias"}
+        )
         files.write_json(temporary / "generated.json", {"kind": settings.kind, **asked, "rate": about["rate"]})
         drawing.save_png(temporary / paths.GRID, motion_plots.strips(clips[:SHOWN], names[:SHOWN]))

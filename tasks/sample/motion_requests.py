@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 
 from diffusion_core.conditioning import Cond
 from tasks import paths
-from tasks.common import checkpoint, motion
+from tasks.common import checkpoint, foot_lock, motion
 from tasks.config.motion import MotionModel
 from tasks.config.params import check_sampling
 from tasks.config.sampling import SamplingChoices
@@ -46,6 +46,7 @@ class MotionRequest(SamplingChoices):
     # Of the hips, x, y, z in torso lengths per second, with the axes of the joints: forward is -z. None: sampled.
     velocity: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
     seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS)  # None: as long as a training clip
+    lock_feet: bool = False  # whether standing feet are held in place afterwards, see `tasks.common.foot_lock`
     count: int = Field(default=1, ge=1, le=MAX_COUNT)
     seed: int = Field(default=0, ge=0, lt=2**31)
 
@@ -114,7 +115,8 @@ class Animator:
 
             plan = Plan(how, request.seed)
             clips = motion_control.long(model, windows, overlap, same, ids, plan, self.strength, clips)
-        return Motions(clips[:, :wanted].astype(np.float32), rate)
+        clips = clips[:, :wanted].astype(np.float32)
+        return Motions(foot_lock.locked(clips, rate) if request.lock_feet else clips, rate)
 
     def _first_window(self, request: MotionRequest, how: SamplingChoices, cond: Cond, ids: torch.Tensor) -> np.ndarray:
         """Motion of the length of a clip, with the given joints in its first frame."""

@@ -32,6 +32,7 @@ class Body(BaseModel):
     velocity: list[float] | None = None
     seconds: float | None = None
     turn: float | None = None
+    lock_feet: bool | None = None
     count: int = 1
     sampler: str | None = None
     steps: int | None = None

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tasks import paths
-from tasks.common import files, motion
+from tasks.common import files, foot_lock, motion
 from tasks.common.errors import UserError
 from tasks.common.skeleton import INDEX, LANDMARKS
 from tasks.config.params import load
@@ -73,6 +73,15 @@ def test_a_motion_has_the_length_that_was_asked_for(animator: Animator, seconds:
     short = animator.samples(MotionRequest(steps=3), torch.arange(1)).clips
     shared = min(frames, FRAMES)
     assert np.allclose(clips[:, :shared], short[:, :shared], atol=1e-5)  # a longer one begins in the same way
+
+
+def test_feet_are_locked_if_asked_for(animator: Animator) -> None:
+    request = MotionRequest(category="walk", steps=3)
+    free, fixed = (
+        animator.samples(request.model_copy(update={"lock_feet": locked}), torch.arange(1)) for locked in (False, True)
+    )
+    assert np.array_equal(foot_lock.locked(free.clips, RATE), fixed.clips)
+    assert not np.array_equal(free.clips, fixed.clips)
 
 
 def test_what_cannot_be_asked_for_is_refused(animator: Animator, tmp_path: Path) -> None:
