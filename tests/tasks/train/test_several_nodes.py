@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,16 @@ def _start_node(root: Path, rank: int, port: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=root, env=environment, stdout=file, stderr=file, start_new_session=True)
 
 
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The nodes of a test; those that still run at its end are killed."""
+    nodes: list[subprocess.Popen[bytes]] = []
+    yield nodes
+    for node in nodes:
+        if node.poll() is None:
+            _kill_node(node)
+
+
 def _kill_node(node: subprocess.Popen[bytes]) -> None:
     """SIGKILL to everything on the node at once, as if its machine had lost power."""
     process = psutil.Process(node.pid)
@@ -43,14 +54,17 @@ def _kill_node(node: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["killed", "told to stop"])
-def test_a_training_on_two_nodes_survives_the_end_of_one(end: str, tmp_path: Path) -> None:
+def test_a_training_on_two_nodes_survives_the_end_of_one(
+    end: str, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
     exact = {"poses__ranks": 2, "poses__images": 1024}
     whole, root = (workspace(tmp_path / name, **exact) for name in ("whole", "nodes"))
     child = start_training(whole)
     assert child.wait() == 0, log_text(whole)
     nodes = [_start_node(root, rank, port) for port in [_free_port()] for rank in (0, 1)]
+    started += nodes
     while not checkpoints(root):
-        assert nodes[0].poll() is None, log_text(root)
+        assert all(node.poll() is None for node in nodes), log_text(root)
         time.sleep(0.005)
     if end == "killed":
         _kill_node(nodes[1])
@@ -60,6 +74,7 @@ def test_a_training_on_two_nodes_survives_the_end_of_one(end: str, tmp_path: Pat
     assert nodes[0].wait(timeout=120) == launch.STOPPED, log_text(root)
     assert not (root / "artifacts/poses/model.safetensors").exists()
     nodes = [_start_node(root, rank, port) for port in [_free_port()] for rank in (0, 1)]
+    started += nodes
     assert [node.wait() for node in nodes] == [0, 0], log_text(root)
     assert log_text(root).count("resuming from image") == 1
     assert outputs(root) == outputs(whole)
