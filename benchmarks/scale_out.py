@@ -1,6 +1,6 @@
 """`python -m benchmarks.scale_out`: a part extracted by each engine with as many cores: bytes, overhead, memory, and kills.
 
-    local      the plain stage with CORES worker processes
+    local      a process with CORES worker processes, beside the stage alone
     prefect    a server and CORES process workers, each of which extracts with one process
     ray        a cluster of CORES nodes with one core each
 
@@ -8,8 +8,9 @@ Every engine has a workspace of its own. Timed are `start` (server, deployment a
 request to the tables of the stage `extract`). `cpu` are the core-seconds of all processes of the engine together, start
 included, which other work on the machine hardly changes, and `peak_mb` is their memory; both are sampled five times a second.
 
-Every engine extracts twice, the second time in four times as many slices. From the difference come the core-seconds of a slice,
-and the overhead at other sizes is computed: in core-seconds, over those of `local`, with a slice for every thousand pictures.
+Every engine extracts twice, the second time in four times as many slices. From the difference come the core-seconds of a
+slice. The overhead at other sizes is computed: in core-seconds, over those of the stage alone, with a slice for every thousand
+pictures.
 
 With `--kills K` each engine extracts once more in twice as many slices, while K times a random process that runs a slice is
 killed with SIGKILL: the process that runs slices (local), the flow run (prefect), the worker or, once, its node (ray).
@@ -177,14 +178,16 @@ class Watch(threading.Thread):
             return None
 
 
-def measure(kind: str, workspace: Workspace, cores: int, kills: int = 0, pause: float = 1.0) -> Run:
-    """Extract the part of a workspace with an engine."""
+def measure(
+    kind: str, workspace: Workspace, cores: int, kills: int = 0, pause: float = 1.0, plain: bool = False
+) -> Run:
+    """Extract the part of a workspace with an engine; `plain`: with the stage alone."""
     began = time.perf_counter()
     watch = Watch(kind, kills, pause)
     watch.start()
     with _engine(kind, workspace, cores) as watch.nodes:
         started = time.perf_counter()
-        if kind != "local" or kills:
+        if not plain:
             workspace.call("-c", EXTRACT)
         workspace.call("-m", "tasks", "extract", "raw")
         done = time.perf_counter()
@@ -199,7 +202,7 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=3, help="worker processes, workers, nodes")
     parser.add_argument("--slices", type=int, help="default: one for every 1,000 pictures, at least one for each core")
     parser.add_argument("--kills", type=int, default=20, help="of each engine, in a run of its own; 0: none")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, help="local is always measured")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     options = parser.parse_args()
     slices = options.slices or max(options.cores, options.count // 1000)
     figures: dict[str, Any] = {"pictures": options.count, "cores": options.cores, "slices": slices}
@@ -212,47 +215,48 @@ def main() -> int:
         mannequin.draw_all(raw, 0, 224, options.count, options.cores)
         for path in raw.rglob("*.json"):
             path.unlink()
-        local, expected, known = Run(), dict[str, bytes](), Run()
-        for kind in ("local", *(kind for kind in options.engines if kind != "local")):
-            workspace = Workspace(place / kind, raw, kind=kind, slices=0 if kind == "local" else slices)
+        alone = Workspace(place / "alone", raw)
+        set_values(alone.root / paths.PARAMS, {"extract.workers": options.cores})
+        local = measure("local", alone, options.cores, plain=True)
+        expected = alone.outputs()
+        known = measure("local", alone, options.cores, plain=True)
+        figures["alone"] = {
+            "run_s": round(local.run, 2),
+            "cpu_s": round(local.cpu, 1),
+            "known_cpu_s": round(known.cpu, 2),
+        }
+        rows.append(("the stage alone", "", f"{local.run:.1f}", f"{local.cpu:.0f}", f"{local.peak_mb:.0f}", "", "", ""))
+        for kind in options.engines:
             workers = options.cores if kind == "local" else 1
-            set_values(workspace.root / paths.PARAMS, {"extract.workers": workers})
-            made = measure(kind, workspace, options.cores)
-            about: dict[str, Any]
-            figures[kind] = about = {
-                "start_s": round(made.start, 2), "run_s": round(made.run, 2), "cpu_s": round(made.cpu, 1),
-                "peak_mb": round(made.peak_mb),
+
+            def workspace(name: str, cut: int, kind: str = kind, workers: int = workers) -> Workspace:
+                made = Workspace(place / f"{kind}-{name}", raw, kind=kind, slices=cut)
+                set_values(made.root / paths.PARAMS, {"extract.workers": workers})
+                return made
+
+            first, second = workspace("few", slices), workspace("many", FINER * slices)
+            few, many = (measure(kind, one, options.cores) for one in (first, second))
+            goals[f"{kind}: identical bytes"] = first.outputs() == second.outputs() == expected
+            of_slice = max(many.cpu - few.cpu, 0) / ((FINER - 1) * slices)
+            of_engine = max(few.cpu - local.cpu - of_slice * slices, 0)
+            shares = []
+            for count in (10_000, 100_000):
+                of_local = known.cpu + (local.cpu - known.cpu) * count / options.count
+                shares.append((of_engine + of_slice * max(options.cores, count // 1000)) / of_local)
+            figures[kind] = {
+                "start_s": round(few.start, 2), "run_s": round(few.run, 2), "cpu_s": round(few.cpu, 1),
+                "many_cpu_s": round(many.cpu, 1), "engine_cpu_s": round(of_engine, 2), "slice_cpu_s": round(of_slice, 2),
+                "at_10000": round(shares[0], 4), "at_100000": round(shares[1], 4),
+                "peak_mb": round(few.peak_mb), "many_peak_mb": round(many.peak_mb),
             }  # fmt: skip
-            shown = [f"{made.start:.1f}", f"{made.run:.1f}", f"{made.cpu:.0f}", f"{made.peak_mb:.0f}"]
-            if kind == "local":
-                local, expected = made, workspace.outputs()
-                known = measure(kind, workspace, options.cores)
-                figures["local_known_cpu_s"] = round(known.cpu, 2)
-                rows.append((kind, *shown, "", "", ""))
-            else:
-                goals[f"{kind}: identical bytes"] = workspace.outputs() == expected
-                finer = Workspace(place / f"{kind}-finer", raw, kind=kind, slices=FINER * slices)
-                set_values(finer.root / paths.PARAMS, {"extract.workers": 1})
-                more = measure(kind, finer, options.cores)
-                goals[f"{kind}: identical bytes in {FINER * slices} slices"] = finer.outputs() == expected
-                of_slice = max(more.cpu - made.cpu, 0) / ((FINER - 1) * slices)
-                alone = max(made.cpu - local.cpu - of_slice * slices, 0)
-                shares = []
-                for count in (10_000, 100_000):
-                    of_local = known.cpu + (local.cpu - known.cpu) * count / options.count
-                    shares.append((alone + of_slice * max(options.cores, count // 1000)) / of_local)
-                about |= {
-                    "finer_cpu_s": round(more.cpu, 1), "engine_cpu_s": round(alone, 2), "slice_cpu_s": round(of_slice, 2),
-                    "at_10000": round(shares[0], 4), "at_100000": round(shares[1], 4), "finer_peak_mb": round(more.peak_mb),
-                }  # fmt: skip
-                rows.append((kind, *shown, f"{of_slice:.1f}", f"{shares[0]:.1%}", f"{shares[1]:.1%}"))
-                goals[f"{kind}: overhead at 10,000 <= 10 %"] = shares[0] <= ALLOWED
-                goals[f"{kind}: overhead at 100,000 <= 5 %"] = shares[1] <= ALLOWED_LATER
-            if options.kills and kind in options.engines:
-                disturbed = Workspace(place / f"{kind}-killed", raw, kind=kind, slices=2 * slices)
-                set_values(disturbed.root / paths.PARAMS, {"extract.workers": workers})
-                killed = measure(kind, disturbed, options.cores, options.kills, local.run / (options.kills + 1))
-                about |= {"killed": killed.kills, "killed_run_s": round(killed.run, 2)}
+            shown = [f"{few.start:.1f}", f"{few.run:.1f}", f"{few.cpu:.0f}", f"{few.peak_mb:.0f}"]
+            rows.append((kind, *shown, f"{of_slice:.2f}", f"{shares[0]:.1%}", f"{shares[1]:.1%}"))
+            goals[f"{kind}: overhead at 10,000 <= 10 %"] = shares[0] <= ALLOWED
+            goals[f"{kind}: overhead at 100,000 <= 5 %"] = shares[1] <= ALLOWED_LATER
+            if options.kills:
+                disturbed = workspace("killed", 2 * slices)
+                killed = measure(kind, disturbed, options.cores, options.kills, few.run / (options.kills + 1))
+                figures[kind] |= {"killed": killed.kills, "killed_run_s": round(killed.run, 2)}
                 cached = files.read_json(disturbed.root / paths.EXTRACT_STATE / "raw.json")["extracted"] == 0
                 goals[f"{kind}: nothing lost, nothing twice after kills"] = cached and disturbed.outputs() == expected
             print(kind, figures[kind], flush=True)
