@@ -8,16 +8,19 @@ crop that was recoloured agrees in both. The whole pictures may be at most one a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.common.blocks import Arrays, computed
 from tasks.extract.poses_table import Poses
-from tasks.similarity.alignment import Gallery, correlation_within, inverse, prepare
+from tasks.similarity.alignment import Gallery, candidates, correlation_within, inverse, prepare, together
 from tasks.similarity.near_pairs import NearPairs, near_pairs
 
+BLOCK = 4096  # pictures whose candidates are searched for by one slice
 WHOLE = 1.5  # times the limit: how far whole pictures may be
 
 
@@ -68,9 +71,32 @@ def aligned_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def duplicates(these: Pictures, limit: float) -> NearPairs:
     """All pairs of pictures of different files with a distance of at most `limit`, and some that are farther."""
-    pairs = near_pairs(these.gallery, these.gallery, WHOLE * limit, (these.source, these.source))
+    pairs = near_pairs(these.gallery, these.gallery, WHOLE * limit, (these.source, these.source), _search)
     persons = these.persons[pairs.query], these.persons[pairs.reference]
     return with_persons(these.gallery, these.gallery, pairs, persons)
+
+
+def _search(
+    queries: Gallery, references: Gallery, k: int, groups: tuple[Tensor, Tensor] | None, least: float
+) -> tuple[Tensor, Tensor]:
+    """`alignment.candidates` in blocks of queries, so that other machines can search for some (see `tasks.common.blocks`).
+
+    A block holds whole batches of the search, so that it has the same bits.
+    """
+    batch = together(len(references))
+    rows = batch * max(1, BLOCK // batch)
+
+    def block(start: int) -> Arrays:
+        part = slice(start, start + rows)
+        own = None if groups is None else (groups[0][part], groups[1])
+        index, transforms = candidates(queries.rows(part), references, k, own, least)
+        return {"index": index.numpy(), "start": transforms.numpy()}
+
+    found = computed([partial(block, start) for start in range(0, len(queries), rows)], "near-duplicates")
+    if not found:
+        return candidates(queries, references, k, groups, least)
+    index, transforms = (np.concatenate([arrays[name] for arrays in found]) for name in ("index", "start"))
+    return torch.from_numpy(index), torch.from_numpy(transforms)
 
 
 def with_persons(queries: Gallery, references: Gallery, pairs: NearPairs, persons: tuple[Tensor, Tensor]) -> NearPairs:

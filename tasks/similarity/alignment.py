@@ -61,6 +61,10 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.extent)
 
+    def rows(self, rows: slice) -> Gallery:
+        """Some of the pictures."""
+        return Gallery(self.luma[rows], self.extent[rows], tuple(level[rows] for level in self.levels))
+
 
 class Alignments(NamedTuple):
     """Aligned pairs `[...]`. A point z of the query, as a complex number (x + iy, from the middle of the picture, in halves
@@ -206,7 +210,7 @@ def candidates(
     rows = torch.cat([torch.zeros(0, LEVELS[0] ** 2), *(_descriptors(*part) for part in _parts(references, 1024))])
     index = torch.full((len(queries), k), -1)
     start = transforms[0].repeat(len(queries), k, 2, 1)
-    size = max(1, min(64, _COSINES // (len(transforms) * max(n, 1))))
+    size = together(n)
     for number, part in enumerate(_parts(queries, size) if n else ()):
         block = slice(number * size, (number + 1) * size)
         views = torch.stack(
@@ -225,6 +229,11 @@ def candidates(
         best_view = torch.einsum("mvbd,bkd->bkmv", views, rows[top.indices]).argmax(-1)
         start[block, :most] = transforms[best_view]
     return index, start
+
+
+def together(references: int) -> int:
+    """How many queries `candidates` compares at a time with so many references. Their results are rounded together."""
+    return max(1, min(64, _COSINES // (len(_VIEWS) * max(references, 1))))
 
 
 def _parts(gallery: Gallery, size: int) -> list[tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ from tasks.similarity.alignment import CANDIDATES, LEVELS, Gallery, align, candi
 # correlate more than fine ones.
 _LEAST_COSINE = 0.45
 _SLACK = (0.1, 0.0, 0.0)  # of the correlation at 12, 24, 48 pixels
+
+
+Search = Callable[[Gallery, Gallery, int, tuple[Tensor, Tensor] | None, float], tuple[Tensor, Tensor]]
 
 
 class NearPairs(NamedTuple):
@@ -31,18 +35,22 @@ class NearPairs(NamedTuple):
 
 
 def near_pairs(
-    queries: Gallery, references: Gallery, limit: float, groups: tuple[Tensor, Tensor] | None = None
+    queries: Gallery,
+    references: Gallery,
+    limit: float,
+    groups: tuple[Tensor, Tensor] | None = None,
+    search: Search = candidates,
 ) -> NearPairs:
     """The pairs of a query and one of its candidates whose distance after alignment is at most `limit`.
 
     If `references` is `queries`, no picture is paired with itself, and each pair is given once, whichever of the two is the
-    query. `groups` as for `alignment.candidates`.
+    query. `groups` as for `alignment.candidates`. `search`: what finds the candidates.
     """
     same = references is queries
     if same and groups is None:
         own = torch.arange(len(queries))
         groups = own, own
-    index, start = candidates(queries, references, CANDIDATES, groups, _LEAST_COSINE)
+    index, start = search(queries, references, CANDIDATES, groups, _LEAST_COSINE)
     query, place = (index >= 0).nonzero(as_tuple=True)
     reference, starts = index[query, place], start[query, place]
     if same:

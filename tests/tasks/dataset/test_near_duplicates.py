@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
-from tasks.dataset.near_duplicates import moved, with_persons
+from tasks.common import blocks
+from tasks.dataset import near_duplicates
+from tasks.dataset.near_duplicates import WHOLE, Pictures, duplicates, moved, with_persons
+from tasks.similarity import alignment
 from tasks.similarity.alignment import gallery
 from tasks.similarity.near_pairs import near_pairs
 
@@ -52,3 +57,29 @@ def test_a_box_comes_back_to_its_place() -> None:
     there = moved(seen, pairs)
     assert there.flatten().tolist() == pytest.approx(box(60, 40).flatten().tolist(), abs=0.06)
     assert moved(there, pairs, back=True).flatten().tolist() == pytest.approx(seen.flatten().tolist(), abs=0.06)
+
+
+def test_duplicates_have_the_same_bits_whoever_searched_for_candidates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    originals = [rng.integers(0, 256, (12, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(40)]
+    shown = [*originals, *(picture[4:, 2:] for picture in originals), *(picture[:, ::-1] for picture in originals[:20])]
+    these = Pictures(
+        np.arange(100), np.arange(100), gallery(shown), torch.tensor([[-0.5, -0.5, 0.5, 0.5]]).repeat(100, 1),
+        torch.arange(100),
+    )  # fmt: skip
+    whole = near_pairs(these.gallery, these.gallery, WHOLE * 0.17, (these.source, these.source))
+    expected = duplicates(these, 0.17)
+    assert torch.equal(expected.query, whole.query) and len(whole.query) >= 40
+    monkeypatch.setattr(near_duplicates, "BLOCK", 32)
+    monkeypatch.setattr(alignment, "_COSINES", 100 * 7 * 16)  # sixteen queries at a time
+    assert alignment.together(100) == 16
+    expected = duplicates(these, 0.17)
+    for rank in range(3):
+        with pytest.raises(blocks.ShareDone) as done, blocks.slice_of(rank, 3, tmp_path):
+            duplicates(these, 0.17)
+        assert done.value.total == 4
+    monkeypatch.setenv(blocks.BLOCKS, str(tmp_path))
+    monkeypatch.setattr(near_duplicates, "candidates", None)
+    assert all(torch.equal(*pair) for pair in zip(duplicates(these, 0.17), expected, strict=True))
