@@ -163,7 +163,9 @@ def test_damaged_results_and_inputs_are_refused(root: Path, tmp_path: Path, monk
     store = RemoteStore(root)
     inputs = stage_inputs.of(load(root / "params.yaml"), root, "sample_poses")
     piece = Slice("sample_poses", 0, 2, slices.code_digest(), inputs.version)
-    store.put_bytes(b"something else", piece.stored, blocks.file_name(0))
+    other = tmp_path / "other.npz"
+    store.get_file(piece.stored, blocks.file_name(2), other)
+    store.put_file(other, piece.stored, blocks.file_name(0))
     with pytest.raises(DataError, match="damaged"):
         _in_slices(root, "poses", Engine([root]), monkeypatch)
     name, digest = next(iter(inputs.files.items()))

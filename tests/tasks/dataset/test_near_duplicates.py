@@ -72,10 +72,10 @@ def test_duplicates_have_the_same_bits_whoever_searched_for_candidates(
     whole = near_pairs(these.gallery, these.gallery, WHOLE * 0.17, (these.source, these.source))
     expected = duplicates(these, 0.17)
     assert torch.equal(expected.query, whole.query) and len(whole.query) >= 40
-    monkeypatch.setattr(near_duplicates, "BLOCK", 32)
     monkeypatch.setattr(alignment, "_COSINES", 100 * 7 * 16)  # sixteen queries at a time
     assert alignment.together(100) == 16
     expected = duplicates(these, 0.17)
+    monkeypatch.setattr(near_duplicates, "BLOCK", 32)
     for rank in range(3):
         with pytest.raises(blocks.ShareDone) as done, blocks.slice_of(rank, 3, tmp_path):
             duplicates(these, 0.17)
