@@ -2,7 +2,8 @@
 
 In a copy of this project it starts the services, trains, delivers new pictures, waits for the retraining that they trigger,
 compares challenger and champion, serves a model, generates samples, and stops the services. Every step prints its result; the
-first failure ends the trial with exit code 1. With ENGINE=ray or ENGINE=prefect new pictures are extracted in three slices.
+first failure ends the trial with exit code 1. With ENGINE=ray or ENGINE=prefect new pictures are extracted,
+and generated ones sampled, in three slices.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Trial:
         set_values(
             root / "params.yaml", {**ports, "retrain.watch_seconds": 2.0, "raw.parts": {FIRST: f"{INBOX}/{FIRST}"}}
         )
-        set_values(root / "params.yaml", {"engine.kind": engine, "engine.slices": 0 if engine == "local" else 3})
+        if engine != "local":
+            cut = {"kind": engine, "slices": 3, "stages": ["extract", "sample_pictures"]}
+            set_values(root / "params.yaml", {f"engine.{key}": value for key, value in cut.items()})
         self.params = load(root / "params.yaml")
         api = f"http://127.0.0.1:{self.params.services.prefect_port}/api"
         binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -179,7 +182,7 @@ def main() -> int:
     """Run the trial in a folder of its own; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="tiny nets and few pictures: minutes")
-    parser.add_argument("--engine", default="local", help="that extracts new parts: local, prefect or ray")
+    parser.add_argument("--engine", default="local", help="that extracts and samples: local, prefect or ray")
     parser.add_argument("--root", type=Path, help="where (default: a temporary folder, removed at the end)")
     options = parser.parse_args()
     place = options.root or Path(tempfile.mkdtemp(prefix="trial-"))
