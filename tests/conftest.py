@@ -28,6 +28,18 @@ SET_BY_COMMANDS = {
     "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK",  # scikit-learn sets them when it is imported
 }  # fmt: skip
 
+# Begun first, so that no process is left alone with one of them at the end.
+LONGEST = (
+    "tests/test_pipeline.py", "tests/flows/test_train_poses.py", "tests/tasks/models/test_choices.py",
+    "tests/diffusion_core/test_recipes.py", "tests/tasks/evaluate/memorization/test_stage.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; everything else keeps its order."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
+
 
 def _environment() -> dict[str, str]:
     return {name: os.environ[name] for name in set(os.environ) - SET_BY_COMMANDS - {"PYTEST_CURRENT_TEST"}}
