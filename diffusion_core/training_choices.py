@@ -31,7 +31,7 @@ class RecipeChoice(Choice):
     `tokens`: it models the codes of a codec with a codebook; `make` gets their number too, as `codes`.
     `threshold`: what limits the estimate of x0 in sampling where nothing else is chosen, see `choices.THRESHOLDS`.
     `mixed`: it has several networks, and losses of its own. `own_steps`: it is sampled in its own steps, whatever number is
-    asked for. `finished`: its samples are decoded after the last step.
+    asked for. `finished`: its samples are decoded after the last step. `enlarges`: though mixed, it can be the upscaler's.
     `pictures_only`: it cannot be trained on poses. `check_size`: (side, parameters), raises ValueError if they do not fit.
     """
 
@@ -48,6 +48,7 @@ class RecipeChoice(Choice):
     mixed: bool = False
     own_steps: bool = False
     finished: bool = False
+    enlarges: bool = False
     pictures_only: bool = False
     check_size: Callable[..., None] | None = None
 
@@ -136,6 +137,7 @@ def _divides(size: int, factor: int = 4) -> None:
 
 SIGMA = Parameter("standard deviation of noise in what it makes: where a truncated start begins", 0.0, 0.0, 1000.0)
 GAMMA = Parameter("gradient penalty of the discriminator", 0.1, 0.0, 1000.0)
+CONTENT = Parameter("weight of the error of 2 x 2 averages in the upscaler", 1.0, 0.0, 1000.0)
 # Deterministic solvers, and those that add noise but need no measured or learned variance.
 SOLVERS = (
     "unipc", "ddpm", "ddim", "euler", "heun", "restart", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "lms",
@@ -356,7 +358,8 @@ RECIPES: Mapping[str, RecipeChoice] = {
         code="extras.generators.gan()",
         paper="arXiv 2501.05441",
         make=lambda sd, size, **p: core("extras.generators").gan(sd, **p),
-        parameters={"sigma": SIGMA, "gamma": GAMMA},
+        parameters={"sigma": SIGMA, "gamma": GAMMA, "content": CONTENT},
+        enlarges=True,
         samplers=("own",),
         mixed=True,
         own_steps=True,

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import avg_pool2d, softplus
 
-from diffusion_core.conditioning import Cond
+from diffusion_core.conditioning import WEIGHT, Cond
 from diffusion_core.extras.parts import Adversary, Coder, Discriminator, Parts, Versus, divergence
 from diffusion_core.losses import Weight
 from diffusion_core.recipe import Build, Recipe
@@ -20,6 +20,8 @@ from diffusion_core.sampling.loop import Denoise, Estimate
 from diffusion_core.sampling.timesteps import clean
 from diffusion_core.schedules import Level
 from diffusion_core.targets import X0
+
+LOW = "map:low"  # condition: a picture of half the size, enlarged to that of x
 
 
 def generated(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:
@@ -67,27 +69,48 @@ def vae(sd: float = 1.0, sigma: float = 0.0) -> Recipe:
 
 
 class Generator(Parts):
-    """The generator of a GAN as a denoiser: x / s is noise, whatever the level."""
+    """The generator of a GAN as a denoiser: x / s is noise, whatever the level.
+
+    With the condition LOW it adds to the enlarged picture, as the generator of a super-resolution GAN.
+    """
 
     def forward(self, x: Tensor, level: Level, cond: Cond | None = None) -> Tensor:
         _, s = level.like(x)
-        return self.sd * self.run("generator", x / s, 0.0, cond or {})
+        made = self.sd * self.run("generator", x / s, 0.0, cond or {})
+        return made if cond is None or LOW not in cond else made + cond[LOW].to(made)
 
 
-def gan(sd: float = 1.0, sigma: float = 0.0, gamma: float = 0.1) -> Recipe:
+def content_error(made: Tensor, x0: Tensor, cond: Cond) -> Tensor:
+    """The mean squared error of the averages over 2 x 2 pixels, `[B]`; condition `weight:x` weighs the pixels.
+
+    It is what the smaller picture says of the larger one. The detail within 2 x 2 pixels does not count: it is not determined,
+    and an error of pixels would ask for its mean, which is blur.
+    """
+    difference = made - x0
+    if WEIGHT in cond:
+        difference = difference * cond[WEIGHT].to(difference)
+    return avg_pool2d(difference, 2).square().flatten(1).mean(1)
+
+
+def gan(sd: float = 1.0, sigma: float = 0.0, gamma: float = 0.1, content: float = 1.0) -> Recipe:
     """A generative adversarial network, Goodfellow et al. 2014 (arXiv 1406.2661), conditional on what the networks get.
 
     The loss is `parts.Versus` with penalty gamma in units of the data's standard deviation. Generator and discriminator are
     networks of one kind and size. The noise has the shape of the examples. With `sigma` it makes examples with noise of this
     standard deviation. What is measured of an example is the discriminator's loss, by which membership can be told (Hayes et
     al. 2019, arXiv 1705.07663).
+
+    If the networks are given a smaller picture (condition LOW), `content` times the `content_error`, in units of the data's
+    standard deviation, is added: a super-resolution GAN in the manner of SRGAN (Ledig et al. 2017, arXiv 1609.04802), whose
+    optimum is the law of large pictures given the small one.
     """
     versus = Versus(gamma, 0.05)
 
     def loss(denoiser: Generator, x0: Tensor, level: Level, noise: Tensor, weight: Weight, cond: Cond) -> Tensor:
         fake = denoiser(noise, level, cond) / sd
         real = (x0 + sigma * torch.randn_like(x0) if sigma else x0) / sd
-        return versus(denoiser, real, fake, 0.0, cond)
+        game = versus(denoiser, real, fake, 0.0, cond)
+        return game + content * content_error(fake, real, cond) if LOW in cond else game
 
     def error(denoiser: Generator, x0: Tensor, level: Level, noise: Tensor, cond: Cond) -> Tensor:
         fake = denoiser(noise, Level(torch.zeros_like(level.a), torch.ones_like(level.s)), cond)

@@ -43,8 +43,10 @@ class Upscaler(Train):
     def _starts_from_noise(self) -> Upscaler:
         if RECIPES[self.recipe].cold:
             raise ValueError(f"recipe {self.recipe} adds no noise and cannot be used by the upscaler")
-        if RECIPES[self.recipe].mixed:
+        if RECIPES[self.recipe].mixed and not RECIPES[self.recipe].enlarges:
             raise ValueError(f"recipe {self.recipe} is for poses and pictures, not for the upscaler")
+        if self.recipe == "gan" and self.training.values.get("sigma"):
+            raise ValueError("options: sigma of recipe gan must be 0 for the upscaler, whose pictures have no noise")
         if self.training.measured:
             raise ValueError(f"{', '.join(self.training.measured)} cannot be auto for the upscaler")
         return self

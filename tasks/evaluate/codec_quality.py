@@ -3,6 +3,8 @@
 The reconstructions of held-out pictures are compared with the originals (PSNR, SSIM), and MediaPipe reads the poses in them.
 The share of joints that it finds where they were is the most that any model of these latents can reach. Reconstructions of
 training pictures are no better if the codec has not overfitted. Padding, which codecs do not learn, does not count.
+
+If there is an upscaler, it is measured here too, see `upscaler_quality`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from tasks.dataset.padding import padding_maps
 from tasks.dataset.pose_map import pose_map
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import load_splits
-from tasks.evaluate import pose_accuracy
+from tasks.evaluate import pose_accuracy, upscaler_quality
 from tasks.metrics.ssim import ssim
 from tasks.models import codec, inputs
 from tasks.models.conditioning import KEYS, at_latents
@@ -37,7 +39,7 @@ SHOWN = 12  # in the sheet
 
 
 def run(params: Params, root: Path) -> None:
-    """Write codec_quality.json (flat metrics, empty for a model of pixels) and a sheet of originals and reconstructions.
+    """Write codec_quality.json (flat metrics, empty for a model of pixels without an upscaler) and sheets of pictures.
 
     Raises DataError if codec or shards are missing, UserError if the landmarker's model is missing.
     """
@@ -56,6 +58,8 @@ def run(params: Params, root: Path) -> None:
                 accuracy = pose_accuracy.metrics("codec", read, held_out.poses)
                 numbers |= accuracy
                 _sheet(held_out.x, again, folder / "codec.png")
+        held = load_splits(root)[1].pictured()
+        numbers |= upscaler_quality.measure(params, root, held, folder / "upscaler.png")
         write_json(folder / "codec_quality.json", {"metrics": numbers})
 
 

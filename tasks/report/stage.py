@@ -65,10 +65,18 @@ def run(params: Params, root: Path) -> None:
                 "Challenger minus champion: the difference of their distances to held-out data, in all and for each "
                 "category, with 95 % intervals. Left of the line the challenger is nearer.",
             ),
-            "codec_quality": _figures(
-                root / paths.CODEC_QUALITY,
-                "Held-out pictures and what the codec makes of them: the picture model can do no better.",
-            ),
+            "codec_quality": [
+                *_figures(
+                    root / paths.CODEC_QUALITY,
+                    "Held-out pictures and what the codec makes of them: the picture model can do no better.",
+                    "codec.png",
+                ),
+                *_figures(
+                    root / paths.CODEC_QUALITY,
+                    "Held-out pictures that were reduced, and what the upscaler makes of them.",
+                    "upscaler.png",
+                ),
+            ],
             "recognition": _figures(
                 root / paths.RECOGNITION,
                 "Held-out people: their label, and what they were recognised as.",
@@ -85,8 +93,8 @@ def run(params: Params, root: Path) -> None:
     pipeline_run.record_experiment(params, root)
 
 
-def _figures(folder: Path, caption: str) -> list[Figure]:
-    return [Figure.read(path, caption) for path in sorted(folder.glob("*.png"))]
+def _figures(folder: Path, caption: str, names: str = "*.png") -> list[Figure]:
+    return [Figure.read(path, caption) for path in sorted(folder.glob(names))]
 
 
 def _drawn(path: Path, picture: np.ndarray, caption: str) -> Figure:

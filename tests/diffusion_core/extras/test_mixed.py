@@ -200,6 +200,72 @@ def test_the_game_has_the_gradients_of_both_sides() -> None:
     torch.testing.assert_close(judge.weight.grad[0], ours, atol=0.02, rtol=0)
 
 
+PATTERN = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])  # detail that no 2 x 2 average shows
+
+
+def test_a_super_resolution_gan_is_held_to_the_averages_and_to_nothing_else() -> None:
+    """A discriminator that says nothing leaves log 2 and the content: detail costs nothing, a shift its square."""
+    x0 = torch.randn(6, 1, 4, 4, dtype=torch.float64)
+    low = nn.functional.interpolate(nn.functional.avg_pool2d(x0, 2), scale_factor=2.0)
+    noise, level = torch.randn_like(x0), Level(torch.zeros(6).double(), torch.ones(6).double())
+    recipe = generators.gan(SD, content=3.0)
+    for shift in (0.0, 0.2):
+        detail = 0.7 * PATTERN.double().repeat(2, 2) + shift
+        model = made(recipe, generator=Stub(lambda x, c, cond, detail=detail: detail.expand_as(x) / SD))
+        cond = {generators.LOW: low}
+        torch.testing.assert_close(model(noise, level, cond), low + detail)
+        cost = recipe.loss(model, x0, level, noise, None, cond)
+        torch.testing.assert_close(cost, torch.full_like(cost, math.log(2) + 3.0 * (shift / SD) ** 2))
+        real = torch.zeros_like(x0)
+        real[..., :2] = 1.0  # half of the picture is padding
+        weighed = recipe.loss(model, x0, level, noise, None, {**cond, "weight:x": real})
+        torch.testing.assert_close(weighed, torch.full_like(cost, math.log(2) + 1.5 * (shift / SD) ** 2))
+
+
+class Flat(nn.Module):
+    """An MLP of pictures of four pixels, given the smaller picture, which is one pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = MLP(4, 64, 2, {generators.LOW: 4}, out=4)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Any) -> Tensor:
+        given = {key: value.flatten(1) for key, value in cond.items()}
+        out: Tensor = self.net(x.flatten(1), c_noise, given).reshape(x.shape)
+        return out
+
+
+@pytest.mark.slow
+def test_a_super_resolution_gan_learns_the_law_of_large_pictures_given_the_small_one() -> None:
+    """The detail is one of two patterns, of which the brighter pictures have the first more often; their mean would be blur."""
+
+    def data(ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        u = rng.uniform((2,), 3, ids)
+        bright = (u[:, 0] < 0.5).float()
+        sign = torch.where(u[:, 1] < 0.2 + 0.6 * bright, 1.0, -1.0)
+        low = (bright - 0.5).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+        return low + 0.4 * sign.reshape(-1, 1, 1, 1) * PATTERN, {generators.LOW: low}
+
+    torch.manual_seed(0)
+    recipe = generators.gan(SD, gamma=0.3)  # with 0.1 some trainings draw one pattern only
+    config = TrainConfig(
+        images=300 * 128, batch=128, learning_rate=2e-3, warmup_images=20 * 128, cooldown_images=100 * 128,
+        ema_halflife_images=15 * 128,
+    )  # fmt: skip
+    trainer = Trainer(recipe.denoiser(recipe.network(lambda maps, outputs: Flat())), recipe, config, data, 10**6)
+    while not trainer.done:
+        trainer.step()
+    model, ids = trainer.averaged(), torch.arange(2000)
+    _, cond = data(ids + 10**6)
+    drawn = generate(model, recipe.timesteps(1), recipe.step, (1, 2, 2), 0, ids, cond, **recipe.drawing(model))
+    detail = ((drawn - cond[generators.LOW]) * PATTERN).mean((1, 2, 3))
+    bright = cond[generators.LOW][:, 0, 0, 0] > 0
+    assert float((drawn.mean((1, 2, 3)) - cond[generators.LOW][:, 0, 0, 0]).abs().mean()) < 0.05
+    assert float((detail.abs() - 0.4).abs().mean()) < 0.1  # either pattern, not their mean
+    for group, share in ((bright, 0.8), (~bright, 0.2)):
+        assert float((detail[group] > 0).float().mean()) == pytest.approx(share, abs=0.12)
+
+
 def test_a_sample_of_diffuse_vae_keeps_its_draft() -> None:
     """x0 = draft + noise: with the exact denoiser given the draft, samples have the law of the data; one draft a sample."""
     recipe = diffuse_vae.diffuse_vae(SD)

@@ -21,6 +21,7 @@ from tasks.common import files
 from tasks.common.errors import DataError, UserError
 from tasks.config.params import Params, Upscaling, load
 from tasks.dataset.shards import ShardDataset
+from tasks.evaluate import pose_accuracy, upscaler_quality
 from tasks.models import modality, model_file, upscaler
 from tasks.models.conditioning import LOW, LOW_LEVEL, SIZE
 from tasks.models.upscaler import CropDataset
@@ -78,6 +79,31 @@ def test_it_has_learned_to_use_the_smaller_picture(trained: Path, model: modalit
         for cond in (examples.cond, other)
     )
     assert right < 0.8 * wrong
+
+
+@pytest.mark.slow
+def test_a_gan_is_its_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is trained, stored, sampled in one step and judged like the diffusion model, and keeps what the small picture says."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(pose_accuracy, "read_poses", lambda pictures, *_: np.full((len(pictures), 33, 3), np.nan))
+    short = {"images": 48, "checkpoint_images": 48, "batch": 16, "warmup_images": 16, "cooldown_images": 16, "crops": 1}
+    own = {"sampler": "own", "low_noise": 0.02, "tile": 32, "overlap": 8}
+    upscaler_changes = {**TINY_UPSCALER, **short, "recipe": "gan"}
+    write_params(tmp_path, shard__size=32, upscaler=upscaler_changes, sample__upscaler=own)
+    write_shards(tmp_path, size=32)
+    params = load(tmp_path / paths.PARAMS)
+    upscaler_stage.run(params, tmp_path)
+    held_out = ShardDataset(tmp_path / paths.SHARDS, "val").take(range(6))
+    small = held_out.pictures_uint8(16)
+    model = model_file.load(paths.model_folder(tmp_path, paths.UPSCALER), torch.device("cpu"))
+    enlarged = upscaler.upscale(model, small, params.sample.upscaler, 0, torch.arange(6))
+    again = enlarged.reshape(6, 16, 2, 16, 2, 3).mean((2, 4))
+    assert enlarged.shape == (6, 32, 32, 3) and np.abs(again - small).mean() < 16
+    numbers = upscaler_quality.measure(params, tmp_path, held_out, tmp_path / "sheet.png")
+    assert {"upscaler.psnr", "upscaler.ssim", "upscaler.psnr_bicubic", "upscaler.found"} <= set(numbers)
+    assert numbers["upscaler.psnr"] > 12 and (tmp_path / "sheet.png").is_file()
+    off = params.model_copy(update={"upscaler": params.upscaler.model_copy(update={"size": None})})
+    assert upscaler_quality.measure(off, tmp_path, held_out, tmp_path / "none.png") == {}
 
 
 @pytest.mark.slow
@@ -198,6 +224,9 @@ def test_without_a_size_there_is_no_model_and_nothing_is_imported(tmp_path: Path
         ({"upscaler__crop": 64}, "upscaler.crop must be at most twice pictures.size"),
         ({"sample__upscaler__low_noise": 0.6}, "sample.upscaler.low_noise must be at most upscaler.low_noise"),
         ({"sample__upscaler__overlap": 80}, "overlap must be at most half a tile"),
+        ({"upscaler": {**TINY_UPSCALER, "recipe": "vae"}}, "upscaler: recipe vae"),
+        ({"upscaler": {**TINY_UPSCALER, "recipe": "gan"}}, "sample.upscaler.sampler unipc does not go with recipe gan"),
+        ({"upscaler": {**TINY_UPSCALER, "recipe": "gan", "options": {"gan": {"sigma": 0.5}}}}, "upscaler: options"),
     ],
 )
 def test_impossible_cascades_are_named(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
