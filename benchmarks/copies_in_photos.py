@@ -1,7 +1,7 @@
 """`python -m benchmarks.copies_in_photos --photos DIR [DIR ...]`: disguised copies among real photographs.
 
 All photos of the folders, and frames of the videos in `--videos`, are grouped by alignment once, as `certify` does. Frames of
-one video are one group, and so are all photos of a folder in `--scene`: they show one room. In every set the groups are dealt
+one video are one group, and so are the photos below a folder in `--scene`: they show one room. In every set the groups are dealt
 anew into training, held-out and unseen photos. The unseen ones are the generated pictures, some of which are replaced by
 disguised copies of training photos. The disguises are those of the positive control and take turns.
 
@@ -147,7 +147,9 @@ def main() -> int:
     parser.add_argument(
         "--videos", type=Path, nargs="*", default=[], help="folders whose videos give a frame every 2 s"
     )
-    parser.add_argument("--scene", type=Path, nargs="*", default=[], help="folders that show one room each")
+    parser.add_argument(
+        "--scene", type=Path, nargs="*", default=[], help="folders in those of --photos that show one room each"
+    )
     parser.add_argument("--sets", type=int, default=50)
     parser.add_argument("--most", type=int, help="photos taken at random from a folder that has more")
     parser.add_argument("--state", type=Path, help="file that keeps finished sets")
@@ -156,7 +158,7 @@ def main() -> int:
         filmed = [Path(temporary) / str(number) for number in range(len(options.videos))]
         for folder, out in zip(options.videos, filmed, strict=True):
             frames(folder, out)
-        return _run(options, [*options.photos, *options.scene, *filmed], filmed)
+        return _run(options, [*options.photos, *filmed], filmed)
 
 
 def _some(folder: Pictures, most: int | None) -> Pictures:
@@ -171,7 +173,7 @@ def _some(folder: Pictures, most: int | None) -> Pictures:
 
 
 def gathered(folders: list[Path], scenes: list[Path], filmed: list[Path], most: int | None) -> Photos:
-    """The photos of all folders, grouped. `scenes`: folders that are one group; `filmed`: those whose sub-folders are."""
+    """The photos of all folders, grouped. `scenes`: folders below which all are one group; `filmed`: those whose sub-folders are."""
     photos = [_some(folder, most) for folder in read(folders)]
     items = np.concatenate([folder.items for folder in photos])
     groups = grouped(photos, [folder.items for folder in photos], near_duplicate=NEAR_DUPLICATE)
@@ -179,10 +181,11 @@ def gathered(folders: list[Path], scenes: list[Path], filmed: list[Path], most: 
     names = [str(folder.folder / folder.names[row]) for folder, row in place]
     rows_of: dict[Path, list[int]] = defaultdict(list)
     for row, (folder, _) in enumerate(place):
-        if folder.folder in scenes:
-            rows_of[folder.folder].append(row)
-        elif folder.folder in filmed:
-            rows_of[Path(names[row]).parent].append(row)
+        rooms = [scene for scene in scenes if Path(names[row]).is_relative_to(scene)]
+        if folder.folder in filmed:
+            rooms.append(Path(names[row]).parent)
+        for room in rooms:
+            rows_of[room].append(row)
     for rows in rows_of.values():
         groups = join(groups, np.array(rows[:-1], np.int64), np.array(rows[1:], np.int64))
     return Photos(place, names, items, groups)
