@@ -1,8 +1,8 @@
 """`python -m benchmarks.copies_in_photos --photos DIR [DIR ...]`: disguised copies among real photographs.
 
 All photos of the folders, and frames of the videos in `--videos`, are grouped by alignment once, as `certify` does. Frames of
-one video are one group, and so are the photos below a folder in `--scene`: they show one room. In every set the groups are dealt
-anew into training, held-out and unseen photos. The unseen ones are the generated pictures, some of which are replaced by
+one video are one group, and so are the photos below a folder in `--scene`: they show one room. In every set the groups are
+dealt anew into training, held-out and unseen photos. The unseen ones are the generated pictures, some of which are replaced by
 disguised copies of training photos. The disguises are those of the positive control and take turns.
 
     fresh   no copies
@@ -147,9 +147,7 @@ def main() -> int:
     parser.add_argument(
         "--videos", type=Path, nargs="*", default=[], help="folders whose videos give a frame every 2 s"
     )
-    parser.add_argument(
-        "--scene", type=Path, nargs="*", default=[], help="folders in those of --photos that show one room each"
-    )
+    parser.add_argument("--scene", type=Path, nargs="*", default=[], help="folders in --photos that show one room each")
     parser.add_argument("--sets", type=int, default=50)
     parser.add_argument("--most", type=int, help="photos taken at random from a folder that has more")
     parser.add_argument("--state", type=Path, help="file that keeps finished sets")
@@ -173,7 +171,10 @@ def _some(folder: Pictures, most: int | None) -> Pictures:
 
 
 def gathered(folders: list[Path], scenes: list[Path], filmed: list[Path], most: int | None) -> Photos:
-    """The photos of all folders, grouped. `scenes`: folders below which all are one group; `filmed`: those whose sub-folders are."""
+    """The photos of all folders, grouped.
+
+    `scenes`: folders below which all photos are one group; `filmed`: folders whose sub-folders are one group each.
+    """
     photos = [_some(folder, most) for folder in read(folders)]
     items = np.concatenate([folder.items for folder in photos])
     groups = grouped(photos, [folder.items for folder in photos], near_duplicate=NEAR_DUPLICATE)
