@@ -230,7 +230,8 @@ def main() -> int:
             workers = options.cores if kind == "local" else 1
 
             def workspace(name: str, cut: int, kind: str = kind, workers: int = workers) -> Workspace:
-                made = Workspace(place / f"{kind}-{name}", raw, kind=kind, slices=cut)
+                runs = {"runs": options.cores} if kind == "prefect" else {}
+                made = Workspace(place / f"{kind}-{name}", raw, kind=kind, slices=cut, **runs)
                 set_values(made.root / paths.PARAMS, {"extract.workers": workers})
                 return made
 

@@ -94,7 +94,8 @@ def _extracted(root: Path) -> int:
 
 
 def _curate(server: Server, root: Path, kind: str) -> str:
-    changes = {"engine": {"kind": kind, "slices": WORKERS if kind == "prefect" else 0}}
+    cut = {"slices": WORKERS, "runs": WORKERS} if kind == "prefect" else {"slices": 0}
+    changes = {"engine": {"kind": kind, **cut}}
     code = f"from flows.train_poses import curate; curate(changes={changes})"
     command = [sys.executable, "-c", code]
     made = subprocess.run(
