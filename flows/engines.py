@@ -142,6 +142,7 @@ def blocks(params: Params, root: Path, stage: str) -> Iterator[dict[str, str]]:
         yield {BLOCKS: str(folder.absolute())}
     finally:
         shutil.rmtree(folder)
+        stage_inputs.remove(root, inputs.version)  # `forget` knows nothing of these copies
 
 
 def _number(files: int) -> int:

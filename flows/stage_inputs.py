@@ -107,6 +107,12 @@ def provide(root: Path, stage: str, version: str, store: RemoteStore) -> Path:
     return folder
 
 
+def remove(root: Path, version: str) -> None:
+    """Remove what `provide` made in a workspace."""
+    with files.alone(root / paths.SLICES / INPUTS / version):
+        shutil.rmtree(root / paths.SLICES / INPUTS / version, ignore_errors=True)
+
+
 def _published(stage: str, version: str, store: RemoteStore) -> Inputs:
     name = f"{INPUTS}/{version}"
     if not store.has(name, MANIFEST):
