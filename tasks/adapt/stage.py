@@ -69,6 +69,7 @@ SHOWN = 8  # pictures in the sheet
 PRIOR = 1  # what else the seed is for: the pictures of the class
 DRAWN = 2  # and the pictures of the certificate
 STEPS = 12  # of these pictures
+WITHOUT_GRADIENTS = 4  # examples that take no more memory than one in training
 BASE = "the published model"  # its key in the fingerprint of a training
 
 AnyAdaptation = Lora | TextualInversion | ControlNet  # Dreambooth is a LoRA
@@ -93,7 +94,7 @@ class AdapterEvaluator:
     examples: dict[str, Examples]
     size: int
     seed: int
-    batch: int  # examples at once, as many as in training
+    batch: int  # examples at once
     sigmas: ClassVar[tuple[float, ...]] = SIGMAS
     noise_scale: ClassVar[bool] = False  # two passes more through a large network would cost as much as they tell
 
@@ -179,11 +180,11 @@ def _train(
     memory.reset_peak(device)
     if trainer.rank == 0:
         log.info(f"{name}: {expected.sentence()}")
-    batch = trainer.compute.microbatch or config.batch
+    at_once = WITHOUT_GRADIENTS * (trainer.compute.microbatch or config.batch)
     loop = TrainingLoop(
         params, root, AdaptedModel(name, config, change.denoiser), trainer,
         TrainingFolder(root, name, fingerprint, config.checkpoints_kept, params),
-        AdapterEvaluator(model, data.evaluated(), size, rng.fold(config.seed, Stream.WATCH), batch), data.keys,
+        AdapterEvaluator(model, data.evaluated(), size, rng.fold(config.seed, Stream.WATCH), at_once), data.keys,
         _trained_on(splits, base.sha256), change.save,
         judge=partial(_judge, root, name, config, model, splits, size, expected),
     )  # fmt: skip

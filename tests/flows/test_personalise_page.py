@@ -27,6 +27,7 @@ from flows import cli
 from tasks import paths
 from tasks.config import adapt as sections
 from tasks.config.params import load
+from tasks.foreign import folder
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tests.support import tiny_pipelines
@@ -98,21 +99,23 @@ def write(path: Path, changes: dict[str, Any]) -> None:
 def prepared(root: Path, home: Path) -> None:
     """What the page takes for granted: a model, photos, prompts, shards, a champion."""
     tiny_pipelines.stored(home / "models/stable-diffusion-v1-5", "sd")
-    write_params(root)
+    # The first chapter sets the base once more; so the others can be read alone.
+    base = folder.digest(home / "models/stable-diffusion-v1-5")
+    write_params(root, base={"source": str(home / "models/stable-diffusion-v1-5"), "sha256": base})
     (root / "stable-diffusion-v1-5").symlink_to(home / "models/stable-diffusion-v1-5")
     write_shards(root)
     write_awake(root, "pictures")
     random = np.random.default_rng(0)
-    for folder, count in (("photos/red_cat", 30), ("my_training_pictures", 4)):
-        (root / folder).mkdir(parents=True)
+    for name, count in (("photos/red_cat", 30), ("my_training_pictures", 4)):
+        (root / name).mkdir(parents=True)
         for i in range(count):
             picture = Image.fromarray(random.integers(0, 256, (7, 7, 3), dtype=np.uint8))
-            picture.resize((64, 70), Image.Resampling.BICUBIC).save(root / folder / f"{i}.png")
+            picture.resize((64, 70), Image.Resampling.BICUBIC).save(root / name / f"{i}.png")
     (root / "prompts.txt").write_text("a dog\na cat\n")
     params = load(root / "params.yaml")
     store = Store(params.tracking, root)
-    folder = paths.model_folder(root, "pictures")
-    number = store.register("pictures", folder, paths.sha256(folder), "")
+    pictures = paths.model_folder(root, "pictures")
+    number = store.register("pictures", pictures, paths.sha256(pictures), "")
     model_registry.make_champions(store, {"pictures": number}, ("pictures",))
 
 
@@ -141,8 +144,8 @@ class Reader(NamedTuple):
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    folder = tmp_path_factory.mktemp("page")
-    root, home = folder / "workspace", folder / "home"
+    place = tmp_path_factory.mktemp("page")
+    root, home = place / "workspace", place / "home"
     prepared(root, home)
     published = home / "models/stable-diffusion-v1-5"
     names = {
@@ -155,7 +158,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 
 @pytest.mark.parametrize("heading", [heading for heading, text in chapters().items() if any(parts(text))])
 def test_what_the_page_says_runs(heading: str, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chapter needs those before it: the base, and the LoRA that is promoted."""
+    """The chapter on the certificate needs the one on LoRA."""
     torch.set_num_threads(1)
     monkeypatch.chdir(reader.root)
     monkeypatch.setenv("HOME", str(reader.home))
@@ -178,12 +181,12 @@ def test_what_the_page_says_runs(heading: str, reader: Reader, monkeypatch: pyte
         else:
             # A few pictures are not enough for a verdict, and some may be called copies.
             assert run(text) in ((0, 3, 11) if text.startswith("contrapposto certify") else (0,)), text
-            out = re.search(r"--out (\S+)", text)
-            assert out is None or any((reader.root / out[1]).iterdir()), text
+            written = re.search(r"--out (\S+)", text)
+            assert written is None or any((reader.root / written[1]).iterdir()), text
             trained = re.match(r"contrapposto stage adapt (\S+)", text)
             if trained is not None:
-                folder = reader.root / "artifacts" / trained[1]
-                assert (folder / "model.safetensors").is_file() and (folder / "certificate.json").is_file()
+                out = reader.root / "artifacts" / trained[1]
+                assert (out / "model.safetensors").is_file() and (out / "certificate.json").is_file()
 
 
 def test_every_method_has_a_command_on_the_page() -> None:
