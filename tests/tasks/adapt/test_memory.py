@@ -59,7 +59,6 @@ def test_the_training_takes_what_was_expected(published: Path, tmp_path: Path, m
     with monkeypatch.context() as patch:
         told, used = train(tmp_path / "plain", published, patch)
     expected, measured = told.peak - told.held, used - told.held
-    print(expected, measured, told.held, used)
     assert told.micro_batch > 5e7 and expected / WITHIN < measured < expected * WITHIN
     assert small.micro_batch < 0.3 * told.micro_batch
     with monkeypatch.context() as patch:
