@@ -361,7 +361,9 @@ def compared(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[st
     """Print the table; the figures and the goals."""
     before = results[0]
     for row in results:
-        row["kept"] = row["others_adherence"] / before["others_adherence"]
+        row["kept"] = (
+            row["others_adherence"] / before["others_adherence"] if before["others_adherence"] else float("nan")
+        )
         row["others"] = row["others_loss"] / before["others_loss"]
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in results:
