@@ -64,7 +64,7 @@ class VideoModel(Pictures, Beside):
         if choice.tokens or choice.cold or choice.mixed:
             raise ValueError(f"recipe {self.recipe} of pictures does not go with clips")
         if self.shared_noise and (self.noise != "normal" or choice.own_loss):
-            raise ValueError(f"shared_noise does not go with recipe {self.recipe} of pictures and its noise")
+            raise ValueError(f"recipe {self.recipe} of pictures and its noise need video.model.shared_noise: 0")
         return self
 
 

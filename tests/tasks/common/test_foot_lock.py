@@ -12,7 +12,7 @@ RATE, FRAMES = 12.0, 24
 TIP, ANKLE, KNEE, HIP = (INDEX[f"left_{name}"] for name in ("foot_index", "ankle", "knee", "hip"))
 
 
-def _sliding(lift: bool = False) -> np.ndarray:
+def _sliding(lift: bool = False, slide: float = 0.01) -> np.ndarray:
     """A person who stands with bent knees and whose left foot slides forward; with `lift` it is in the air in the middle."""
     pose = np.zeros((33, 3))
     for side, x in (("left", 0.2), ("right", -0.2)):
@@ -26,7 +26,7 @@ def _sliding(lift: bool = False) -> np.ndarray:
             pose[INDEX[f"{side}_{name}"]] = x, y, z
     clip = np.repeat(pose[None, None], FRAMES, axis=1)
     leg = [INDEX[f"left_{name}"] for name in ("ankle", "heel", "foot_index")]
-    clip[0][:, leg, 2] -= 0.01 * np.arange(FRAMES)[:, None]
+    clip[0][:, leg, 2] -= slide * (np.arange(FRAMES)[:, None] - FRAMES / 2)
     if lift:
         clip[0][8:16, leg, 1] -= 0.4
     return clip
@@ -45,7 +45,7 @@ def test_a_standing_foot_stays_and_the_leg_keeps_its_lengths() -> None:
 
 
 def test_a_foot_in_the_air_is_moved_only_where_the_shift_fades() -> None:
-    clip = _sliding(lift=True)
+    clip = _sliding(lift=True, slide=0.03)
     standing = stands(clip[:, :, [TIP]], RATE)[0, :, 0]
     assert standing[:7].all() and not standing[7:16].any()
     fixed = locked(clip, RATE)
@@ -54,7 +54,7 @@ def test_a_foot_in_the_air_is_moved_only_where_the_shift_fades() -> None:
         fixed[0, 17:, TIP, 2], fixed[0, 17, TIP, 2]
     )
     steps = np.abs(np.diff(fixed[0, :, TIP, 2]))
-    assert steps.max() < 0.06  # no jump where a foot leaves the floor
+    assert steps.max() < 0.07  # no jump where a foot leaves the floor
 
 
 def test_a_place_out_of_reach_is_approached_and_true_motion_stays() -> None:
