@@ -61,6 +61,10 @@ def _images(value: float | None) -> str:
     return "not seen" if value is None else f"{round(value):,}"
 
 
+def _growth(exponent: float) -> str:
+    return f"grows with n to the power {exponent:.2f}" if exponent else "the same for every n"
+
+
 def _cards(report: dict[str, Any]) -> list[Card]:
     cards = [
         Card("examples", f"{report['examples']:,}", f"all trained on, in {report['groups']:,} groups"),
@@ -69,7 +73,7 @@ def _cards(report: dict[str, Any]) -> list[Card]:
     for kind, words in WORDS.items():
         one = report["predictions"][kind]
         value = "not seen" if one["images"] is None else f"{'after ' if one['bound'] else ''}{round(one['images']):,}"
-        note = "" if one["exponent"] is None else f"images, grows with n to the power {one['exponent']:.2f}"
+        note = "" if one["exponent"] is None else f"images, {_growth(one['exponent'])}"
         cards.append(Card(f"predicted: {words}", value, note))
     if report["largest_bound"] is not None:
         bound = report["largest_bound"]
@@ -127,7 +131,7 @@ def _law(
                 axes.plot(*zip(*seen, strict=True), marker, color=colour, markersize=5, alpha=0.7)
         if one.images is not None and one.exponent is not None:
             sizes = np.array([small[0].n * 0.9, n])
-            label = f"{WORDS[kind]}, n to the power {one.exponent:.2f}"
+            label = f"{WORDS[kind]}, {_growth(one.exponent)}"
             axes.plot(sizes, one.images * (sizes / n) ** one.exponent, "-", color=colour, linewidth=1, label=label)
             axes.plot([n], [one.images], "*", color=colour, markersize=13)
     axes.plot([n], [report["images"]], "s", color=colours.FLOOR, label="length of the whole training")
