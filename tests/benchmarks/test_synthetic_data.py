@@ -108,6 +108,24 @@ def test_the_sentence_follows_the_interval() -> None:
     assert "helps" not in last
 
 
+def test_what_was_measured_of_the_same_people_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (16, SIDE, SIDE, 3)).astype(np.uint8)
+    joints = rng.random((16, 12, 2)).astype(np.float32)
+    people = People(pictures, joints, np.arange(16) % 2, np.arange(16))
+    monkeypatch.setattr(synthetic_data, "STEPS", 1)
+    path = tmp_path / "scores/real-8-0.npz"
+    first = synthetic_data.kept(path, people, people, 2, 0)
+    assert set(first) == {"category", "keypoints"} and all(values.shape == (16,) for values in first.values())
+    monkeypatch.setattr(synthetic_data, "score", lambda *_: {"category": np.zeros(16), "keypoints": np.zeros(16)})
+    again = synthetic_data.kept(path, people, people, 2, 0)
+    assert all(np.array_equal(first[task], again[task]) for task in first)
+    other = synthetic_data.kept(path, people.take(np.arange(15)), people, 2, 0)
+    assert not other["category"].any() and first["category"].any()
+
+
 def test_the_joint_net_learns_where_a_dot_is() -> None:
     rng = np.random.default_rng(0)
     joints = rng.uniform(0.3, 0.7, (64, 1, 2)).repeat(12, axis=1).astype(np.float32)
