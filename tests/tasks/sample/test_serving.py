@@ -27,9 +27,8 @@ from tasks.models.sampler import Sampler
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.sample import export
-from tasks.sample.motion_requests import MotionRequest
 from tasks.sample.requests import Artist, Request
-from tasks.sample.served_requests import Body, Studio
+from tasks.sample.served_requests import REQUESTS, Body, Studio
 from tests.support.serving import post, served
 from tests.support.workspaces import TINY_UPSCALER, write_params, write_shards, write_untrained, write_upscaler
 
@@ -244,7 +243,7 @@ def test_a_classifier_of_other_categories_is_not_exported(
 
 
 def test_what_mlflow_reads_has_the_keys_of_a_request() -> None:
-    assert set(Body.model_fields) == {"kind", *Request.model_fields, *MotionRequest.model_fields}
+    assert set(Body.model_fields) == {"kind", *(key for kind in REQUESTS.values() for key in kind.model_fields)}
     body = Body(sampler="ddim", guidance={"scale": 3, "interval": [0.1, 2]}, options={"ddim": {"eta": 1}}, steps=4)
     assert body.request() == Request(
         sampler="ddim", guidance=Guidance(scale=3.0, interval=[0.1, 2.0]), options={"ddim": {"eta": 1.0}}, steps=4
