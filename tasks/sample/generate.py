@@ -44,12 +44,11 @@ from tasks.recognise.features import of_poses
 from tasks.recognise.recogniser import State
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
-from tasks.sample import coco, generate_motion, generate_video
+from tasks.sample import coco, generate_motion, generate_video, generated
 from tasks.sample.requests import Artist, Request, Samples
 
 ROUND = 128  # samples per round
 SHOWN = 48
-SPLIT = "generated"
 Reader = Callable[[np.ndarray], np.ndarray]
 # From poses read `[n, 33, 3]` (NaN where nobody was found) and categories to which are recognised as theirs, bool `[n]`.
 Judge = Callable[[np.ndarray, Sequence[str]], np.ndarray]
@@ -213,7 +212,7 @@ def _judge(root: Path, categories: Sequence[str]) -> Judge:
 def write(folder: Path, accepted: Accepted, settings: Generate, margin: float, about: dict[str, Any]) -> None:
     """Write the samples as shards, in COCO's format, and as a picture."""
     kept = accepted.kept
-    keys = [f"{SPLIT}-{settings.seed}-{one.number:06d}" for one in kept]
+    keys = [generated.key(settings, one.number) for one in kept]
     metas = [
         {
             "category": one.category,
@@ -248,12 +247,7 @@ def write(folder: Path, accepted: Accepted, settings: Generate, margin: float, a
         for one in kept[:SHOWN]
     ]
     captions = [f"{one.category}: {one.pck:.0%} of the joints" for one in kept[:SHOWN]]
-    with files.new_folder(folder) as temporary:
-        written = temporary / "shards"
-        shards.write(written, {SPLIT: zip(keys, members, strict=True)}, 1000, about)
-        for path in written.iterdir():
-            path.rename(temporary / path.name)
-        written.rmdir()
+    with generated.new_folder(folder, zip(keys, members, strict=True), about) as temporary:
         for key, sample_members in zip(keys, members, strict=True):
             files.write_bytes(temporary / f"images/{key}.png", sample_members["png"])
         size = kept[0].picture.shape[0]
