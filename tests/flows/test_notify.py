@@ -27,6 +27,9 @@ def test_an_odd_answer_is_a_line_in_the_log(
             with connection:
                 connection.recv(65536)
                 connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):  # closing before all is read would reset the connection
+                    pass
 
         thread = threading.Thread(target=serve)
         thread.start()
