@@ -143,7 +143,7 @@ def unpatchify(tokens: Tensor, patch: int, side: int) -> Tensor:
 def sincos_positions(side: int, width: int) -> Tensor:
     """Sines and cosines of row and column, `[side * side, width]`."""
     features = FourierFeatures(width // 2, lowest=0.5, highest=side)
-    line = features(torch.linspace(-1, 1, side))
+    line = features(torch.linspace(-1, 1, side, device=features.frequencies.device))
     rows, columns = line[:, None].expand(side, side, -1), line[None].expand(side, side, -1)
     return torch.cat([rows, columns], -1).flatten(0, 1)
 
