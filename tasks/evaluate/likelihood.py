@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffusion_core import rng, schedules
 from diffusion_core.codecs import Affine
-from diffusion_core.conditioning import Cond, to_device
+from diffusion_core.conditioning import Cond
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.extras import likelihood
 from diffusion_core.extras.vdm import bits_per_dim
@@ -33,7 +33,8 @@ from tasks import paths
 from tasks.common.errors import DataError
 from tasks.config.likelihood import Likelihood
 from tasks.config.params import Params, Pictures, Upscaler
-from tasks.models import inputs, modality, model_file
+from tasks.evaluate import model_examples
+from tasks.models import modality, model_file
 from tasks.models.inputs import DATA_SD, Examples
 from tasks.models.modality import Model
 
@@ -184,15 +185,13 @@ def run(params: Params, root: Path) -> dict[str, Any]:
     for name in settings.models:
         model = model_file.load(paths.model_folder(root, params.sampled(name)), modality.device())
         reason = why_not(model)
-        train, held_out = (
-            (None, None) if reason else (examples_of(root, model, *some) for some in (("train",), ("val", "test")))
-        )
-        if reason is None and (train is None or held_out is None or min(len(train), len(held_out)) < 2):
-            reason = "There are too few examples."
         if reason is not None:
             absent[name] = reason
             continue
-        assert train is not None and held_out is not None
+        train, held_out = (model_examples.of_splits(root, model, *splits) for splits in (("train",), ("val", "test")))
+        if min(len(train), len(held_out)) < 2:
+            absent[name] = "There are too few examples."
+            continue
         for suffix, some in (("", held_out), ("_train", train)):
             with model.autocast():
                 value, error = measure(model, train, some.some(settings.count), settings)
@@ -201,18 +200,6 @@ def run(params: Params, root: Path) -> dict[str, Any]:
             metrics |= {f"{name}.bits_per_dim{suffix}": value, f"{name}.bits_per_dim_error{suffix}": error}
         sentences[name] = _sentence(metrics, name, settings, model)
     return {"metrics": metrics, "sentences": sentences, "absent": absent}
-
-
-def examples_of(root: Path, model: Model, *splits: str) -> Examples | None:
-    """The examples of splits in data units, on the device of the models; None if there are none."""
-    assert not isinstance(model.config, Upscaler)
-    datasets = [inputs.usable(root, split, model.config) for split in splits]
-    parts = [model.examples(dataset) for dataset in datasets if len(dataset)]
-    if not parts:
-        return None
-    x0 = torch.cat([part.x0 for part in parts]).to(modality.device())
-    cond = {key: torch.cat([part.cond[key] for part in parts]) for key in parts[0].cond}
-    return Examples(x0, to_device(cond, x0.device))
 
 
 def _sentence(metrics: dict[str, float], name: str, settings: Likelihood, model: Model) -> str:

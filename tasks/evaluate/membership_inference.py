@@ -21,9 +21,9 @@ from tasks.common.files import new_folder, write_json
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Upscaler
 from tasks.dataset.shards import ShardDataset
-from tasks.evaluate import likelihood
+from tasks.evaluate import likelihood, model_examples
 from tasks.metrics.membership_inference import ALARM, SIGMAS, LevelGap, gaps, losses, sentence
-from tasks.models import inputs, modality, model_file, upscaler
+from tasks.models import modality, model_file, upscaler
 from tasks.models.inputs import Examples
 from tasks.models.modality import Model
 from tasks.plots import colours
@@ -44,32 +44,29 @@ def loss_gaps(root: Path, name: str, smallest: int) -> list[LevelGap]:
         chosen = _crops(root, splits, model, smallest) if name == paths.UPSCALER else _examples(root, splits, model)
         if len(chosen) < 2:
             return []
-        x0 = chosen.x0.to(modality.device())
-        cond = to_device(chosen.cond, x0.device)
         with model.autocast():
-            table.append(losses(model.as_sampled(model.denoiser), x0, cond, SIGMAS, recipe=model.recipe))
+            table.append(losses(model.as_sampled(model.denoiser), chosen.x0, chosen.cond, SIGMAS, recipe=model.recipe))
     return gaps(SIGMAS, *table)
 
 
 def _examples(root: Path, splits: tuple[str, ...], model: Model) -> Examples:
     """At most MOST examples of the splits in the network's units."""
-    assert not isinstance(model.config, Upscaler)
-    datasets = [inputs.usable(root, split, model.config) for split in splits]
-    examples = [model.examples(dataset) for dataset in datasets if len(dataset)]
-    if not examples:
-        return Examples(torch.zeros(0), {})
-    cond = {key: torch.cat([part.cond[key] for part in examples]) for key in examples[0].cond}
-    return Examples(model.codec.encode(torch.cat([part.x0 for part in examples])), cond).some(MOST)
+    examples = model_examples.of_splits(root, model, *splits)
+    if not len(examples):
+        return examples
+    return Examples(model.codec.encode(examples.x0), examples.cond).some(MOST)
 
 
 def _crops(root: Path, splits: tuple[str, ...], model: Model, smallest: int) -> Examples:
-    """At most MOST of the upscaler's crops of the splits; none if nobody has the pixels."""
+    """At most MOST of the upscaler's crops of the splits in the network's units; none if nobody has the pixels."""
     assert isinstance(model.config, Upscaler)
     try:
         crops = upscaler.CropDataset(ShardDataset(root / paths.SHARDS, *splits).pictured(), model.config, smallest)
     except DataError:
         return Examples(torch.zeros(0), {})
-    return upscaler.examples(model, crops, torch.tensor(evenly_spaced(crops.uncopied, MOST)))
+    chosen = upscaler.examples(model, crops, torch.tensor(evenly_spaced(crops.uncopied, MOST)))
+    x0 = chosen.x0.to(modality.device())
+    return Examples(x0, to_device(chosen.cond, x0.device))
 
 
 def draw(gaps_of: dict[str, list[LevelGap]], path: Path) -> None:
