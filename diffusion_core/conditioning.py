@@ -28,6 +28,7 @@ AUGMENT = "vec:augment"
 PADDING = "map:padding"
 LATENT = "map:latent"
 DRAFT = "map:draft"
+LOW = "map:low"  # a picture of half the size, enlarged to that of x
 WEIGHT = "weight:x"
 
 

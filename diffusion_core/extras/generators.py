@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, softplus
 
-from diffusion_core.conditioning import WEIGHT, Cond
+from diffusion_core.conditioning import LOW, WEIGHT, Cond
 from diffusion_core.extras.parts import Adversary, Coder, Discriminator, Parts, Versus, divergence
 from diffusion_core.losses import Weight
 from diffusion_core.recipe import Build, Recipe
@@ -20,8 +20,6 @@ from diffusion_core.sampling.loop import Denoise, Estimate
 from diffusion_core.sampling.timesteps import clean
 from diffusion_core.schedules import Level
 from diffusion_core.targets import X0
-
-LOW = "map:low"  # condition: a picture of half the size, enlarged to that of x
 
 
 def generated(history: list[Estimate], to: Level, _: Denoise, noise: Iterator[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from torch.nn.functional import avg_pool2d, interpolate, pixel_unshuffle
 
 from diffusion_core import rng
 from diffusion_core.codecs import Affine, Latent
-from diffusion_core.conditioning import AUGMENT, KEEP, PADDING, WEIGHT, Cond, drop, keys
+from diffusion_core.conditioning import AUGMENT, KEEP, LOW, PADDING, WEIGHT, Cond, drop, keys
 from diffusion_core.rng import TransformStream
 from diffusion_core.schedules import sigma_level
 from diffusion_core.training import augmentation
@@ -51,7 +51,7 @@ AnyModel = Poses | Pictures | MotionModel
 JOINTS = 33
 SELF = "map:self"
 POSE_LEVEL = "vec:pose_level"
-LOW, LOW_LEVEL, SIZE = "map:low", "vec:low_level", "vec:size"  # of the upscaler
+LOW_LEVEL, SIZE = "vec:low_level", "vec:size"  # of the upscaler, besides LOW
 REAL_SHARE = 0.99  # of a moved pixel that must come from real ones
 JITTER_SCALE, JITTER_SHIFT = 0.07, 0.035  # standard deviations: of the log size, and of the place in picture sides
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from diffusion_core import rng
 from diffusion_core.codecs import Affine, Latent
-from diffusion_core.conditioning import WEIGHT, Cond
+from diffusion_core.conditioning import LOW, WEIGHT, Cond
 from diffusion_core.rng import Stream, TransformStream
 from diffusion_core.sampling.loop import generate
 from diffusion_core.tiling import tiled
@@ -31,7 +31,7 @@ from tasks.config.params import Upscaler, Upscaling
 from tasks.dataset.padding import any_padding, padding_maps
 from tasks.dataset.shards import ShardDataset
 from tasks.models import inputs
-from tasks.models.conditioning import LOW, SIZE, smaller_picture
+from tasks.models.conditioning import SIZE, smaller_picture
 from tasks.models.inputs import Examples
 from tasks.models.modality import Model
 
