@@ -27,6 +27,8 @@ from tasks.common.errors import UserError
 from tasks.common.images import encode_png
 from tasks.config.params import Params
 from tasks.config.sampling import SamplingChoices
+from tasks.extract.decode import open_picture
+from tasks.extract.source_files import Refusal
 from tasks.foreign import adapter as adapters
 from tasks.foreign import control, folder, inversion, levels, model
 from tasks.foreign.folder import PipelineFolder
@@ -122,15 +124,23 @@ def adapted(adapter: Path, loaded: model.ForeignModel, scale: float = 1.0) -> mo
 
 
 def read_poses(folder: Path, size: int) -> Tensor:
-    """The pictures of poses in a folder, in order of their names, `[n, 3, size, size]` in 0 ... 1. UserError without any."""
+    """The pictures of poses in a folder, in order of their names, `[n, 3, size, size]` in 0 ... 1.
+
+    Raises UserError if there are none, or if one cannot be read.
+    """
     found = sorted(folder.glob("*.png"))
     if not found:
         raise UserError(f"{folder} holds no PNG with the picture of a pose.")
-    tiles = []
-    for path in found:
-        with Image.open(path) as image:
-            tiles.append(np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)))
-    return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 255
+    try:
+        return torch.cat([as_condition(open_picture(path), size) for path in found])
+    except Refusal as error:
+        raise UserError(f"A picture of a pose cannot be read: {error.detail}") from error
+
+
+def as_condition(picture: np.ndarray, size: int) -> Tensor:
+    """A picture of a pose, uint8 `[height, width, 3]`, as a ControlNet is given it: `[1, 3, size, size]` in 0 ... 1."""
+    pixels = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 
 
 def merge(path: Path, sha256: str | None, adapter: Path, out: Path, scale: float = 1.0) -> Path:

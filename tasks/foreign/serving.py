@@ -7,9 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
@@ -18,6 +16,8 @@ from tasks.common.errors import UserError
 from tasks.common.images import encode_png
 from tasks.config.params import validation_sentence
 from tasks.config.sampling import SamplingChoices
+from tasks.extract.decode import decode
+from tasks.extract.source_files import Refusal
 from tasks.foreign import control, draw
 from tasks.models.inputs import as_pictures
 
@@ -111,8 +111,6 @@ class Painter:
         if not isinstance(self.model.denoiser.net, control.Controlled):
             raise UserError("pose needs a ControlNet, and this adapter is none")
         try:
-            with Image.open(io.BytesIO(base64.b64decode(png, validate=True))) as image:
-                pixels = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-        except (ValueError, UnidentifiedImageError) as error:
+            return draw.as_condition(decode(io.BytesIO(base64.b64decode(png, validate=True))), size)
+        except (ValueError, Refusal) as error:
             raise UserError("pose is no picture in base64") from error
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255

@@ -127,7 +127,10 @@ def test_pictures_of_poses_are_read_back_and_other_models_have_no_branch(tmp_pat
         Image.fromarray(values).save(tmp_path / f"poses/{i}.png")
     assert (draw.read_poses(tmp_path / "poses", 64) - drawn).abs().max() < 0.01
     assert not np.array_equal(drawn[0], drawn[1])
+    Image.new("RGB", (64, 64)).save(tmp_path / "script.png", "EPS")  # Pillow would start Ghostscript for it
     with pytest.raises(UserError):
         draw.read_poses(tmp_path, 64)
+    with pytest.raises(UserError):
+        draw.read_poses(tmp_path / "nothing", 64)
     with pytest.raises(UserError):
         control.controlled(model.load(tiny_pipelines.stored(tmp_path / "sd3", "sd3"), None, CPU))

@@ -103,7 +103,11 @@ def test_requests_are_checked_and_a_controlnet_is_given_poses(root: Path, publis
     png = base64.b64encode(encode_png(np.full((64, 64, 3), 255, np.uint8))).decode()
     plain, posed = (painter.answer(Body(prompt="a cat", steps=2, pose=pose))[0] for pose in (None, png))
     assert np.abs(picture(plain) - picture(posed)).max() > 1
-    for wrong in ({"steps": 0}, {"sampler": "nonsense"}, {"count": 1000}, {"pose": "no picture"}, {"prompt": ""}):
+    script = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(script, "EPS")  # Pillow would start Ghostscript for it
+    wrong_poses = ("no picture", base64.b64encode(script.getvalue()).decode())
+    wrong_requests = [{"steps": 0}, {"sampler": "nonsense"}, {"count": 1000}, {"prompt": ""}]
+    for wrong in [*wrong_requests, *({"pose": pose} for pose in wrong_poses)]:
         with pytest.raises(ValueError, match="request"):
             painter.answer(Body(**{"prompt": "a cat", "steps": 2, **wrong}))
     with pytest.raises(ValueError, match="ControlNet"):
