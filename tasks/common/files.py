@@ -94,6 +94,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name that a file gives is that of a file in the same folder: no path, and neither `.` nor `..`."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically; its folder is made."""
     with new_file(path) as temporary:

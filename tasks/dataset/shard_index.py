@@ -34,7 +34,10 @@ Members = dict[str, Sequence[int]]  # extension -> offset and size of its bytes 
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The content of index.json. Raises DataError if there is none, or if an older version wrote it."""
+    """The content of index.json.
+
+    Raises DataError if there is none, if an older version wrote it, or if it names files outside of the folder.
+    """
     path = folder / FILE
     if not path.is_file():
         raise DataError(f"{folder} has no {FILE}: it is not a shard folder.")
@@ -44,6 +47,9 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} was written by an older version (format {index.get('format')}, now {FORMAT}). Run the stage that "
             "writes it again, for example `curate`; `dvc repro` does that by itself."
         )
+    for name in [*index["splits"], *(shard["name"] for shard in index["shards"])]:
+        if not files.is_plain(name):
+            raise DataError(f"{path} names {name!r}, which is outside of its folder.")
     return index
 
 

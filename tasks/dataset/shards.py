@@ -356,7 +356,7 @@ class ShardDataset:
 
     def picture(self, i: int, size: int | None = None) -> np.ndarray:
         """Picture `i`, uint8 `[size, size, 3]`; by area averaging where `size` is smaller than stored."""
-        with Image.open(io.BytesIO(self.read(i, "png"))) as image:
+        with Image.open(io.BytesIO(self.read(i, "png")), formats=("PNG",)) as image:
             rgb = np.asarray(image.convert("RGB"))
             return rgb if size is None else resized(size, rgb)
 

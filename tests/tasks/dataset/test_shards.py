@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tasks.common import files
 from tasks.common.errors import DataError
 from tasks.common.images import encode_png
 from tasks.dataset import shard_index, shards
@@ -159,6 +160,18 @@ def test_an_index_of_an_older_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s/index.json").write_text(json.dumps({"format": 1, "about": {}, "shards": [], "samples": {}}))
     with pytest.raises(DataError, match="older version"):
         ShardDataset(tmp_path / "s", "train")
+
+
+@pytest.mark.parametrize("name", ["../train.tar", "/etc/passwd", "..", ""])
+def test_an_index_names_no_files_outside_of_its_folder(tmp_path: Path, name: str) -> None:
+    _write(tmp_path / "s")
+    whole = files.read_json(tmp_path / "s/index.json")
+    shards = [{**shard, "name": name} for shard in whole["shards"]]
+    splits = {**whole["splits"], name: whole["splits"]["train"]}
+    for wrong in ({**whole, "shards": shards}, {**whole, "splits": splits}):
+        files.write_json(tmp_path / "s/index.json", wrong)
+        with pytest.raises(DataError, match="outside"):
+            ShardDataset(tmp_path / "s", "train")
 
 
 def test_writing_and_reading_take_constant_memory(tmp_path: Path) -> None:
