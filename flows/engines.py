@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from flows import data_fingerprint, dvc_graph, stage_inputs
 from flows.remote_store import RemoteStore
@@ -23,7 +23,7 @@ from flows.slices import EXTRACT, Slice, code_digest, work
 from flows.task_process import TaskProcess
 from tasks import paths
 from tasks.common import files
-from tasks.common.blocks import BLOCKS
+from tasks.common.blocks import BLOCKS, MARK
 from tasks.common.errors import DataError, UserError
 from tasks.config.operations import MOST_SLICES
 from tasks.config.params import Params
@@ -54,7 +54,7 @@ class Engine(Protocol):
 class Local:
     """A child process of this machine that runs one slice after the other with all cores."""
 
-    here = True
+    here: ClassVar[bool] = True
 
     def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
         failures = {}
@@ -101,12 +101,12 @@ def extract(params: Params, root: Path, parts: Sequence[str]) -> None:
         version = data_fingerprint.content(folder)
         world = params.engine.slices or _number(sum(1 for _ in walk(folder)))
         pieces += [Slice(f"{EXTRACT}@{part}", rank, world, digest, version) for rank in range(world)]
-    _run_all(chosen(params), root, [piece for piece in pieces if not store.has(piece.stored, slices.MARK)])
+    _run_all(chosen(params), root, [piece for piece in pieces if not store.has(piece.stored, MARK)])
     for part in parts:
         statistics = []
         for piece in [piece for piece in pieces if piece.part == part]:
             folder = root / paths.SLICES / part / slices.name(piece.rank, piece.world)
-            store.get(piece.stored, (slices.FINDINGS, slices.MARK), folder)
+            store.get(piece.stored, (slices.FINDINGS, MARK), folder)
             statistics.append(slices.absorb(params, root, folder))
         total = slices.combine(statistics)
         log.info(
@@ -126,13 +126,15 @@ def blocks(params: Params, root: Path, stage: str) -> Iterator[dict[str, str]]:
         stage_inputs.publish(inputs, root, store)
     world = params.engine.slices or SLICES
     pieces = [Slice(stage, rank, world, code_digest(), inputs.version) for rank in range(world)]
-    _run_all(engine, root, [piece for piece in pieces if not store.has(piece.stored, slices.MARK)])
+    _run_all(engine, root, [piece for piece in pieces if not store.has(piece.stored, MARK)])
     with files.new_folder(root / paths.SLICES / stage / "blocks") as folder:
         total = 0
         for piece in pieces:
-            about = json.loads(store.get_bytes(piece.stored, slices.MARK))
+            about = json.loads(store.get_bytes(piece.stored, MARK))
             total = about["total"]
             for name, digest in about["blocks"].items():
+                if not files.is_plain(name):
+                    raise DataError(f"{piece.stored} in the DVC remote names {name!r}, which is outside of its folder.")
                 store.get_file(piece.stored, name, folder / name)
                 if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
                     raise DataError(f"{piece.stored}/{name} in the DVC remote is damaged: remove it and run again.")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -22,8 +22,8 @@ from flows import dvc_graph
 from flows.remote_store import RemoteStore
 from flows.slices import Slice, work
 from flows.task_process import TaskProcess
+from tasks.common.blocks import MARK
 from tasks.common.errors import UserError
-from tasks.extract.slices import MARK
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,7 @@ class WorkPool:
     """
 
     runs: int = 0
-
-    @property
-    def here(self) -> bool:
-        """See `flows.engines.Engine`."""
-        return False
+    here: ClassVar[bool] = False  # the workers may be on other machines
 
     def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
         requested: dict[Any, list[Slice]] = {}

@@ -20,6 +20,7 @@ from flows.stage_inputs import provide
 from flows.task_process import TaskProcess
 from tasks import paths
 from tasks.common import code_digest as code_digests
+from tasks.common.blocks import MARK
 from tasks.common.errors import UserError
 from tasks.config.params import load
 from tasks.extract import slices
@@ -28,7 +29,6 @@ from tasks.extract import slices
 RunTask = Callable[..., None]
 
 EXTRACT = "extract"
-MARK = slices.MARK  # the file of a finished slice
 CODE = ("diffusion_core/**/*.py", "tasks/**/*.py")
 PACKAGES = ("faiss-cpu", "numpy", "pillow", "scipy", "torch")
 
@@ -86,7 +86,7 @@ def work(root: Path, piece: Slice, run_task: RunTask, cores: int = 0) -> bool:
         )
     if store.has(piece.stored, MARK):
         return False
-    result = root / paths.SLICES / piece.stage / slices.name(piece.rank, piece.world)
+    result = root / paths.SLICES / (piece.part or piece.stage) / slices.name(piece.rank, piece.world)
     fetched = result.with_name(f"{result.name}-files")
     if piece.part is None:
         place = provide(root, piece.stage, piece.version, store)
@@ -94,7 +94,6 @@ def work(root: Path, piece: Slice, run_task: RunTask, cores: int = 0) -> bool:
         run_task("stage_slice", *share, *dvc_graph.task_of(root, piece.stage), root=place)
     else:
         folder, source = params.raw.parts.get(piece.part), ""
-        result = root / paths.SLICES / piece.part / slices.name(piece.rank, piece.world)
         if folder is not None and not (root / folder).is_dir():
             fetch_slice(root, folder, piece.rank, piece.world, fetched)
             source = str(fetched)

@@ -19,8 +19,6 @@ from tasks.config.params import Params
 
 log = logging.getLogger(__name__)
 
-MARK = "slice.json"
-
 
 def run(params: Params, root: Path, folder: str, rank: str, world: str, *task: str) -> None:
     """Compute one slice of a stage; `task`: its name and arguments. Raises UserError if there is no such slice."""
@@ -40,5 +38,5 @@ def run(params: Params, root: Path, folder: str, rank: str, world: str, *task: s
         except blocks.ShareDone as done:
             total = done.total
         sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(output.glob("*.npz"))}
-        files.write_json(output / MARK, {"total": total, "blocks": sums})
+        files.write_json(output / blocks.MARK, {"total": total, "blocks": sums})
     log.info(f"{stage}, slice {rank} of {world}: {len(sums)} of {total} blocks")

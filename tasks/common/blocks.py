@@ -20,14 +20,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from tasks.common import files
+from tasks.common import arrays
+from tasks.common.arrays import Arrays
 
+MARK = "slice.json"  # in the folder of a slice: what it did; written last
 BLOCKS = "CONTRAPPOSTO_BLOCKS"  # environment variable: the folder of blocks that were computed elsewhere
 
-Arrays = dict[str, np.ndarray]
 Block = Callable[[], Arrays]
 
 
@@ -66,13 +66,13 @@ def computed(work: Sequence[Block], label: str) -> list[Arrays]:
     share = _share.get()
     if share is not None:
         for number in tqdm(range(share.rank, len(work), share.world), label, unit="block", mininterval=2):
-            _write(share.folder / file_name(number), work[number]())
+            arrays.write(share.folder / file_name(number), work[number]())
         raise ShareDone(len(work))
     given = os.environ.get(BLOCKS)
     results = []
     for number, block in enumerate(tqdm(work, label, unit="block", mininterval=2)):
         path = Path(given) / file_name(number) if given else None
-        results.append(_read(path) if path is not None and path.is_file() else block())
+        results.append(arrays.read(path) if path is not None and path.is_file() else block())
     return results
 
 
@@ -84,13 +84,3 @@ def divided() -> bool:
 def file_name(number: int) -> str:
     """The name of a block's file."""
     return f"{number:06d}.npz"
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    with files.new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
-def _read(path: Path) -> Arrays:
-    with files.reading(path), np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.common.blocks import Arrays, computed
+from tasks.common.arrays import Arrays
+from tasks.common.blocks import computed
 from tasks.extract.poses_table import Poses
 from tasks.similarity.alignment import Gallery, candidates, correlation_within, inverse, prepare, together
 from tasks.similarity.near_pairs import NearPairs, near_pairs

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks import paths
-from tasks.common import files
+from tasks.common import arrays
 from tasks.common.errors import DataError
 
 FILE = "read.npz"
@@ -15,7 +15,7 @@ FILE = "read.npz"
 
 def write(folder: Path, keys: list[str], poses: np.ndarray) -> None:
     """Store the keys of the pictures and their poses float32 `[n, 33, 3]` in a new folder."""
-    np.savez(folder / FILE, key=np.array(keys, str), pose=poses)
+    arrays.write(folder / FILE, {"key": np.array(keys, str), "pose": poses})
 
 
 def read(root: Path) -> tuple[list[str], np.ndarray]:
@@ -26,5 +26,5 @@ def read(root: Path) -> tuple[list[str], np.ndarray]:
     path = root / paths.POSE_ACCURACY / FILE
     if not path.is_file():
         raise DataError(f"{path} does not exist: the pose_accuracy stage writes it.")
-    with files.reading(path), np.load(path, allow_pickle=False) as arrays:
-        return [str(key) for key in arrays["key"]], arrays["pose"]
+    stored = arrays.read(path)
+    return [str(key) for key in stored["key"]], stored["pose"]

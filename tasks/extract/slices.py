@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tasks import paths
 from tasks.common import files
+from tasks.common.blocks import MARK
 from tasks.common.errors import UserError
 from tasks.common.pool import preload
 from tasks.config.params import Params
@@ -33,7 +34,6 @@ from tasks.extract.stage import PRELOAD, extracted, part_folder, settings, with_
 
 log = logging.getLogger(__name__)
 
-MARK = "slice.json"
 FINDINGS = paths.FINDINGS.name
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tasks.common import files
+from tasks.common import arrays
+from tasks.common.arrays import Arrays
 
-Arrays = dict[str, np.ndarray]
 Blocks = Callable[[], Iterator[np.ndarray]]  # yields the items in blocks; every call starts from the beginning
 
 
@@ -44,22 +44,10 @@ def cached(
     """`extract`, cached in `folder/<digest>.npz`: a change of one pixel, the weights or the description computes it again."""
     path = place(folder, blocks, about)
     if not path.is_file():
-        write(path, extract(blocks, compute, name))
-    return read(path)
+        arrays.write(path, extract(blocks, compute, name))
+    return arrays.read(path)
 
 
 def place(folder: Path, blocks: Blocks, about: Mapping[str, str | int]) -> Path:
     """The file of these features in the cache."""
     return folder / f"{digest(blocks, about)}.npz"
-
-
-def write(path: Path, arrays: Arrays) -> None:
-    """Put features into the cache."""
-    with files.new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
-def read(path: Path) -> Arrays:
-    """Features from the cache."""
-    with files.reading(path), np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}

@@ -16,11 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks import paths
+from tasks.common import arrays
+from tasks.common.arrays import Arrays
 from tasks.common.blocks import Block, computed, divided
 from tasks.config.params import Fidelity
 from tasks.dataset.shards import PICTURE_ROWS, ShardDataset
 from tasks.metrics import torch_fidelity_networks as networks
-from tasks.metrics.feature_cache import Arrays, cached, extract, place, read, write
+from tasks.metrics.feature_cache import cached, extract, place
 from tasks.metrics.features import edges, pixels
 from tasks.metrics.findings import Findings
 from tasks.metrics.frechet import frechet_estimate, frechet_of
@@ -119,7 +121,7 @@ def prepare_features(given: Fidelity, root: Path, sets: PictureSets) -> None:
     made = iter(computed(work, "features"))
     for path, count in wanted:
         parts = list(islice(made, count))
-        write(path, {field: np.concatenate([part[field] for part in parts]) for field in parts[0]})
+        arrays.write(path, {field: np.concatenate([part[field] for part in parts]) for field in parts[0]})
 
 
 def _features_of(
@@ -127,15 +129,15 @@ def _features_of(
 ) -> Arrays:
     """A block of the features that belong into `path`, from there if they are: machines differ in what they have."""
     if path.is_file():
-        return {field: array[begin : begin + PICTURE_ROWS] for field, array in read(path).items()}
+        return {field: array[begin : begin + PICTURE_ROWS] for field, array in arrays.read(path).items()}
     return network(next(split.picture_blocks(size, most, PICTURE_ROWS, begin)))
 
 
 def compare_pictures(findings: Findings, given: Fidelity, root: Path, sets: PictureSets) -> None:
     """Add all distances of generated pictures. Raises UserError if given weights cannot be used."""
     for name, space in (("pixel", pixels), ("edge", edges)):
-        arrays = sets.features(lambda blocks, what, s=space: extract(blocks, partial(_plain, s), what))  # type: ignore
-        features = {what: extracted["features"] for what, extracted in arrays.items()}
+        extracted = sets.features(lambda blocks, what, s=space: extract(blocks, partial(_plain, s), what))  # type: ignore
+        features = {what: of["features"] for what, of in extracted.items()}
         _compare(findings, Names(None, f"pictures.{name}_kernel_distance", f"pictures.{name}"), features)
 
     for name, title in networks.TITLES.items():
@@ -150,12 +152,12 @@ def compare_pictures(findings: Findings, given: Fidelity, root: Path, sets: Pict
             findings.absent |= {str(metric): reason for metric in wanted}
             continue
         network = networks.load(name, weights, root)
-        arrays = sets.features(
+        extracted = sets.features(
             lambda blocks, what, n=network: cached(
                 root / paths.FEATURES, blocks, n.about, n, f"{n.about['network']}, {what}"
             )  # type: ignore
         )
-        _compare(findings, names, {what: extracted["features"] for what, extracted in arrays.items()})
-        if "logits" in arrays["generated"]:
-            findings.metrics["pictures.inception_score"] = inception_score(arrays["generated"]["logits"])
-            findings.metrics["pictures.inception_score_heldout"] = inception_score(arrays["heldout"]["logits"])
+        _compare(findings, names, {what: of["features"] for what, of in extracted.items()})
+        if "logits" in extracted["generated"]:
+            findings.metrics["pictures.inception_score"] = inception_score(extracted["generated"]["logits"])
+            findings.metrics["pictures.inception_score_heldout"] = inception_score(extracted["heldout"]["logits"])

@@ -177,6 +177,17 @@ def test_damaged_results_and_inputs_are_refused(root: Path, tmp_path: Path, monk
         stage_inputs.provide(root, "sample_poses", inputs.version, store)
 
 
+def test_results_outside_of_the_folder_of_blocks_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(root, 1)
+    store = RemoteStore(root)
+    version = stage_inputs.of(load(root / "params.yaml"), root, "sample_poses").version
+    piece = Slice("sample_poses", 0, 1, slices.code_digest(), version)
+    outside = f"../{blocks.file_name(0)}"
+    store.put_bytes(json.dumps({"total": 1, "blocks": {outside: "0" * 64}}).encode(), piece.stored, blocks.MARK)
+    with pytest.raises(DataError, match="outside"):
+        _in_slices(root, "poses", Engine([root]), monkeypatch)
+
+
 def test_inputs_outside_of_the_workspace_are_refused(root: Path) -> None:
     store = RemoteStore(root)
     store.put_bytes(json.dumps({"files": {"../x": "0" * 64}, "params": ""}).encode(), "inputs/1", stage_inputs.MANIFEST)

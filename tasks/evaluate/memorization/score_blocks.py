@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.common.blocks import Arrays, computed, divided
+from tasks.common.arrays import Arrays
+from tasks.common.blocks import computed, divided
 from tasks.evaluate.memorization.copy_score import ITEMS, Scorer, Scores, TooFewItems, joined
 from tasks.evaluate.memorization.invariances import AnyBank
 

@@ -15,10 +15,11 @@ from flows.remote_store import RemoteStore, fetch_slice
 from flows.slices import Slice, work
 from tasks import paths
 from tasks.common import files
+from tasks.common.blocks import MARK
 from tasks.common.errors import DataError, UserError
 from tasks.config.params import load, set_values
 from tasks.extract import slices as extract_slice
-from tasks.extract.slices import FINDINGS, MARK, absorb, combine, name
+from tasks.extract.slices import FINDINGS, absorb, combine, name
 from tests.support.dvc_project import dvc
 from tests.support.extraction import MODEL, draw_figures, extraction_params, outputs, run_extraction
 
