@@ -98,8 +98,8 @@ def _draw(params: Params, root: Path, model: str, folder: Path, source: ShardDat
     trained = model_registry.sampler(params, root, folder, choice)
     asked = Conditions.of(source, resampled(len(source), count, choice.seed))
     if model == "pictures":
-        return Drawn(draw_pictures(trained, choice, asked, folder.name), asked)
-    return Drawn(draw_poses(trained, choice, asked.category, folder.name), asked)
+        return Drawn(draw_pictures(trained, choice, {SAMPLES: asked})[SAMPLES], asked)
+    return Drawn(draw_poses(trained, choice, asked.category), asked)
 
 
 def _write(root: Path, model: str, name: str, choice: Sample, drawn: Drawn) -> None:

@@ -27,7 +27,8 @@ from torch import Tensor
 from diffusion_core import conditioning, rng
 from diffusion_core.conditioning import Cond
 from tasks import paths
-from tasks.common.blocks import Arrays, computed
+from tasks.common.arrays import Arrays
+from tasks.common.blocks import computed
 from tasks.common.images import encode_png
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Sample
@@ -96,14 +97,7 @@ def run(params: Params, root: Path, model: str) -> None:
                 split: _with_text(root, trained.model.text, choice, conditions, train, from_shards[split])
                 for split, conditions in asked.items()
             }
-        conditions = {
-            split: (len(some.key), trained.model.conditions(some.category, some.pose, some.text))
-            for split, some in asked.items()
-            if some.key
-        }
-        drawn = dict.fromkeys(asked, _no_pictures(trained)) | {
-            split: inputs.as_pictures(values) for split, values in _in_blocks(trained, choice, conditions).items()
-        }
+        drawn = draw_pictures(trained, choice, asked)
         if paths.UPSCALER in paths.trained_models(root):
             del trained  # one model in memory at a time
             about["upscaler_digest"] = _enlarge(params, root, drawn)
@@ -118,9 +112,7 @@ def run(params: Params, root: Path, model: str) -> None:
         }
     else:
         categories = [held_out.meta(i)["category"] for i in rows]
-        poses = _in_blocks(trained, choice, {SAMPLES: (len(rows), trained.model.conditions(categories))})[
-            SAMPLES
-        ].numpy()
+        poses = draw_poses(trained, choice, categories)
         samples = {SAMPLES: list(pose_samples(choice, categories, poses))}
         tiles, columns = [drawing.draw_pose(pose) for pose in poses[: GRID * GRID]], GRID
         captions = categories[: GRID * GRID]
@@ -204,21 +196,25 @@ def _how(choice: Sample) -> dict[str, Any]:
     return {"sampler": choice.sampler, "guidance": choice.guidance_json}
 
 
-def draw_poses(model: Sampler, choice: Sample, categories: list[str], split: str) -> np.ndarray:
-    """Poses float32 `[n, 33, 3]` of these categories."""
-    return _draw(model, choice, categories, None, split).numpy()
+def draw_poses(model: Sampler, choice: Sample, categories: list[str]) -> np.ndarray:
+    """Poses float32 `[n, 33, 3]` of these categories, numbered from 0."""
+    conditions = {SAMPLES: (len(categories), model.model.conditions(categories))}
+    return _in_blocks(model, choice, conditions)[SAMPLES].numpy()
 
 
-def draw_pictures(model: Sampler, choice: Sample, asked: Conditions, split: str) -> np.ndarray:
-    """Pictures uint8 `[n, size, size, 3]` for these conditions."""
-    if not asked.key:
-        return _no_pictures(model)
-    return inputs.as_pictures(_draw(model, choice, asked.category, asked.pose, split, asked.text))
-
-
-def _no_pictures(model: Sampler) -> np.ndarray:
+def draw_pictures(model: Sampler, choice: Sample, asked: Mapping[str, Conditions]) -> dict[str, np.ndarray]:
+    """Pictures uint8 `[n, size, size, 3]` for the conditions of each split, numbered from 0."""
     side = model.model.shape[-1] * model.model.codec.factor
-    return np.zeros((0, side, side, 3), np.uint8)
+    conditions = {
+        split: (len(some.key), model.model.conditions(some.category, some.pose, some.text))
+        for split, some in asked.items()
+        if some.key
+    }
+    drawn = _in_blocks(model, choice, conditions)
+    return {
+        split: inputs.as_pictures(drawn[split]) if split in drawn else np.zeros((0, side, side, 3), np.uint8)
+        for split in asked
+    }
 
 
 def _in_blocks(model: Sampler, choice: Sample, conditions: Mapping[str, tuple[int, Cond]]) -> dict[str, Tensor]:
@@ -251,16 +247,3 @@ def _enlarge(params: Params, root: Path, drawn: dict[str, np.ndarray]) -> str:
         drawn[split] = upscaler.upscale(model, pictures, params.sample.upscaler, seed, ids, f"upscale, {split}")
     digest: str = model.meta["digest"]
     return digest
-
-
-def _draw(
-    model: Sampler,
-    choice: Sample,
-    categories: list[str],
-    poses: np.ndarray | None,
-    split: str,
-    text: np.ndarray | None = None,
-) -> Tensor:
-    """Samples in data units, float32 `[n, *shape]`, one per category, numbered from 0."""
-    cond, ids = model.model.conditions(categories, poses, text), torch.arange(len(categories))
-    return model.draw(cond, choice.seed, ids, choice.batch, label=f"sample {model.model.name}, {split}")
