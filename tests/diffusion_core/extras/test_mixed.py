@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks import mixture
 from diffusion_core import rng, schedules
-from diffusion_core.conditioning import DRAFT, LATENT
+from diffusion_core.conditioning import DRAFT, LATENT, LOW
 from diffusion_core.extras import closed_form, denoising_gan, diffflow, diffuse_vae, generators, lsgm
 from diffusion_core.extras.parts import Versus
 from diffusion_core.nets.mlp import MLP
@@ -212,7 +212,7 @@ def test_a_super_resolution_gan_is_held_to_the_averages_and_to_nothing_else() ->
     for shift in (0.0, 0.2):
         detail = 0.7 * PATTERN.double().repeat(2, 2) + shift
         model = made(recipe, generator=Stub(lambda x, c, cond, detail=detail: detail.expand_as(x) / SD))
-        cond = {generators.LOW: low}
+        cond = {LOW: low}
         torch.testing.assert_close(model(noise, level, cond), low + detail)
         cost = recipe.loss(model, x0, level, noise, None, cond)
         torch.testing.assert_close(cost, torch.full_like(cost, math.log(2) + 3.0 * (shift / SD) ** 2))
@@ -227,7 +227,7 @@ class Flat(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = MLP(4, 64, 2, {generators.LOW: 4}, out=4)
+        self.net = MLP(4, 64, 2, {LOW: 4}, out=4)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Any) -> Tensor:
         given = {key: value.flatten(1) for key, value in cond.items()}
@@ -244,7 +244,7 @@ def test_a_super_resolution_gan_learns_the_law_of_large_pictures_given_the_small
         bright = (u[:, 0] < 0.5).float()
         sign = torch.where(u[:, 1] < 0.2 + 0.6 * bright, 1.0, -1.0)
         low = (bright - 0.5).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-        return low + 0.4 * sign.reshape(-1, 1, 1, 1) * PATTERN, {generators.LOW: low}
+        return low + 0.4 * sign.reshape(-1, 1, 1, 1) * PATTERN, {LOW: low}
 
     torch.manual_seed(0)
     recipe = generators.gan(SD, gamma=0.3)  # with 0.1 some trainings draw one pattern only
@@ -258,9 +258,9 @@ def test_a_super_resolution_gan_learns_the_law_of_large_pictures_given_the_small
     model, ids = trainer.averaged(), torch.arange(2000)
     _, cond = data(ids + 10**6)
     drawn = generate(model, recipe.timesteps(1), recipe.step, (1, 2, 2), 0, ids, cond, **recipe.drawing(model))
-    detail = ((drawn - cond[generators.LOW]) * PATTERN).mean((1, 2, 3))
-    bright = cond[generators.LOW][:, 0, 0, 0] > 0
-    assert float((drawn.mean((1, 2, 3)) - cond[generators.LOW][:, 0, 0, 0]).abs().mean()) < 0.05
+    detail = ((drawn - cond[LOW]) * PATTERN).mean((1, 2, 3))
+    bright = cond[LOW][:, 0, 0, 0] > 0
+    assert float((drawn.mean((1, 2, 3)) - cond[LOW][:, 0, 0, 0]).abs().mean()) < 0.05
     assert float((detail.abs() - 0.4).abs().mean()) < 0.1  # either pattern, not their mean
     for group, share in ((bright, 0.8), (~bright, 0.2)):
         assert float((detail[group] > 0).float().mean()) == pytest.approx(share, abs=0.12)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from diffusion_core.codecs import Affine
+from diffusion_core.conditioning import LOW
 from diffusion_core.schedules import sigma_level
 from tasks import paths
 from tasks.common import files
@@ -23,7 +24,7 @@ from tasks.config.params import Params, Upscaling, load
 from tasks.dataset.shards import ShardDataset
 from tasks.evaluate import pose_accuracy, upscaler_quality
 from tasks.models import modality, model_file, upscaler
-from tasks.models.conditioning import LOW, LOW_LEVEL, SIZE
+from tasks.models.conditioning import LOW_LEVEL, SIZE
 from tasks.models.upscaler import CropDataset
 from tasks.train import upscaler_stage
 from tests.support.project import PROJECT
