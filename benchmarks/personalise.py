@@ -7,12 +7,14 @@ A small picture model (64 pixels, latents of factor 8, width 128, 6 layers) is t
 Each method then learns the last category from few pictures of it, for `--seconds` seconds of CPU time of one thread, without
 the time that it takes to read pictures:
 
-    lora         a LoRA of the trained model, as `adapt.pictures_adapted` makes it: the network is not told the new category
+    lora         a LoRA of the trained model
     dreambooth   the same; half of the examples are pictures of the other categories that the trained model drew
-    inversion    what textual inversion is for a model that is told categories instead of texts: the embedding of one new
-                 category, a vector of 128 numbers, and nothing else; it begins at the mean of the others
-    fine-tuning  all weights of the trained model, with an embedding for the new category
+    inversion    nothing but the embedding of the new category, a vector of 128 numbers
+    fine-tuning  all weights of the trained model
     scratch      a new model with the trained model's autoencoder
+
+The first four are the methods of `adapt.pictures_adapted`. The embedding of the new category begins at the mean of the
+others.
 
 The row `base` is the trained model itself, which has not seen the category. With 20 pictures, each method is trained `--seeds`
 times, on other pictures each time; the figures are means, and the intervals are Student's over these trainings. Rows of one
@@ -45,20 +47,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from benchmarks import pictures
 from benchmarks.quality_per_compute import difference, interval
 from benchmarks.report import finish, table
 from tasks.metrics.kid import KID_NEEDS
 
-METHODS = ("lora", "dreambooth", "inversion", "fine-tuning", "scratch")
+# Method -> that of `adapt.pictures_adapted`.
+OURS: dict[str, Any] = {
+    "lora": "lora", "dreambooth": "dreambooth", "inversion": "textual_inversion", "fine-tuning": "fine_tuning",
+}  # fmt: skip
+METHODS = (*OURS, "scratch")
 REPEATED = 20  # pictures for which there are several trainings
 BETTER, FORGOTTEN = 0.3, 0.1  # the goals: by how much the distance is smaller, and how much may be forgotten
 PRIOR = 64  # pictures that the trained model draws for Dreambooth
 CHECKED = 50  # pictures of the certificate, the fewest that it can tell anything of
 STEPS = 10  # in which pictures are drawn
 RANK, BATCH = 8, 32
+TRAINED = "base/artifacts/pictures"  # the trained model
 RATES = {"lora": 1e-3, "dreambooth": 1e-3, "inversion": 1e-2, "fine-tuning": 3e-4, "scratch": 1e-3}
 HALFLIFE = 500  # images, of the average that is judged
 # The model, and how long it is trained on the other categories.
@@ -71,20 +77,6 @@ SMALL: dict[str, Any] = {
     "curate": {"val": 0.25, "test": 0.2},
     "sample": {"pictures": {"steps": STEPS}},
 }  # fmt: skip
-
-
-class WithNewCategory(nn.Module):
-    """The layer that embeds categories, with one more, whose column alone is trained."""
-
-    def __init__(self, known: nn.Linear) -> None:
-        super().__init__()
-        self.known = known.requires_grad_(False)
-        self.column = nn.Parameter(known.weight.mean(1))
-
-    def forward(self, categories: Tensor) -> Tensor:
-        """Embeddings `[B, width]` of one-hot categories `[B, known + 1]`."""
-        known: Tensor = self.known(categories[:, :-1])
-        return known + categories[:, -1:] * self.column
 
 
 def prepare(work: Path, options: argparse.Namespace) -> Any:
@@ -127,27 +119,6 @@ def members(dataset: Any, rows: Sequence[int]) -> Iterator[tuple[str, dict[str, 
         yield dataset.keys[i], {name: dataset.read(i, name) for name in ("png", "pose.npy", "json")}
 
 
-def drawn_by(base: Any, work: Path, params: Any) -> Any:
-    """Pictures of its own categories that the trained model drew, as samples with the poses that they show; drawn once."""
-    from tasks.common.images import encode_png
-    from tasks.common.subset import evenly_spaced
-    from tasks.dataset import shards
-    from tasks.dataset.shards import ShardDataset
-
-    folder = work / "prior"
-    if not folder.is_dir():
-        known = ShardDataset(work / "base/data/shards", "train").pictured()
-        known = known.take(evenly_spaced(len(known), PRIOR))
-        made = drawn(base, known, 1, params)
-
-        def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-            for (key, files), picture in zip(members(known, range(len(known))), made, strict=True):
-                yield key, {**files, "png": encode_png(picture)}
-
-        shards.write(folder, {"train": samples()}, 1000, known.about)
-    return ShardDataset(folder, "train")
-
-
 def drawn(model: Any, persons: Any, seed: int, params: Any) -> np.ndarray:
     """Pictures uint8 `[n, s, s, 3]` of a model for the conditions of persons."""
     from tasks.models.inputs import as_pictures
@@ -161,69 +132,42 @@ def drawn(model: Any, persons: Any, seed: int, params: Any) -> np.ndarray:
 def untrained(method: str, base: Any, category: str, seed: int) -> Any:
     """The model with the weights that a method trains; all others are frozen."""
     from tasks.adapt import own
-
-    if method in ("lora", "dreambooth"):
-        base.denoiser.requires_grad_(False)
-        return own.adapted(base, RANK, seed=seed)[0]
-    torch.manual_seed(seed)
-    if method == "scratch":
-        return replace(_built(base, [category]), meta={})
-    grown = _built(base, base.categories)
-    grown.denoiser.load_state_dict(base.denoiser.state_dict())
-    embeddings = grown.denoiser.net.embedding.conds
-    embeddings["category"] = WithNewCategory(embeddings["category"])
-    grown.denoiser.requires_grad_(method == "fine-tuning")
-    embeddings["category"].column.requires_grad_(True)
-    return replace(grown, categories=[*base.categories, category], meta={**base.meta})
-
-
-def _built(base: Any, categories: list[str]) -> Any:
+    from tasks.config.adapt import OwnChange
     from tasks.models import modality
 
-    return modality.build("pictures", base.config, categories, base.codec, base.margin, base.padded)
+    if method == "scratch":
+        torch.manual_seed(seed)
+        return modality.build("pictures", base.config, [category], base.codec, base.margin, base.padded)
+    section = OwnChange.model_validate({"method": OURS[method], "categories": [category], "rank": RANK, "seed": seed})
+    return own.untrained(base, section, [category])[1]
 
 
-def trained(
-    method: str, base: Any, few: Any, prior: Any, work: Path, options: argparse.Namespace, seed: int
-) -> tuple[Any, int]:
+def trained(method: str, base: Any, few: Any, params: Any, options: argparse.Namespace, seed: int) -> tuple[Any, int]:
     """Train by a method for so many CPU-seconds; returns the model with averaged weights, and how many examples it saw."""
-    from diffusion_core.conditioning import KEEP
     from diffusion_core.training.ema import halflife
     from diffusion_core.training.trainer import TrainConfig, Trainer
+    from tasks import paths
+    from tasks.adapt import prior
+    from tasks.common.subset import evenly_spaced
+    from tasks.dataset.shards import ShardDataset
+    from tasks.models.sampler import Sampler
     from tasks.train import preparation
 
+    work: Path = options.work
     model = untrained(method, base, options.category, seed)
-    cpu = torch.device("cpu")
-
-    def load(dataset: Any) -> Any:
-        return preparation.load_data(
-            work, "pictures", base.config, cpu, base.codec, model.categories, (dataset, dataset)
-        ).source
-
-    own = load(few)
-    examples, n = own.data, own.count
-    if prior is not None:
-        theirs = load(prior)
-        n = 2 * max(own.count, theirs.count)
-
-        def half_of_both(index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            """Own examples at even numbers, those of the prior at odd ones."""
-            (x0, cond), (other_x0, other_cond) = (side.data(index // 2 % side.count) for side in (own, theirs))
-            for some in (cond, other_cond):
-                some.setdefault(f"{KEEP}vec:category", torch.ones(len(index), dtype=torch.bool))
-
-            def picked(a: Tensor, b: Tensor) -> Tensor:
-                return torch.where((index % 2 == 0).reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-            return picked(x0, other_x0), {key: picked(value, other_cond[key]) for key, value in cond.items()}
-
-        examples = half_of_both
-
+    if method == "dreambooth":
+        known = ShardDataset(work / "base/data/shards", "train").pictured()
+        asked = known.take(evenly_spaced(len(known), PRIOR))
+        sampler = Sampler(base, params.sample.pictures)
+        few = prior.beside(work, few, prior.drawn(work, sampler, asked, 1, paths.sha256(work / TRAINED)), True)
+    source = preparation.load_data(
+        work, "pictures", base.config, torch.device("cpu"), base.codec, model.categories, (few, few)
+    ).source
     config = TrainConfig(
         images=pictures.NEVER, batch=BATCH, learning_rate=RATES[method], grad_clip=1.0, seed=seed,
         condition_dropout=base.config.condition_dropout,
     )  # fmt: skip
-    trainer = Trainer(model.denoiser, model.recipe, config, examples, n, {"ema": halflife(HALFLIFE)})
+    trainer = Trainer(model.denoiser, model.recipe, config, source.data, source.count, {"ema": halflife(HALFLIFE)})
     end = time.process_time() + options.seconds
     while time.process_time() < end:
         trainer.step()
@@ -275,7 +219,7 @@ def one(method: str, few: int, seed: int, options: argparse.Namespace, params: A
 
     work: Path = options.work
     began = time.process_time()
-    base = model_file.load(work / "base/artifacts/pictures", torch.device("cpu"))
+    base = model_file.load(work / TRAINED, torch.device("cpu"))
     every = ShardDataset(work / "data/shards", "train").pictured()
     rows = [i for i, meta in enumerate(every.metas()) if meta["category"] == options.category]
     order = np.random.default_rng([seed, 5]).permutation(rows).tolist()
@@ -286,8 +230,7 @@ def one(method: str, few: int, seed: int, options: argparse.Namespace, params: A
     seen = every.take(order[:few])
     model, images = base, 0
     if method != "base":
-        prior = drawn_by(base, work, params) if method == "dreambooth" else None
-        model, images = trained(method, base, seen, prior, work, options, seed)
+        model, images = trained(method, base, seen, params, options, seed)
     held_out = ShardDataset(work / "data/shards", "val", "test").pictured()
     is_new = np.array([meta["category"] == options.category for meta in held_out.metas()])
     new, others = (held_out.take(np.flatnonzero(is_new == wanted).tolist()) for wanted in (True, False))

@@ -3,6 +3,8 @@
 A layer W gets W x + (alpha / rank) up(down(x)) with `down` to `rank` channels and `up` back. `up` begins at zero, so that
 training begins with the frozen network. The frozen network is shared: copies of an adapted one, such as an average of the
 weights, hold their own adapter and the same network, and a checkpoint has the adapter only.
+
+An adapter may also have new columns of linear layers, which is how a model learns categories that it has not seen.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch.nn import functional
 from diffusion_core import rng
 
 DOWN, UP = "lora_A", "lora_B"  # the names of peft
+COLUMNS = "columns"
 
 
 class LowRank(nn.Module):
@@ -48,28 +51,64 @@ class LowRank(nn.Module):
         return self.scale * (self.up.flatten(1) @ self.down.flatten(1)).reshape(len(self.up), *self.down.shape[1:])
 
 
-class Adapter(nn.Module):
-    """The changes of several layers by name; none at rank 0. Parameters are `layers.<name>.down` and
-    `.up`, with `/` for the dots of a name."""
+class LastColumns(nn.Module):
+    """The change of the last columns of a linear layer's weight, which begins at zero: x -> scale columns x[-count:]."""
 
-    def __init__(self, layers: Mapping[str, nn.Linear | nn.Conv2d], rank: int, alpha: float, seed: int = 0) -> None:
+    def __init__(self, layer: nn.Linear, count: int) -> None:
+        super().__init__()
+        self.scale = 1.0
+        self.before = layer.in_features - count
+        self.columns = nn.Parameter(torch.zeros(layer.out_features, count, device=layer.weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The change of the layer's output for its input x, in the dtype of x."""
+        return (functional.linear(x[..., self.before :].to(self.columns), self.columns) * self.scale).to(x.dtype)
+
+    def matrix(self) -> Tensor:
+        """The change of the layer's weight."""
+        return functional.pad(self.scale * self.columns, (self.before, 0))
+
+
+Change = LowRank | LastColumns
+
+
+class Adapter(nn.Module):
+    """The changes of several layers by name, none of them low-rank at rank 0. Parameters are `layers.<name>.down` and `.up`,
+    or `.columns`, with `/` for the dots of a name.
+
+    `columns`: how many of the last columns of other, linear layers change freely.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Linear | nn.Conv2d],
+        rank: int,
+        alpha: float,
+        seed: int = 0,
+        columns: Mapping[str, tuple[nn.Linear, int]] | None = None,
+    ) -> None:
         super().__init__()
         self.rank, self.alpha = rank, alpha
-        changes = {
-            name.replace(".", "/"): LowRank(layer, rank, alpha / rank, rng.fold(seed, number))
+        changes: dict[str, Change] = {
+            name: LowRank(layer, rank, alpha / rank, rng.fold(seed, number))
             for number, (name, layer) in enumerate(layers.items() if rank else ())
         }
-        self.layers = nn.ModuleDict(changes)
+        changes |= {name: LastColumns(layer, count) for name, (layer, count) in (columns or {}).items()}
+        self.layers = nn.ModuleDict({name.replace(".", "/"): change for name, change in changes.items()})
 
-    def named(self) -> dict[str, LowRank]:
+    def named(self) -> dict[str, Change]:
         """The changes by the names of the layers."""
-        return {name.replace("/", "."): change for name, change in self.layers.items() if isinstance(change, LowRank)}
+        return {name.replace("/", "."): change for name, change in self.layers.items() if isinstance(change, Change)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights as peft names them, `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
+        """The weights as peft names them, `<layer>.lora_A.weight` and `<layer>.lora_B.weight`; new columns are
+        `<layer>.columns`."""
         tensors: dict[str, Tensor] = {}
         for name, change in self.named().items():
-            tensors |= {f"{name}.{DOWN}.weight": change.down.detach(), f"{name}.{UP}.weight": change.up.detach()}
+            if isinstance(change, LastColumns):
+                tensors[f"{name}.{COLUMNS}"] = change.columns.detach()
+            else:
+                tensors |= {f"{name}.{DOWN}.weight": change.down.detach(), f"{name}.{UP}.weight": change.up.detach()}
         return tensors
 
     @torch.no_grad()
@@ -167,9 +206,9 @@ class _Hooked:
         def change(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if self.adapter is None or key not in self.adapter.layers:
                 return None
-            low_rank = self.adapter.layers[key]
-            assert isinstance(low_rank, LowRank)
-            return None if low_rank.scale == 0 else output + low_rank(inputs[0])
+            changed = self.adapter.layers[key]
+            assert isinstance(changed, Change)
+            return None if changed.scale == 0 else output + changed(inputs[0])
 
         return change
 

@@ -1,19 +1,21 @@
-"""LoRA of one of our own models on the shards of the workspace, for example for a category that it has not seen.
+"""A change of one of our own models, learned from the shards of the workspace, for example a category that it has not seen.
 
 `artifacts/<model>_adapted/` holds
 
     model.safetensors     the whole model with the change added to its weights: sampled, judged, promoted, served and exported
                           like any model (`sample.<model>.model`)
-    adapter.safetensors   the change alone, with the sha256 of the model that it belongs to
+    adapter.safetensors   the change alone, with the sha256 of the model that it belongs to; not if all weights were trained
 
-and what every training writes. A category that the model does not know is withheld from it, and belongs to the change.
+and what every training writes. Dreambooth also learns from examples of its own categories that the model draws beforehand, into
+`.contrapposto/prior/`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,14 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core import rng
-from diffusion_core.lora import Adapted, Adapter, targets
+from diffusion_core.lora import COLUMNS, Adapted, Adapter, targets
+from diffusion_core.training.trainer import Trainer
 from tasks import paths
-from tasks.adapt import certificate
+from tasks.adapt import certificate, prior
 from tasks.adapt.pictures import Captioned
 from tasks.common import checkpoint, files
 from tasks.common.errors import DataError, UserError
 from tasks.common.subset import evenly_spaced
-from tasks.config.adapt import OwnLora
+from tasks.config.adapt import OwnChange
 from tasks.config.params import Params, Pictures, Upscaler
 from tasks.dataset.shards import ShardDataset
 from tasks.models import inputs, modality, model_file
@@ -42,31 +45,97 @@ from tasks.registry.tracking import Store
 from tasks.train import preparation
 from tasks.train.evaluation import EVALUATED
 from tasks.train.preparation import MEASURED_ERRORS, save_measured
+from tasks.train.warm_start import CATEGORY
 
 ADAPTER = "adapter.safetensors"
 SUFFIX = "_adapted"
 ATTENTION_AND_MLP = ("qkv", "query", "key_value", "out", "expand", "contract")  # those of them that a network has
-DRAWN = 2  # what else the seed is for: the pictures of the certificate
+PRIOR = 1  # what else the seed is for: what the model draws for dreambooth
+DRAWN = 2  # and the pictures of the certificate
 
 log = logging.getLogger(__name__)
 
 
-def adapted(
-    model: Model, rank: int, alpha: float | None = None, names: list[str] | None = None, seed: int = 0
-) -> tuple[Model, Adapter]:
-    """The model with an untrained adapter, which changes nothing yet; at rank 0 the model itself. The network is shared.
+def grown(model: Model, new: list[str]) -> Model:
+    """The model with further categories, whose embedding is the mean of those that it knows.
 
-    `names`: of layers, or their ends; None: those of attention and MLPs. Raises UserError if the network has no such layer.
+    For its own categories it computes what the model computes, bit for bit. Without new ones, or if the model is not told
+    categories, it is the model itself. Raises UserError if the network cannot be given a further category.
+    """
+    if not new or "category" not in model.config.conditions:
+        return model
+    categories = [*model.categories, *new]
+    larger = modality.build(
+        model.name, model.config, categories, model.codec, model.margin, model.padded, model.clip, model.text
+    )
+    denoiser = model.recipe.denoiser(larger.denoiser.net)
+    weights = dict(model.denoiser.state_dict())
+    columns = next((name for name in weights if name.endswith(CATEGORY)), None)
+    if columns is None:
+        raise UserError(
+            f"A model with net {model.config.net_name} cannot be given a new category: its weights have a norm."
+        )
+    known = weights[columns]
+    weights[columns] = torch.cat([known, known.mean(1, keepdim=True).expand(-1, len(new))], 1)
+    denoiser.load_state_dict(weights)
+    denoiser.to(known.device).eval().requires_grad_(False)
+    return replace(model, denoiser=denoiser, categories=categories)
+
+
+def adapted(
+    model: Model,
+    rank: int,
+    alpha: float | None = None,
+    names: list[str] | None = None,
+    seed: int = 0,
+    new: int = 0,
+) -> tuple[Model, Adapter]:
+    """The model with an untrained adapter, which changes nothing yet; without any change the model itself. The network is
+    shared.
+
+    `names`: of layers, or their ends; None: those of attention and MLPs. `new`: of how many categories, the last ones, the
+    embeddings are trained, see `grown`. Raises UserError if the network has no such layer.
+    """
+    net: nn.Module = model.denoiser.net
+    layers = _layers(net, names) if rank else {}
+    columns = _embedding(net, new) if new else {}
+    if layers.keys() & columns.keys():
+        raise UserError("adapt.targets: the embedding of categories is trained anyway; do not name it.")
+    adapter = Adapter(layers, rank, rank if alpha is None else alpha, seed, columns)
+    if not adapter.named():
+        return model, adapter
+    embeddings = {name: layer for name, (layer, _) in columns.items()}
+    wrapped = model.recipe.denoiser(Adapted(net, {**layers, **embeddings}, adapter))
+    return replace(model, denoiser=wrapped), adapter
+
+
+def _embedding(net: nn.Module, new: int) -> dict[str, tuple[nn.Linear, int]]:
+    end = CATEGORY.removesuffix(".weight")
+    return {
+        name: (layer, new) for name, layer in net.named_modules() if isinstance(layer, nn.Linear) and name.endswith(end)
+    }
+
+
+def untrained(model: Model, section: OwnChange, new: list[str]) -> tuple[Model, Model, Adapter | None]:
+    """The model with the new categories, that model with the untrained change that the section describes, and the adapter that
+    holds the change; None if all weights are trained.
+
+    Raises UserError if the model cannot be changed in this way.
     """
     if model.recipe.nets is not None:
         raise UserError(f"A model of recipe {model.config.recipe} has several networks and cannot be adapted.")
-    net: nn.Module = model.denoiser.net
-    layers = _layers(net, names)
-    adapter = Adapter(layers, rank, rank if alpha is None else alpha, seed)
-    if not rank:
-        return model, adapter
-    wrapped = model.recipe.denoiser(Adapted(net, layers, adapter))
-    return replace(model, denoiser=wrapped), adapter
+    base = grown(model, new)
+    added = len(base.categories) - len(model.categories)
+    if section.method == "textual_inversion":
+        if not added:
+            raise UserError(
+                "adapt: method textual_inversion learns new categories, and the model knows all that there are."
+            )
+        return base, *adapted(base, 0, new=added)
+    if section.method == "fine_tuning":
+        changed = replace(base, denoiser=copy.deepcopy(base.denoiser).requires_grad_(True))
+        return base, changed, None
+    return base, *adapted(base, section.rank, section.alpha, section.targets, section.seed, added)
 
 
 def _layers(net: nn.Module, names: list[str] | None) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -96,7 +165,8 @@ def merged(model: Model, adapter: Adapter, scale: float = 1.0) -> dict[str, Tens
 def load(folder: Path, model: Model) -> tuple[Model, Adapter]:
     """The model with the adapter in a folder, not merged. Raises UserError if it was trained for another model."""
     tensors, meta = checkpoint.load(folder / ADAPTER)
-    changed, adapter = adapted(model, meta["rank"], meta["alpha"], meta["layers"])
+    new, layers = meta["categories"], [name for name in meta["layers"] if f"{name}.{COLUMNS}" not in tensors]
+    changed, adapter = adapted(grown(model, new), meta["rank"], meta["alpha"], layers, new=len(new))
     try:
         adapter.load(tensors)
     except ValueError as error:
@@ -106,9 +176,9 @@ def load(folder: Path, model: Model) -> tuple[Model, Adapter]:
 
 
 def train(
-    params: Params, root: Path, name: str, section: OwnLora, device: torch.device, resumed: Path | None = None
+    params: Params, root: Path, name: str, section: OwnChange, device: torch.device, resumed: Path | None = None
 ) -> None:
-    """Train the adapter that `adapt.<name>` describes.
+    """Train the change that `adapt.<name>` describes.
 
     Raises UserError or DataError if there is no such model, or if the shards have no picture of the categories.
     """
@@ -121,29 +191,42 @@ def train(
     datasets = _datasets(root, config, section.categories)
     if _encoder(EmbeddedText.of(datasets[0], config)) != _encoder(model.text):
         raise UserError(f"adapt.{name}: the model was trained with another text encoder than that of the shards.")
-    data = preparation.load_data(root, kind, config, device, model.codec, model.categories, datasets)
-    changed, adapter = adapted(model, section.rank, section.alpha, section.targets, section.seed)
+    new = sorted(set(datasets[0].categories()) - set(model.categories))
+    base, changed, adapter = untrained(model, section, new)
+    seen = datasets[0]
+    if section.method == "dreambooth":
+        everything = inputs.usable(root, "train", config)
+        drawn = _prior(params, root, model, source, everything, section)
+        seen = prior.beside(root, datasets[0], drawn, kind == "pictures")
+    data = preparation.load_data(root, kind, config, device, model.codec, base.categories, (seen, datasets[1]))
+    data = replace(data, train=datasets[0])  # what is evaluated and in the lineage has no part of the prior
     changed = replace(changed, config=config, meta={})
     changed.denoiser.to(device)
     trainer = preparation.trainer(changed, config, data, device)
     described = section.model_dump(exclude={"certificate", "of"} | set(type(model.config).model_fields))
     more = {"adapt": json.dumps(described, sort_keys=True), "the adapted model": sha256}
     loop = preparation.training_loop(params, root, name, changed, config, trainer, data, sha256, more)
-    about = {"base": sha256, "rank": section.rank, "alpha": adapter.alpha, "layers": sorted(adapter.named())}
-    some = _some(model, data.train, data.source.codec)
-    loop.save = partial(
-        _save, model=model, adapter=adapter, scale=section.scale, about=about, examples=some, device=device
-    )
+    learned = base.categories[len(model.categories) :]
+    about: dict[str, Any] = {"base": sha256, "method": section.method, "categories": learned}
+    if adapter is None:
+        loop.save = partial(_save_whole, about=about, save=loop.save)
+    else:
+        about |= {"rank": adapter.rank, "alpha": adapter.alpha, "layers": sorted(adapter.named())}
+        some = _some(base, data.train, data.source.codec)
+        loop.save = partial(
+            _save, model=base, adapter=adapter, scale=section.scale, about=about, examples=some, device=device
+        )
     if isinstance(config, Pictures) and section.certificate:
         loop.judge = partial(_judge, params, root, name, section, config, datasets)
     if trainer.rank == 0:
-        trained = sum(p.numel() for p in adapter.parameters())
-        unknown = sorted(set(datasets[0].categories()) - set(model.categories))
-        log.info(
-            f"{name}: {len(datasets[0])} examples; {trained:,} weights in {len(adapter.named())} layers are trained."
-            + (f" The model does not know {', '.join(unknown)}: sample it without a category." if unknown else "")
-        )
+        _announce(name, section, trainer, datasets[0], learned)
     preparation.run(loop, data, resumed)
+
+
+def _announce(name: str, section: OwnChange, trainer: Trainer, dataset: ShardDataset, new: list[str]) -> None:
+    trained = sum(p.numel() for p in trainer.parameters.values())
+    learned = f"; new to the model: {', '.join(new)}" if new else ""
+    log.info(f"{name}: {section.method} from {len(dataset)} examples, {trained:,} weights are trained{learned}.")
 
 
 def _encoder(text: EmbeddedText | None) -> tuple[str, int] | None:
@@ -157,9 +240,9 @@ def _source(params: Params, root: Path, kind: str, of: str) -> Path:
     return model_registry.fetch(Store(params.tracking, root), root, kind, of)
 
 
-def _config(base: AnyModel, section: OwnLora) -> AnyModel:
+def _config(base: AnyModel, section: OwnChange) -> AnyModel:
     """The model's parameters with those of the adaptation."""
-    fields = set(type(base).model_fields) & set(OwnLora.model_fields)
+    fields = set(type(base).model_fields) & set(OwnChange.model_fields)
     shared = {key: getattr(section, key) for key in fields}
     return base.model_copy(update=shared)
 
@@ -176,6 +259,26 @@ def _datasets(root: Path, config: AnyModel, categories: list[str] | None) -> tup
     if not len(both[0]):
         raise DataError(f"The shards have no training sample of {', '.join(categories or ['any category'])}.")
     return both[0], both[1]
+
+
+def _prior(
+    params: Params, root: Path, model: Model, folder: Path, dataset: ShardDataset, section: OwnChange
+) -> ShardDataset:
+    """What the model draws for samples of the categories that it knows and does not learn. DataError if there are none."""
+    learned = set(section.categories or ())
+    kept = [
+        i
+        for i, meta in enumerate(dataset.metas())
+        if meta["category"] in model.categories and meta["category"] not in learned
+    ]
+    if not kept:
+        raise DataError(
+            "The shards have no training sample of a category that the model knows, which dreambooth draws."
+        )
+    chosen = dataset.take([kept[i] for i in evenly_spaced(len(kept), section.prior)])
+    sampling = model.fitting(getattr(params.sample, model.name))
+    sampler = model_registry.sampler(params, root, folder, sampling, model)
+    return prior.drawn(root, sampler, chosen, rng.fold(section.seed, PRIOR), paths.sha256(folder))
 
 
 def _some(model: Model, dataset: ShardDataset, codec: Any) -> Examples:
@@ -206,8 +309,15 @@ def _save(
     save_measured(folder, whole, {**meta, "adapted": about | {"scale": scale}}, model, examples, device)
 
 
+def _save_whole(
+    folder: Path, weights: Mapping[str, Tensor], meta: dict[str, Any], about: dict[str, Any], save: Callable[..., None]
+) -> None:
+    """Write the model of which all weights were trained."""
+    save(folder, weights=weights, meta={**meta, "adapted": about})
+
+
 def _judge(
-    params: Params, root: Path, name: str, section: OwnLora, config: Pictures,
+    params: Params, root: Path, name: str, section: OwnChange, config: Pictures,
     datasets: tuple[ShardDataset, ShardDataset], folder: Path,
 ) -> dict[str, str]:  # fmt: skip
     """Write the certificate of the finished model: its pictures for the conditions of the training, against the training."""

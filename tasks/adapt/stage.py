@@ -45,7 +45,7 @@ from tasks.common.images import encode_png
 from tasks.common.published import package
 from tasks.common.skeleton import mirror
 from tasks.common.subset import evenly_spaced
-from tasks.config.adapt import ControlNet, Dreambooth, Lora, OwnLora, TextualInversion
+from tasks.config.adapt import ControlNet, Dreambooth, Lora, OwnChange, TextualInversion
 from tasks.config.params import Params
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
@@ -125,7 +125,7 @@ class AdapterEvaluator:
 def run(params: Params, root: Path, method: str, checkpoint: str | None = None) -> None:
     """Train the change that `adapt.METHOD` describes. Raises UserError if it is missing, or if the base cannot be used."""
     config = getattr(params.adapt, method, None)
-    if config is None or (params.base is None and not isinstance(config, OwnLora)):
+    if config is None or (params.base is None and not isinstance(config, OwnChange)):
         raise UserError(f"params.yaml: adapt.{method} is missing: it says how the model is adapted.")
     if not launch.under_torchrun():
         ranks = launch.ranks(config)
@@ -134,7 +134,7 @@ def run(params: Params, root: Path, method: str, checkpoint: str | None = None) 
             return
     with launch.device() as device:
         start = Path(checkpoint) if checkpoint else None
-        if isinstance(config, OwnLora):
+        if isinstance(config, OwnChange):
             own.train(params, root, method, config, device, start)
         else:
             _train(params, root, method, config, device, start)

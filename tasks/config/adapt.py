@@ -121,11 +121,18 @@ class ControlNet(Adaptation):
         return "ControlNet"
 
 
-class OwnLora(SmallChange):
-    """A LoRA of one of our own models, learned from the workspace's shards; what is not here is as in the model's training."""
+class OwnChange(SmallChange):
+    """A change of one of our own models, learned from the workspace's shards; what is not here is as in the model's training.
+
+    Every method learns an embedding for each category that the model does not know.
+    """
 
     of: str = Field("champion", pattern="^(champion|challenger|previous|[0-9a-f]{64})$")  # alias, or sha256 of the file
+    # lora: low-rank changes; dreambooth: the same, and half of the examples are what the model draws of its own categories;
+    # textual_inversion: nothing but the embeddings of new categories; fine_tuning: all weights.
+    method: Literal["lora", "dreambooth", "textual_inversion", "fine_tuning"] = "lora"
     categories: list[str] | None = Field(None, min_length=1)  # to learn; null: all of the shards
+    prior: Positive = 64  # pictures or poses that the model draws for dreambooth
     rank: int = Field(8, ge=1, le=1024)
     alpha: float | None = Field(None, gt=0)  # the change is multiplied by alpha / rank; null: rank
     targets: list[str] | None = Field(None, min_length=1)  # names of layers, or their ends; null: of attention and MLPs
@@ -140,9 +147,17 @@ class OwnLora(SmallChange):
     recompute: Literal[False] = False
 
     @model_validator(mode="after")
-    def _certificate_has_enough_samples(self) -> OwnLora:
+    def _certificate_has_enough_samples(self) -> OwnChange:
         if 0 < self.certificate < 50:
             raise ValueError(f"certificate must be 0 or at least 50, got {self.certificate}")
+        return self
+
+    @model_validator(mode="after")
+    def _methods_have_what_they_need(self) -> OwnChange:
+        if self.method == "dreambooth" and self.categories is None:
+            raise ValueError("method dreambooth needs categories: the others are what the model draws itself")
+        if self.method == "fine_tuning" and self.scale != 1:
+            raise ValueError(f"method fine_tuning has no change to be scaled: scale must be 1, got {self.scale}")
         return self
 
 
@@ -153,8 +168,8 @@ class Adapt(Section):
     dreambooth: Dreambooth | None = None
     textual_inversion: TextualInversion | None = None
     controlnet: ControlNet | None = None
-    poses_adapted: OwnLora | None = None  # of our pose model
-    pictures_adapted: OwnLora | None = None  # of our picture model
+    poses_adapted: OwnChange | None = None  # of our pose model
+    pictures_adapted: OwnChange | None = None  # of our picture model
 
     @property
     def published(self) -> bool:

@@ -42,7 +42,7 @@ NUMBERS = {"images": 16, "count": 2, "rank": 2}
 OPTIONS = {"--count": "2", "--size": "64", "--steps": "3"}
 WORDS = {"handstand": "wild", 'torch.device("cuda")': 'torch.device("cpu")', "torch.bfloat16": "torch.float32"}
 SMALL = {"batch": 2, "checkpoint_images": 16}
-METHODS: dict[str, type[BaseModel]] = {"lora": sections.Lora, "pictures_adapted": sections.OwnLora}
+METHODS: dict[str, type[BaseModel]] = {"lora": sections.Lora, "pictures_adapted": sections.OwnChange}
 
 
 class Part(NamedTuple):
@@ -104,7 +104,7 @@ def prepared(root: Path, home: Path) -> None:
     write_params(root, base={"source": str(home / "models/stable-diffusion-v1-5"), "sha256": base})
     (root / "stable-diffusion-v1-5").symlink_to(home / "models/stable-diffusion-v1-5")
     write_shards(root)
-    write_awake(root, "pictures")
+    write_awake(root, "pictures", ["calm"])
     random = np.random.default_rng(0)
     for name, count in (("photos/red_cat", 30), ("my_training_pictures", 4)):
         (root / name).mkdir(parents=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ def write_upscaler(root: Path, params: Params) -> None:
     model_file.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "upscaler", "images": 0})
 
 
-def write_awake(root: Path, name: str) -> None:
+def write_awake(root: Path, name: str, categories: Sequence[str] = ("calm", "wild")) -> None:
     """An untrained model whose last layers are not zero, so that noise and conditions matter."""
     import torch
 
@@ -205,7 +205,7 @@ def write_awake(root: Path, name: str) -> None:
     params = load(root / "params.yaml")
     shape = (33, 3) if name == "poses" else ()
     model = modality.build(
-        name, modality.config_of(params, name), ["calm", "wild"], Affine(torch.zeros(shape), torch.ones(())), 0.08
+        name, modality.config_of(params, name), list(categories), Affine(torch.zeros(shape), torch.ones(())), 0.08
     )
     generator = torch.Generator().manual_seed(0)
     weights = {
