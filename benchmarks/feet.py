@@ -1,0 +1,112 @@
+"""Feet that slide: where sliding comes from, and what the choices of `motion.model` against it do.
+
+    python -m benchmarks.feet --root DIR [--images 9600] [--clips 1400] [--seconds S]
+
+cause     From true held-out clips with a little noise, a model estimates the clips. Foot skating of the estimates, of the
+          estimates with the true path of the hips, and of the true poses with the estimated path.
+choices   The motion model of params.yaml and the same with `sharpening`, `world_feet` and the costs of velocities and feet,
+          each trained for as long, sampled for the categories of the held-out clips and judged beside them.
+repair    Held-out clips to which a drift was added, before and after `tasks.common.foot_lock`.
+
+Everything is trained by the pipeline's own stages on one core. Each result is stored in DIR/results. With --seconds nothing new
+is begun after that time; called again, it goes on. DIR/feet.md has the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.motion import ours, prepare
+from benchmarks.recipes import Result, Workspace, markdown
+from benchmarks.report import finish
+from diffusion_core import rng
+from diffusion_core.schedules import sigma_level
+from tasks import paths
+from tasks.common import files, foot_lock, motion
+from tasks.dataset.shards import ShardDataset
+from tasks.evaluate.motion_quality import plausibility
+from tasks.models import model_file
+from tasks.models.motion import CATEGORY
+
+NOISE = 0.03  # sigma, in the network's units
+DRIFT = 0.25  # torso lengths per second
+KEYS = ("foot_skating", "jitter", "bone_change")
+DEFAULT = "default"
+CHOICES: dict[str, dict[str, float | bool]] = {
+    DEFAULT: {},
+    "sharpening 2": {"sharpening": 2.0},
+    "sharpening 2, world_feet": {"sharpening": 2.0, "world_feet": True},
+    "sharpening 6, world_feet": {"sharpening": 6.0, "world_feet": True},
+    "world_feet": {"world_feet": True},
+    "velocity_loss 1, foot_contact_loss 1": {"velocity_loss": 1.0, "foot_contact_loss": 1.0},
+}
+NEUTRAL = {"sharpening": 0.0, "world_feet": False, "velocity_loss": 0.0, "foot_contact_loss": 0.0}
+
+
+def cause(root: Path, folder: Path) -> Result:
+    """Foot skating of what the model in `folder` makes of held-out clips with noise of sigma NOISE."""
+    held_out, model = ShardDataset(root / paths.CLIPS, "val", "test"), model_file.load(folder, torch.device("cpu"))
+    rate, examples = float(held_out.about["rate"]), model.examples(held_out)
+    z = model.codec.encode(examples.x0)
+    noise = rng.normal(z.shape[1:], 0, torch.arange(len(z))).to(z)
+    level = sigma_level(torch.full((len(z),), NOISE, dtype=torch.float64))
+    with torch.no_grad():
+        estimate = model.denoiser(level.corrupt(z, noise), level, {CATEGORY: examples.cond[CATEGORY]})
+    true, estimated = examples.x0.float().numpy(), model.codec.decode(estimate).float().numpy()
+    true_path, true_poses = estimated.copy(), true.copy()
+    true_path[:, :, motion.PATH], true_poses[:, :, motion.PATH] = true[:, :, motion.PATH], estimated[:, :, motion.PATH]
+    clips = {"true": true, "estimate": estimated, "with the true path": true_path, "with the true poses": true_poses}
+    return {name: plausibility(motion.from_features(one), rate)["foot_skating"] for name, one in clips.items()}
+
+
+def repair(root: Path) -> Result:
+    """Held-out clips, the same with a drift along the floor, and those with their feet locked."""
+    held_out = ShardDataset(root / paths.CLIPS, "val", "test")
+    clips, rate = held_out.clips(), float(held_out.about["rate"])
+    angles = 2 * np.pi * rng.uniform((), 1, torch.arange(len(clips))).numpy()
+    direction = np.stack([np.cos(angles), np.zeros(len(clips)), np.sin(angles)], axis=-1)
+    path = DRIFT / rate * np.arange(clips.shape[1])[None, :, None] * direction[:, None]
+    drifting = (clips + path[:, :, None]).astype(np.float32)
+    sets = {"held-out clips": clips, "with drift": drifting, "with drift, locked": foot_lock.locked(drifting, rate)}
+    return {name: plausibility(one, rate) for name, one in sets.items()}
+
+
+def main() -> int:
+    """Do what is not done yet, and write the table of what is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder for everything; results in it are kept")
+    parser.add_argument("--images", type=int, default=9600, help="length of each training; 0: that of params.yaml")
+    parser.add_argument("--clips", type=int, default=1400, help="animated clips, of which 30 %% are held out")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after this time")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    work = Workspace(options.root, options.images, options.seconds)
+    prepare(work.root, options.clips)
+    found: dict[str, Result] = {}
+    for name, choice in CHOICES.items():
+        changes = {f"motion__model__{key}": value for key, value in {**NEUTRAL, **choice}.items()}
+        result = work.result(name, partial(ours, work, name, 0, **changes))
+        if result is not None:
+            found[name] = result
+    causes = work.result("cause", lambda: cause(work.root, work.keep(paths.MOTION, f"{DEFAULT}-0")), DEFAULT in found)
+    repaired = work.result("repair", lambda: repair(work.root)) or {}
+    rows = [["", "foot skating", "jitter", "bone change", "Frechet distance"]]
+    for name, one in {**found, **repaired}.items():
+        distance = f"{one['frechet']:.2f} ({one['low']:.2f} to {one['high']:.2f})" if "frechet" in one else ""
+        rows.append([name, *(f"{one[key]:.3g}" for key in KEYS), distance])
+    table = markdown(rows)
+    print(table)
+    files.write_bytes(work.root / "feet.md", table.encode())
+    most = 1.5 * repaired["held-out clips"]["foot_skating"] if repaired else 0.0
+    goals = {"foot skating within 1.5 of held-out clips": any(one["foot_skating"] <= most for one in found.values())}
+    return finish("feet", {"cause": causes, "choices": found, "repair": repaired}, goals)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
