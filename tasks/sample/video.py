@@ -67,8 +67,8 @@ def run(params: Params, root: Path) -> None:
     held_out = ShardDataset(root / paths.VIDEO_CLIPS, "val", "test")
     source = held_out if len(held_out) else ShardDataset(root / paths.VIDEO_CLIPS, "train")  # very few sources
     asked = {SAMPLES: Conditions.of(source.take(resampled(len(source), choice.count, choice.seed)))}
-    generated = ShardDataset(paths.sample_folder(root, paths.MOTION), SAMPLES)
     if choice.motions:
+        generated = ShardDataset(paths.sample_folder(root, paths.MOTION), SAMPLES)
         asked[MOTIONS] = windows(generated, model.clip, choice)
     if choice.apart:
         asked[APART] = asked[SAMPLES].first(choice.apart)
