@@ -18,7 +18,9 @@ from torch import Tensor
 from tasks.common.arrays import Arrays
 from tasks.common.blocks import computed
 from tasks.extract.poses_table import Poses
-from tasks.similarity.alignment import Gallery, candidates, correlation_within, inverse, prepare, together
+from tasks.similarity.alignment import correlation_within
+from tasks.similarity.candidates import candidates, together
+from tasks.similarity.gallery import Gallery, inverse, prepare
 from tasks.similarity.near_pairs import NearPairs, near_pairs
 
 BLOCK = 4096  # pictures whose candidates are searched for by one slice
@@ -80,7 +82,7 @@ def duplicates(these: Pictures, limit: float) -> NearPairs:
 def _search(
     queries: Gallery, references: Gallery, k: int, groups: tuple[Tensor, Tensor] | None, least: float
 ) -> tuple[Tensor, Tensor]:
-    """`alignment.candidates` in blocks of queries, so that other machines can search for some (see `tasks.common.blocks`).
+    """`candidates.candidates` in blocks of queries, so that other machines can search for some (see `tasks.common.blocks`).
 
     A block holds whole batches of the search, so that it has the same bits.
     """

@@ -26,7 +26,7 @@ from tasks.dataset.dedup import SAME_PICTURE, SAME_POSE
 from tasks.dataset.near_duplicates import aligned_boxes
 from tasks.extract.perceptual_hash import LENGTH, mirrored
 from tasks.extract.poses_table import Poses
-from tasks.similarity.alignment import prepare
+from tasks.similarity.gallery import prepare
 from tasks.similarity.near_pairs import near_pairs
 
 FILE = "forgotten.json"

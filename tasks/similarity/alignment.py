@@ -3,67 +3,35 @@
 A picture that was cropped, zoomed, rotated, mirrored, re-encoded, recoloured or marked is near its original only after the
 transform was undone. `nearest` does this for sets of pictures in three steps:
 
-1. **Candidates.** Every query is compared with every reference at 12 x 12 pixels, as it is and mirrored, a little smaller and
-   larger and shifted to each corner, since cuts do that to a picture. The search is exact.
+1. **Candidates.** Every query is compared with the references at 12 x 12 pixels (`candidates`).
 2. **Alignment.** Scale, angle and shift are fitted by Gauss-Newton steps on the zero-mean normalised cross-correlation of the
    overlap, from coarse to fine (12, 24, 48 pixels). The steps are inverse compositional (Baker & Matthews 2004), so that
    gradients and Hessian are computed once a level; the criterion is that of Evangelidis & Psarakis 2008 (ECC).
 3. **Distance.** 1 - correlation at 48 pixels: 0 for the same picture, up to 1 for pictures that have nothing in common.
 
 What is correlated is not brightness but detail: a band of spatial frequencies, divided by its local contrast
-(`detail`). Otherwise two dark figures in front of white walls would correlate by 0.8. It makes the result independent of
-brightness, contrast, and, since only luminance is used, of colours.
+(`gallery.detail`). Otherwise two dark figures in front of white walls would correlate by 0.8. It makes the result independent
+of brightness, contrast, and, since only luminance is used, of colours.
 
 Everything is deterministic, and a pair's result does not depend on the pairs beside it except for rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample
 
-from tasks.common.thumbnail import SIDE, content, thumbnail
+from tasks.common.thumbnail import SIDE
+from tasks.similarity.candidates import CANDIDATES, candidates
+from tasks.similarity.gallery import AT_ONCE, LEVELS, QUANTUM, Gallery, grid, in_content, inverse, sampled, transformed
 
-LEVELS = (12, 24, 48)  # pixels along the side, coarse to fine
-STEPS = (6, 4, 3)  # Gauss-Newton steps at each
-CANDIDATES = 12  # of a query
-FINE = 4  # of them are aligned at 48 pixels
-# The views of a query in the search: zoom, and shift in halves of the square. Measured on 1,200 mannequins, cut by 10 % in each
-# direction: the original is the first candidate in 98 %, with the first view alone in 73 %. Turned views do not help.
-_VIEWS = (
-    (1.0, 0.0, 0.0),
-    (0.92, 0.0, 0.0),
-    (1.09, 0.0, 0.0),
-    *((0.92, x, y) for x in (-0.08, 0.08) for y in (-0.08, 0.08)),
-)
+STEPS = (6, 4, 3)  # Gauss-Newton steps at each of LEVELS
+FINE = 4  # candidates that are aligned at 48 pixels
 
-_QUANTUM = 1 / 32  # details are stored as int8 in these steps
 _LEAST_OVERLAP = 0.6  # of the smaller picture; below it a correlation says nothing
 _SCALES, _SHIFTS = (0.65, 1.5), 0.6  # the transforms that are tried: scale, and shift in halves of the square
-_PAIRS = 128  # aligned at once: their arrays fit a core's cache
-_COSINES = 1 << 22  # computed at once in the search: they fit the processor's cache
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures made ready for alignment. About 6 kB each."""
-
-    luma: Tensor  # uint8 [n, 48, 48], thumbnails
-    extent: Tensor  # float32 [n, 2]: width and height of the content, in parts of the square
-    levels: tuple[Tensor, ...]  # int8 [n, s, s] for s in LEVELS: details in steps of _QUANTUM
-
-    def __len__(self) -> int:
-        return len(self.extent)
-
-    def rows(self, rows: slice) -> Gallery:
-        """Some of the pictures."""
-        return Gallery(self.luma[rows], self.extent[rows], tuple(level[rows] for level in self.levels))
 
 
 class Alignments(NamedTuple):
@@ -88,158 +56,6 @@ class Nearest(NamedTuple):
         return self.alignments.distance
 
 
-def gallery(pictures: Iterable[np.ndarray]) -> Gallery:
-    """Pictures, RGB or grey, uint8 `[height, width(, 3)]` of any sizes, made ready."""
-    small, sizes = [], []
-    for picture in pictures:
-        small.append(thumbnail(picture))
-        sizes.append((picture.shape[1], picture.shape[0]))
-    return prepare(np.array(small, np.uint8).reshape(-1, SIDE, SIDE), np.array(sizes, np.int64).reshape(-1, 2))
-
-
-def prepare(thumbnails: np.ndarray, sizes: np.ndarray) -> Gallery:
-    """Thumbnails, uint8 `[n, 48, 48]` (see `thumbnail`), of pictures of these sizes, `[n, 2]`, made ready."""
-    shapes = {(w, h): content(w, h) for w, h in np.unique(sizes, axis=0).tolist()}
-    extent = torch.tensor([shapes[w, h] for w, h in sizes.tolist()], dtype=torch.float32).reshape(-1, 2) / SIDE
-    luma = torch.from_numpy(thumbnails)
-    levels: tuple[list[Tensor], ...] = ([], [], [])
-    for start in range(0, len(luma), _PAIRS):
-        x = luma[start : start + _PAIRS].float()
-        mask = _inside(_grid(SIDE), extent[start : start + _PAIRS]).float()
-        for level, side in zip(levels, LEVELS, strict=True):
-            level.append((detail(*_reduced(x, mask, side)) / _QUANTUM).round().clamp(-127, 127).to(torch.int8))
-    empty = [torch.zeros(0, side, side, dtype=torch.int8) for side in LEVELS]
-    return Gallery(luma, extent, tuple(torch.cat([e, *level]) for e, level in zip(empty, levels, strict=True)))
-
-
-def detail(x: Tensor, mask: Tensor) -> Tensor:
-    """What is compared of pictures `x` `[n, s, s]` (grey levels 0 .. 255) where `mask` is 1: a band of frequencies (difference
-    of Gaussians, 0.6 and 2.5 pixels) over its local contrast (3 pixels). 0 outside the mask.
-
-    The contrast has a floor, half of the whole picture's and two grey levels: walls stay calm, and noise is not enlarged.
-    """
-    band = (_blurred(x, mask, 0.6) - _blurred(x, mask, 2.5)) * mask
-    energy = band.square()
-    whole = energy.sum((1, 2), keepdim=True) / mask.sum((1, 2), keepdim=True).clamp(min=1)
-    return band / (_blurred(energy, mask, 3.0) + 0.5 * whole + 4).sqrt()
-
-
-def _blurred(x: Tensor, mask: Tensor, sigma: float) -> Tensor:
-    """Gaussian average over the pixels inside the mask."""
-    at = torch.arange(x.shape[-1], dtype=torch.float32)
-    weights = torch.exp(-((at[:, None] - at) ** 2) / (2 * sigma**2))
-    return (weights @ (x * mask) @ weights) / (weights @ mask @ weights).clamp(min=1e-6)
-
-
-def _reduced(x: Tensor, mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Pictures and masks averaged down to `side` pixels; a pixel is inside if at least half of it is."""
-    factor = x.shape[-1] // side
-    share = avg_pool2d(mask[:, None], factor)[:, 0]
-    return avg_pool2d((x * mask)[:, None], factor)[:, 0] / share.clamp(min=1e-6), (share >= 0.5).float()
-
-
-def _grid(side: int) -> tuple[Tensor, Tensor]:
-    """x and y of the pixels' centres, `[1, s, s]`, -1 .. 1."""
-    at = (torch.arange(side, dtype=torch.float32) + 0.5) * (2 / side) - 1
-    return at.expand(1, side, side), at[:, None].expand(1, side, side)
-
-
-def _inside(points: tuple[Tensor, Tensor], extent: Tensor) -> Tensor:
-    """Which points `[n, s, s]` lie in the content of pictures of this extent `[n, 2]`."""
-    return (points[0].abs() < extent[:, :1, None]) & (points[1].abs() < extent[:, 1:, None])
-
-
-def _moved(points: tuple[Tensor, Tensor], transform: Tensor) -> tuple[Tensor, Tensor]:
-    """The points after transforms `[n, 4]`: real and imaginary part of the factor, x and y of the shift."""
-    x, y = points
-    a, b, dx, dy = (column[:, None, None] for column in transform.unbind(1))
-    return a * x - b * y + dx, b * x + a * y + dy
-
-
-def _sampled(pictures: Tensor, points: tuple[Tensor, Tensor]) -> Tensor:
-    """Pictures `[n, s, s]` at points, bilinear; 0 outside the square."""
-    grid = torch.stack(points, dim=-1)
-    return grid_sample(pictures[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
-
-
-def _views() -> list[Tensor]:
-    """The views of a query in the search: the transforms `[4]` to the reference that they assume; the first is the identity."""
-    return [torch.tensor([zoom, 0.0, x, y]) for zoom, x, y in _VIEWS]
-
-
-def _descriptors(luma: Tensor, extent: Tensor, view: Tensor | None = None, mirrored: bool = False) -> Tensor:
-    """Details of pictures at the coarsest level as vectors of length 1, `[n, 144]`; of a view, as a reference would see it."""
-    middle, side = _grid(2 * LEVELS[0]), LEVELS[0]
-    square = avg_pool2d(luma.float()[:, None], SIDE // (2 * side))[:, 0]
-    points: tuple[Tensor, Tensor] = middle
-    if mirrored:
-        square = square.flip(-1)
-    if view is not None:
-        extent = extent - 1 / (2 * side)  # where the sampling mixes in what lies outside
-        points = _moved(middle, inverse(view[None]))
-        square = _sampled(square, (points[0].expand_as(square), points[1].expand_as(square)))
-    mask = _inside(points, extent).float()
-    vectors = detail(*_reduced(square, mask, side)).flatten(1)
-    unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-6)
-    return unit
-
-
-def inverse(transform: Tensor) -> Tensor:
-    """The inverse transforms of `[n, 4]`."""
-    a, b, dx, dy = transform.unbind(1)
-    size = a.square() + b.square()
-    re, im = a / size, -b / size
-    return torch.stack([re, im, -(re * dx - im * dy), -(im * dx + re * dy)], dim=1)
-
-
-def candidates(
-    queries: Gallery,
-    references: Gallery,
-    k: int = CANDIDATES,
-    groups: tuple[Tensor, Tensor] | None = None,
-    least: float = -1.0,
-) -> tuple[Tensor, Tensor]:
-    """The k references most alike each query at 12 pixels: `index` int64 `[q, k]`, -1 where there are fewer.
-
-    Also `start` float32 `[q, k, 2, 4]`: the best view's transform with the query as it is and mirrored. `groups`: numbers of
-    groups that are no candidates of a query, int64 `[q]` or `[q, m]`, and the references' groups, `[n]`. `least`: cosine of
-    the best view below which a reference is no candidate.
-    """
-    transforms = torch.stack(_views())
-    n, most = len(references), min(k, len(references))
-    rows = torch.cat([torch.zeros(0, LEVELS[0] ** 2), *(_descriptors(*part) for part in _parts(references, 1024))])
-    index = torch.full((len(queries), k), -1)
-    start = transforms[0].repeat(len(queries), k, 2, 1)
-    size = together(n)
-    for number, part in enumerate(_parts(queries, size) if n else ()):
-        block = slice(number * size, (number + 1) * size)
-        views = torch.stack(
-            [torch.stack([_descriptors(*part, one, mirrored) for one in transforms]) for mirrored in (False, True)]
-        )
-        best = torch.stack(
-            [(of_state.flatten(0, 1) @ rows.T).unflatten(0, of_state.shape[:2]).amax(0) for of_state in views]
-        )
-        either = best.amax(0)
-        if groups is not None:
-            own = groups[0][block].reshape(len(either), -1)
-            for column in own.unbind(1):
-                either.masked_fill_(column[:, None] == groups[1], -2)
-        top = either.topk(most)
-        index[block, :most] = top.indices.masked_fill(top.values < least, -1)
-        best_view = torch.einsum("mvbd,bkd->bkmv", views, rows[top.indices]).argmax(-1)
-        start[block, :most] = transforms[best_view]
-    return index, start
-
-
-def together(references: int) -> int:
-    """How many queries `candidates` compares at a time with so many references. Their results are rounded together."""
-    return max(1, min(64, _COSINES // (len(_VIEWS) * max(references, 1))))
-
-
-def _parts(gallery: Gallery, size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(gallery.luma.split(size), gallery.extent.split(size), strict=True)) if len(gallery) else []
-
-
 def align(
     queries: Gallery,
     references: Gallery,
@@ -257,14 +73,14 @@ def align(
     if start is None:
         start = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(len(rows), 4)
     correlation, transform = torch.empty(len(rows)), start.clone()
-    for first in range(0, len(rows), _PAIRS):
-        pairs = slice(first, first + _PAIRS)
+    for first in range(0, len(rows), AT_ONCE):
+        pairs = slice(first, first + AT_ONCE)
         i, j, flipped = rows[pairs], columns[pairs], mirrored[pairs, None, None]
         extents = queries.extent[i], references.extent[j]
         for level in levels:
-            template = queries.levels[level][i].float() * _QUANTUM
+            template = queries.levels[level][i].float() * QUANTUM
             template = torch.where(flipped, template.flip(-1), template)
-            picture = references.levels[level][j].float() * _QUANTUM
+            picture = references.levels[level][j].float() * QUANTUM
             correlation[pairs], transform[pairs] = _fit(template, picture, extents, transform[pairs], STEPS[level])
     return correlation, transform
 
@@ -287,19 +103,19 @@ def correlation_within(
     low, high = regions[:, :2], regions[:, 2:]
     missing = ((0.5 - (high - low)) / 2).clamp(min=0)
     low, high = (low - missing)[:, :, None, None], (high + missing)[:, :, None, None]
-    x, y = middle = _grid(SIDE)
-    for first in range(0, len(rows), _PAIRS):
-        pairs = slice(first, first + _PAIRS)
+    x, y = middle = grid(SIDE)
+    for first in range(0, len(rows), AT_ONCE):
+        pairs = slice(first, first + AT_ONCE)
         i, j, flipped = rows[pairs], columns[pairs], mirrored[pairs, None, None]
         template, picture = queries.levels[-1][i].float(), references.levels[-1][j].float()
         template = torch.where(flipped, template.flip(-1), template)
         across = torch.where(flipped, -x, x)
         inside = (across >= low[pairs, 0]) & (across <= high[pairs, 0]) & (y >= low[pairs, 1]) & (y <= high[pairs, 1])
-        points = _moved(middle, transform[pairs])
-        overlap = inside & _inside(middle, queries.extent[i]) & _inside(points, references.extent[j])
+        points = transformed(middle, transform[pairs])
+        overlap = inside & in_content(middle, queries.extent[i]) & in_content(points, references.extent[j])
         mask = overlap.flatten(1).float()
         area = mask.sum(1, keepdim=True)
-        t, w = (_centred(z.flatten(1), mask, area) for z in (template, _sampled(picture, points)))
+        t, w = (_centred(z.flatten(1), mask, area) for z in (template, sampled(picture, points)))
         found.append((t * w).sum(1) / (t.norm(dim=1) * w.norm(dim=1)).clamp(min=1e-6))
     return torch.cat(found)
 
@@ -315,8 +131,8 @@ def _fit(
     pictures shows (the factor lambda of ECC).
     """
     side = template.shape[-1]
-    middle = x, y = _grid(side)
-    inner = _inside(middle, extents[0] - 1 / side)  # on its edge the content has no derivative
+    middle = x, y = grid(side)
+    inner = in_content(middle, extents[0] - 1 / side)  # on its edge the content has no derivative
     along_x, along_y = torch.zeros_like(template), torch.zeros_like(template)
     along_x[:, :, 1:-1] = (template[:, :, 2:] - template[:, :, :-2]) * (side / 4)
     along_y[:, 1:-1] = (template[:, 2:] - template[:, :-2]) * (side / 4)
@@ -326,15 +142,15 @@ def _fit(
     hessian = derivatives @ derivatives.mT
     damping = 0.01 * hessian.diagonal(dim1=1, dim2=2) + 1e-3
     inverse = torch.linalg.inv(hessian + torch.diag_embed(damping))
-    own = _inside(middle, extents[0])
+    own = in_content(middle, extents[0])
     flat = template.flatten(1)
     best, best_transform = torch.full((len(template),), -1.0), transform
     smaller = torch.minimum(extents[0].prod(1), extents[1].prod(1) / transform[:, :2].square().sum(1)) * side**2
     for step in range(steps + 1):
-        points = _moved(middle, transform)
-        overlap = (own & _inside(points, extents[1])).flatten(1).float()
+        points = transformed(middle, transform)
+        overlap = (own & in_content(points, extents[1])).flatten(1).float()
         area = overlap.sum(1, keepdim=True)
-        warped = _sampled(picture, points).flatten(1)
+        warped = sampled(picture, points).flatten(1)
         t, w = (_centred(z, overlap, area) for z in (flat, warped))
         lengths = t.norm(dim=1), w.norm(dim=1)
         correlation = (t * w).sum(1) / (lengths[0] * lengths[1]).clamp(min=1e-6)

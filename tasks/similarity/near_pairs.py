@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.similarity.alignment import CANDIDATES, LEVELS, Gallery, align, candidates
+from tasks.similarity.alignment import align
+from tasks.similarity.candidates import CANDIDATES, candidates
+from tasks.similarity.gallery import LEVELS, Gallery
 
 # A pair is given up as soon as it cannot become near. Measured on planted copies (cut by 10 %, turned, mirrored, encoded): the
 # best view has a cosine of 0.6 at least, and the correlation at 12 pixels is at most 0.1 below that at 48. Coarse pictures
@@ -44,7 +46,7 @@ def near_pairs(
     """The pairs of a query and one of its candidates whose distance after alignment is at most `limit`.
 
     If `references` is `queries`, no picture is paired with itself, and each pair is given once, whichever of the two is the
-    query. `groups` as for `alignment.candidates`. `search`: what finds the candidates.
+    query. `groups` as for `candidates.candidates`. `search`: what finds the candidates.
     """
     same = references is queries
     if same and groups is None:

@@ -17,7 +17,9 @@ from torch.nn.functional import grid_sample
 from tasks.common import machine
 from tasks.common.thumbnail import SIDE
 from tasks.evaluate.memorization.copy_score import ITEMS, Scores, joined, needed_groups, ratio
-from tasks.similarity.alignment import FINE, Gallery, nearest, prepare
+from tasks.similarity.alignment import FINE, nearest
+from tasks.similarity.candidates import make_ready
+from tasks.similarity.gallery import Gallery, prepare
 
 CLOSEST = 1e-4  # smaller distances are rounding
 NO_GROUP = -1
@@ -28,6 +30,7 @@ class AlignedScorer:
 
     def __init__(self, train: np.ndarray, groups: np.ndarray) -> None:
         self._base, self._groups = as_gallery(train), torch.from_numpy(groups.astype(np.int64))
+        make_ready(self._base)
 
     def score(self, items: np.ndarray, own: np.ndarray | None = None) -> Scores:
         """See copy_score.Scorer. Raises TooFewItems if the training set does not hold two groups besides an item's own."""

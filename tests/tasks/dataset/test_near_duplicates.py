@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from tasks.common import blocks
 from tasks.dataset import near_duplicates
 from tasks.dataset.near_duplicates import WHOLE, Pictures, duplicates, moved, with_persons
-from tasks.similarity import alignment
-from tasks.similarity.alignment import gallery
+from tasks.similarity import candidates
+from tasks.similarity.gallery import gallery
 from tasks.similarity.near_pairs import near_pairs
 
 SIDE = 96
@@ -72,8 +72,8 @@ def test_duplicates_have_the_same_bits_whoever_searched_for_candidates(
     whole = near_pairs(these.gallery, these.gallery, WHOLE * 0.17, (these.source, these.source))
     expected = duplicates(these, 0.17)
     assert torch.equal(expected.query, whole.query) and len(whole.query) >= 40
-    monkeypatch.setattr(alignment, "_COSINES", 100 * 7 * 16)  # sixteen queries at a time
-    assert alignment.together(100) == 16
+    monkeypatch.setattr(candidates, "_COSINES", 100 * 7 * 16)  # sixteen queries at a time
+    assert candidates.together(100) == 16
     expected = duplicates(these, 0.17)
     monkeypatch.setattr(near_duplicates, "BLOCK", 32)
     for rank in range(3):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from tasks.similarity import alignment
-from tasks.similarity.alignment import Gallery, align, candidates, gallery, nearest
+from tasks.similarity.alignment import align, nearest
+from tasks.similarity.candidates import candidates
+from tasks.similarity.gallery import Gallery, descriptors, gallery
 from tasks.synthetic import stage as mannequin
 
 COUNT = 16
@@ -121,9 +122,9 @@ def test_a_view_that_undoes_half_of_a_cut_is_like_the_original(
 ) -> None:
     # Cut by 10 % at two sides, a picture lies in its original with a zoom of 0.9 and a shift of -0.1 in both directions.
     cut = made_ready([picture.crop((0, 0, 115, 115)) for picture in pictures])
-    own = alignment._descriptors(originals.luma, originals.extent)
-    cosine = (alignment._descriptors(cut.luma, cut.extent, torch.tensor([zoom, 0, shift, shift])) * own).sum(1)
-    as_it_is = (alignment._descriptors(cut.luma, cut.extent) * own).sum(1)
+    own = descriptors(originals.luma, originals.extent)
+    cosine = (descriptors(cut.luma, cut.extent, torch.tensor([zoom, 0, shift, shift])) * own).sum(1)
+    as_it_is = (descriptors(cut.luma, cut.extent) * own).sum(1)
     assert float(cosine.min()) > 0.75
     assert (cosine > as_it_is).all()
 
@@ -163,6 +164,4 @@ def test_no_pictures_at_all(originals: Gallery) -> None:
     nobody = gallery([])
     assert nearest(nobody, originals).index.shape == (0, 2)
     assert (nearest(originals, nobody).index == -1).all()
-    assert alignment.align(nobody, nobody, *(torch.zeros(0, dtype=torch.int64),) * 2, torch.zeros(0) > 0)[0].shape == (
-        0,
-    )
+    assert align(nobody, nobody, *(torch.zeros(0, dtype=torch.int64),) * 2, torch.zeros(0) > 0)[0].shape == (0,)

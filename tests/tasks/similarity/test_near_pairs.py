@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from tasks.similarity.alignment import Gallery, correlation_within, gallery
+from tasks.similarity.alignment import correlation_within
+from tasks.similarity.gallery import Gallery, gallery
 from tasks.similarity.near_pairs import NearPairs, near_pairs
 from tasks.synthetic import stage as mannequin
 
