@@ -29,7 +29,7 @@ class LowRank(nn.Module):
         super().__init__()
         self.scale = scale
         self.convolution: dict[str, Any] = {}
-        device = layer.weight.device
+        device = _device(layer)
         shape = (rank, *layer.weight.shape[1:])
         if isinstance(layer, nn.Conv2d):
             self.convolution = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
@@ -58,7 +58,7 @@ class LastColumns(nn.Module):
         super().__init__()
         self.scale = 1.0
         self.before = layer.in_features - count
-        self.columns = nn.Parameter(torch.zeros(layer.out_features, count, device=layer.weight.device))
+        self.columns = nn.Parameter(torch.zeros(layer.out_features, count, device=_device(layer)))
 
     def forward(self, x: Tensor) -> Tensor:
         """The change of the layer's output for its input x, in the dtype of x."""
@@ -67,6 +67,11 @@ class LastColumns(nn.Module):
     def matrix(self) -> Tensor:
         """The change of the layer's weight."""
         return functional.pad(self.scale * self.columns, (self.before, 0))
+
+
+def _device(layer: nn.Linear | nn.Conv2d) -> torch.device:
+    """Where the weight of a layer is; the CPU, if it is moved in from elsewhere only while the layer computes."""
+    return torch.device("cpu") if layer.weight.is_meta else layer.weight.device
 
 
 Change = LowRank | LastColumns

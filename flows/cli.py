@@ -292,6 +292,9 @@ def draw_command(
         Path | None,
         typer.Option(metavar="DIR", help="For a ControlNet: PNGs of poses, such as artifacts/controlnet/poses."),
     ] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep the weights in the memory of the CPU: less of the GPU's, slower.")
+    ] = False,
 ) -> None:
     """Draw pictures of prompts with a published model, such as a Stable Diffusion folder, by any sampler.
 
@@ -318,7 +321,7 @@ def draw_command(
     folder = None
     if adapter is not None:
         folder = promote_adapter.located(load(paths.PARAMS) if paths.PARAMS.is_file() else None, Path.cwd(), adapter)
-    print(draw.draw(where, expected, request, out, folder, scale, poses))
+    print(draw.draw(where, expected, request, out, folder, scale, poses, offload))
 
 
 @app.command(rich_help_panel=cli_tasks.PANEL)

@@ -16,6 +16,7 @@ import torch
 from diffusion_core.training import memory
 from diffusion_core.training.memory import PeakMemory
 from diffusion_core.training.trainer import Trainer
+from tasks.foreign import offload
 from tasks.foreign.model import ForeignModel
 
 STATUS = Path("/proc/self/status")
@@ -28,6 +29,7 @@ class Estimate:
 
     held: int
     network: int  # the published network and its autoencoder; part of `held`
+    waiting: int  # weights of the published network that wait in the memory of the CPU; on a GPU no part of `held`
     change: int  # what is trained, with gradients and averages; part of `held`
     optimiser: int
     micro_batch: int
@@ -45,6 +47,7 @@ class Estimate:
             f"network takes {gigabytes(self.network)} and the change with gradients and averages {gigabytes(self.change)}; "
             f"the optimiser will take {gigabytes(self.optimiser)}, the passes of a micro-batch {gigabytes(self.micro_batch)}, "
             f"and the decoding of a picture {gigabytes(self.decoding)}."
+            + (f" {gigabytes(self.waiting)} of the network wait in the memory of the CPU." if self.waiting else "")
         )
 
 
@@ -58,12 +61,13 @@ def estimate(trainer: Trainer, model: ForeignModel, size: int) -> Estimate:
     weights = sum(p.numel() * p.element_size() for p in trainer.parameters.values())
     averages = sum(v.numel() * v.element_size() for a in trainer.averages.values() for v in a.weights.values())
     held = in_use(trainer.device)
+    waiting = offload.waiting(model.net)
     latents = torch.zeros(1, *model.shape(size), device=trainer.device)
     decoding = PeakMemory()
     with torch.no_grad(), decoding:
         model.codec.decode(latents)
     return Estimate(
-        held, memory.of_module(model.net) + memory.of_module(model.codec.net), 2 * weights + averages,
+        held, memory.of_module(model.net) - waiting + memory.of_module(model.codec.net), waiting, 2 * weights + averages,
         memory.of_optimiser(trainer), memory.of_micro_batch(trainer), decoding.peak,
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ from tasks.config.adapt import ControlNet, Dreambooth, Lora, OwnChange, TextualI
 from tasks.config.params import Params
 from tasks.config.sampling import SamplingChoices
 from tasks.foreign import adapter as adapters
-from tasks.foreign import control, draw, inversion
+from tasks.foreign import control, draw, inversion, offload
 from tasks.foreign import model as foreign
 from tasks.foreign.model import ForeignModel
 from tasks.metrics import membership_inference
@@ -146,11 +146,14 @@ def _train(
     base = params.base
     assert base is not None  # `run` has seen to that
     half = config.cuda.precision in ("auto", "bf16") and device.type == "cuda" and computes_bf16(device)
-    model = foreign.load(root / base.source, base.sha256, device, torch.bfloat16 if half else torch.float32)
+    dtype = torch.bfloat16 if half else torch.float32
+    model = foreign.load(root / base.source, base.sha256, device, dtype, config.offload)
     size = config.size or model.size
     model.shape(size)  # a size that does not fit is told before any picture is read
     splits = pictures.load(root, config, size)
     change = _change(model, config, base.sha256)
+    if config.offload:
+        offload.offload(model, recompute=True)
     if isinstance(config, Dreambooth):
         prior = _prior(root, model, config, size, base.sha256)
         data = Embedded(root, model, change.conditions, splits, config.mirror, base.sha256, prior, config.prior.weight)

@@ -1,4 +1,4 @@
-"""Published models: the packages diffusers, transformers and peft, and the digest of a folder.
+"""Published models: the packages diffusers, transformers, peft and accelerate, and the digest of a folder.
 
 The packages are the optional extra `foreign`. They are imported here alone, when they are needed, and never use a network.
 """
@@ -17,7 +17,10 @@ READ = frozenset({".safetensors", ".json", ".txt", ".model"})  # what the digest
 
 
 def package(name: str) -> Any:
-    """The package `diffusers`, `transformers` or `peft`. Raises UserError, with a sentence that says what to do, without it."""
+    """The package `diffusers`, `transformers`, `peft` or `accelerate`.
+
+    Raises UserError, with a sentence that says what to do, without it.
+    """
     try:
         constants = importlib.import_module("huggingface_hub.constants")
         for constant in OFFLINE:

@@ -45,6 +45,9 @@ class Adaptation(SmallChange):
     caption_dropout: Fraction = 0.0  # probability of training without the caption
     certificate: Certificate | None = Certificate()  # null: the adapter is not tested for copies
 
+    # The weights of the published network wait in the memory of the CPU; each layer's are on the GPU only while it computes.
+    offload: bool = False
+
     images: Positive = 2000
     batch: Positive = 4
     learning_rate: float = Field(1e-4, gt=0, lt=1)
@@ -55,6 +58,12 @@ class Adaptation(SmallChange):
     @model_validator(mode="after")
     def _template_has_a_category(self) -> Adaptation:
         check_template(self.template)
+        return self
+
+    @model_validator(mode="after")
+    def _offload_recomputes(self) -> Adaptation:
+        if self.offload and not self.recompute:
+            raise ValueError("offload needs recompute: true: else the backward pass needs all weights at once")
         return self
 
 

@@ -88,17 +88,19 @@ class Controlled(nn.Module):
         return prediction
 
 
-def controlled(model: ForeignModel, seed: int = 0, recompute: bool = False) -> ForeignModel:
+def controlled(model: ForeignModel, seed: int = 0, recompute: bool = False, copied: bool = True) -> ForeignModel:
     """The model with an untrained branch, which changes nothing yet. The given model's network is shared.
 
-    `recompute`: activations, in the backward pass. Raises UserError if the model has no U-Net, or another autoencoder than
-    Stable Diffusion's.
+    `recompute`: activations, in the backward pass. `copied`: the branch begins with the weights of the network.
+    Raises UserError if the model has no U-Net, or another autoencoder than Stable Diffusion's.
     """
     net = _unet(model)
     diffusers = package("diffusers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        branch = diffusers.ControlNetModel.from_unet(net.inner, conditioning_embedding_out_channels=WIDTHS).float()
+        branch = diffusers.ControlNetModel.from_unet(
+            net.inner, conditioning_embedding_out_channels=WIDTHS, load_weights_from_unet=copied
+        ).float()
     if recompute:
         branch.enable_gradient_checkpointing()
         net.inner.enable_gradient_checkpointing()
@@ -138,7 +140,7 @@ def load(folder: Path, model: ForeignModel, scale: float = 1.0) -> ForeignModel:
     tensors, meta = checkpoint.load(folder / paths.MODEL_FILE)
     if meta.get("kind") != KIND:
         raise DataError(f"{folder / paths.MODEL_FILE} is not a ControlNet.")
-    made = controlled(model)
+    made = controlled(model, copied=False)
     net = made.denoiser.net
     assert isinstance(net, Controlled)
     try:

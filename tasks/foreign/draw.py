@@ -30,7 +30,7 @@ from tasks.config.sampling import SamplingChoices
 from tasks.extract.decode import open_picture
 from tasks.extract.source_files import Refusal
 from tasks.foreign import adapter as adapters
-from tasks.foreign import control, folder, inversion, levels, model
+from tasks.foreign import control, folder, inversion, levels, model, offload
 from tasks.foreign.folder import PipelineFolder
 from tasks.models.inputs import as_pictures
 
@@ -97,13 +97,15 @@ def draw(
     adapter: Path | None = None,
     scale: float = 1.0,
     poses: Path | None = None,
+    offloaded: bool = False,
 ) -> Path:
     """Draw `count` pictures into a folder: `000000.png` and its prompt `000000.txt` for each. Returns the folder.
 
     `adapter`: the folder of a word of textual inversion, of a LoRA, or of a ControlNet, whose change is multiplied by `scale`.
-    Raises UserError if the folder holds pictures of another request, or if the model cannot be used.
+    `offloaded`: the weights of the network wait in the memory of the CPU, see `offload`. Raises
+    UserError if the folder holds pictures of another request, or if the model cannot be used.
     """
-    loaded = load(path, sha256, request.precision)
+    loaded = load(path, sha256, request.precision, offloaded)
     about: dict[str, Any] = {"sha256": sha256 or folder.digest(path)}
     if adapter is not None:
         loaded = adapted(adapter, loaded, scale)
@@ -154,12 +156,15 @@ def merge(path: Path, sha256: str | None, adapter: Path, out: Path, scale: float
     return adapters.merged(adapter, loaded, out, scale)
 
 
-def load(path: Path, sha256: str | None, precision: Precision = "auto") -> model.ForeignModel:
+def load(path: Path, sha256: str | None, precision: Precision = "auto", offloaded: bool = False) -> model.ForeignModel:
     """The published model in a folder on the best device, with its network in this precision."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and computes_bf16(device) else "fp32"
-    return model.load(path, sha256, device, DTYPES[precision])
+    loaded = model.load(path, sha256, device, DTYPES[precision], offloaded)
+    if offloaded:
+        offload.offload(loaded)
+    return loaded
 
 
 def into(loaded: model.ForeignModel, request: Request, out: Path, about: dict[str, Any]) -> Path:

@@ -181,11 +181,14 @@ def _flow_time(level: Level) -> Tensor:
     return 1000 * level.s / (level.a + level.s)
 
 
-def load(path: Path, sha256: str | None, device: torch.device, dtype: torch.dtype = torch.float32) -> ForeignModel:
+def load(
+    path: Path, sha256: str | None, device: torch.device, dtype: torch.dtype = torch.float32, offloaded: bool = False
+) -> ForeignModel:
     """The published model in a folder, in evaluation mode; its text encoders were used once and freed.
 
-    `sha256`: of the folder, see `folder.digest`; None: not checked. `dtype`: of the network. Raises UserError if diffusers is
-    not installed, or if the folder is another one, incomplete, or of a kind that is not known.
+    `sha256`: of the folder, see `folder.digest`; None: not checked. `dtype`: of the network. `offloaded`: the network stays on
+    the CPU, for `offload`. Raises UserError if diffusers is not installed, or if the folder is another one, incomplete, or of a
+    kind that is not known.
     """
     folder = checked(path, sha256)
     diffusers = package("diffusers")
@@ -196,7 +199,7 @@ def load(path: Path, sha256: str | None, device: torch.device, dtype: torch.dtyp
     inner = _pretrained(net_class, path / folder.net_name, dtype)
     net = WRAPPERS[folder.kind](inner, empty)
     made = recipe(scheduler)
-    denoiser = made.denoiser(net).to(device).eval().requires_grad_(False)
+    denoiser = made.denoiser(net).to("cpu" if offloaded else device).eval().requires_grad_(False)
     return ForeignModel(folder, net, denoiser, codec(folder, device), made, device, dtype)
 
 

@@ -17,7 +17,7 @@ from tasks.common.code_digest import code_digest
 from tasks.config.optimisation import KeptAverage, Optimisation
 
 # Parameters that say how the work is done, and not what is computed.
-LAYOUT = {"ranks", "sharded", "microbatch", "recompute", "workers", "memory_gb", "checkpoints_kept"}
+LAYOUT = {"ranks", "sharded", "microbatch", "recompute", "offload", "workers", "memory_gb", "checkpoints_kept"}
 
 # The code that decides the weights: the method, how examples and conditions are made of the shards, and the measurements by
 # which early stopping chooses weights. A test compares this with the imports of the training stage.

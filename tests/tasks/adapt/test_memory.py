@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from diffusion_core.training import memory as memory_of
 from tasks.adapt import memory, stage
 from tasks.adapt.memory import Estimate
+from tasks.config.adapt import Lora
 from tasks.config.params import load
-from tasks.foreign import folder
+from tasks.foreign import folder, model
 from tests.support import tiny_pipelines
-from tests.support.workspaces import write_params
+from tests.support.workspaces import write_params, write_shards
 
 pytestmark = pytest.mark.slow
 WITHIN = 2  # factor between what is expected of the training itself and what it takes
@@ -66,3 +69,54 @@ def test_the_training_takes_what_was_expected(published: Path, tmp_path: Path, m
             tmp_path / "recomputed", published, patch, recompute=True, optimiser="adamw_8bit", rank=64
         )
     assert recomputed.micro_batch < 0.7 * told.micro_batch
+
+
+def test_offloaded_weights_wait_and_the_result_has_the_same_bits(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for offload in (False, True):
+        root = tmp_path / str(offload)
+        with monkeypatch.context() as patch:
+            told, _ = train(
+                root,
+                published,
+                patch,
+                size=64,
+                recompute=True,
+                offload=offload,
+                certificate={"samples": 50, "steps": 1},
+            )
+        network = model.load(published, None, torch.device("cpu"))
+        away = memory_of.of_module(network.net) if offload else 0
+        assert told.waiting == away
+        assert told.network == memory_of.of_module(network.net) + memory_of.of_module(network.codec.net) - away
+        assert (f"{away / 1e9:.2f} GB of the network wait" in told.sentence()) == offload
+        results.append(
+            [(root / "artifacts/lora" / name).read_bytes() for name in ("model.safetensors", "training.json")]
+        )
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("method", ["dreambooth", "textual_inversion", "controlnet"])
+def test_every_method_learns_with_offload(method: str, published: Path, tmp_path: Path) -> None:
+    section: dict[str, object] = {
+        "images": 8, "batch": 4, "checkpoint_images": 8, "size": 64, "offload": True, "recompute": True,
+        "certificate": {"samples": 50, "steps": 1},
+    }  # fmt: skip
+    if method == "dreambooth":
+        section |= {"pictures": None, "prior": {"prompt": "a cat", "count": 2, "steps": 1}}
+    if method == "textual_inversion":
+        section |= {"pictures": None, "template": "a <my-thing>"}
+    source = {"source": str(published), "sha256": folder.digest(published)}
+    write_params(tmp_path, base=source, adapt={method: section})
+    write_shards(tmp_path, train=8, val=4)
+    torch.set_num_threads(1)
+    stage.run(load(tmp_path / "params.yaml"), tmp_path, method)
+    assert (tmp_path / "artifacts" / method / "model.safetensors").is_file()
+    assert (tmp_path / "artifacts" / method / "certificate.json").is_file()
+
+
+def test_offload_without_recomputed_activations_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        Lora.model_validate({"offload": True})

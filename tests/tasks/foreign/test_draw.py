@@ -49,6 +49,13 @@ def test_pictures_and_prompts_are_drawn_and_a_stopped_run_goes_on(published: Pat
     assert draw(published, out, "--negative", "grey") == 2  # other pictures
 
 
+def test_weights_that_wait_draw_the_same_bits(published: Path, tmp_path: Path) -> None:
+    for name, more in (("plain", []), ("offloaded", ["--offload"])):
+        assert draw(published, tmp_path / name, "--count", "2", *more) == 0
+    for i in range(2):
+        assert (tmp_path / f"offloaded/00000{i}.png").read_bytes() == (tmp_path / f"plain/00000{i}.png").read_bytes()
+
+
 def test_a_folder_is_known_by_its_sha256(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(published, copy)
