@@ -159,7 +159,8 @@ def trained(method: str, base: Any, few: Any, params: Any, options: argparse.Nam
         known = ShardDataset(work / "base/data/shards", "train").pictured()
         asked = known.take(evenly_spaced(len(known), PRIOR))
         sampler = Sampler(base, params.sample.pictures)
-        few = prior.beside(work, few, prior.drawn(work, sampler, asked, 1, paths.sha256(work / TRAINED)), True)
+        drawn_before = prior.drawn(work, sampler, asked, 1, paths.sha256(work / TRAINED))
+        few = prior.beside(work, method, few, drawn_before, True)
     source = preparation.load_data(
         work, "pictures", base.config, torch.device("cpu"), base.codec, model.categories, (few, few)
     ).source

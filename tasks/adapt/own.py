@@ -73,7 +73,7 @@ def grown(model: Model, new: list[str]) -> Model:
     columns = next((name for name in weights if name.endswith(CATEGORY)), None)
     if columns is None:
         raise UserError(
-            f"A model with net {model.config.net_name} cannot be given a new category: its weights have a norm."
+            f"A model with net {model.config.net_name} cannot be given a new category: it normalises all embeddings together."
         )
     known = weights[columns]
     weights[columns] = torch.cat([known, known.mean(1, keepdim=True).expand(-1, len(new))], 1)
@@ -197,7 +197,7 @@ def train(
     if section.method == "dreambooth":
         everything = inputs.usable(root, "train", config)
         drawn = _prior(params, root, model, source, everything, section)
-        seen = prior.beside(root, datasets[0], drawn, kind == "pictures")
+        seen = prior.beside(root, name, datasets[0], drawn, kind == "pictures")
     data = preparation.load_data(root, kind, config, device, model.codec, base.categories, (seen, datasets[1]))
     data = replace(data, train=datasets[0])  # what is evaluated and in the lineage has no part of the prior
     changed = replace(changed, config=config, meta={})

@@ -1,12 +1,14 @@
 """Prior preservation for our own models: they go on learning what they draw themselves.
 
-Ruiz et al. 2022 (arXiv 2208.12242). What is drawn, and what is trained on beside it, are shards in `.contrapposto/prior/`.
+Ruiz et al. 2022 (arXiv 2208.12242). What is drawn are shards in `.contrapposto/prior/`; with what is trained on beside it, in
+`.contrapposto/prior/<training>/`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ def drawn(root: Path, sampler: Sampler, asked: ShardDataset, seed: int, sha256: 
             yield f"prior-{i:06d}", {"json": asked.read(i, "json"), "pose.npy": asked.read(i, "pose.npy"), **made}
 
     identity = [sha256, asked.identity(), sampler.how.sampling_json, seed]
-    return _written(root, identity, samples(), asked)
+    return _written(root / paths.PRIOR / _digest(identity), samples(), asked)
 
 
 def _files(values: Tensor) -> Iterator[dict[str, bytes]]:
@@ -50,21 +52,31 @@ def _files(values: Tensor) -> Iterator[dict[str, bytes]]:
         yield from ({"pose.npy": shards.encode_pose(pose)} for pose in values.numpy())
 
 
-def beside(root: Path, own: ShardDataset, prior: ShardDataset, pictured: bool) -> ShardDataset:
-    """As many samples of the prior as own ones, in turn; the fewer of both are repeated. `pictured`: whether they have
-    pictures."""
+def beside(root: Path, name: str, own: ShardDataset, prior: ShardDataset, pictured: bool) -> ShardDataset:
+    """As many samples of the prior as own ones, in turn; the fewer of both are repeated.
+
+    `name`: of the training, whose copies of other samples are deleted. `pictured`: whether the samples have pictures.
+    """
     names = ("png", "pose.npy", "json") if pictured else ("pose.npy", "json")
     samples = (
         (key, {name: side.read(i, name) for name in names}) for side in (own, prior) for i, key in enumerate(side.keys)
     )
-    together = _written(root, [own.identity(), prior.identity()], samples, own)
+    folder = root / paths.PRIOR / name / _digest([own.identity(), prior.identity()])
+    if parallel.ranks()[0] == 0:
+        for other in folder.parent.glob("*/"):
+            if other != folder:
+                shutil.rmtree(other)
+    together = _written(folder, samples, own)
     places = range(max(len(own), len(prior)))
     return together.take([place for i in places for place in (i % len(own), len(own) + i % len(prior))])
 
 
-def _written(root: Path, identity: Any, samples: Iterable[Sample], like: ShardDataset) -> ShardDataset:
-    """Shards of samples, written once for each identity; rank 0 writes. `like`: what has the same origin and captions."""
-    folder = root / paths.PRIOR / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+def _digest(identity: Any) -> str:
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+def _written(folder: Path, samples: Iterable[Sample], like: ShardDataset) -> ShardDataset:
+    """Shards of samples, if they are not there; rank 0 writes. `like`: what has the same origin and captions."""
     if parallel.ranks()[0] == 0 and not folder.is_dir():
         shards.write(folder, {"train": samples}, PER_SHARD, like.about, _embeddings(like))
     parallel.broadcast(None)  # wait for it

@@ -236,10 +236,12 @@ def test_half_of_the_examples_are_what_the_model_draws(young: Path) -> None:
     made = prior.drawn(young, sampler, asked, 3, "0" * 64)
     wanted = as_pictures(sampler.draw(model.examples(asked).cond, 3, torch.arange(8)))
     assert np.array_equal(made.pictures_uint8(16), wanted)
-    both = prior.beside(young, wild, made, pictured=True)
+    both = prior.beside(young, "some", wild, made, pictured=True)
     assert both.keys[0::2] == wild.keys[:] and both.keys[1::2] == [f"prior-{i % 8:06d}" for i in range(30)]
     assert [meta["category"] for meta in both.take(range(4)).metas()] == ["wild", "calm", "wild", "calm"]
     assert np.array_equal(both.take(range(1, 16, 2)).pictures_uint8(16), wanted)
+    fewer = prior.beside(young, "some", wild.take(range(4)), made, pictured=True)
+    assert len(fewer) == 16 and fewer.folder.is_dir() and not both.folder.exists()
 
 
 @pytest.mark.slow
