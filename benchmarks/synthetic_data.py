@@ -31,7 +31,6 @@ import os
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,13 +165,9 @@ def exported(params: Params, root: Path, folder: Path, count: int) -> None:
     settings = params.generate.model_copy(update={"kind": "picture", "count": count, "category": None, "pose": None})
     settings = settings.model_copy(update={"min_acceptance": 0.01})
     artist = Artist(paths.model_folder(root, "poses"), paths.model_folder(root, "pictures"))
-    read = partial(
-        pose_accuracy.read_poses,
-        model=root / params.extract.model,
-        min_confidence=params.extract.min_confidence,
-        workers=params.extract.workers or machine.cores(),
-    )
-    accepted = generate.sample(artist, settings, read)
+    workers, confidence = params.extract.workers or machine.cores(), params.extract.min_confidence
+    with pose_accuracy.pose_reader(root / params.extract.model, confidence, workers) as read:
+        accepted = generate.sample(artist, settings, read)
     generate.write(folder, accepted, settings, artist.margin, {"categories": artist.categories})
     files.write_json(done, about)
 

@@ -357,10 +357,13 @@ def stage_slice(
     folder: Annotated[Path, typer.Argument(help="Folder for the results of the slice; what is there is replaced.")],
     rank: Annotated[int, typer.Argument(min=0, help="Number of the slice.")],
     world: Annotated[int, typer.Argument(min=1, help="Number of slices.")],
+    first: Annotated[int, typer.Argument(min=0, help="Number of the first block that is divided.")],
+    last: Annotated[int, typer.Argument(min=0, help="One more than that of the last; 0: as many as are needed.")],
+    cores: Annotated[int, typer.Argument(min=0, help="Processes that read pictures; 0: `extract.workers`.")],
     task: Annotated[list[str], typer.Argument(help="The stage and its arguments, as in `python -m tasks`.")],
 ) -> None:
     """Compute one slice of the blocks of a stage, as a worker does."""
-    _call("stage_slice", folder, rank, world, *task)
+    _call("stage_slice", folder, rank, world, first, last, cores, *task)
 
 
 @commands.command(name="stream-shards", rich_help_panel=PANEL)

@@ -290,14 +290,16 @@ def _output(root: Path, command: Sequence[str]) -> str:
     raise UserError(f"DVC: {' '.join(done.stderr.removeprefix('ERROR: ').split())}.", code=1)
 
 
-def run_task(root: Path, task: str, *arguments: str) -> None:
-    """Run `python -m tasks TASK ARGUMENT ...`, outside the graph. Output and errors are those of `run_stage`."""
-    run_module(root, task, "tasks", task, *arguments)
+def run_task(root: Path, task: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    """Run `python -m tasks TASK ARGUMENT ...`, outside the graph. Environment, output and errors are those of `run_stage`."""
+    run_module(root, task, "tasks", task, *arguments, environment=environment)
 
 
-def run_module(root: Path, name: str, module: str, *arguments: str) -> None:
-    """Run `python -m MODULE ARGUMENT ...`, called `name` in errors. Output and errors are those of `run_stage`."""
-    code, errors = _run(root, name, [module, *arguments], {})
+def run_module(
+    root: Path, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run `python -m MODULE ARGUMENT ...`, called `name` in errors; otherwise as `run_stage`."""
+    code, errors = _run(root, name, [module, *arguments], environment or {})
     check(name, code, errors)
 
 

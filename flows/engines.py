@@ -12,8 +12,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -23,7 +22,7 @@ from flows.slices import EXTRACT, Slice, code_digest, work
 from flows.task_process import TaskProcess
 from tasks import paths
 from tasks.common import files
-from tasks.common.blocks import BLOCKS, MARK
+from tasks.common.blocks import BLOCKS, MARK, WANTED
 from tasks.common.errors import DataError, UserError
 from tasks.config.operations import MOST_SLICES
 from tasks.config.params import Params
@@ -84,9 +83,9 @@ def chosen(params: Params) -> Engine:
 
 
 def cuts(params: Params, stage: str) -> bool:
-    """Whether a stage of dvc.yaml, or `extract`, is done in slices; if not, it does its work by itself."""
+    """Whether a stage of dvc.yaml, or `generate`, is done in slices; if not, it does its work by itself."""
     cut = params.engine.kind != "local" or params.engine.slices > 0
-    return cut and stage in params.engine.stages
+    return cut and stage.partition("@")[0] in params.engine.stages
 
 
 def extract(params: Params, root: Path, parts: Sequence[str]) -> None:
@@ -115,36 +114,72 @@ def extract(params: Params, root: Path, parts: Sequence[str]) -> None:
         )
 
 
-@contextmanager
-def blocks(params: Params, root: Path, stage: str) -> Iterator[dict[str, str]]:
-    """Do the blocks of a stage in slices; yields the environment variable with which the stage finds them.
+def run(params: Params, root: Path, stage: str, plain: Callable[[Sequence[str], Mapping[str, str]], None]) -> None:
+    """Run a stage, or `generate`, after its slices.
 
-    Raises UserError if slices fail, as `extract`, and DataError if a result in the store is damaged.
+    `plain` runs its task with these additional environment variables, which tell it where the blocks are. If that ends because
+    it needs more blocks (see `tasks.common.blocks`), these are computed by slices, too, and it runs again. Raises UserError if
+    slices fail, as `extract`, and DataError if a result in the store is damaged.
     """
     store, inputs, engine = RemoteStore(root), stage_inputs.of(params, root, stage), chosen(params)
-    if not engine.here:
+    if engine.here:
+        stage_inputs.link(inputs, root, store)
+    else:
         stage_inputs.publish(inputs, root, store)
-    world = params.engine.slices or SLICES
-    pieces = [Slice(stage, rank, world, code_digest(), inputs.version) for rank in range(world)]
-    _run_all(engine, root, [piece for piece in pieces if not store.has(piece.stored, MARK)])
-    with files.new_folder(root / paths.SLICES / stage / "blocks") as folder:
-        total = 0
-        for piece in pieces:
-            about = json.loads(store.get_bytes(piece.stored, MARK))
-            total = about["total"]
-            for name, digest in about["blocks"].items():
-                if not files.is_plain(name):
-                    raise DataError(f"{piece.stored} in the DVC remote names {name!r}, which is outside of its folder.")
-                store.get_file(piece.stored, name, folder / name)
-                if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                    raise DataError(f"{piece.stored}/{name} in the DVC remote is damaged: remove it and run again.")
     folder = root / paths.SLICES / stage / "blocks"
-    log.info(f"{stage}: {len(list(folder.iterdir()))} of {total} blocks from {world} slices")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    wanted: tuple[int, int] | None = 0, 0  # at first as many as the stage expects to need
     try:
-        yield {BLOCKS: str(folder.absolute())}
+        while wanted is not None:
+            pieces = _slices(params, stage, inputs.version, *wanted)
+            _run_all(engine, root, [piece for piece in pieces if not store.has(piece.stored, MARK)])
+            _fetch_blocks(store, pieces, folder)
+            wanted = _more_blocks(lambda: plain(inputs.task, {BLOCKS: str(folder.absolute())}), folder, wanted)
     finally:
         shutil.rmtree(folder)
         stage_inputs.remove(root, inputs.version)  # `forget` knows nothing of these copies
+
+
+def _slices(params: Params, stage: str, version: str, first: int, last: int) -> list[Slice]:
+    """The slices of these blocks, of which none is empty; `first` and `last` as in Slice."""
+    world = min(params.engine.slices or SLICES, last - first or MOST_SLICES)
+    return [Slice(stage, rank, world, code_digest(), version, first, last) for rank in range(world)]
+
+
+def _more_blocks(task: Callable[[], None], folder: Path, known: tuple[int, int]) -> tuple[int, int] | None:
+    """Run a task after its slices; returns the first block that it needs as well, and one more than the last, or None.
+
+    `known`: what it needed before. Raises UserError if it fails for another reason.
+    """
+    try:
+        task()
+        return None
+    except UserError:
+        file = folder / WANTED
+        if not file.exists():
+            raise
+        first, last = files.read_json(file)
+        file.unlink()
+        if (first, last) == known:  # slices have not brought them
+            raise
+        log.info(f"blocks {first} to {last - 1} are needed as well")
+        return first, last
+
+
+def _fetch_blocks(store: RemoteStore, pieces: Sequence[Slice], folder: Path) -> None:
+    """Copy the blocks of these slices into the folder. Raises DataError if one is damaged."""
+    total = count = 0
+    for piece in pieces:
+        about = json.loads(store.get_bytes(piece.stored, MARK))
+        total, count = about["total"], count + len(about["blocks"])
+        for name, digest in about["blocks"].items():
+            if not files.is_plain(name):
+                raise DataError(f"{piece.stored} in the DVC remote names {name!r}, which is outside of its folder.")
+            store.get_file(piece.stored, name, folder / name)
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+                raise DataError(f"{piece.stored}/{name} in the DVC remote is damaged: remove it and run again.")
+    log.info(f"{pieces[0].stage}: {count} of {total} blocks from {len(pieces)} slices")
 
 
 def _number(files: int) -> int:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -46,6 +46,8 @@ def run_slices(
     world: Annotated[int, Field(ge=1)],
     digest: Digest,
     version: Digest,
+    first: Annotated[int, Field(ge=0)] = 0,
+    last: Annotated[int, Field(ge=0)] = 0,
 ) -> State[Any]:
     """Do slices of a stage (see `flows.slices.Slice`), unless they are done, and put each into the remote store at once.
 
@@ -55,7 +57,7 @@ def run_slices(
     with TaskProcess(Path.cwd()) as process:
         for rank in ranks:
             try:
-                done += work(Path.cwd(), Slice(stage, rank, world, digest, version), process.run)
+                done += work(Path.cwd(), Slice(stage, rank, world, digest, version, first, last), process.run)
             except UserError as error:
                 failed.append(error)
     if failed:
@@ -107,9 +109,9 @@ class WorkPool:
 
 def shares(pieces: Sequence[Slice], runs: int) -> list[list[Slice]]:
     """The slices divided among at most so many flow runs, each with slices of one stage only."""
-    parts: dict[tuple[str, str, str, int], list[Slice]] = {}
+    parts: dict[Slice, list[Slice]] = {}
     for piece in pieces:
-        parts.setdefault((piece.stage, piece.digest, piece.version, piece.world), []).append(piece)
+        parts.setdefault(replace(piece, rank=0), []).append(piece)
     divided = []
     for part in parts.values():
         number = min(runs, len(part))

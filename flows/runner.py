@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,9 @@ def stage(name: str, place: str, root: Path, environment: dict[str, str]) -> Sta
             return Completed(name="Skipped", message="unchanged")
         log.info(f"{place} {name}")
         params = load(root / paths.PARAMS)
-        with ExitStack() as stack:
-            if engines.cuts(params, name):
-                environment = environment | stack.enter_context(engines.blocks(params, root, name))
+        if engines.cuts(params, name) and not name.startswith(f"{EXTRACT}@"):  # it finds everything in the cache
+            engines.run(params, root, name, lambda _, found: dvc_graph.run_stage(root, name, {**environment, **found}))
+        else:
             dvc_graph.run_stage(root, name, environment)
     except UserError as error:
         return _failed(error)
@@ -80,9 +79,16 @@ def walk(targets: Sequence[str], raw: str | None = None, changes: Changes | None
 
 @task(name="task", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def task_outside_graph(name: str, root: Path) -> State[Any]:
-    """Run a task that is no stage of the graph, because its result is not a function of the workspace's files."""
+    """Run a task that is no stage of the graph, because its result is not a function of the workspace's files.
+
+    If it is one of `engine.stages`, it runs after its slices.
+    """
     try:
-        dvc_graph.run_task(root, name)
+        params = load(root / paths.PARAMS)
+        if engines.cuts(params, name):
+            engines.run(params, root, name, lambda task, found: dvc_graph.run_task(root, *task, environment=found))
+        else:
+            dvc_graph.run_task(root, name)
     except UserError as error:
         return _failed(error)
     return Completed()

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import dvc_graph
 from flows.remote_store import RemoteStore, fetch_slice
 from flows.stage_inputs import provide
 from flows.task_process import TaskProcess
@@ -39,8 +38,8 @@ _here: TaskProcess | None = None  # of a worker process that lives as long as th
 class Slice:
     """Slice `rank` of `world` of a stage of dvc.yaml.
 
-    Of `extract@PART` it is every `world`-th file of the part, of any other stage every `world`-th of its blocks (see
-    `tasks.common.blocks`), starting at number `rank`.
+    Of `extract@PART` it is every `world`-th file of the part, starting at number `rank`; of any other stage every `world`-th of
+    its blocks (see `tasks.common.blocks`), from `first` to `last` - 1, or with `last` 0 of all that it expects to need.
     """
 
     stage: str
@@ -48,6 +47,8 @@ class Slice:
     world: int
     digest: str  # of the code, packages and parameters on which the result depends, as the requesting machine has them
     version: str  # a digest of the inputs
+    first: int = 0
+    last: int = 0
 
     @property
     def part(self) -> str | None:
@@ -58,10 +59,17 @@ class Slice:
     @property
     def stored(self) -> str:
         """The name of its result in the remote store."""
-        return f"{self.stage}/{self.digest}/{self.version}/{slices.name(self.rank, self.world)}"
+        return f"{self.stage}/{self.digest}/{self.version}/{self.name}"
+
+    @property
+    def name(self) -> str:
+        """The name of the folder of its result."""
+        some = f"-of-blocks-{self.first}-to-{self.last}" if self.last else ""
+        return f"{slices.name(self.rank, self.world)}{some}"
 
     def __str__(self) -> str:
-        return f"{self.stage} {self.rank} of {self.world}"
+        some = f" (blocks {self.first} to {self.last - 1})" if self.last else ""
+        return f"{self.stage} {self.rank} of {self.world}{some}"
 
 
 def code_digest() -> str:
@@ -75,7 +83,7 @@ def code_digest() -> str:
 def work(root: Path, piece: Slice, run_task: RunTask, cores: int = 0) -> bool:
     """Do a slice in the workspace `root` and put the result into the remote store; returns whether there was work to do.
 
-    `cores`: processes that extract; 0: as `extract.workers` says. Raises UserError if the slice cannot be done here.
+    `cores`: processes that read pictures; 0: as `extract.workers` says. Raises UserError if the slice cannot be done here.
     """
     params, store = load(root / paths.PARAMS), RemoteStore(root)
     own = code_digest() if piece.part is None else slices.digest(params, root)
@@ -86,12 +94,12 @@ def work(root: Path, piece: Slice, run_task: RunTask, cores: int = 0) -> bool:
         )
     if store.has(piece.stored, MARK):
         return False
-    result = root / paths.SLICES / (piece.part or piece.stage) / slices.name(piece.rank, piece.world)
+    result = root / paths.SLICES / (piece.part or piece.stage) / piece.name
     fetched = result.with_name(f"{result.name}-files")
     if piece.part is None:
-        place = provide(root, piece.stage, piece.version, store)
-        share = str(result.absolute()), str(piece.rank), str(piece.world)
-        run_task("stage_slice", *share, *dvc_graph.task_of(root, piece.stage), root=place)
+        place, task = provide(root, piece.stage, piece.version, store)
+        numbers = map(str, (piece.rank, piece.world, piece.first, piece.last, cores))
+        run_task("stage_slice", str(result.absolute()), *numbers, *task, root=place)
     else:
         folder, source = params.raw.parts.get(piece.part), ""
         if folder is not None and not (root / folder).is_dir():

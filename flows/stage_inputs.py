@@ -1,4 +1,7 @@
-"""The inputs of a stage's slices: params.yaml, and the files that dvc.yaml lists as the stage's dependencies, without the code.
+"""The inputs of a stage's slices: its task, params.yaml, and the files that it reads, without the code.
+
+The files are those that dvc.yaml lists as the stage's dependencies, and the models that params.yaml names by their sha256. The
+command `generate` is divided like a stage; its files are its models, and what judges the samples.
 
 Slices run in a folder that looks like a workspace with just these inputs, and that no stage of the workspace writes to. Files
 that the machine's own workspace has are linked, others come from the remote store, where the requesting machine has put them
@@ -9,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +24,15 @@ from flows.remote_store import RemoteStore
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import DataError
-from tasks.config.params import Params, load
+from tasks.config.params import Params
+from tasks.stage_slice import GENERATE
 
 OWN = {"engine", "limits", "notify", "retrain", "services", "store"}  # sections that change the output of no stage
 INPUTS = "inputs"  # folder in the store
 MANIFEST = "manifest.json"
+TASK = "task.json"  # in the folder of the slices: the task of `python -m tasks`, with its arguments
 
-CACHES = (
-    paths.FEATURES,
-    paths.NETWORK_WEIGHTS,
-    paths.REGISTERED_MODELS,
-    paths.TEXT,
-)  # by digest; slices use this machine's
+CACHES = (paths.FEATURES, paths.NETWORK_WEIGHTS, paths.TEXT)  # by digest; slices use this machine's
 KEPT = 3  # folders with inputs
 
 _digests: dict[
@@ -40,26 +42,60 @@ _digests: dict[
 
 @dataclass(frozen=True)
 class Inputs:
-    """`files`: path in the workspace -> sha256; `params`: the text of params.yaml."""
+    """`task`: of `python -m tasks`; `files`: path in the workspace -> sha256; `params`: the text of params.yaml.
 
+    Files outside of the workspace, by their absolute path, have to lie there on every machine.
+    """
+
+    task: list[str]
     files: dict[str, str]
     params: str
     version: str  # a digest of all of it
 
 
 def of(params: Params, root: Path, stage: str) -> Inputs:
-    """The inputs of a stage in a workspace."""
+    """The inputs of a stage, or of `generate`, in a workspace. Raises UserError if there is no such stage or model."""
+    text = (root / paths.PARAMS).read_text(encoding="utf-8")
+    if stage == GENERATE:
+        task, places = _of_generate(params, root)
+    else:
+        task, places = (
+            dvc_graph.task_of(root, stage),
+            [root / name for name in dvc_graph.data_dependencies(root, stage)],
+        )
     found = {}
-    for name in dvc_graph.data_dependencies(root, stage):
-        place = root / name
+    for place in [*places, *_models_named(text, root)]:
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file():
-                found[path.relative_to(root).as_posix()] = _digest(path)
+                found[_name(path, root)] = _digest(path)
     about = params.model_dump(mode="json", exclude=OWN)
-    version = hashlib.sha256(json.dumps([stage, about, sorted(found.items())], sort_keys=True).encode()).hexdigest()[
-        :32
-    ]
-    return Inputs(found, (root / paths.PARAMS).read_text(encoding="utf-8"), version)
+    version = hashlib.sha256(json.dumps([stage, task, about, sorted(found.items())], sort_keys=True).encode())
+    return Inputs(task, found, text, version.hexdigest()[:32])
+
+
+def _name(path: Path, root: Path) -> str:
+    """The name of a file in a workspace, or its absolute path if it lies outside."""
+    place = Path(os.path.abspath(path))
+    return place.relative_to(root.absolute()).as_posix() if place.is_relative_to(root.absolute()) else str(place)
+
+
+def _of_generate(params: Params, root: Path) -> tuple[list[str], list[Path]]:
+    """The task that generates with the models that have `generate.alias` now, and the files that it reads."""
+    from tasks.sample import generated  # imports MLflow, which takes seconds
+
+    models = generated.models(params, root)
+    places = [*models.values(), root / params.extract.model]
+    if params.generate.recognised:
+        places.append(root / paths.RECOGNISER)
+    return [GENERATE, *(f"{model}={folder.name}" for model, folder in models.items())], places
+
+
+def _models_named(text: str, root: Path) -> list[Path]:
+    """The folders of the models that params.yaml names by their sha256: to guide, to classify, or to start from."""
+    named = set(re.findall(r"\b[0-9a-f]{64}\b", text))
+    own = (path.parent for path in root.glob(f"{paths.ARTIFACTS}/*/{paths.MODEL_FILE}"))
+    registered = (root / paths.REGISTERED_MODELS / sha256 for sha256 in sorted(named))
+    return [folder for folder in own if named and _digest(folder / paths.MODEL_FILE) in named] + list(registered)
 
 
 def _digest(path: Path) -> str:
@@ -77,40 +113,58 @@ def publish(inputs: Inputs, root: Path, store: RemoteStore) -> None:
     if store.has(name, MANIFEST):
         return
     for path, digest in inputs.files.items():
-        if not store.has(INPUTS, digest):
+        if not Path(path).is_absolute() and not store.has(INPUTS, digest):
             store.put_file(root / path, INPUTS, digest)
-    store.put_bytes(json.dumps({"files": inputs.files, "params": inputs.params}).encode(), name, MANIFEST)
+    manifest = {"task": inputs.task, "files": inputs.files, "params": inputs.params}
+    store.put_bytes(json.dumps(manifest).encode(), name, MANIFEST)
 
 
-def provide(root: Path, stage: str, version: str, store: RemoteStore) -> Path:
-    """The folder with the inputs of this version, made if it is not there. `root`: the workspace of this machine.
+def provide(root: Path, stage: str, version: str, store: RemoteStore) -> tuple[Path, list[str]]:
+    """The folder with the inputs of this version and the task to do there; made of the store if it is not there.
 
-    Raises DataError if they are neither in this workspace nor in the store, or if the store has other bytes.
+    `root`: the workspace of this machine. Raises DataError if the inputs are not in the store either, or have other bytes.
     """
-    folder = root / paths.SLICES / INPUTS / version
+    folder = _folder(root, version)
     with files.alone(folder):
-        if folder.is_dir():
-            return folder
-        inputs = of(load(root / paths.PARAMS), root, stage)
-        if inputs.version != version:
-            inputs = _published(stage, version, store)
-        with files.new_folder(folder) as fresh:
-            for name, digest in inputs.files.items():
+        if not folder.is_dir():
+            _make(root, _published(stage, version, store), store)
+    task: list[str] = files.read_json(folder / TASK)
+    return folder, task
+
+
+def link(inputs: Inputs, root: Path, store: RemoteStore) -> None:
+    """Make the folder with these inputs of the workspace `root`, for slices that find it there."""
+    with files.alone(_folder(root, inputs.version)):
+        _make(root, inputs, store)
+
+
+def _folder(root: Path, version: str) -> Path:
+    return root / paths.SLICES / INPUTS / version
+
+
+def _make(root: Path, inputs: Inputs, store: RemoteStore) -> None:
+    """Make the folder of the inputs, of this machine's files or else of the store's, and remove the oldest other folders."""
+    folder = _folder(root, inputs.version)
+    with files.new_folder(folder) as fresh:
+        for name, digest in inputs.files.items():
+            if Path(name).is_absolute():
+                _check(Path(name), digest)
+            else:
                 _bring(root / name, fresh / name, digest, store)
-            for cache in CACHES:
-                (fresh / cache).parent.mkdir(parents=True, exist_ok=True)
-                (fresh / cache).symlink_to((root / cache).absolute())
-            (fresh / paths.PARAMS).write_text(inputs.params, encoding="utf-8")
+        for cache in CACHES:
+            (fresh / cache).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / cache).symlink_to((root / cache).absolute())
+        (fresh / paths.PARAMS).write_text(inputs.params, encoding="utf-8")
+        files.write_json(fresh / TASK, inputs.task)
     older = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
     for path in sorted(older, key=lambda path: path.stat().st_mtime)[: 1 - KEPT]:
         shutil.rmtree(path, ignore_errors=True)
-    return folder
 
 
 def remove(root: Path, version: str) -> None:
-    """Remove what `provide` made in a workspace."""
-    with files.alone(root / paths.SLICES / INPUTS / version):
-        shutil.rmtree(root / paths.SLICES / INPUTS / version, ignore_errors=True)
+    """Remove the folder with the inputs of this version in a workspace."""
+    with files.alone(_folder(root, version)):
+        shutil.rmtree(_folder(root, version), ignore_errors=True)
 
 
 def _published(stage: str, version: str, store: RemoteStore) -> Inputs:
@@ -119,9 +173,17 @@ def _published(stage: str, version: str, store: RemoteStore) -> Inputs:
         raise DataError(f"The inputs of the stage {stage} are neither here nor in the DVC remote; run again.")
     about: dict[str, Any] = json.loads(store.get_bytes(name, MANIFEST))
     for path in about["files"]:
-        if Path(path).is_absolute() or ".." in Path(path).parts:
+        if ".." in Path(path).parts:
             raise DataError(f"The DVC remote names {path!r} as an input, which is outside of the workspace.")
-    return Inputs(about["files"], about["params"], version)
+    return Inputs(about["task"], about["files"], about["params"], version)
+
+
+def _check(path: Path, digest: str) -> None:
+    """Raise DataError if a file is not there, or is another one."""
+    if not path.is_file() or _digest(path) != digest:
+        raise DataError(
+            f"{path} is not the file that the machine has which asks for slices: its sha256 is not {digest}."
+        )
 
 
 def _bring(own: Path, path: Path, digest: str, store: RemoteStore) -> None:

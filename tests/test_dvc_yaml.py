@@ -95,7 +95,7 @@ def test_parameters_are_in_params_yaml(name: str) -> None:
 @pytest.mark.parametrize("name", STAGES | COMMANDS)
 def test_every_stage_and_command_has_its_function(name: str) -> None:
     path = PROJECT / ((STAGES | COMMANDS)[name].replace(".", "/") + ".py")
-    assert re.search(r"^def run\(params: Params, root: Path", path.read_text(), re.M)
+    assert re.search(r"^def run\(\s*params: Params, root: Path", path.read_text(), re.M)
 
 
 def test_packages_have_no_import_cycles() -> None:

@@ -123,6 +123,10 @@ class OrderedMap(Iterator[Result], Generic[Item, Result]):
         self._delivered += 1
         return result
 
+    def extend(self, items: Iterable[Item]) -> None:
+        """Go on with these items, with the same workers; all results of the items before have to be taken."""
+        self._items = enumerate(items, self._delivered)
+
     def poll(self) -> None:
         """Collect results and assign items without waiting. Callers that do other work between results call it now and
         then, so that the workers stay busy."""

@@ -11,7 +11,10 @@ from tasks.config.sampling import GuidanceOrScale, SamplingChoices
 from tasks.config.section import Positive, Section, Seed
 
 MOST_SLICES = 10_000  # each is a task of Ray
-SlicedStage = Literal["extract", "curate", "sample_poses", "sample_pictures", "memorization", "fidelity"]
+SlicedStage = Literal[
+    "extract", "curate", "sample_poses", "sample_pictures", "sample_motion", "sample_video", "pose_accuracy", "memorization",
+    "fidelity", "generate",
+]  # fmt: skip
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
 

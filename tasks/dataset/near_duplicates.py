@@ -95,7 +95,7 @@ def _search(
         index, transforms = candidates(queries.rows(part), references, k, own, least)
         return {"index": index.numpy(), "start": transforms.numpy()}
 
-    found = computed([partial(block, start) for start in range(0, len(queries), rows)], "near-duplicates")
+    found = list(computed([partial(block, start) for start in range(0, len(queries), rows)], "near-duplicates"))
     if not found:
         return candidates(queries, references, k, groups, least)
     index, transforms = (np.concatenate([arrays[name] for arrays in found]) for name in ("index", "start"))

@@ -9,9 +9,10 @@ conditions of the training set are read for comparison. The poses read in the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from tqdm import tqdm
 
 from tasks import paths
 from tasks.common import machine, skeleton
+from tasks.common.arrays import Arrays
+from tasks.common.blocks import computed
 from tasks.common.errors import UserError
 from tasks.common.files import new_folder, write_json
 from tasks.common.pool import OrderedMap, WorkerDied
@@ -33,6 +36,7 @@ from tasks.plots import drawing
 READ_AT = 512  # pixels to which a picture with its border is enlarged before it is read
 BORDER = 0.5  # of the picture's side, with its edge repeated: the detector misses people who fill the picture
 MOST = 256  # pictures read of each set
+BLOCK = 64  # pictures
 NEAR, FAR = 0.2, 0.5  # torso lengths within which the shares of joints are counted
 SHOWN = 24  # pictures in the figure
 
@@ -56,21 +60,35 @@ def _reader(model: Path, min_confidence: float) -> Iterator[Callable[[np.ndarray
         yield read
 
 
+@contextmanager
+def pose_reader(model: Path, min_confidence: float, workers: int) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """What reads the poses of pictures, see `read_poses`; its workers start with the first pictures and stay."""
+    no_pictures: list[np.ndarray] = []
+    results = OrderedMap(partial(_reader, model, min_confidence), no_pictures, workers)
+
+    def read(pictures: np.ndarray) -> np.ndarray:
+        poses = np.full((len(pictures), 33, 3), np.nan, np.float32)
+        results.extend(list(pictures))
+        found = islice(results, len(pictures))
+        try:
+            for i, pose in enumerate(tqdm(found, total=len(pictures), desc="read poses", mininterval=2)):
+                if pose is not None:
+                    poses[i] = pose
+        except WorkerDied as error:
+            raise UserError("A process that reads poses with MediaPipe died.", code=3) from error
+        return poses
+
+    with closing(results):
+        yield read
+
+
 def read_poses(pictures: np.ndarray, model: Path, min_confidence: float, workers: int) -> np.ndarray:
     """Poses read from pictures uint8 `[n, s, s, 3]`: float32 `[n, 33, 3]`, NaN where nobody is found.
 
     Raises UserError if the landmarker's model is missing or a worker dies.
     """
-    poses = np.full((len(pictures), 33, 3), np.nan, np.float32)
-    results = OrderedMap(partial(_reader, model, min_confidence), list(pictures), workers)
-    try:
-        with closing(results):
-            for i, pose in enumerate(tqdm(results, total=len(pictures), desc="read poses", mininterval=2)):
-                if pose is not None:
-                    poses[i] = pose
-    except WorkerDied as error:
-        raise UserError("A process that reads poses with MediaPipe died.", code=3) from error
-    return poses
+    with pose_reader(model, min_confidence, workers) as read:
+        return read(pictures)
 
 
 def joint_errors(read: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -103,13 +121,30 @@ def _figure(pictures: np.ndarray, asked: np.ndarray, read: np.ndarray, path: Pat
     """Asked pose | picture | pose read from it."""
     tiles, captions = [], []
     nobody = np.full((96, 96, 3), 255, np.uint8)
-    for picture, asked_pose, read_pose in list(zip(pictures, asked, read, strict=True))[:SHOWN]:
+    for picture, asked_pose, read_pose in zip(pictures, asked, read, strict=True):
         found = bool(np.isfinite(read_pose).all())
         right = drawing.draw_pose(read_pose) if found else nobody
         tiles.append(np.concatenate([drawing.draw_pose(asked_pose), drawing.enlarge(picture, 96), right], axis=1))
         error = joint_errors(read_pose[None], asked_pose[None]).mean()
         captions.append(f"asked | picture | read: {error:.2f} torso off" if found else "asked | picture | nobody found")
     drawing.save_png(path, drawing.sheet(tiles, 3, captions))
+
+
+def _read_in_blocks(params: Params, root: Path, sets: Mapping[str, ShardDataset], size: int) -> dict[str, np.ndarray]:
+    """The poses read in the pictures of each set, at `size` pixels; BLOCK pictures are a block (`tasks.common.blocks`)."""
+    places = [(name, start) for name, dataset in sets.items() for start in range(0, len(dataset), BLOCK)]
+    poses: dict[str, list[np.ndarray]] = {name: [] for name in sets}
+    workers, confidence = params.extract.workers or machine.cores(), params.extract.min_confidence
+    with pose_reader(root / params.extract.model, confidence, workers) as read:
+
+        def block(name: str, start: int) -> Arrays:
+            rows = range(start, min(start + BLOCK, len(sets[name])))
+            return {"pose": read(sets[name].take(rows).pictures_uint8(size))}
+
+        work = [partial(block, *place) for place in places]
+        for (name, _), arrays in zip(places, computed(work, "read poses"), strict=True):
+            poses[name].append(arrays["pose"])
+    return {name: np.concatenate(parts) for name, parts in poses.items()}
 
 
 def run(params: Params, root: Path) -> None:
@@ -128,19 +163,15 @@ def run(params: Params, root: Path) -> None:
                 "train_conditions": comparison,
                 "floor": load_splits(root)[1].pictured(),
             }
-            sets = {name: dataset for name, dataset in sets.items() if len(dataset)}
-            rows = {name: evenly_spaced(len(dataset), MOST) for name, dataset in sets.items()}
-            pictures = {name: dataset.pictures_uint8(size)[rows[name]] for name, dataset in sets.items()}
-            asked = {name: dataset.poses()[rows[name]] for name, dataset in sets.items()}
-            workers = params.extract.workers or machine.cores()
-            model = root / params.extract.model
-            # One call for all sets, since a worker takes seconds to start.
-            read = read_poses(np.concatenate(list(pictures.values())), model, params.extract.min_confidence, workers)
-            ends = np.cumsum([len(array) for array in pictures.values()])[:-1]
-            poses = dict(zip(sets, np.split(read, ends), strict=True))
-            for name in sets:
-                numbers |= metrics(name, poses[name], asked[name])
-            _figure(pictures["pictures"], asked["pictures"], poses["pictures"], folder / "pose_accuracy.png")
-            stored = [samples.keys[i] for i in rows["pictures"]], poses["pictures"]
+            some = {
+                name: dataset.take(evenly_spaced(len(dataset), MOST)) for name, dataset in sets.items() if len(dataset)
+            }
+            poses = _read_in_blocks(params, root, some, size)
+            for name, dataset in some.items():
+                numbers |= metrics(name, poses[name], dataset.poses())
+            read = some["pictures"]
+            shown = read.take(range(min(SHOWN, len(read))))
+            _figure(shown.pictures_uint8(size), shown.poses(), poses["pictures"][:SHOWN], folder / "pose_accuracy.png")
+            stored = list(read.keys), poses["pictures"]
         stored_poses.write(folder, *stored)
         write_json(folder / "pose_accuracy.json", {"metrics": numbers})

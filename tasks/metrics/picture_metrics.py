@@ -118,7 +118,7 @@ def prepare_features(given: Fidelity, root: Path, sets: PictureSets) -> None:
             begins = range(0, most, PICTURE_ROWS)
             work += [partial(_features_of, path, network, split, sets.size, most, begin) for begin in begins]
             wanted.append((path, len(begins)))
-    made = iter(computed(work, "features"))
+    made = computed(work, "features")
     for path, count in wanted:
         parts = list(islice(made, count))
         arrays.write(path, {field: np.concatenate([part[field] for part in parts]) for field in parts[0]})

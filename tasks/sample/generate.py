@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ from pydantic import ValidationError
 
 from tasks import paths
 from tasks.common import files, machine
+from tasks.common.arrays import Arrays
+from tasks.common.blocks import computed
 from tasks.common.errors import DataError, UserError
 from tasks.common.images import encode_png
 from tasks.config.params import Generate, Params
@@ -43,7 +45,6 @@ from tasks.recognise import recognise
 from tasks.recognise.features import of_poses
 from tasks.recognise.recogniser import State
 from tasks.registry import model_registry
-from tasks.registry.tracking import Store
 from tasks.sample import coco, generate_motion, generate_video, generated
 from tasks.sample.requests import Artist, Request, Samples
 
@@ -98,43 +99,75 @@ def right_joints(read: np.ndarray, asked: np.ndarray, near: float) -> np.ndarray
 def sample(artist: Artist, settings: Generate, read: Reader, judge: Judge | None = None) -> Accepted:
     """Draw samples until `settings.count` are kept. The rest of the last round is not counted.
 
-    `judge`: a second gate, which samples have to pass as well.
+    `judge`: a second gate, which samples have to pass as well. A round is a block (see `tasks.common.blocks`).
 
     Raises DataError when the acceptance is below `settings.min_acceptance`: after 3 / min_acceptance samples (at an acceptance
     of min_acceptance, the probability that none of them is kept is 5 %) and after count / min_acceptance samples.
     """
     kept: list[Kept] = []
     drawn = by_chance = 0
-    categories = [settings.category] if settings.category else artist.categories
     most = math.ceil(settings.count / settings.min_acceptance)
-    while len(kept) < settings.count:
+    rounds = [range(first, min(first + ROUND, most)) for first in range(0, most, ROUND)]
+
+    def needed() -> int:
+        """Rounds that are probably needed, at the acceptance so far; at first the fewest that can be."""
+        acceptance = max(len(kept) / drawn, settings.min_acceptance) if drawn else 1.0
+        return math.ceil((settings.count - len(kept)) / acceptance / ROUND)
+
+    work = [partial(_round, artist, settings, read, judge, numbers) for numbers in rounds]
+    for numbers, arrays in zip(rounds, computed(work, "samples", needed), strict=False):
+        drawn += len(numbers)
+        kept += _kept(arrays, _asked(artist, settings, numbers))
+        by_chance += int(arrays["by_chance"])
+        log.info(f"{drawn} drawn, {len(kept)} kept ({len(kept) / drawn:.1%})")
+        if len(kept) >= settings.count:
+            break
         if (drawn >= 3 / settings.min_acceptance and len(kept) < settings.min_acceptance * drawn) or drawn >= most:
             raise DataError(
                 f"Only {len(kept)} of {drawn} samples show the requested pose ({len(kept) / drawn:.1%}), less than "
                 f"generate.min_acceptance ({settings.min_acceptance:.1%}): train longer, train a larger model, or relax "
                 "generate.near and generate.pck."
             )
-        numbers = range(drawn, min(drawn + ROUND, most))
-        asked = [categories[number % len(categories)] for number in numbers]
-        samples = _round(artist, settings, asked, numbers)
-        poses_read = read(samples.pictures)
-        share = right_joints(poses_read, samples.poses, settings.near)
-        passed = share >= settings.pck
-        chance = right_joints(poses_read, np.roll(samples.poses, 1, axis=0), settings.near) >= settings.pck
-        if judge is not None:
-            passed &= judge(poses_read, asked)
-            chance &= judge(poses_read, [*asked[-1:], *asked[:-1]])
-        for i in np.flatnonzero(passed):
-            kept.append(
-                Kept(numbers[i], asked[i], samples.poses[i], samples.pictures[i], poses_read[i], float(share[i]))
-            )
-        drawn += len(numbers)
-        by_chance += int(chance.sum())
-        log.info(f"{drawn} drawn, {len(kept)} kept ({len(kept) / drawn:.1%})")
     return Accepted(kept[: settings.count], kept[settings.count - 1].number + 1, by_chance / drawn)
 
 
-def _round(artist: Artist, settings: Generate, asked: Sequence[str], numbers: range) -> Samples:
+def _round(artist: Artist, settings: Generate, read: Reader, judge: Judge | None, numbers: range) -> Arrays:
+    """Draw the samples with these numbers: those that show the requested pose, by their `row` among them.
+
+    `by_chance`: how many would, if each were compared with the pose requested for the one before it.
+    """
+    asked = _asked(artist, settings, numbers)
+    samples = _drawn(artist, settings, asked, numbers)
+    poses_read = read(samples.pictures)
+    share = right_joints(poses_read, samples.poses, settings.near)
+    passed = share >= settings.pck
+    chance = right_joints(poses_read, np.roll(samples.poses, 1, axis=0), settings.near) >= settings.pck
+    if judge is not None:
+        passed &= judge(poses_read, asked)
+        chance &= judge(poses_read, [*asked[-1:], *asked[:-1]])
+    row = np.flatnonzero(passed)
+    return {
+        "row": row, "number": row + numbers.start, "pose": samples.poses[row], "picture": samples.pictures[row],
+        "read": poses_read[row], "pck": share[row], "by_chance": chance.sum(),
+    }  # fmt: skip
+
+
+def _asked(artist: Artist, settings: Generate, numbers: range) -> list[str]:
+    """The categories of the samples with these numbers."""
+    categories = [settings.category] if settings.category else artist.categories
+    return [categories[number % len(categories)] for number in numbers]
+
+
+def _kept(arrays: Arrays, asked: Sequence[str]) -> list[Kept]:
+    """The samples of a round that are kept."""
+    columns = (arrays[name] for name in ("row", "number", "pose", "picture", "read", "pck"))
+    return [
+        Kept(int(number), asked[row], pose, picture, read, float(share))
+        for row, number, pose, picture, read, share in zip(*columns, strict=True)
+    ]
+
+
+def _drawn(artist: Artist, settings: Generate, asked: Sequence[str], numbers: range) -> Samples:
     """The samples of one round in the order of their numbers; those of one category are drawn together."""
     poses = np.empty((len(asked), 33, 3), np.float32)
     pictures = np.empty((len(asked), artist.size, artist.size, 3), np.uint8)
@@ -149,22 +182,28 @@ def _round(artist: Artist, settings: Generate, asked: Sequence[str], numbers: ra
     return Samples(poses, pictures)
 
 
-def run(params: Params, root: Path) -> None:
+def run(params: Params, root: Path, *models: str) -> None:
     """Generate samples as `params.generate` says, with registered models.
 
-    Raises UserError if there is no such model or the request is invalid, DataError if too few samples are kept.
+    `models`: MODEL=SHA256 for each, by default those with `generate.alias`. Raises UserError if there is no such model or the
+    request is invalid, DataError if too few samples are kept.
     """
+    folders = generated.models(params, root, models)
+    if params.generate.kind == "motion":
+        generate_motion.run(params, root, folders[paths.MOTION])
+    elif params.generate.kind == "video":
+        generate_video.run(params, root, folders)
+    else:
+        _pictures(params, root, folders)
+
+
+def _pictures(params: Params, root: Path, folders: Mapping[str, Path]) -> None:
+    """Generate pictures with the models in these folders. Raises as `run`."""
     settings = params.generate
-    other = {"motion": generate_motion.run, "video": generate_video.run}
-    if settings.kind in other:
-        other[settings.kind](params, root)
-        return
     try:
         Request(category=settings.category, pose=settings.pose)
     except ValidationError as error:
         raise UserError(f"params.yaml: generate: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from error
-    store = Store(params.tracking, root)
-    folders = model_registry.fetch_all(store, root, settings.alias)
 
     def prepare(model: Model, how: SamplingChoices) -> Sampler:
         return model_registry.sampler(params, root, folders[model.name], how, model)
@@ -178,10 +217,9 @@ def run(params: Params, root: Path) -> None:
         raise UserError("params.yaml: generate.prompt: the pictures know no text.")
     workers = params.extract.workers or machine.cores()
     confidence = params.extract.min_confidence
-    read = partial(
-        pose_accuracy.read_poses, model=root / params.extract.model, min_confidence=confidence, workers=workers
-    )
-    accepted = sample(artist, settings, read, _judge(root, artist.categories) if settings.recognised else None)
+    judge = _judge(root, artist.categories) if settings.recognised else None
+    with pose_accuracy.pose_reader(root / params.extract.model, confidence, workers) as read:
+        accepted = sample(artist, settings, read, judge)
     about = {"categories": artist.categories, "models": [folder.name for folder in folders.values()]}
     write(root / paths.GENERATED, accepted, settings, artist.margin, about)
     rate = f"acceptance {accepted.acceptance:.1%}, by chance {accepted.by_chance:.1%}"

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from tasks import paths
+from tasks.common.arrays import Arrays
 from tasks.config.params import Generate, Params
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset import shards
@@ -25,7 +26,6 @@ from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
 from tasks.plots import drawing, motion_plots
 from tasks.registry import model_registry
-from tasks.registry.tracking import Store
 from tasks.sample import export_motion, generated
 from tasks.sample.motion_requests import Animator, MotionRequest
 
@@ -35,26 +35,25 @@ SHOWN = 16  # rows of the grid
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, root: Path) -> None:
-    """Generate motion as `params.generate` says; how it is sampled is that of `params.motion.sample`.
+def run(params: Params, root: Path, folder: Path) -> None:
+    """Generate motion with the model in `folder`, as `params.generate` and `params.motion.sample` say.
 
-    Raises UserError if there is no such model or the request is invalid.
+    Raises UserError if the request is invalid.
     """
     settings, choice = params.generate, params.motion.sample
-    folder = model_registry.fetch(Store(params.tracking, root), root, paths.MOTION, settings.alias)
 
     def prepare(model: Model, how: SamplingChoices) -> Sampler:
         return model_registry.sampler(params, root, folder, how, model)
 
     animator = Animator(folder, prepare, choice.strength)
 
-    def sample(category: str, numbers: Tensor) -> list[tuple[np.ndarray, float]]:
+    def sample(category: str, numbers: Tensor) -> Arrays:
         motions = animator.samples(generated.request_of(MotionRequest, settings, choice, category), numbers)
-        return [(clip, motions.rate) for clip in motions.clips]
+        return {"clips": motions.clips, "rate": np.full(len(numbers), motions.rate)}
 
     names = generated.categories(settings, animator.categories)
     made = generated.in_rounds(names, sample, ROUND, "motions")
-    clips, rate = np.stack([clip for clip, _ in made]), made[0][1]
+    clips, rate = made["clips"], float(made["rate"][0])
     about = {"categories": animator.categories, "models": [folder.name], "frames": clips.shape[1], "rate": rate}
     write(root / paths.GENERATED, clips, names, settings, about)
     log.info(f"{settings.count} motions in {root / paths.GENERATED}")

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from tasks import paths
 from tasks.common import files
+from tasks.common.arrays import Arrays
 from tasks.config.params import Generate, Params
 from tasks.config.sampling import SamplingChoices
 from tasks.dataset import frames, shards
@@ -26,7 +28,6 @@ from tasks.models.modality import Model
 from tasks.models.sampler import Sampler
 from tasks.plots import drawing, video_plots
 from tasks.registry import model_registry
-from tasks.registry.tracking import Store
 from tasks.sample import generated
 from tasks.sample.export_motion import mp4
 from tasks.sample.motion_requests import Animator
@@ -38,14 +39,13 @@ SHOWN = 16  # rows of the grid
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, root: Path) -> None:
-    """Generate clips as `params.generate` says; they are sampled as `params.video.sample` says, their motion as
-    `params.motion.sample` says.
+def run(params: Params, root: Path, folders: Mapping[str, Path]) -> None:
+    """Generate clips with the models in these folders, as `params.generate` says.
 
-    Raises UserError if there is no such model or the request is invalid.
+    They are sampled as `params.video.sample` says, their motion as `params.motion.sample` says. Raises UserError if the request
+    is invalid.
     """
-    settings, store = params.generate, Store(params.tracking, root)
-    folders = {model: model_registry.fetch(store, root, model, settings.alias) for model in (paths.MOTION, paths.VIDEO)}
+    settings = params.generate
 
     def prepare(folder: Path, model: Model, how: SamplingChoices) -> Sampler:
         return model_registry.sampler(params, root, folder, how, model)
@@ -55,14 +55,14 @@ def run(params: Params, root: Path) -> None:
         folders[paths.VIDEO], animator, partial(prepare, folders[paths.VIDEO]), params.motion.sample
     )  # fmt: skip
 
-    def sample(category: str, numbers: Tensor) -> list[Videos]:
+    def sample(category: str, numbers: Tensor) -> Arrays:
         request = generated.request_of(VideoRequest, settings, params.video.sample, category)
         made = filmmaker.samples(request, numbers)
-        return [Videos(pictures, clip, made.rate) for pictures, clip in zip(made.pictures, made.clips, strict=True)]
+        return {"pictures": made.pictures, "clips": made.clips, "rate": np.full(len(numbers), made.rate)}
 
     names = generated.categories(settings, animator.categories)
     made = generated.in_rounds(names, sample, ROUND, "clips")
-    videos = Videos(np.stack([one.pictures for one in made]), np.stack([one.clips for one in made]), made[0].rate)
+    videos = Videos(made["pictures"], made["clips"], float(made["rate"][0]))
     write(root / paths.GENERATED, videos, names, settings, filmmaker)
     log.info(f"{settings.count} clips in {root / paths.GENERATED}")
 

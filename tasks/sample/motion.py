@@ -17,12 +17,15 @@ The JSON of a sample has its seed, number, category and, where something is give
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from diffusion_core.conditioning import Cond
+from diffusion_core.conditioning import Cond, rows
 from tasks import paths
 from tasks.common import motion
 from tasks.common.skeleton import INDEX
@@ -32,11 +35,12 @@ from tasks.config.params import Params
 from tasks.dataset import shards
 from tasks.dataset.shards import ShardDataset
 from tasks.dataset.splits import SAMPLES
-from tasks.models import modality, model_file, motion_control, sampler
-from tasks.models.modality import Model
+from tasks.models import modality, model_file, motion_control
 from tasks.models.motion import path_map
 from tasks.models.motion_control import Plan
+from tasks.models.sampler import Sampler
 from tasks.plots import drawing, motion_plots
+from tasks.sample.batches import Wanted, in_batches
 from tasks.sample.stage import resampled
 
 LEGS = [
@@ -48,23 +52,30 @@ WINDOWS = 3  # of a long motion
 ROWS = 8  # of the grid
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Clips to draw: their categories, the keys of the clips that something is given of, and what draws those with some
+    numbers, `[n, frames, 33, 3]`."""
+
+    category: list[str]
+    key: list[str]
+    draw: Callable[[Tensor], np.ndarray]
+
+
 def run(params: Params, root: Path) -> None:
     """Draw all splits. Raises DataError if a sample is not finite, or the model or the clips are missing."""
     choice = params.motion.sample
     model = model_file.load(paths.model_folder(root, paths.MOTION), modality.device())
     held_out = ShardDataset(root / paths.CLIPS, "val", "test")
     source = held_out if len(held_out) else ShardDataset(root / paths.CLIPS, "train")  # very few sources
-    drawn: dict[str, tuple[np.ndarray, list[str], list[str]]] = {}
-    rows = resampled(len(source), choice.count, choice.seed)
-    categories = [str(source.meta(i)["category"]) for i in rows]
-    values = sampler.draw(
-        model, model.conditions(categories), choice, choice.seed,
-        torch.arange(len(rows)), choice.batch, label="sample motion",
-    )  # fmt: skip
-    drawn[SAMPLES] = motion.from_features(values.numpy()), categories, [""] * len(rows)
+    chosen = resampled(len(source), choice.count, choice.seed)
+    categories = [str(source.meta(i)["category"]) for i in chosen]
+    sampler = Sampler(model, choice)
+    asked = {SAMPLES: Asked(categories, [""] * len(chosen), _plain(sampler, choice, model.conditions(categories)))}
     if choice.examples:
-        shown = source.take(evenly_spaced(len(source), choice.examples))
-        drawn |= controlled(model, choice, shown)
+        asked |= controlled(sampler, choice, source.take(evenly_spaced(len(source), choice.examples)))
+    wanted = {split: Wanted(len(one.key), one.draw) for split, one in asked.items()}
+    drawn = in_batches(wanted, choice.batch, "sample motion")
     about = {
         "model": paths.MOTION,
         "model_digest": model.meta["digest"],
@@ -76,55 +87,61 @@ def run(params: Params, root: Path) -> None:
     folder = paths.sample_folder(root, paths.MOTION)
     shards.write(
         folder,
-        {split: list(_samples(choice, split, *results)) for split, results in drawn.items()},
+        {split: list(_samples(choice, split, clips, asked[split])) for split, clips in drawn.items()},
         max(choice.count, 1),
         about,
     )
-    clips, names, _ = drawn[SAMPLES]
-    first = [names.index(name) for name in sorted(set(names))]
-    drawing.save_png(folder / paths.GRID, motion_plots.strips(clips[first], [names[i] for i in first]))
+    first = [categories.index(name) for name in sorted(set(categories))]
+    strips = motion_plots.strips(drawn[SAMPLES][first], [categories[i] for i in first])
+    drawing.save_png(folder / paths.GRID, strips)
 
 
-def controlled(
-    model: Model, choice: MotionSample, given: ShardDataset
-) -> dict[str, tuple[np.ndarray, list[str], list[str]]]:
-    """Examples of every way to control the model; what is given is taken from these clips. Split -> clips, categories, keys."""
-    clips, keys = given.clips(), list(given.keys)
+def _plain(sampler: Sampler, choice: MotionSample, cond: Cond) -> Callable[[Tensor], np.ndarray]:
+    """What draws clips with some of these conditions."""
+
+    def draw(ids: Tensor) -> np.ndarray:
+        values = sampler.draw(rows(cond, ids), choice.seed, ids, choice.batch)
+        return motion.from_features(values.numpy())
+
+    return draw
+
+
+def controlled(sampler: Sampler, choice: MotionSample, given: ShardDataset) -> dict[str, Asked]:
+    """Examples of every way to control the model; what is given is taken from these clips."""
+    model, clips, keys = sampler.model, given.clips(), list(given.keys)
     categories = [str(meta["category"]) for meta in given.metas()]
-    plan = Plan(choice, choice.seed)
-    ids, cond = torch.arange(len(clips)), model.conditions(categories)
+    plan, cond = Plan(choice, choice.seed), model.conditions(categories)
     frames = model.shape[0]
-    out: dict[str, tuple[np.ndarray, list[str], list[str]]] = {}
+    overlap = min(choice.overlap, frames - 1)
+
+    def completed(known: np.ndarray, ids: Tensor) -> np.ndarray:
+        return motion_control.given(model, known[ids.numpy()], rows(cond, ids), ids, plan)
+
+    def looped(ids: Tensor) -> np.ndarray:
+        return motion_control.loop(model, rows(cond, ids), ids, plan)
+
+    def long(ids: Tensor) -> np.ndarray:
+        same = rows(cond, ids)
+        return motion_control.long(model, WINDOWS, overlap, lambda window: same, ids, plan, choice.strength)
+
+    known = {
+        "continued": motion_control.frames_given(clips, list(range(frames // 2))),
+        "connected": motion_control.frames_given(clips, [0, frames - 1]),
+        "held": motion_control.joints_given(clips, LEGS),
+    }
+    asked = {}
     if "path" in model.config.conditions:
         path = torch.from_numpy(motion.features(clips)[:, :, motion.PATH])
-        values = sampler.draw(
-            model, {**cond, **path_map(path)}, choice, choice.seed, ids, choice.batch,
-        )  # fmt: skip
-        out["followed"] = motion.from_features(values.numpy()), categories, keys
-    asked: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "continued": lambda clips: motion_control.frames_given(clips, list(range(frames // 2))),
-        "connected": lambda clips: motion_control.frames_given(clips, [0, frames - 1]),
-        "held": lambda clips: motion_control.joints_given(clips, LEGS),
-    }
-    for split, known in asked.items():
-        out[split] = motion_control.given(model, known(clips), cond, ids, plan), categories, keys
+        asked["followed"] = Asked(categories, keys, _plain(sampler, choice, {**cond, **path_map(path)}))
+    asked |= {split: Asked(categories, keys, partial(completed, some)) for split, some in known.items()}
     nothing = [""] * len(clips)
-    out["looped"] = motion_control.loop(model, cond, ids, plan), categories, nothing
-
-    def same(window: int) -> Cond:
-        return cond
-
-    overlap = min(choice.overlap, frames - 1)
-    out["long"] = (
-        motion_control.long(model, WINDOWS, overlap, same, ids, plan, choice.strength), categories, nothing
-    )  # fmt: skip
-    return out
+    return asked | {"looped": Asked(categories, nothing, looped), "long": Asked(categories, nothing, long)}
 
 
 def _samples(
-    choice: MotionSample, split: str, clips: np.ndarray, categories: list[str], keys: list[str]
+    choice: MotionSample, split: str, clips: np.ndarray, asked: Asked
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for i, (clip, category, key) in enumerate(zip(clips, categories, keys, strict=True)):
+    for i, (clip, category, key) in enumerate(zip(clips, asked.category, asked.key, strict=True)):
         about = {
             "model": paths.MOTION, "category": category, "given": key, "seed": choice.seed, "number": i,
             "sampling": choice.sampling_json,

@@ -27,8 +27,6 @@ from torch import Tensor
 from diffusion_core import conditioning, rng
 from diffusion_core.conditioning import Cond
 from tasks import paths
-from tasks.common.arrays import Arrays
-from tasks.common.blocks import computed
 from tasks.common.images import encode_png
 from tasks.common.subset import evenly_spaced
 from tasks.config.params import Params, Sample
@@ -40,6 +38,7 @@ from tasks.models.modality import EmbeddedText
 from tasks.models.sampler import Sampler
 from tasks.plots import drawing
 from tasks.registry import model_registry
+from tasks.sample.batches import Wanted, in_batches
 from tasks.text.encoder import embeddings
 
 GRID = 8  # rows and columns of the grid
@@ -199,7 +198,7 @@ def _how(choice: Sample) -> dict[str, Any]:
 def draw_poses(model: Sampler, choice: Sample, categories: list[str]) -> np.ndarray:
     """Poses float32 `[n, 33, 3]` of these categories, numbered from 0."""
     conditions = {SAMPLES: (len(categories), model.model.conditions(categories))}
-    return _in_blocks(model, choice, conditions)[SAMPLES].numpy()
+    return _in_batches(model, choice, conditions)[SAMPLES].numpy()
 
 
 def draw_pictures(model: Sampler, choice: Sample, asked: Mapping[str, Conditions]) -> dict[str, np.ndarray]:
@@ -210,32 +209,25 @@ def draw_pictures(model: Sampler, choice: Sample, asked: Mapping[str, Conditions
         for split, some in asked.items()
         if some.key
     }
-    drawn = _in_blocks(model, choice, conditions)
+    drawn = _in_batches(model, choice, conditions)
     return {
         split: inputs.as_pictures(drawn[split]) if split in drawn else np.zeros((0, side, side, 3), np.uint8)
         for split in asked
     }
 
 
-def _in_blocks(model: Sampler, choice: Sample, conditions: Mapping[str, tuple[int, Cond]]) -> dict[str, Tensor]:
+def _in_batches(model: Sampler, choice: Sample, conditions: Mapping[str, tuple[int, Cond]]) -> dict[str, Tensor]:
     """Samples in data units of each split: of so many samples, numbered from 0, and their conditions.
 
-    A block is a batch, sampled but not decoded: a codec's convolutions may round in another way for other numbers of pictures,
-    and so all of a split are decoded together.
+    They are decoded together: a codec's convolutions may round in another way for other numbers of pictures.
     """
 
-    def block(split: str, start: int) -> Arrays:
-        count, cond = conditions[split]
-        ids = torch.arange(start, min(start + choice.batch, count))
-        z = model.latents(conditioning.rows(cond, ids), choice.seed, ids, choice.batch)
-        return {"z": z.cpu().numpy()}
+    def latents(cond: Cond, ids: Tensor) -> np.ndarray:
+        return model.latents(conditioning.rows(cond, ids), choice.seed, ids, choice.batch).cpu().numpy()
 
-    places = [(split, start) for split, (count, _) in conditions.items() for start in range(0, count, choice.batch)]
-    drawn: dict[str, list[Tensor]] = {split: [] for split in conditions}
-    work = [partial(block, *place) for place in places]
-    for (split, _), arrays in zip(places, computed(work, f"sample {model.model.name}"), strict=True):
-        drawn[split].append(torch.from_numpy(arrays["z"]))
-    return {split: model.decoded(torch.cat(z), conditions[split][1]) for split, z in drawn.items()}
+    wanted = {split: Wanted(count, partial(latents, cond)) for split, (count, cond) in conditions.items()}
+    drawn = in_batches(wanted, choice.batch, f"sample {model.model.name}")
+    return {split: model.decoded(torch.from_numpy(z), conditions[split][1]) for split, z in drawn.items()}
 
 
 def _enlarge(params: Params, root: Path, drawn: dict[str, np.ndarray]) -> str:

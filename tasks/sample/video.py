@@ -12,12 +12,14 @@ are `clips.webp` (looping) and `clips.mp4`, each clip beside its poses, and `gri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffusion_core import rng
 from tasks import paths
@@ -31,6 +33,7 @@ from tasks.dataset.splits import SAMPLES
 from tasks.models import inputs, modality, model_file, video
 from tasks.models.sampler import Sampler
 from tasks.plots import drawing, video_plots
+from tasks.sample.batches import Wanted, in_batches
 from tasks.sample.export_motion import mp4
 from tasks.sample.stage import resampled
 
@@ -54,9 +57,14 @@ class Conditions:
         """The conditions of the samples of a split."""
         return cls([str(meta["category"]) for meta in source.metas()], source.clips(), list(source.keys))
 
+    def take(self, rows: Iterable[int]) -> Conditions:
+        """Those with these numbers."""
+        some = list(rows)
+        return Conditions([self.category[i] for i in some], self.clip[some], [self.key[i] for i in some])
+
     def first(self, count: int) -> Conditions:
         """The first `count` of them."""
-        return Conditions(self.category[:count], self.clip[:count], self.key[:count])
+        return self.take(range(min(count, len(self.key))))
 
 
 def run(params: Params, root: Path) -> None:
@@ -73,7 +81,11 @@ def run(params: Params, root: Path) -> None:
     if choice.apart:
         asked[APART] = asked[SAMPLES].first(choice.apart)
     sampler = Sampler(model, choice)
-    drawn = {split: draw(sampler, choice, conditions, split) for split, conditions in asked.items()}
+    wanted = {
+        split: Wanted(len(conditions.key), partial(draw, sampler, choice, conditions, split))
+        for split, conditions in asked.items()
+    }
+    drawn = in_batches(wanted, choice.batch, "sample video")
     about = {
         "model": paths.VIDEO,
         "model_digest": model.meta["digest"],
@@ -125,13 +137,13 @@ def windows(generated: ShardDataset, shape: modality.ClipShape, choice: VideoSam
     return Conditions([str(meta["category"]) for meta in some.metas()], placed.astype(np.float32), list(some.keys))
 
 
-def draw(sampler: Sampler, choice: VideoSample, asked: Conditions, split: str) -> np.ndarray:
-    """Clips uint8 `[n, frames, size, size, 3]` for these conditions, numbered from 0."""
-    model = sampler.model
-    cond, ids = model.conditions(asked.category, asked.clip), torch.arange(len(asked.key))
+def draw(sampler: Sampler, choice: VideoSample, asked: Conditions, split: str, ids: Tensor) -> np.ndarray:
+    """Clips uint8 `[n, frames, size, size, 3]` for the conditions with these numbers."""
+    some = asked.take(ids.tolist())
+    cond = sampler.model.conditions(some.category, some.clip)
     if split == APART:
-        cond = video.apart(cond, len(asked.key), asked.clip.shape[1])
-    return inputs.as_clips(sampler.draw(cond, choice.seed, ids, choice.batch, label=f"sample video, {split}"))
+        cond = video.apart(cond, len(ids), some.clip.shape[1])
+    return inputs.as_clips(sampler.draw(cond, choice.seed, ids, choice.batch))
 
 
 def _samples(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,13 @@ import pytest
 
 from benchmarks.ray_nodes import RayNodes, ray_nodes
 from flows import engines
+from tasks import paths
 from tasks.config.params import load
+from tasks.registry import model_registry
+from tasks.registry.tracking import Store
+from tests.support import motion_workspace
 from tests.support.extraction import MODEL, draw_figures, outputs, run_extraction
+from tests.support.stage_slices import contents
 from tests.support.workspaces import small_project
 
 pytest.importorskip("ray")
@@ -32,10 +38,10 @@ def heap(tmp_path: Path) -> Path:
     return folder
 
 
-def _curate(root: Path, *changes: str) -> str:
+def _flow(name: str, root: Path, *changes: str) -> str:
     options = [part for change in changes for part in ("--set", change)]
     made = subprocess.run(
-        [sys.executable, "-m", "flows", "curate", *options], cwd=root, env=os.environ | {"PYTHONPATH": str(root)},
+        [sys.executable, "-m", "flows", name, *options], cwd=root, env=os.environ | {"PYTHONPATH": str(root)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert made.returncode == 0, made.stdout
@@ -46,12 +52,30 @@ def _curate(root: Path, *changes: str) -> str:
 def test_the_flow_on_a_cluster_of_its_own_makes_the_shards_of_the_plain_stage(tmp_path: Path) -> None:
     """The built-in pictures, which a stage draws before they are cut into slices."""
     alone, home = (small_project(tmp_path / name, mannequin__count=20) for name in ("alone", "home"))
-    _curate(alone)
-    output = _curate(home, "engine.kind=ray", "engine.slices=3")
+    _flow("curate", alone)
+    output = _flow("curate", home, "engine.kind=ray", "engine.slices=3")
     assert "mannequin: 3 slices" in output
     shards = [{p.name: p.read_bytes() for p in (root / "data/shards").iterdir()} for root in (alone, home)]
     assert shards[0] == shards[1] and len(shards[0]) > 1
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(home) in " ".join(p.info["cmdline"] or [])]
+
+
+@pytest.mark.slow
+def test_motion_on_demand_is_the_same_on_a_cluster(tmp_path: Path) -> None:
+    tiny = {f"motion__model__{key}": value for key, value in motion_workspace.TINY.items()}
+    wish = {"kind": "motion", "count": 6, "seconds": 0.5}
+    home = small_project(tmp_path / "home", motion__run=["motion"], generate=wish, **tiny)
+    params = load(home / "params.yaml")
+    folder = motion_workspace.write_untrained(home, params, ["walk", "wave", "bend"])
+    store = Store(params.tracking, home)
+    number = store.register(paths.MOTION, folder, paths.sha256(folder), "")
+    model_registry.make_champions(store, {paths.MOTION: number}, (paths.MOTION,))
+    _flow("generate", home)
+    expected = contents(home / paths.GENERATED)
+    shutil.rmtree(home / paths.GENERATED)
+    output = _flow("generate", home, "engine.kind=ray", "engine.slices=2")
+    assert "generate: 3 of 3 blocks from 2 slices" in output
+    assert contents(home / paths.GENERATED) == expected and "index.json" in expected
 
 
 def _worker(cluster: RayNodes, running: psutil.Process) -> int | None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from flows import engines, slices, stage_inputs
+from flows import slices, stage_inputs
 from flows.remote_store import RemoteStore
 from flows.slices import Slice
 from tasks import paths
@@ -30,17 +28,15 @@ from tasks.models.sampler import Sampler
 from tasks.sample import stage as sample
 from tests.support import evaluation_workspace
 from tests.support.dvc_project import dvc
-from tests.support.project import PROJECT
+from tests.support.stage_slices import Engine, contents, emptied, run_in_slices
 from tests.support.workspaces import write_awake, write_params, write_shards
 
 
 @pytest.fixture
 def root(workspace: Path) -> Path:
     """A DVC workspace with shards, models and the project's graph."""
-    shutil.copy(PROJECT / "dvc.yaml", workspace / "dvc.yaml")
+    emptied(workspace)
     _set(workspace)
-    for made in (workspace / "data", workspace / "samples", workspace / "artifacts"):
-        shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
     write_shards(workspace)
     for name in paths.MODELS:
         write_awake(workspace, name)
@@ -54,45 +50,13 @@ def _set(root: Path, world: int = 0) -> None:
     write_params(root, engine={"kind": "local", "slices": world}, sample__train_conditions=3, **changes)
 
 
-class Engine:
-    """Runs slices in this process, each in the workspace that `place` gives."""
-
-    here = False
-
-    def __init__(self, places: Sequence[Path]) -> None:
-        self.places = places
-
-    def run(self, root: Path, pieces: Sequence[Slice]) -> Mapping[Slice, str]:
-        for piece in pieces:
-            place = self.places[piece.rank % len(self.places)]
-
-            def run_task(task: str, *arguments: str, root: Path = place) -> None:
-                body(task)(load(root / "params.yaml"), root, *arguments)
-
-            slices.work(place, piece, run_task)
-        return {}
-
-
 def _outputs(root: Path, model: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in paths.sample_folder(root, model).iterdir()}
-
-
-@contextmanager
-def _after_slices(root: Path, stage: str, engine: Engine, patch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """The environment of a stage after its slices."""
-    with patch.context() as patched:
-        patched.setattr(engines, "chosen", lambda params: engine)
-        with engines.blocks(load(root / "params.yaml"), root, stage) as variables:
-            for name, value in variables.items():
-                patched.setenv(name, value)
-            yield patched
+    return contents(paths.sample_folder(root, model))
 
 
 def _in_slices(root: Path, model: str, engine: Engine, patch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The stage's outputs after slices; it may not sample anything itself."""
-    with _after_slices(root, f"sample_{model}", engine, patch) as patched:
-        patched.setattr(Sampler, "latents", None)
-        sample.run(load(root / "params.yaml"), root, model)
+    run_in_slices(root, f"sample_{model}", engine, patch, (Sampler, "latents"))
     return _outputs(root, model)
 
 
@@ -116,10 +80,8 @@ def test_the_copy_search_is_the_same_bytes_in_slices(root: Path, monkeypatch: py
     write_params(root, engine={"kind": "local", "slices": 2}, memorization__planted=100)
     memorization.run(load(root / "params.yaml"), root)
     expected = {path.name: path.read_bytes() for path in (root / paths.MEMORIZATION).iterdir()}
-    with _after_slices(root, "memorization", Engine([root]), monkeypatch) as patched:
-        for scorer in (AlignedScorer, ViewScorer):
-            patched.setattr(scorer, "score", None)
-        memorization.run(load(root / "params.yaml"), root)
+    scorers = (AlignedScorer, "score"), (ViewScorer, "score")
+    run_in_slices(root, "memorization", Engine([root]), monkeypatch, *scorers)
     found = {path.name: path.read_bytes() for path in (root / paths.MEMORIZATION).iterdir()}
     assert found == expected and "memorization.json" in found
 
@@ -137,9 +99,7 @@ def test_the_features_of_networks_are_the_same_bytes_in_slices(root: Path, monke
     known = {path.name: path.read_bytes() for path in (root / paths.FEATURES).iterdir()}
     assert b"pictures.clip_kernel_distance" in expected and len(known) == 4
     shutil.rmtree(root / paths.FEATURES)
-    with _after_slices(root, "fidelity", Engine([root]), monkeypatch) as patched:
-        patched.setattr(networks.Network, "__call__", None)
-        fidelity.run(load(root / "params.yaml"), root)
+    run_in_slices(root, "fidelity", Engine([root]), monkeypatch, (networks.Network, "__call__"))
     assert (root / paths.FIDELITY / "fidelity.json").read_bytes() == expected
     assert {path.name: path.read_bytes() for path in (root / paths.FEATURES).iterdir()} == known
 
@@ -203,7 +163,9 @@ def test_another_seed_is_another_version(root: Path) -> None:
     assert first != changed == stage_inputs.of(load(root / "params.yaml"), root, "sample_poses").version
 
 
-@pytest.mark.parametrize("wrong", [("2", "2", "sample"), ("a", "2", "sample"), ("0", "1", "forget")])
-def test_an_impossible_slice_is_a_user_error(root: Path, tmp_path: Path, wrong: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "wrong", ["2 2 0 0 0 sample", "a 2 0 0 0 sample", "0 1 5 5 0 sample", "0 1 0 0 0 forget", "0 1 0 0 0"]
+)
+def test_an_impossible_slice_is_a_user_error(root: Path, tmp_path: Path, wrong: str) -> None:
     with pytest.raises(UserError):
-        body("stage_slice")(load(root / "params.yaml"), root, str(tmp_path / "x"), *wrong, "poses")
+        body("stage_slice")(load(root / "params.yaml"), root, str(tmp_path / "x"), *wrong.split())

@@ -13,7 +13,7 @@ from diffusion_core.codecs import Affine
 from tasks import paths
 from tasks.common import motion
 from tasks.config.params import Params, load
-from tasks.dataset import dataset_table
+from tasks.dataset import dataset_table, shards
 from tasks.dataset.dataset_table import Gated, Persons
 from tasks.extract.findings import Kind
 from tasks.extract.poses_table import Pose
@@ -48,6 +48,24 @@ def write_untrained(root: Path, params: Params, categories: list[str], images: i
     folder = paths.model_folder(root, paths.MOTION)
     model_file.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "0", "images": images})
     return folder
+
+
+def write_clips(root: Path, categories: list[str]) -> None:
+    """`data/clips` of figures that move their arms, two of each split."""
+
+    def rows(split: str, seed: int) -> list[tuple[str, dict[str, bytes]]]:
+        rng = np.random.default_rng(seed)
+        samples = []
+        for i in range(2):
+            clip = np.repeat(workspaces.figure(rng, i % 2)[None], CLIP.frames, axis=0)
+            clip[:, 13:23, 1] += np.linspace(0, 0.5, CLIP.frames)[:, None]
+            meta = {"category": categories[i % len(categories)], "group": f"{split}{i}", "split": split, "rows": []}
+            members = {"clip.npy": shards.encode_pose(motion.canonical(clip[None])[0].astype(np.float32))}
+            samples.append((f"clip-{split}-{i:04d}", {**members, "json": shards.encode_json(meta)}))
+        return samples
+
+    splits = {split: rows(split, seed) for seed, split in enumerate(("train", "val", "test"))}
+    shards.write(root / "data/clips", splits, 50, {"frames": CLIP.frames, "rate": CLIP.rate, "categories": categories})
 
 
 def tracked(source: str, seconds: np.ndarray, visibility: float = 1.0, **changes: Any) -> list[Pose]:

@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from tasks import paths
 from tasks.common import motion
 from tasks.config.params import Params, load
 from tasks.dataset import frames, shards
+from tasks.models import modality, model_file
+from tasks.train import video as training
 from tests.support import workspaces
 from tests.support.motion_workspace import TINY
 
 FRAMES = 4
+RATE = 12.0
 SIZE = 16  # pixels
 
 
@@ -26,6 +31,18 @@ def params(root: Path, **changes: Any) -> Params:
         "motion__run": ["motion"], "video__run": ["video"],
     }  # fmt: skip
     return load(workspaces.write_params(root, **{**small, **changes}))
+
+
+def write_untrained(root: Path, params: Params, categories: list[str]) -> Path:
+    """The folder of a model of clips that is not trained, but has random weights; `artifacts/pictures` has to be there."""
+    config, codec = training.config_of(params, root), training.codec(root)
+    model = modality.build(paths.VIDEO, config, categories, codec, 0.08, clip=modality.ClipShape(FRAMES, RATE))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    folder = paths.model_folder(root, paths.VIDEO)
+    model_file.save(folder, model, dict(model.denoiser.state_dict()), {"digest": "0", "images": 0})
+    return folder
 
 
 def write_clips(root: Path, train: int = 12, val: int = 4) -> None:
@@ -53,7 +70,7 @@ def write_clips(root: Path, train: int = 12, val: int = 4) -> None:
         split: rows(split, n, seed) for seed, (split, n) in enumerate({"train": train, "val": val, "test": 2}.items())
     }
     about = {
-        "categories": ["calm", "walk"], "parts": ["figures"], "frames": FRAMES, "rate": 12.0, "size": SIZE, "margin": 0.08,
+        "categories": ["calm", "walk"], "parts": ["figures"], "frames": FRAMES, "rate": RATE, "size": SIZE, "margin": 0.08,
         "refused": {}, "sources": [],
     }  # fmt: skip
     shards.write(root / "data/video", splits, 50, about)
@@ -68,4 +85,4 @@ def write_motion(root: Path, count: int = 3) -> None:
         clip = motion.turned(np.repeat(pose[None], 12, axis=0), np.linspace(0, 1, 12)).astype(np.float32)
         members = {"clip.npy": shards.encode_pose(clip), "json": shards.encode_json({"category": "walk"})}
         samples.append((f"motion-0-{i:06d}", members))
-    shards.write(root / "samples/motion", {"samples": samples}, 10, {"frames": 12, "rate": 12.0})
+    shards.write(root / "samples/motion", {"samples": samples}, 10, {"frames": 12, "rate": RATE})

@@ -55,6 +55,16 @@ def test_results_come_in_the_order_of_the_items(workers: int) -> None:
     assert list(results) == [3 * i for i in range(1500)]
 
 
+def test_more_items_go_to_the_same_workers(tmp_path: Path) -> None:
+    results = OrderedMap(partial(tripling, 10**9, str(tmp_path)), [1, 2, 3], 2)
+    with closing(results):
+        assert [next(results) for _ in range(3)] == [3, 6, 9]
+        first = {path.name for path in tmp_path.iterdir()}
+        results.extend([4, 5])
+        assert [next(results) for _ in range(2)] == [12, 15]
+    assert {path.name for path in tmp_path.iterdir()} == first and len(first) == 2
+
+
 def test_items_are_taken_as_workers_become_free() -> None:
     asked = 0
 

@@ -69,7 +69,7 @@ class Judge:
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         numbers = range(self.seen, self.seen + len(pictures))
         asked = [self.artist.categories[i % 2] for i in numbers]
-        poses = generate._round(self.artist, self.wish, asked, numbers).poses
+        poses = generate._drawn(self.artist, self.wish, asked, numbers).poses
         self.seen += len(pictures)
         poses[[i % self.each != 0 for i in numbers]] = np.nan
         return poses

@@ -18,19 +18,17 @@ from tasks.common.errors import UserError
 from tasks.config.params import load
 from tasks.dataset import frames
 from tasks.dataset.shards import ShardDataset
-from tasks.models import modality, model_file
 from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.sample import export, generate
 from tasks.sample.motion_requests import Animator
 from tasks.sample.served_requests import Body, Studio
 from tasks.sample.video_requests import Filmmaker, VideoRequest
-from tasks.train import video as video_training
 from tests.support import motion_workspace, video_workspace
 from tests.support.workspaces import write_awake, write_shards
 
 CATEGORIES = ["walk", "wave"]
-FRAMES, RATE, SIZE = video_workspace.FRAMES, 12.0, video_workspace.SIZE
+FRAMES, RATE, SIZE = video_workspace.FRAMES, video_workspace.RATE, video_workspace.SIZE
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +42,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_shards(root)
     write_awake(root, "pictures")
     motion_workspace.write_untrained(root, params, CATEGORIES)
-    config, codec = video_training.config_of(params, root), video_training.codec(root)
-    model = modality.build(
-        paths.VIDEO, config, CATEGORIES, codec, 0.08, clip=modality.ClipShape(FRAMES, RATE)
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    about = {"digest": "0", "images": 0}
-    model_file.save(paths.model_folder(root, paths.VIDEO), model, dict(model.denoiser.state_dict()), about)
+    video_workspace.write_untrained(root, params, CATEGORIES)
     return root
 
 
