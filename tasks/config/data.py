@@ -43,10 +43,20 @@ class Mannequin(Section):
     seed: Seed = 0
 
 
+class SecondOpinion(Section):
+    """MoveNet, which finds people that MediaPipe misses, and doubts others: docs/extraction.md."""
+
+    source: str = Field(min_length=1)  # the file in the workspace that `python -m tasks.extract.movenet` writes
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    side: int = Field(384, ge=128, le=1024)  # pixels of the picture's longer side as MoveNet sees it
+    agreement: float = Field(0.35, gt=0)  # torso lengths between the limbs as both networks see them
+
+
 class Extract(Section):
     """Pose extraction with MediaPipe."""
 
     model: str = "models/pose_landmarker_full.task"
+    model_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # which extraction checks; null: not checked
     min_confidence: Fraction = 0.5  # of detection, presence and tracking alike
     min_side: int = Field(64, ge=16)  # pixels; a smaller picture is refused
     max_people: int = Field(4, ge=1, le=32)  # most persons in a picture
@@ -55,6 +65,7 @@ class Extract(Section):
     pose_change: float = Field(0.15, ge=0)
     # Tiles along each side of a picture in which people are small, for a second look; 0: there is none.
     second_pass: int = Field(0, ge=0, le=6)
+    second_opinion: SecondOpinion | None = None
     workers: int = Field(0, ge=0)  # 0: one per core
     time_limit: float = Field(120.0, gt=0)  # seconds for a picture or a frame, then its file is rejected
 

@@ -19,9 +19,10 @@ import numpy as np
 
 from tasks.common.pool import heartbeat
 from tasks.common.thumbnail import SIDE, thumbnail
-from tasks.extract import bvh, mocap, second_pass, video
+from tasks.extract import bvh, mocap, video
 from tasks.extract.content_keys import read_key
 from tasks.extract.decode import MAX_PIXELS, decode
+from tasks.extract.finder import finder
 from tasks.extract.findings import Finding, Findings, Kind, Reason, Refused, Settings
 from tasks.extract.landmarker import Landmarker, Person, kept_offline
 from tasks.extract.people import scores
@@ -126,11 +127,7 @@ def extractor(
                     _decode(subject, settings, MAX_PIXELS)
             subject.close()
         if (picture := subject.picture) is not None:
-            subject.persons = landmarker.detect(picture)
-            if settings.second_pass:
-                subject.persons = second_pass.search(
-                    picture, subject.persons, landmarker.detect, settings.second_pass, settings.max_people
-                )
+            subject.persons = find_persons(picture)
             if not subject.persons:
                 raise Refusal(Reason.NO_PERSON, _pixels(picture))
             if picture.shape[0] * picture.shape[1] > _SMALL:
@@ -142,7 +139,7 @@ def extractor(
             _add(subject.findings, subject.luma, 0, 0.0, persons, [-1] * len(persons))
             subject.picture = subject.luma = None
 
-    with kept_offline(), Landmarker(model, settings.min_confidence, settings.max_people) as landmarker:
+    with kept_offline(), finder(model, settings) as find_persons:
         yield opened, step(read), step(find), step(measure)
 
 

@@ -50,6 +50,16 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Opinion:
+    """The model file of the second opinion, and how it is used (see tasks.config.data.SecondOpinion)."""
+
+    path: str
+    sha256: str
+    side: int
+    agreement: float
+
+
+@dataclass(frozen=True)
 class Settings:
     """The parameters that findings depend on (see tasks.config.data.Extract)."""
 
@@ -59,6 +69,7 @@ class Settings:
     video_rate: float
     pose_change: float
     second_pass: int = 0
+    second_opinion: Opinion | None = None
 
 
 @dataclass(frozen=True)

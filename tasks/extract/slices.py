@@ -55,7 +55,7 @@ def name(rank: int, world: int) -> str:
 
 def digest(params: Params, root: Path) -> str:
     """A digest of everything but the files that findings depend on. Machines may share a part only if they agree on it."""
-    return findings_digest(settings(params), root / params.extract.model)
+    return findings_digest(settings(params.extract, root), root / params.extract.model)
 
 
 def run(params: Params, root: Path, part: str, rank: str, world: str, folder: str = "", workers: str = "0") -> None:
@@ -75,7 +75,7 @@ def run(params: Params, root: Path, part: str, rank: str, world: str, folder: st
     preload(PRELOAD)
     whole_part = part_folder(params, root, part)
     source_folder = root / folder if folder else whole_part
-    check(root / params.extract.model)
+    check(root / params.extract.model, params.extract.model_sha256)
     began = time.monotonic()
     sources = scan(source_folder, dvc_cache(root)).sources
     if not folder:

@@ -37,11 +37,12 @@ from tasks import paths
 from tasks.common import files, machine
 from tasks.common.errors import DataError, UserError
 from tasks.common.pool import OrderedMap, WorkerDied, preload
+from tasks.config.data import Extract
 from tasks.config.params import Params
 from tasks.extract import captions, joint_error, parts
 from tasks.extract.cache import Store, decoded, findings_digest
 from tasks.extract.content_keys import stamp_of
-from tasks.extract.findings import Findings, Kind, Reason, Refused, Settings
+from tasks.extract.findings import Findings, Kind, Opinion, Reason, Refused, Settings
 from tasks.extract.pose_bundle import check
 from tasks.extract.poses_table import Pose, Reject, Writer, read_poses
 from tasks.extract.scan import JOINTS_SUFFIX, PROVENANCE, Source, scan, walk
@@ -65,13 +66,13 @@ def run(params: Params, root: Path, part: str) -> None:
     cache = dvc_cache(root)
     scanned = scan(folder, cache)
     sources = scanned.sources
-    check(model)
+    check(model, params.extract.model_sha256)
     for line in scanned.describe():
         log.info(f"{part}: {line}")
     workers = params.extract.workers or machine.cores()
     began = time.monotonic()
     with (
-        Store(root, findings_digest(settings(params), model)) as store,
+        Store(root, findings_digest(settings(params.extract, root), model)) as store,
         files.new_folder(root / paths.POSES / part) as output,
         closing(extracted(store, params, root, folder, sources)) as results,
     ):
@@ -105,9 +106,12 @@ def part_folder(params: Params, root: Path, part: str) -> Path:
     return root / params.raw.parts[part]
 
 
-def settings(params: Params) -> Settings:
+def settings(extract: Extract, root: Path) -> Settings:
     """The parameters that findings depend on."""
-    extract = params.extract
+    opinion = None
+    if chosen := extract.second_opinion:
+        path = str((root / chosen.source).resolve())
+        opinion = Opinion(path, chosen.sha256, chosen.side, chosen.agreement)
     return Settings(
         extract.min_confidence,
         extract.min_side,
@@ -115,6 +119,7 @@ def settings(params: Params) -> Settings:
         extract.video_rate,
         extract.pose_change,
         extract.second_pass,
+        opinion,
     )
 
 
@@ -141,7 +146,7 @@ def extracted(
     keys = [store.key_of(stamp) if stamp else None for stamp in stamps]
     try:
         answers = OrderedMap(
-            partial(extracting, root, store.digest, folder, root / extract.model, settings(params)),
+            partial(extracting, root, store.digest, folder, root / extract.model, settings(params.extract, root)),
             (source.path for source, key in zip(sources, keys, strict=True) if key is None),
             extract.workers or machine.cores(),
             lost=partial(_lost, folder=folder, cache=cache, time_limit=extract.time_limit),

@@ -19,10 +19,11 @@ from tasks.common.errors import DataError, UserError
 from tasks.common.text import one_line
 from tasks.config.params import Params
 from tasks.dataset.crop import crop, square
-from tasks.extract import second_pass
 from tasks.extract.decode import open_picture
+from tasks.extract.pose_bundle import check
 from tasks.extract.scan import EntryKind, is_ignored, walk
 from tasks.extract.source_files import Refusal
+from tasks.extract.stage import settings
 from tasks.recognise import features, recogniser
 from tasks.recognise.recogniser import Recogniser, State
 
@@ -103,25 +104,19 @@ def _files(pictures: Path) -> Iterator[tuple[str, Path]]:
 
 def recognise(params: Params, root: Path, pictures: Path) -> Iterator[Recognised | str]:
     """Everybody in the pictures; of a file without anybody, or that is no picture, a sentence."""
-    from tasks.extract.landmarker import Landmarker, kept_offline  # takes a second to import
+    from tasks.extract.finder import finder  # takes a second to import
+    from tasks.extract.landmarker import kept_offline
 
-    trained, settings = load(root), params.extract
-    with (
-        kept_offline(),
-        Landmarker(root / settings.model, settings.min_confidence, settings.max_people) as landmarker,
-    ):
+    trained, model = load(root), root / params.extract.model
+    check(model, params.extract.model_sha256)
+    with kept_offline(), finder(model, settings(params.extract, root)) as find:
         for name, path in _files(pictures):
             try:
-                picture = open_picture(path, settings.min_side)
+                picture = open_picture(path, params.extract.min_side)
             except Refusal as refusal:
                 yield f"{name}: {refusal.reason.replace('_', ' ')}: {refusal.detail}"
                 continue
-            persons = landmarker.detect(picture)
-            if settings.second_pass:
-                persons = second_pass.search(
-                    picture, persons, landmarker.detect, settings.second_pass, settings.max_people
-                )
-            found = [p for p in persons if skeleton.torso_length(p.world) > 1e-3]
+            found = [p for p in find(picture) if skeleton.torso_length(p.world) > 1e-3]
             if not found:
                 yield f"{name}: no person"
                 continue

@@ -40,6 +40,7 @@ TEXT = FILE.read_text()
         ("mannequin: data/raw/mannequin", "{}", "raw.parts", "at least 1 item"),
         ("mannequin: data/raw/mannequin", "{a: pictures, b: pictures/b}", "raw", "or lies in it"),
         ("adapt: {}", "adapt: {lora: {}}", "params.yaml: adapt", "needs base"),
+        ("second_opinion: null", "second_opinion: {source: a.zip}", "extract.second_opinion.sha256", ""),
         ("adapt: {}", "adapt: {lora: {template: 'a {thing}'}}", "adapt.lora", "{category}"),
     ],
 )

@@ -12,9 +12,10 @@ import pytest
 
 from tasks import paths
 from tasks.extract.cache import Store, encoded, findings_digest
-from tasks.extract.findings import Finding, Findings, Kind, Reason, Refused, Settings
+from tasks.extract.findings import Finding, Findings, Kind, Opinion, Reason, Refused, Settings
 
-SETTINGS = Settings(min_confidence=0.5, min_side=64, max_people=4, video_rate=4.0, pose_change=0.15, second_pass=2)
+OPINION = Opinion("movenet.zip", "a" * 64, 384, 0.35)
+SETTINGS = Settings(0.5, 64, 4, 4.0, 0.15, second_pass=2, second_opinion=OPINION)
 
 
 def some(seed: int, count: int = 2) -> Findings:
@@ -114,7 +115,10 @@ def test_the_digest_depends_on_every_parameter_and_on_the_model(tmp_path: Path) 
     model.write_bytes(b"a")
     one = findings_digest(SETTINGS, model)
     assert one == findings_digest(SETTINGS, model)
-    others = {findings_digest(replace(SETTINGS, **{name: value * 2}), model) for name, value in vars(SETTINGS).items()}
+    numbers = {name: value for name, value in vars(SETTINGS).items() if name != "second_opinion"}
+    others = {findings_digest(replace(SETTINGS, **{name: value * 2}), model) for name, value in numbers.items()}
+    for opinion in (None, *(replace(OPINION, **{name: value * 2}) for name, value in vars(OPINION).items())):
+        others.add(findings_digest(replace(SETTINGS, second_opinion=opinion), model))
     model.write_bytes(b"b")
     others.add(findings_digest(SETTINGS, model))
-    assert len(others) == 7 and one not in others
+    assert len(others) == 12 and one not in others

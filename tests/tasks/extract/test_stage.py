@@ -243,6 +243,11 @@ def test_a_missing_model_raises_a_user_error(heap: Path, tmp_path: Path) -> None
         run_extraction(heap, tmp_path, model=str(tmp_path / "gone.task"))
 
 
+def test_another_model_than_the_pinned_one_raises_a_user_error(heap: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sha256 mismatch"):
+        run_extraction(heap, tmp_path, model_sha256="0" * 64)
+
+
 @pytest.mark.slow
 def test_killed_workers_lose_no_picture(tmp_path: Path) -> None:
     heap = tmp_path / "raw/heap"
