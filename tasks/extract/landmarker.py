@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -85,22 +86,23 @@ class Landmarker:
     ) -> None:
         check(model)
         self._video = video
-        options = vision.PoseLandmarkerOptions(
-            base_options=(
+        try:
+            content = (
                 BaseOptions(model_asset_buffer=centred_bundle(model))
                 if centred
                 else BaseOptions(model_asset_path=str(model.resolve()))
-            ),
-            running_mode=vision.RunningMode.VIDEO if video else vision.RunningMode.IMAGE,
-            num_poses=num_poses,
-            min_pose_detection_confidence=min_confidence,
-            min_pose_presence_confidence=min_confidence,
-            min_tracking_confidence=min_confidence,
-        )
-        try:
+            )
+            options = vision.PoseLandmarkerOptions(
+                base_options=content,
+                running_mode=vision.RunningMode.VIDEO if video else vision.RunningMode.IMAGE,
+                num_poses=num_poses,
+                min_pose_detection_confidence=min_confidence,
+                min_pose_presence_confidence=min_confidence,
+                min_tracking_confidence=min_confidence,
+            )
             with native_log_set_aside():
                 self._task = vision.PoseLandmarker.create_from_options(options)
-        except (ValueError, RuntimeError, OSError, IndexError) as error:  # how mediapipe reports a failed status
+        except (ValueError, RuntimeError, OSError, IndexError, BadZipFile) as error:  # of mediapipe, or of `centred`
             raise UserError(f"{model} cannot be used as a pose model: {str(error).splitlines()[0]}") from error
 
     def detect(self, picture: np.ndarray, milliseconds: int = 0) -> list[Person]:

