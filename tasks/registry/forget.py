@@ -4,13 +4,15 @@ A KEY is the key of a row (as in reports, shards and tables), or its first 16 di
 rows of the person's track go. Each row leaves an opt-out in `forgotten.json` (see `dataset.opt_outs`), by which near-copies in
 other files are recognised. They go as well, now and whenever they are delivered again.
 
-Nothing is rebuilt here. The stage `curate` depends on the opt-outs, so the next run makes the dataset and the shards without
-these rows. Trained models do not change, so the command names those that were trained on the rows.
+Caches that were made from pictures of the dataset are deleted. Nothing is rebuilt here: the stage `curate` depends on the
+opt-outs, so the next run makes the dataset and the shards without these rows. Trained models do not change, so the command
+names those that were trained on the rows.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 from tasks import paths
@@ -25,6 +27,8 @@ from tasks.registry import lineage
 log = logging.getLogger(__name__)
 
 _DIGITS = 16  # the beginning of a key, which is that of its file
+# Folders whose files hold what was made from many pictures at once; each is made again when it is needed.
+_CACHES = (paths.LATENTS, paths.FEATURES, paths.CERTIFICATES, paths.PRIOR, paths.SLICES)
 
 
 def run(params: Params, root: Path, *keys: str) -> None:
@@ -45,6 +49,8 @@ def run(params: Params, root: Path, *keys: str) -> None:
             new |= {one.key: one for one in opt_outs.of(parts[part], rows) if one.key not in forgotten}
     opt_outs.write(root, [*known, *new.values()])
     _drop_findings(root, {key[:_DIGITS] for key in new})
+    for cache in _CACHES if new else ():
+        shutil.rmtree(root / cache, ignore_errors=True)
     gone: set[str] = set()
     for part, table in parts.items():
         matched = opt_outs.match(table, list(new.values()), params.curate.near_duplicate)

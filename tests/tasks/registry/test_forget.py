@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tasks import paths
 from tasks.common import files, skeleton
 from tasks.common.errors import UserError
 from tasks.common.thumbnail import thumbnail
@@ -133,6 +134,20 @@ def test_in_a_video_the_person_is_followed_and_a_files_key_means_everybody(works
     forget.run(load(workspace / "params.yaml"), workspace, "c" * 16, moving[0].key[:16])
     kept = kept_keys(workspace)
     assert not any(row.key in kept for row in [*video, *moving]) and len(kept) == 12
+
+
+def test_caches_that_may_hold_the_person_are_deleted(workspace):
+    params = load(workspace / "params.yaml")
+    caches = [paths.LATENTS, paths.FEATURES, paths.CERTIFICATES, paths.PRIOR, paths.SLICES]
+    for cache in caches:
+        files.write_bytes(workspace / cache / "poses/some.npz", b"made from pictures")
+    files.write_bytes(workspace / paths.TRAINING / "poses/state", b"of a training")
+    with pytest.raises(UserError):
+        forget.run(params, workspace, "nobody")
+    assert all((workspace / cache).is_dir() for cache in caches)
+    forget.run(params, workspace, person(GONE).key)
+    assert not any((workspace / cache).exists() for cache in caches)
+    assert (workspace / paths.TRAINING / "poses/state").is_file()
 
 
 def test_unknown_keys_change_nothing_and_known_ones_may_be_forgotten_twice(workspace):
