@@ -53,9 +53,13 @@ create table if not exists seen (
 
 def findings_digest(settings: Settings, model: Path) -> str:
     """A digest of everything but the file that findings depend on: parameters, model, this code, and the libraries used."""
-    sha = hashlib.sha256(repr(sorted(asdict(settings).items())).encode())
+    about, libraries = asdict(settings), ["mediapipe", "pillow", "pillow-heif", "av", "numpy"]
+    if settings.second_opinion is not None:
+        del about["second_opinion"]["path"]  # machines have their workspaces in other places
+        libraries.append("torch")
+    sha = hashlib.sha256(repr(sorted(about.items())).encode())
     sha.update(model.read_bytes())
-    for library in ("mediapipe", "pillow", "pillow-heif", "av", "numpy"):
+    for library in libraries:
         sha.update(f"{library} {importlib.metadata.version(library)}\n".encode())
     sha.update(code_digest(["tasks/extract/*.py", "tasks/common/skeleton.py", "tasks/common/thumbnail.py"]).encode())
     return sha.hexdigest()[:16]
