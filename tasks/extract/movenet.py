@@ -14,6 +14,7 @@ import argparse
 import io
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from PIL import Image
 from tasks.common import files
 from tasks.common.errors import UserError
 from tasks.common.skeleton import INDEX
+from tasks.common.text import one_line
 from tasks.extract.pose_bundle import check_digest, packed_files, stored_zip
 from tasks.extract.tfjs import GraphModel
 
@@ -42,7 +44,8 @@ _SIDES = ("left", "right")
 _PAIRS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 JOINTS = [INDEX["nose"], *(INDEX[f"{side}_{joint}"] for joint in _PAIRS for side in _SIDES)]
 _MULTIPLE = 32  # the sides of the network's input are multiples of this
-_PLACES = 3 * len(JOINTS)  # of an output's row; then come top, left, bottom, right, score
+_PLACES = 3 * len(JOINTS)  # of an output's row
+_ROW = _PLACES + 5  # then come top, left, bottom, right, score
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ class MoveNet:
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 self._network = GraphModel(archive.read(GRAPH), archive.read(WEIGHTS))
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise UserError(f"{path} does not hold MoveNet: {error}.") from error
+            self._rows(np.zeros((_up(side), _up(side), 3), np.uint8))  # another network fails here, not at each picture
+        except (zipfile.BadZipFile, zlib.error, EOFError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} does not hold MoveNet: {one_line(str(error))}.") from error
         self._side = side
 
     def detect(self, picture: np.ndarray) -> list[Guess]:
@@ -78,12 +82,19 @@ class MoveNet:
         canvas = np.zeros((_up(height), _up(width), 3), np.uint8)
         resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
         canvas[:height, :width] = np.asarray(resized)
+        pixels = np.array([canvas.shape[1], canvas.shape[0], 1.0]) / [scale, scale, 1.0]
+        guesses = [
+            Guess(row[:_PLACES].reshape(-1, 3)[:, [1, 0, 2]] * pixels, float(row[-1])) for row in self._rows(canvas)
+        ]
+        return sorted(guesses, key=lambda guess: -guess.score)
+
+    def _rows(self, canvas: np.ndarray) -> np.ndarray:
+        """The output for a picture whose sides are multiples of 32: a row for each guess, float64 `[n, 56]`."""
         with _one_thread():
             (output,) = self._network(torch.from_numpy(canvas[None]).int())
-        rows = output[0].numpy().astype(np.float64)
-        pixels = np.array([canvas.shape[1], canvas.shape[0], 1.0]) / [scale, scale, 1.0]
-        guesses = [Guess(row[:_PLACES].reshape(-1, 3)[:, [1, 0, 2]] * pixels, float(row[-1])) for row in rows]
-        return sorted(guesses, key=lambda guess: -guess.score)
+        if output.ndim != 3 or len(output) != 1 or output.shape[2] != _ROW:
+            raise ValueError(f"the output is {list(output.shape)} instead of [1, persons, {_ROW}]")
+        return output[0].numpy().astype(np.float64)
 
 
 def _up(length: int) -> int:

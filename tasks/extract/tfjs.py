@@ -48,7 +48,7 @@ class GraphModel:
             nodes = {entry["name"]: _node(entry) for entry in content["modelTopology"]["node"]}
             constants = _constants(content["weightsManifest"], weights)
             self._steps = [(name, nodes[name]) for name in _order(nodes, self._outputs)]
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f"not a graph model ({type(error).__name__}: {error})") from error
         known = {*self._inputs, *constants}
         unknown = {node.op for name, node in self._steps if name not in known and node.op not in _OPERATIONS}
@@ -80,7 +80,7 @@ def _node(entry: Mapping[str, Any]) -> _Node:
 
 def _attribute(value: Mapping[str, Any]) -> Any:
     """An attribute as a Python value: a number, a string, a type, or a list of them."""
-    kind, content = next(iter(value.items()))
+    ((kind, content),) = value.items()
     match kind:
         case "s":
             return base64.b64decode(content).decode()
@@ -94,21 +94,22 @@ def _attribute(value: Mapping[str, Any]) -> Any:
 
 
 def _constants(manifest: Sequence[Mapping[str, Any]], weights: bytes) -> dict[str, Tensor]:
-    """The constants by name; halves become floats. Raises ValueError if there are too few bytes, or of another type."""
+    """The constants by name; halves become floats. Raises ValueError for too few bytes, another type or an impossible shape."""
     constants, start = {}, 0
     for entry in (entry for group in manifest for entry in group["weights"]):
         stored = entry.get("quantization", {}).get("dtype", entry["dtype"])
         if stored not in _STORED:
             raise ValueError(f"a constant of type {stored}")
-        count = math.prod(entry["shape"])
-        values = np.frombuffer(weights, _STORED[stored], count, start).reshape(entry["shape"])
+        if any(length < 0 for length in entry["shape"]):
+            raise ValueError(f"a constant of shape {entry['shape']}")
+        values = np.frombuffer(weights, _STORED[stored], math.prod(entry["shape"]), start).reshape(entry["shape"])
         start += values.nbytes
         constants[entry["name"]] = torch.from_numpy(values.astype(np.float32 if stored != "int32" else np.int32))
     return constants
 
 
 def _order(nodes: Mapping[str, _Node], outputs: Sequence[tuple[str, int]]) -> list[str]:
-    """The names of the nodes that the outputs need, each after its inputs."""
+    """The names of the nodes that the outputs need, each after its inputs. Raises ValueError if a node needs itself."""
     order: dict[str, None] = {}
     waiting = [(name, False) for name, _ in outputs]
     seen = set()
@@ -120,6 +121,8 @@ def _order(nodes: Mapping[str, _Node], outputs: Sequence[tuple[str, int]]) -> li
             seen.add(name)
             waiting.append((name, True))
             waiting += [(source, False) for source, _ in nodes[name].inputs]
+        elif name not in order:
+            raise ValueError(f"the node {name} needs its own output")
     return list(order)
 
 

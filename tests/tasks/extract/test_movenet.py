@@ -78,6 +78,23 @@ def test_a_file_without_the_network_is_refused(tmp_path: Path, members: list[str
         MoveNet(path, hashlib.sha256(path.read_bytes()).hexdigest(), 128)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 17, 3), (6, 56), (1, 6, 57)])
+def test_another_network_than_movenet_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError):
+        MoveNet(*model_file(tmp_path, np.zeros(shape)), 128)
+
+
+def test_a_network_that_cannot_be_computed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "movenet.zip"
+    nodes = {"y": ("ConcatV2", ["x", "c", "axis"], {})}  # of other shapes
+    constants = {"c": np.ones(3, np.float32), "axis": np.array(0, np.int32)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in zip((GRAPH, WEIGHTS), graph_model(nodes, constants, "y:0"), strict=True):
+            archive.writestr(name, content)
+    with pytest.raises(UserError):
+        MoveNet(path, hashlib.sha256(path.read_bytes()).hexdigest(), 128)
+
+
 def package(path: Path, contents: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in contents.items():

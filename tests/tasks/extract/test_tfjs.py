@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,3 +91,39 @@ def test_what_is_no_graph_model_is_refused() -> None:
     for broken in ((graph, weights[:-1]), (b"no json", weights), (b"{}", weights), (b"[]", weights), unknown):
         with pytest.raises(ValueError):
             GraphModel(*broken)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("modelTopology", "node", 0, "attr", "axis"), {}),
+        (("modelTopology", "node", 0, "attr", "axis"), {"i": None}),
+        (("modelTopology", "node", 0, "attr", "axis"), {"s": "a"}),
+        (("modelTopology", "node", 0, "attr", "axis"), {"list": 3}),
+        (("modelTopology", "node", 0, "input"), ["x", "gone"]),
+        (("modelTopology", "node", 0, "input"), ["x", "y"]),
+        (("modelTopology", "node", 0, "input"), [0]),
+        (("modelTopology", "node", 0, "input"), ["x:first"]),
+        (("weightsManifest", 0, "weights", 0, "shape"), [-3]),
+        (("weightsManifest", 0, "weights", 0, "shape"), [10**9, 10**9, 10**9]),
+        (("weightsManifest", 0, "weights", 0, "shape"), ["3"]),
+        (("weightsManifest", 0, "weights", 0, "quantization"), []),
+        (("weightsManifest", 0, "weights", 0, "dtype"), []),
+        (("signature", "inputs"), {}),
+        (("signature", "outputs"), []),
+    ],
+)
+def test_a_graph_with_a_wrong_part_is_refused(place: tuple[str | int, ...], value: Any) -> None:
+    graph, weights = graph_model({"y": ("AddV2", ["x", "c"], {"axis": 0})}, {"c": np.ones(3, np.float32)}, "y:0")
+    content = json.loads(graph)
+    part = content
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    with pytest.raises(ValueError):
+        GraphModel(json.dumps(content).encode(), weights)
+
+
+def test_a_graph_of_deeply_nested_json_is_refused() -> None:
+    with pytest.raises(ValueError):
+        GraphModel(b"[" * 100_000, b"")
