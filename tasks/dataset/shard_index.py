@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.common import files
 from tasks.common.errors import DataError
@@ -30,27 +31,58 @@ FILE = "index.json"
 AT_ONCE = 1 << 22  # keys whose digests are compared at a time: 32 MB
 OFFSET = np.dtype("<u8")
 
+_Count = Annotated[int, Field(ge=0)]
 Members = dict[str, Sequence[int]]  # extension -> offset and size of its bytes in the tar
+
+
+class _Part(BaseModel):
+    """What is read of a part of index.json; it may have further keys."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Shard(_Part):
+    name: str
+    split: str
+    samples: _Count
+    bytes: _Count
+    sha256: str
+
+
+class _Split(_Part):
+    samples: _Count
+    members: dict[str, _Count]
+    sha256: str
+
+
+class _Index(_Part):
+    about: dict[str, Any]
+    shards: list[_Shard]
+    splits: dict[str, _Split]
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The content of index.json.
 
-    Raises DataError if there is none, if an older version wrote it, or if it names files outside of the folder.
+    Raises DataError if there is none, if an older version wrote it, if it is damaged, or if it names files outside of the
+    folder.
     """
     path = folder / FILE
     if not path.is_file():
         raise DataError(f"{folder} has no {FILE}: it is not a shard folder.")
-    index: dict[str, Any] = files.read_json(path)
-    if index.get("format") != FORMAT:
+    index = files.read_json(path)
+    version = index.get("format") if isinstance(index, dict) else None
+    if version != FORMAT:
         raise DataError(
-            f"{folder} was written by an older version (format {index.get('format')}, now {FORMAT}). Run the stage that "
-            "writes it again, for example `curate`; `dvc repro` does that by itself."
+            f"{folder} was written by an older version (format {version}, now {FORMAT}). Run the stage that writes it again, "
+            "for example `curate`; `dvc repro` does that by itself."
         )
-    for name in [*index["splits"], *(shard["name"] for shard in index["shards"])]:
+    with files.reading(path):
+        checked = _Index.model_validate(index)
+    for name in [*checked.splits, *(shard.name for shard in checked.shards)]:
         if not files.is_plain(name):
             raise DataError(f"{path} names {name!r}, which is outside of its folder.")
-    return index
+    return dict(index)
 
 
 class SplitWriter:

@@ -7,6 +7,7 @@ import json
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from tasks.common.errors import DataError
 from tasks.common.images import encode_png
 from tasks.dataset import shard_index, shards
 from tasks.dataset.shards import ShardDataset
+
+GONE = object()
 
 
 def _samples(n: int, offset: int = 0) -> list[tuple[str, dict[str, bytes]]]:
@@ -172,6 +175,52 @@ def test_an_index_names_no_files_outside_of_its_folder(tmp_path: Path, name: str
         files.write_json(tmp_path / "s/index.json", wrong)
         with pytest.raises(DataError, match="outside"):
             ShardDataset(tmp_path / "s", "train")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ((), []),
+        ((), None),
+        (("about",), []),
+        (("splits",), None),
+        (("splits",), ["train"]),
+        (("splits", "train"), None),
+        (("splits", "train", "samples"), "7"),
+        (("splits", "train", "samples"), -1),
+        (("splits", "train", "sha256"), None),
+        (("splits", "train", "members"), ["png"]),
+        (("shards",), {}),
+        (("shards", 0), "train-000000.tar"),
+        (("shards", 0, "name"), 1),
+        (("shards", 0, "split"), []),
+        (("shards", 0, "samples"), 1.5),
+        (("shards", 0, "bytes"), None),
+        (("shards", 0, "sha256"), 1),
+        (("about",), GONE),
+        (("shards",), GONE),
+        (("splits",), GONE),
+        (("splits", "val", "sha256"), GONE),
+        (("shards", 0, "name"), GONE),
+        (("shards", 0, "bytes"), GONE),
+    ],
+)
+def test_an_index_with_a_wrong_or_missing_part_is_refused(
+    tmp_path: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    _write(tmp_path / "s")
+    whole = {"index": files.read_json(tmp_path / "s/index.json")}
+    *outer, last = "index", *place
+    part: Any = whole
+    for key in outer:
+        part = part[key]
+    if value is GONE:
+        del part[last]
+    else:
+        part[last] = value
+    files.write_json(tmp_path / "s/index.json", whole["index"])
+    with pytest.raises(DataError):
+        ShardDataset(tmp_path / "s", "train")
 
 
 def test_writing_and_reading_take_constant_memory(tmp_path: Path) -> None:
