@@ -1,7 +1,7 @@
 """The inputs of a stage's slices: its task, params.yaml, and the files that it reads, without the code.
 
-The files are those that dvc.yaml lists as the stage's dependencies, and the models that params.yaml names by their sha256. The
-command `generate` is divided like a stage; its files are its models, and what judges the samples.
+The files are those that dvc.yaml lists as the stage's dependencies, the models that params.yaml names by their sha256, and the
+text encoders of models. The command `generate` is divided like a stage; its files are its models, and what judges the samples.
 
 Slices run in a folder that looks like a workspace with just these inputs, and that no stage of the workspace writes to. Files
 that the machine's own workspace has are linked, others come from the remote store, where the requesting machine has put them
@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,26 @@ def of(params: Params, root: Path, stage: str) -> Inputs:
             dvc_graph.task_of(root, stage),
             [root / name for name in dvc_graph.data_dependencies(root, stage)],
         )
-    found = {}
-    for place in [*places, *_models_named(text, root)]:
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if path.is_file():
-                found[_name(path, root)] = _digest(path)
+    there = _within([*places, *_models_named(text, root)])
+    there += _within(_text_encoders(there, root))
+    found = {_name(path, root): _digest(path) for path in there}
     about = params.model_dump(mode="json", exclude=OWN)
     version = hashlib.sha256(json.dumps([stage, task, about, sorted(found.items())], sort_keys=True).encode())
     return Inputs(task, found, text, version.hexdigest()[:32])
+
+
+def _within(places: Iterable[Path]) -> list[Path]:
+    """These files, and the files in these folders; without those that do not exist."""
+    both = (sorted(place.rglob("*")) if place.is_dir() else [place] for place in places)
+    return [path for found in both for path in found if path.is_file()]
+
+
+def _text_encoders(found: Iterable[Path], root: Path) -> list[Path]:
+    """The folders of the text encoders of the models among these files, which embed prompts, and captions without embedding."""
+    from tasks.common import checkpoint  # imports torch, which takes a second
+
+    models = (checkpoint.about(path) for path in found if path.name == paths.MODEL_FILE)
+    return sorted({root / about["text"]["source"] for about in models if "text" in about})
 
 
 def _name(path: Path, root: Path) -> str:

@@ -209,7 +209,7 @@ def _pictures(params: Params, root: Path, folders: Mapping[str, Path]) -> None:
         return model_registry.sampler(params, root, folders[model.name], how, model)
 
     enlarger = folders.get(paths.UPSCALER)
-    artist = Artist(folders["poses"], folders["pictures"], prepare, enlarger, params.sample.upscaler)
+    artist = Artist(folders["poses"], folders["pictures"], prepare, enlarger, params.sample.upscaler, home=root)
     if settings.category is not None and settings.category not in artist.categories:
         known = ", ".join(artist.categories)
         raise UserError(f"params.yaml: generate.category: the models know {known}, not {settings.category!r}.")

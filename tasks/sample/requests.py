@@ -78,7 +78,7 @@ class Artist:
 
     With an upscaler one model is in memory at a time; without, both stay there. `enlarging`: how pictures are enlarged.
     `classifier`: the folder of the one that can guide the pictures. `prepare` makes what draws from a model; by default a
-    `Sampler` that knows no other models than these.
+    `Sampler` that knows no other models than these. `home`: the workspace, from where the text encoder is looked for.
     """
 
     def __init__(
@@ -89,11 +89,12 @@ class Artist:
         upscaler: Path | None = None,
         enlarging: Upscaling | None = None,
         classifier: Path | None = None,
+        home: Path = Path(),
     ) -> None:
         self._folders = {"poses": poses, "pictures": pictures} | ({paths.UPSCALER: upscaler} if upscaler else {})
         self._about = {name: checkpoint.about(path / paths.MODEL_FILE) for name, path in self._folders.items()}
         self._loaded: dict[str, Model] = {}
-        self.classifier = classifier
+        self.classifier, self._home = classifier, home
         self.prepare = prepare or self._prepared
         self.enlarging = enlarging or Upscaling()
         self.samplers: dict[str, Sampler] = {}  # timesteps may have been learned for them
@@ -156,7 +157,7 @@ class Artist:
         return Samples(poses, pictures)
 
     def _embedded(self, model: Model, prompt: str | None) -> np.ndarray | None:
-        """The embedding of a prompt, `[1, length, width]`; the folder of the text encoder is looked for from here.
+        """The embedding of a prompt, `[1, length, width]`.
 
         Raises ValueError if the model was trained without text.
         """
@@ -164,7 +165,7 @@ class Artist:
             return None
         if model.text is None:
             raise ValueError("the pictures know no text: prompt must be null")
-        return embeddings(Path(), model.text.encoder, [prompt])
+        return embeddings(self._home, model.text.encoder, [prompt])
 
     def _sampler(self, name: str, how: SamplingChoices) -> Sampler:
         model = self._model(name)

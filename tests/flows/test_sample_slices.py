@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from flows import stage_inputs
 from flows.slices import Slice
 from tasks import paths
 from tasks.__main__ import body
-from tasks.common import files
+from tasks.common import checkpoint, files
 from tasks.common.errors import DataError, UserError
 from tasks.config.params import Params, load
 from tasks.dataset.shards import ShardDataset
@@ -26,7 +28,7 @@ from tasks.registry import model_registry
 from tasks.registry.tracking import Store
 from tasks.sample import generate, generate_motion, generate_video, generated
 from tasks.sample.motion_requests import Animator, MotionRequest
-from tasks.sample.requests import Artist
+from tasks.sample.requests import Artist, Request
 from tests.support import evaluation_workspace, motion_workspace, video_workspace
 from tests.support.dvc_project import dvc
 from tests.support.stage_slices import Engine, contents, emptied, run_in_slices
@@ -255,6 +257,30 @@ def test_too_few_kept_samples_are_the_same_sentence_in_slices(on_demand: Path, m
     with pytest.raises(DataError) as divided:
         run_in_slices(on_demand, "generate", Engine([on_demand]), monkeypatch)
     assert str(divided.value) == str(alone.value)
+
+
+def test_slices_have_the_text_encoders_of_models(root: Path, tmp_path: Path) -> None:
+    write_params(root)
+    write_shards(root)
+    for model in paths.MODELS:
+        write_awake(root, model)
+    path = paths.model_folder(root, "pictures") / paths.MODEL_FILE
+    tensors, about = checkpoint.load(path)
+    encoder = {"source": "encoder", "sha256": "0" * 64, "length": 3, "template": "a {category} one", "width": 5}
+    checkpoint.save(path, tensors, {**about, "text": encoder})
+    params = load(root / "params.yaml")
+    _register(root, params, *paths.MODELS)
+    assert not any("encoder" in name for name in stage_inputs.of(params, root, "generate").files)
+    (root / "encoder/tokenizer").mkdir(parents=True)
+    (root / "encoder/config.json").write_text("{}")
+    (root / "encoder/tokenizer/vocab.json").write_text("{}")
+    for stage in ("sample_pictures", "generate"):
+        found = stage_inputs.of(params, root, stage)
+        assert {"encoder/config.json", "encoder/tokenizer/vocab.json"} <= set(found.files)
+    place = tmp_path / "place"
+    artist = Artist(*(paths.model_folder(root, model) for model in paths.MODELS), home=place)
+    with pytest.raises(UserError, match=re.escape(str(place / "encoder"))):
+        artist.samples(Request(prompt="somebody", steps=2), torch.arange(1))
 
 
 def test_generate_takes_models_by_their_digest(on_demand: Path) -> None:
