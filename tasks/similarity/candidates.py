@@ -42,7 +42,7 @@ def candidates(
     transforms = torch.tensor([[zoom, 0.0, x, y] for zoom, x, y in _VIEWS])
     index = torch.full((len(queries), k), -1)
     start = transforms[0].repeat(len(queries), k, 2, 1)
-    if not len(references):
+    if not len(queries) or not len(references):
         return index, start
     rows, size = references.coarse, together(len(references))
     for number, part in enumerate(zip(queries.luma.split(size), queries.extent.split(size), strict=True)):

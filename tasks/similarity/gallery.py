@@ -59,6 +59,7 @@ class Gallery:
             index = faiss.IndexIVFFlat(
                 faiss.IndexFlatIP(rows.shape[1]), rows.shape[1], lists, faiss.METRIC_INNER_PRODUCT
             )
+            index.cp.min_points_per_centroid = 1  # FAISS prints a warning for fewer
             index.train(np.ascontiguousarray(learned_of))
             index.add(rows)
         finally:

@@ -71,3 +71,15 @@ def test_a_reference_that_looks_different_is_no_candidate(
     proposed = candidates(cut, references, least=0.7)[0]
     assert (exact >= 0).sum(1).tolist() == pytest.approx((proposed >= 0).sum(1).tolist(), abs=1)
     assert (proposed[:, -1] == -1).all()
+
+
+def test_no_queries_have_no_candidates(references: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    for exact in (COUNT, 500):
+        monkeypatch.setattr(search, "EXACT", exact)
+        index, starts = candidates(references.rows(slice(0, 0)), references)
+        assert index.shape == (0, search.CANDIDATES) and starts.shape == (0, search.CANDIDATES, 2, 4)
+
+
+def test_an_index_of_few_pictures_prints_no_warning(references: Gallery, capfd: pytest.CaptureFixture[str]) -> None:
+    assert gallery_again(references.rows(slice(0, 300))).inverted.ntotal == 300
+    assert "".join(capfd.readouterr()) == ""
