@@ -21,7 +21,8 @@ from types import TracebackType
 from typing import IO, Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict  # typing's is not enough for pydantic before Python 3.12
 
 from tasks.common import files
 from tasks.common.errors import DataError
@@ -35,13 +36,7 @@ _Count = Annotated[int, Field(ge=0)]
 Members = dict[str, Sequence[int]]  # extension -> offset and size of its bytes in the tar
 
 
-class _Part(BaseModel):
-    """What is read of a part of index.json; it may have further keys."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class _Shard(_Part):
+class _Shard(TypedDict):
     name: str
     split: str
     samples: _Count
@@ -49,16 +44,21 @@ class _Shard(_Part):
     sha256: str
 
 
-class _Split(_Part):
+class _Split(TypedDict):
     samples: _Count
     members: dict[str, _Count]
     sha256: str
 
 
-class _Index(_Part):
+class _Index(TypedDict):
+    """What is read of index.json, which has further keys."""
+
     about: dict[str, Any]
     shards: list[_Shard]
     splits: dict[str, _Split]
+
+
+_CHECKED = TypeAdapter(_Index)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def read(folder: Path) -> dict[str, Any]:
             "for example `curate`; `dvc repro` does that by itself."
         )
     with files.reading(path):
-        checked = _Index.model_validate(index)
-    for name in [*checked.splits, *(shard.name for shard in checked.shards)]:
+        checked = _CHECKED.validate_python(index, strict=True)
+    for name in [*checked["splits"], *(shard["name"] for shard in checked["shards"])]:
         if not files.is_plain(name):
             raise DataError(f"{path} names {name!r}, which is outside of its folder.")
     return dict(index)
