@@ -132,6 +132,7 @@ class SplitIndex:
                 raise DataError(f"{folder / name} is missing.")
             self._descriptors.append(os.open(folder / name, os.O_RDONLY))
         lines, offsets = (os.fstat(descriptor).st_size for descriptor in self._descriptors)
+        self._bytes = lines
         if offsets != (count + 1) * OFFSET.itemsize or self._offset(count) != lines:
             raise DataError(
                 f"{folder / split}.jsonl is damaged: it does not hold {count} samples. Write the shards again."
@@ -151,10 +152,12 @@ class SplitIndex:
         return int.from_bytes(os.pread(self._descriptors[1], 8, 8 * i), "little")
 
     def row(self, i: int) -> tuple[str, Members]:
-        """The key of sample `i`, and offset and size of each of its members."""
+        """The key of sample `i`, and offset and size of each of its members. Raises DamagedFile if they cannot be read."""
         both = os.pread(self._descriptors[1], 16, 8 * i)
         start, end = int.from_bytes(both[:8], "little"), int.from_bytes(both[8:], "little")
         with files.reading(self.folder / f"{self.split}.jsonl"):
+            if not start < end <= self._bytes:
+                raise ValueError(f"line {i} ends before it begins, or after the file")
             key, members = json.loads(os.pread(self._descriptors[0], end - start, start))
         return key, members
 

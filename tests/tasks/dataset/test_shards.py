@@ -223,6 +223,19 @@ def test_an_index_with_a_wrong_or_missing_part_is_refused(
         ShardDataset(tmp_path / "s", "train")
 
 
+@pytest.mark.parametrize("offset", [0, 1, 2**63, 2**64 - 1])
+def test_wrong_offsets_are_told(tmp_path: Path, offset: int) -> None:
+    _write(tmp_path / "s")
+    offsets = np.fromfile(tmp_path / "s/train.offsets", shard_index.OFFSET)
+    offsets[3] = offset
+    offsets.tofile(tmp_path / "s/train.offsets")
+    dataset = ShardDataset(tmp_path / "s", "train")
+    assert dataset.key(0) and dataset.key(4)
+    for row in (2, 3):
+        with pytest.raises(DataError):
+            dataset.key(row)
+
+
 def test_writing_and_reading_take_constant_memory(tmp_path: Path) -> None:
     """Beyond what one shard takes, 1,500 samples take hardly more memory than 300."""
 
