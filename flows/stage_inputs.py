@@ -195,7 +195,7 @@ def _check(path: Path, digest: str) -> None:
     """Raise DataError if a file is not there, or is another one."""
     if not path.is_file() or _digest(path) != digest:
         raise DataError(
-            f"{path} is not the file that the machine has which asks for slices: its sha256 is not {digest}."
+            f"{path} differs from the file on the machine that asks for slices: its sha256 is not {digest}."
         )
 
 

@@ -129,7 +129,7 @@ def untrained(model: Model, section: OwnChange, new: list[str]) -> tuple[Model, 
     if section.method == "textual_inversion":
         if not added:
             raise UserError(
-                "adapt: method textual_inversion learns new categories, and the model knows all that there are."
+                "adapt: method textual_inversion learns new categories, but the model already knows all of the chosen ones."
             )
         return base, *adapted(base, 0, new=added)
     if section.method == "fine_tuning":
@@ -273,7 +273,7 @@ def _prior(
     ]
     if not kept:
         raise DataError(
-            "The shards have no training sample of a category that the model knows, which dreambooth draws."
+            "Method dreambooth draws samples of categories that the model knows, but the shards have no training sample of one."
         )
     chosen = dataset.take([kept[i] for i in evenly_spaced(len(kept), section.prior)])
     sampling = model.fitting(getattr(params.sample, model.name))

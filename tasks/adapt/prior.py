@@ -1,7 +1,7 @@
 """Prior preservation for our own models: they go on learning what they draw themselves.
 
-Ruiz et al. 2022 (arXiv 2208.12242). What is drawn are shards in `.contrapposto/prior/`; with what is trained on beside it, in
-`.contrapposto/prior/<training>/`.
+Ruiz et al. 2022 (arXiv 2208.12242). `.contrapposto/prior/` holds what was drawn, as shards; `.contrapposto/prior/<training>/`
+holds it together with the samples of the training.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _files(values: Tensor) -> Iterator[dict[str, bytes]]:
 
 
 def beside(root: Path, name: str, own: ShardDataset, prior: ShardDataset, pictured: bool) -> ShardDataset:
-    """As many samples of the prior as own ones, in turn; the fewer of both are repeated.
+    """Own samples and those of the prior in turn, as many of both: the side that has fewer is repeated.
 
     `name`: of the training, whose copies of other samples are deleted. `pictured`: whether the samples have pictures.
     """

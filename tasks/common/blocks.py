@@ -11,8 +11,8 @@ runs, so its outputs have the same bytes whoever computed which of them:
 The stage ends at its first `computed` when it runs as a slice: what depends on these blocks is left to the stage itself.
 
 A stage may take only the first blocks of the list, as many as it turns out to need. It tells `computed` how many it expects to
-need. Slices compute as many, and if these are not enough, the stage after them ends with MoreBlocks: there have to be slices of
-the blocks in the file WANTED before it runs again.
+need, and slices compute so many. If these are not enough, the stage ends with MoreBlocks, and the file WANTED says which blocks
+slices have to compute before it runs again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who is in a picture: the first look, and after it the second pass and the second opinion if they are chosen."""
+"""Finds the persons in a picture: the first look, then the second pass and the second opinion if they are on."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Landmarker:
             )
             with native_log_set_aside():
                 self._task = vision.PoseLandmarker.create_from_options(options)
-        except (ValueError, RuntimeError, OSError, IndexError, BadZipFile) as error:  # of mediapipe, or of `centred`
+        except (ValueError, RuntimeError, OSError, IndexError, BadZipFile) as error:  # of mediapipe or `centred_bundle`
             raise UserError(f"{model} cannot be used as a pose model: {str(error).splitlines()[0]}") from error
 
     def detect(self, picture: np.ndarray, milliseconds: int = 0) -> list[Person]:

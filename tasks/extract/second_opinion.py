@@ -2,7 +2,8 @@
 
 For everybody whom MoveNet sees, MediaPipe reads the landmarks in a square around the hips that MoveNet names, turned so that
 the torso is upright, as BlazePose does with its own detections (Bazarevsky et al. 2020). A person counts if both networks put
-the limbs at about the same places, which catches exchanged sides, mixed-up people, and things that are no people.
+the limbs at about the same places. This catches exchanged sides, joints of two people in one pose, and things that are not
+people.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _Square:
 def search(
     picture: np.ndarray, persons: list[Person], guesses: list[Guess], read: Detect, agreement: float, most: int
 ) -> list[Person]:
-    """Those of the persons with whom a guess agrees, and after them new ones, the surest first; at most `most`.
+    """The persons with whom a guess agrees, and after them new ones, the surest first; at most `most`.
 
     `persons`: found in the picture, uint8 `[h, w, 3]`; they are not changed. `read` returns the person, if any, in a square
     picture with the hips in the middle. `agreement`: mean distance between the limbs that both networks may put them apart, in

@@ -144,7 +144,7 @@ def _kernels(steps: Sequence[tuple[str, _Node]], constants: Mapping[str, Tensor]
 
 
 def _same(x: Tensor, size: Sequence[int], stride: Sequence[int], value: float = 0.0) -> Tensor:
-    """TensorFlow's padding SAME of `[batch, channels, height, width]`: what is odd goes to the bottom and right."""
+    """TensorFlow's padding SAME of `[batch, channels, height, width]`: an odd pixel goes to the bottom or right."""
     pads: list[int] = []
     for length, k, s in zip(reversed(x.shape[2:]), reversed(size), reversed(stride), strict=True):
         total = max((-(-length // s) - 1) * s + k - length, 0)
