@@ -36,6 +36,8 @@ ROOT = PROJECT
 
 @pytest.fixture(scope="module")
 def bundle() -> Path:
+    import tasks.extract.landmarker  # noqa: F401  imports mediapipe without cv2, which would change the environment
+
     ensure(ROOT / BUNDLE)
     return ROOT / BUNDLE
 
