@@ -163,7 +163,6 @@ def _more_blocks(task: Callable[[], None], folder: Path, known: tuple[int, int])
         file.unlink()
         if (first, last) == known:  # slices have not brought them
             raise
-        log.info(f"blocks {first} to {last - 1} are needed as well")
         return first, last
 
 

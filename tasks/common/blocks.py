@@ -64,7 +64,9 @@ class MoreBlocks(UserError):
     """A stage needs blocks that its slices have not computed; the file WANTED says which."""
 
     def __init__(self, first: int, last: int) -> None:
-        super().__init__(f"Blocks {first} to {last - 1} have to be computed by slices first.", code=1)
+        super().__init__(
+            f"Blocks {first} to {last - 1} are needed as well; the engine has slices compute them.", code=1
+        )
 
 
 _share: ContextVar[Share | None] = ContextVar("share", default=None)
