@@ -14,7 +14,6 @@ is begun after that time; called again, it goes on. DIR/feet.md has the table.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.motion import ours, prepare
+from benchmarks.motion import arguments, ours, prepare
 from benchmarks.recipes import Result, Workspace, markdown
 from benchmarks.report import finish
 from diffusion_core import rng
@@ -83,13 +82,7 @@ def _listed(results: list[Result], key: str) -> str:
 
 def main() -> int:
     """Do what is not done yet, and write the table of what is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder for everything; results in it are kept")
-    parser.add_argument("--images", type=int, default=9600, help="length of each training; 0: that of params.yaml")
-    parser.add_argument("--clips", type=int, default=1400, help="animated clips, of which 30 %% are held out")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after this time")
-    options = parser.parse_args()
+    options = arguments(__doc__, images=9600, seeds=1)
     torch.set_num_threads(1)
     work = Workspace(options.root, options.images, options.seconds)
     prepare(work.root, options.clips)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.guidance --workspace DIR --out DIR [--count 224] [--seeds 0 1]
 
-`--workspace` is a workspace with a trained picture model, such as `make train-poses` leaves; it is not changed. For each way to
-guide, pictures of held-out people's poses are drawn with the same noise. MediaPipe judges in how many of them a person is found,
-and which share of the joints is within 0.2 torso lengths of where it should be; the kernel distance of pixels judges the
-colours. The whole takes one core. Each result is stored in OUT; called again, it goes on.
+`--workspace` is a workspace with a trained picture model, such as `make train-poses` leaves; it is not changed. For each way
+to guide, pictures of held-out people's poses are drawn with the same noise. MediaPipe judges in how many of them a person is
+found, and which share of the joints is within 0.2 torso lengths of where it should be. The kernel distance of pixels judges the
+colours. Everything runs on one core. Each result is stored in OUT; called again, it goes on.
 """
 
 from __future__ import annotations

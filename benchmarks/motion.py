@@ -170,11 +170,7 @@ def ours(work: Workspace, name: str, seed: int, **changes: Any) -> Result:
         motion__model__seed=seed, motion__model__ranks=1, motion__sample__seed=seed, motion__sample__examples=0,
         motion__sample__count=len(held_out), **changes,
     )  # fmt: skip
-    if work.images:
-        ratio = work.images / load(work.root / paths.PARAMS).motion.model.images
-        for key in ("images", "warmup_images", "cooldown_images", "checkpoint_images"):
-            value = getattr(load(work.root / paths.PARAMS).motion.model, key)
-            work.set(**{f"motion__model__{key}": int(value * ratio)})
+    work.shorten("motion.model", ("warmup_images", "cooldown_images", "checkpoint_images"))
     params = load(work.root / paths.PARAMS)
     began = time.process_time()
     train_stage.run(params, work.root, paths.MOTION)
@@ -332,15 +328,20 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def main() -> int:
-    """Do what is not done yet, and write the table of what is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None, images: int, seeds: int) -> argparse.Namespace:
+    """The options of a benchmark of the motion model, with these defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder for everything; results in it are kept")
     parser.add_argument("--clips", type=int, default=1400, help="animated clips, of which 30 %% are held out")
-    parser.add_argument("--images", type=int, default=0, help="length of each training; 0: that of params.yaml")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=images, help="length of each training; 0: that of params.yaml")
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after this time")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Do what is not done yet, and write the table of what is."""
+    options = arguments(__doc__, images=0, seeds=3)
     torch.set_num_threads(1)
     full, few = (Workspace(options.root / name, options.images, options.seconds) for name in ("full", "few"))
     prepare(full.root, options.clips)

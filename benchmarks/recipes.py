@@ -113,6 +113,15 @@ class Workspace:
         """Write parameters; `__` stands for the dot."""
         set_values(self.root / paths.PARAMS, {key.replace("__", "."): value for key, value in values.items()})
 
+    def shorten(self, section: str, keys: Sequence[str]) -> None:
+        """Scale these lengths of the training in a section, such as `motion.model`, so that it sees `images`; 0: leave them."""
+        settings: Any = load(self.root / paths.PARAMS)
+        for name in section.split("."):
+            settings = getattr(settings, name)
+        ratio = self.images / settings.images if self.images else 1
+        lengths = {key: int(getattr(settings, key) * ratio) for key in ("images", *keys)}
+        self.set(**{f"{section}.{key}": value for key, value in lengths.items()})
+
     def restore(self, source: Path) -> None:
         """Make a kept model the trained model of poses."""
         shutil.rmtree(paths.model_folder(self.root, "poses"), ignore_errors=True)

@@ -57,11 +57,8 @@ def prepare(workspace: Path, root: Path, clips: int) -> None:
 
 def measured(work: Workspace, share: float, seed: int, count: int) -> Result:
     """Train the video model with this share of common noise; the figures of its clips and of held-out clips."""
-    settings = load(work.root / paths.PARAMS).video.model
-    ratio = work.images / settings.images
-    lengths = ("images", "warmup_images", "cooldown_images", "checkpoint_images", "ema_halflife_images")
+    work.shorten("video.model", ("warmup_images", "cooldown_images", "checkpoint_images", "ema_halflife_images"))
     work.set(
-        **{f"video__model__{key}": int(getattr(settings, key) * ratio) for key in lengths},
         video__model__shared_noise=share, video__model__seed=seed, video__model__ranks=1,
         video__sample__count=count, video__sample__seed=seed,
     )  # fmt: skip

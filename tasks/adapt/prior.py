@@ -57,9 +57,11 @@ def beside(root: Path, name: str, own: ShardDataset, prior: ShardDataset, pictur
 
     `name`: of the training, whose copies of other samples are deleted. `pictured`: whether the samples have pictures.
     """
-    names = ("png", "pose.npy", "json") if pictured else ("pose.npy", "json")
+    members = ("png", "pose.npy", "json") if pictured else ("pose.npy", "json")
     samples = (
-        (key, {name: side.read(i, name) for name in names}) for side in (own, prior) for i, key in enumerate(side.keys)
+        (key, {member: side.read(i, member) for member in members})
+        for side in (own, prior)
+        for i, key in enumerate(side.keys)
     )
     folder = root / paths.PRIOR / name / _digest([own.identity(), prior.identity()])
     if parallel.ranks()[0] == 0:
