@@ -117,7 +117,7 @@ def sample(artist: Artist, settings: Generate, read: Reader, judge: Judge | None
     work = [partial(_round, artist, settings, read, judge, numbers) for numbers in rounds]
     for numbers, arrays in zip(rounds, computed(work, "samples", needed), strict=False):
         drawn += len(numbers)
-        kept += _kept(arrays, _asked(artist, settings, numbers))
+        kept += _kept(arrays, generated.categories(settings, artist.categories, numbers))
         by_chance += int(arrays["by_chance"])
         log.info(f"{drawn} drawn, {len(kept)} kept ({len(kept) / drawn:.1%})")
         if len(kept) >= settings.count:
@@ -136,7 +136,7 @@ def _round(artist: Artist, settings: Generate, read: Reader, judge: Judge | None
 
     `by_chance`: how many would, if each were compared with the pose requested for the one before it.
     """
-    asked = _asked(artist, settings, numbers)
+    asked = generated.categories(settings, artist.categories, numbers)
     samples = _drawn(artist, settings, asked, numbers)
     poses_read = read(samples.pictures)
     share = right_joints(poses_read, samples.poses, settings.near)
@@ -150,12 +150,6 @@ def _round(artist: Artist, settings: Generate, read: Reader, judge: Judge | None
         "row": row, "number": row + numbers.start, "pose": samples.poses[row], "picture": samples.pictures[row],
         "read": poses_read[row], "pck": share[row], "by_chance": chance.sum(),
     }  # fmt: skip
-
-
-def _asked(artist: Artist, settings: Generate, numbers: range) -> list[str]:
-    """The categories of the samples with these numbers."""
-    categories = [settings.category] if settings.category else artist.categories
-    return [categories[number % len(categories)] for number in numbers]
 
 
 def _kept(arrays: Arrays, asked: Sequence[str]) -> list[Kept]:

@@ -51,7 +51,7 @@ def run(params: Params, root: Path, folder: Path) -> None:
         motions = animator.samples(generated.request_of(MotionRequest, settings, choice, category), numbers)
         return {"clips": motions.clips, "rate": np.full(len(numbers), motions.rate)}
 
-    names = generated.categories(settings, animator.categories)
+    names = generated.categories(settings, animator.categories, range(settings.count))
     made = generated.in_rounds(names, sample, ROUND, "motions")
     clips, rate = made["clips"], float(made["rate"][0])
     about = {"categories": animator.categories, "models": [folder.name], "frames": clips.shape[1], "rate": rate}

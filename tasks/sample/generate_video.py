@@ -60,7 +60,7 @@ def run(params: Params, root: Path, folders: Mapping[str, Path]) -> None:
         made = filmmaker.samples(request, numbers)
         return {"pictures": made.pictures, "clips": made.clips, "rate": np.full(len(numbers), made.rate)}
 
-    names = generated.categories(settings, animator.categories)
+    names = generated.categories(settings, animator.categories, range(settings.count))
     made = generated.in_rounds(names, sample, ROUND, "clips")
     videos = Videos(made["pictures"], made["clips"], float(made["rate"][0]))
     write(root / paths.GENERATED, videos, names, settings, filmmaker)

@@ -52,10 +52,10 @@ def models(params: Params, root: Path, named: Sequence[str] = ()) -> dict[str, P
     return {model: model_registry.find(params, root, model, sha256) for model, sha256 in given.items()}
 
 
-def categories(settings: Generate, known: Sequence[str]) -> list[str]:
-    """The category of each sample: the one that is asked for, or all that the model knows in turn."""
+def categories(settings: Generate, known: Sequence[str], numbers: range) -> list[str]:
+    """The categories of the samples with these numbers: the one that is asked for, or all that the model knows in turn."""
     asked = [settings.category] if settings.category else known
-    return [asked[number % len(asked)] for number in range(settings.count)]
+    return [asked[number % len(asked)] for number in numbers]
 
 
 def own_keys(kind: type[SamplingChoices]) -> set[str]:
