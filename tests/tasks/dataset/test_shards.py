@@ -4,8 +4,9 @@ import copy
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import time
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tasks.common.errors import DataError
 from tasks.common.images import encode_png
 from tasks.dataset import shard_index, shards
 from tasks.dataset.shards import ShardDataset
+from tests.support.project import PROJECT
 
 GONE = object()
 
@@ -236,21 +238,32 @@ def test_wrong_offsets_are_told(tmp_path: Path, offset: int) -> None:
             dataset.key(row)
 
 
+MEMORY = """
+import sys, tracemalloc
+from pathlib import Path
+from tasks.dataset import shards
+
+def peak(n):
+    tracemalloc.start()
+    samples = ((f"{i:08d}", {"json": b"{}"}) for i in range(n))
+    shards.write(Path(sys.argv[1]) / str(n), {"train": samples}, 100, {})
+    dataset = shards.ShardDataset(Path(sys.argv[1]) / str(n), "train")
+    assert sum(1 for _ in dataset.keys) == n and dataset.pictured().keys[:] == []
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return used
+
+peak(1)  # modules that are imported when they are first used
+print(peak(300), peak(1500))
+"""
+
+
 def test_writing_and_reading_take_constant_memory(tmp_path: Path) -> None:
-    """Beyond what one shard takes, 1,500 samples take hardly more memory than 300."""
-
-    def peak(n: int) -> int:
-        tracemalloc.start()
-        samples = ((f"{i:08d}", {"json": b"{}"}) for i in range(n))
-        shards.write(tmp_path / str(n), {"train": samples}, 100, {})
-        dataset = ShardDataset(tmp_path / str(n), "train")
-        assert sum(1 for _ in dataset.keys) == n and dataset.pictured().keys[:] == []
-        used = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return used
-
-    peak(1)  # modules that are imported when they are first used
-    assert peak(1500) < 1.5 * peak(300) + 50_000
+    """Beyond what one shard takes, a sample takes less than its key. No other thread shares the process."""
+    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
+    told = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    few, many = (int(number) for number in told.split())
+    assert many - few < 40 * (1500 - 300)
 
 
 @pytest.mark.parametrize("collide", [False, True])
