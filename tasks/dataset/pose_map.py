@@ -7,6 +7,8 @@ every frame.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ CHANNELS = len(PARTS)
 MIRRORED = (1, 0, 3, 2, 4, 5)  # the channel that replaces each one in a mirror image
 WIDTH = 0.03  # standard deviation of a bone's profile, as a fraction of the square's side
 FINE = 1000  # pixels per torso, since `square` works in whole pixels
+AT_ONCE = 32  # poses drawn at a time, so that the intermediate results stay in the cache
 
 
 def places(poses: np.ndarray, margin: float) -> np.ndarray:
@@ -47,20 +50,21 @@ def pose_map(poses: np.ndarray, size: int, margin: float) -> Tensor:
     its nearest bone, seen from the front, and w = WIDTH.
     """
     points = torch.from_numpy(places(poses, margin)).float().flatten(0, -3)
-    centres = (torch.arange(size) + 0.5) / size
-    pixels = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1)  # [size, size, 2]: x, y
     out = torch.empty(len(points), CHANNELS, size, size)
-    for channel, bones in enumerate(PARTS):
-        nearest = torch.full((len(points), size, size), torch.inf)
-        for a, b in bones:
-            nearest = torch.minimum(nearest, _squared_distance(pixels, points[:, a], points[:, b]))
-        out[:, channel] = torch.exp(-nearest / (2 * WIDTH**2))
+    for some, maps in zip(points.split(AT_ONCE), out.split(AT_ONCE), strict=True):
+        for channel, bones in enumerate(PARTS):
+            distances = (_squared_distance(size, some[:, a], some[:, b]) for a, b in bones)
+            torch.exp(reduce(torch.minimum, distances) / (-2 * WIDTH**2), out=maps[:, channel])
     return out.reshape(*poses.shape[:-2], CHANNELS, size, size)
 
 
-def _squared_distance(pixels: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Squared distance `[n, H, W]` from pixels `[H, W, 2]` to the segments from a `[n, 2]` to b `[n, 2]`."""
-    a, b = a[:, None, None], b[:, None, None]
-    along, offset = b - a, pixels - a
-    share = ((offset * along).sum(-1) / along.square().sum(-1).clamp(min=1e-12)).clamp(0, 1)
-    return (offset - share[..., None] * along).square().sum(-1)
+def _squared_distance(size: int, a: Tensor, b: Tensor) -> Tensor:
+    """Squared distance `[n, size, size]` from the pixels of the unit square to the segments from a `[n, 2]` to b `[n, 2]`."""
+    centres = (torch.arange(size) + 0.5) / size
+    x, y = (centres - a[:, :1])[:, None, :], (centres - a[:, 1:])[:, :, None]  # from a: [n, 1, size], [n, size, 1]
+    along = b - a
+    along_x, along_y = along.T[..., None, None]
+    length = along.square().sum(-1).clamp(min=1e-12)[:, None, None]  # squared
+    share = (x * (along_x / length) + y * (along_y / length)).clamp_(0, 1)
+    squared_distance: Tensor = (x - share * along_x).square_() + (y - share * along_y).square_()
+    return squared_distance
