@@ -1,4 +1,4 @@
-"""The documentation names only files and symbols that exist."""
+"""The documentation names only files, symbols, commands and options that exist."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from flows import cli
 from tests.support.project import PROJECT
 
 PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")])
@@ -56,3 +58,35 @@ def test_the_tree_in_the_readme_names_every_package() -> None:
         for path in (PROJECT / top).rglob("__init__.py")
     }
     assert not {name for name in packages if f"{name}/" not in readme}
+
+
+def test_commands_and_their_options_exist() -> None:
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined] # it is a group
+    wrong = []
+    for page, name, rest in command_lines(r"(?<!create role )\bcontrapposto ([a-z][a-z-]+)"):
+        known = (
+            {option for parameter in commands[name].params for option in parameter.opts} if name in commands else None
+        )
+        if known is None or not set(OPTION.findall(rest)) <= {*known, "--help"}:
+            wrong.append(f"{page.name}: contrapposto {name}{rest}")
+    assert not wrong
+
+
+def test_benchmarks_and_their_options_exist() -> None:
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in PROJECT.glob("benchmarks/*.py")}
+    wrong = []
+    for page, name, rest in command_lines(r"\bpython -m benchmarks\.(?!NAME)(\w+)"):
+        source = sources.get(name, "")
+        known = source + "".join(text for other, text in sources.items() if f"benchmarks.{other} import" in source)
+        if not source or not all(f'"{option}"' in known for option in OPTION.findall(rest)):
+            wrong.append(f"{page.name}: python -m benchmarks.{name}{rest}")
+    assert not wrong
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+
+
+def command_lines(pattern: str) -> list[tuple[Path, str, str]]:
+    """Page, name and arguments of the commands in the documentation, each up to the end of its code or line."""
+    command = re.compile(pattern + r"([^`\n|#;&]*)")
+    return [(page, m[1], m[2]) for page in PAGES for m in command.finditer(page.read_text(encoding="utf-8"))]
