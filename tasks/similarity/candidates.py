@@ -110,7 +110,7 @@ def _members(wanted: Tensor, groups: Tensor) -> list[list[Tensor]]:
     """The references that are in the groups of each query `[q, m]`: m lists of their numbers."""
     order = groups.argsort(stable=True)
     ordered = groups[order]
-    first, last = (torch.searchsorted(ordered, wanted, right=right) for right in (False, True))
+    first, last = (torch.searchsorted(ordered, wanted.contiguous(), right=right) for right in (False, True))
     return [
         [order[a:b] for a, b in zip(*ends, strict=True)] for ends in zip(first.tolist(), last.tolist(), strict=True)
     ]
