@@ -84,7 +84,7 @@ class Optimisation(Section):
     cuda: Device = Device(compile=True)
     microbatch: Positive | Literal["largest"] | None = None  # images per rank in memory at once; null: all of a step
     recompute: bool = False  # recompute activations: less memory, a third more time
-    # Processes; more than one are started by torchrun. auto: one for each GPU, or without any for each core (in bf16 for two).
+    # Processes; more than one are started by torchrun. auto: one for each GPU, or for each core of a machine without any.
     ranks: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
     sharded: bool = False  # weights and optimiser sharded over the ranks (FSDP2) instead of replicated (DDP)
     workers: int = Field(0, ge=0, le=64)  # processes that read ahead if the examples do not fit into memory

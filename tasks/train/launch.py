@@ -21,7 +21,6 @@ from torch import distributed
 from tasks.common import files, machine, process
 from tasks.common.errors import UserError, in_words
 from tasks.config.optimisation import Optimisation
-from tasks.train.core_settings import core_compute
 
 PER_RANK = 16  # images: with fewer a process waits for the others more than it computes
 SHORT = 10_000  # images
@@ -50,7 +49,7 @@ class Node:
 
 
 def ranks(config: Optimisation) -> int:
-    """How many processes train. `auto` takes as many as there are GPUs, or else as the cores allow, that divide every batch.
+    """How many processes train. `auto` takes as many as there are GPUs, or cores if there is none, that divide every batch.
 
     On processors each of them gets at least PER_RANK images of a step, and a short training has only one: starting more would
     take longer than it saves.
@@ -61,26 +60,17 @@ def ranks(config: Optimisation) -> int:
     gpus = torch.cuda.device_count()
     if gpus == 0 and config.images < SHORT:
         return 1
-    most = gpus or max(1, min(_most_on_cores(config), batch // PER_RANK))
+    most = gpus or min(machine.cores(), max(1, batch // PER_RANK))
     return max(number for number in range(1, most + 1) if batch % number == 0)
 
 
-def _most_on_cores(config: Optimisation) -> int:
-    """One process for each core, or for two cores if they multiply in bfloat16.
-
-    The products then take so little time that two threads of one process are faster than two that exchange their gradients.
-    """
-    cores_each = 2 if core_compute(config, torch.device("cpu")).precision == "bf16" else 1
-    return max(1, machine.cores() // cores_each)
-
-
 def ranks_per_node(config: Optimisation, nodes: int) -> int:
-    """How many processes train on each of several machines. `auto` takes one for each GPU of this one, or as the cores allow.
+    """How many processes train on each of several machines. `auto` takes one for each GPU of this one, or else for each core.
 
     Raises UserError if they cannot share the work equally.
     """
     if config.ranks == "auto":
-        each = torch.cuda.device_count() or _most_on_cores(config)
+        each = torch.cuda.device_count() or machine.cores()
     elif config.ranks % nodes:
         raise UserError(f"{config.ranks} ranks cannot be divided among {nodes} nodes: change `ranks`.")
     else:

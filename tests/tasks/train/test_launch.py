@@ -9,16 +9,16 @@ import torch
 from tasks.common import machine
 from tasks.common.errors import DataError, UserError
 from tasks.config.optimisation import Optimisation
-from tasks.train import core_settings, launch
+from tasks.train import launch
 from tests.support.project import PROJECT
 
 
-def ranks(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, precision: str = "fp32", **settings: object) -> int:
+def ranks(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, **settings: object) -> int:
     monkeypatch.setattr(machine, "cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     values = {
         "images": 64_000, "batch": 64, "learning_rate": 1e-3, "warmup_images": 0, "ema_halflife_images": 0,
-        "checkpoint_images": 1000, "ranks": "auto", "cpu": {"precision": precision}, **settings,
+        "checkpoint_images": 1000, "ranks": "auto", **settings,
     }  # fmt: skip
     return launch.ranks(Optimisation.model_validate(values))
 
@@ -27,14 +27,6 @@ def test_auto_takes_every_core_or_every_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     assert ranks(monkeypatch, cores=2, gpus=0) == 2
     assert ranks(monkeypatch, cores=1, gpus=0) == 1
     assert ranks(monkeypatch, cores=2, gpus=8) == 8
-
-
-def test_in_bfloat16_auto_takes_a_process_for_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = [ranks(monkeypatch, cores=cores, gpus=0, precision="bf16") for cores in (1, 2, 4, 5)]
-    assert chosen == [1, 1, 2, 2]
-    assert ranks(monkeypatch, cores=2, gpus=2, precision="bf16") == 2
-    monkeypatch.setattr(core_settings, "best_precision", lambda device: "bf16")
-    assert ranks(monkeypatch, cores=2, gpus=0, precision="auto") == 1
 
 
 def test_auto_divides_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +48,7 @@ def test_a_number_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 RANK = """\
 import os
 from tasks.common.errors import DataError
-from tasks.train import core_settings, launch
+from tasks.train import launch
 
 with launch.device():
     if os.environ["RANK"] == "1":
