@@ -100,10 +100,12 @@ class Latent:
 
     Clips `[n, frames, C, s, s]` become clips of latents, frame by frame.
 
-    The autoencoder is applied to BATCH pictures at a time, in bfloat16 where the hardware multiplies it, and is not trained.
+    The autoencoder is applied to BATCH pictures at a time and is not trained. On devices of the kinds in BF16 it computes in
+    bfloat16 if the hardware multiplies it.
     """
 
     BATCH = 128
+    BF16: tuple[str, ...] = ("cpu", "cuda")
 
     def __init__(self, net: FirstStage, mean: Tensor, scale: Tensor) -> None:
         self.net = net.eval().requires_grad_(False)
@@ -150,7 +152,8 @@ class Latent:
     def _batched(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
         device = values[0].device
         self.net.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device)):
+        in_bf16 = device.type in self.BF16 and computes_bf16(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
             parts = [function(*part).float() for part in zip(*(x.split(self.BATCH) for x in values), strict=True)]
         return torch.cat(parts) if parts else values[0].new_zeros(0)
 

@@ -23,6 +23,7 @@ ALIASES = ("champion", "challenger", "previous")  # of exported models
 OTHERS = (
     paths.LISTINGS,
     *(paths.EXPORTS / alias for alias in ALIASES), paths.GENERATED, paths.COMPARE, paths.EXPLAIN, paths.VIDEO_DISTANCE,
+    paths.RECOGNISED,
     *(Path(f"mlflow.db{suffix}") for suffix in ("", "-wal", "-shm", "-journal")), Path("mlruns"), paths.STATE,
 )  # fmt: skip
 

@@ -20,6 +20,7 @@ from tasks.common import command
 from tasks.common.errors import UserError
 
 FLOWS, SERVICES, INFORMATION = "Flows", "Services", "Data and information"
+PIPED = 200  # columns of a table that no terminal shows
 
 app = typer.Typer(
     help="From pictures of people to new poses and pictures of them.",
@@ -354,14 +355,20 @@ def methods(
     if not method_page.PAGE.is_file():
         raise UserError(f"There is no {method_page.PAGE}.")
     page = method_page.current(method_page.PAGE.read_text(encoding="utf-8"))
+    found = False
     for title, rows in method_page.tables(page).items():
         shown = [row for row in rows[1:] if all(word.lower() in " ".join(row).lower() for word in words or ())]
         if shown:
-            table = Table(*rows[0], title=title, title_justify="left", box=None, pad_edge=False)
+            found = True
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+            for name in rows[0]:
+                table.add_column(name, overflow="fold")
             for row in shown:
                 table.add_row(*row)
-            Console(soft_wrap=True).print(table)
+            Console(width=None if sys.stdout.isatty() else PIPED).print(table)
             print()
+    if not found:
+        raise UserError(f"No method has all of these words: {', '.join(words or ())}.")
 
 
 app.registered_commands += cli_tasks.commands.registered_commands

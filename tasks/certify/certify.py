@@ -77,11 +77,13 @@ def certify(
     alignment, 0 to 1, up to which two training pictures count as one. `level`: significance level of the verdict;
     `false_discovery`: share of false entries in the list of copies.
 
-    Raises UserError if a folder is missing or holds no file that may be a picture, DataError if no picture can be read or a
-    file changes meanwhile. Too few pictures are a verdict.
+    Raises UserError if a folder is missing or `out` cannot be used, DataError if a folder holds no picture that can be read
+    or a file changes meanwhile. Too few pictures are a verdict.
     """
     places = [Path(train), Path(samples), *([Path(heldout)] if heldout is not None else [])]
     _check_apart(places)
+    if out is not None:
+        _check_out(Path(out), places)
     pictures = read(places)
     for some in pictures:
         if not len(some):
@@ -143,10 +145,19 @@ def _check_apart(folders: list[Path]) -> None:
                 raise UserError(f"The folders {folders[i]} and {folders[j]} overlap; their pictures must be apart.")
 
 
+def _check_out(out: Path, folders: list[Path]) -> None:
+    """Raise UserError if the page cannot be written to this folder, or would lie among the pictures."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"The certificate is written to a folder, and {out} is a file.")
+    for folder in folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"The folder {out} of the certificate lies among the pictures in {folder}; choose another.")
+
+
 @contextmanager
 def _steps(total: int) -> Iterator[Any]:
     """A progress bar of named steps: call it at the beginning of each."""
-    with tqdm(total=total, unit="step", bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}]") as bar:
+    with tqdm(total=total, unit="step", bar_format="{desc}{n_fmt}/{total_fmt} [{elapsed}]") as bar:
         begun = False
 
         def step(name: str) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tasks.common import machine
-from tasks.common.errors import UserError
+from tasks.common.errors import DataError, UserError
 from tasks.common.pool import OrderedMap, WorkerDied
 from tasks.common.thumbnail import SIDE, content
 from tasks.extract.decode import decode
@@ -117,7 +117,10 @@ def _lost(death: WorkerDied) -> _Answer:
 
 
 def names_in(folder: Path) -> tuple[list[str], int]:
-    """The files of a folder that may be pictures, in order, and how many others there are. Raises UserError without any."""
+    """The files of a folder that may be pictures, in order, and how many others there are.
+
+    Raises UserError if there is no such folder, DataError if it holds none.
+    """
     if not folder.is_dir():
         raise UserError(f"The folder {folder} does not exist.")
     paths = sorted(entry.path for entry in walk(folder))
@@ -126,14 +129,14 @@ def names_in(folder: Path) -> tuple[list[str], int]:
     files = [path for path in paths if not is_ignored(path.split("/")[-1])]
     pictures = [path for path in files if os.path.splitext(path)[1].lower() not in SIDE_SUFFIXES]
     if not pictures:
-        raise UserError(f"The folder {folder} holds no picture.")
+        raise DataError(f"The folder {folder} holds no picture.")
     return pictures, len(files) - len(pictures)
 
 
 def read(folders: Sequence[Path]) -> list[Pictures]:
     """The pictures of all folders, read on all cores under one progress bar; a file that crashes its decoder stops nothing.
 
-    Raises UserError if a folder is missing or empty.
+    Raises UserError if a folder is missing, DataError if one is empty.
     """
     listed = [names_in(folder) for folder in folders]
     places = [(folder, name) for folder, (names, _) in zip(folders, listed, strict=True) for name in names]

@@ -366,8 +366,8 @@ def set_values(path: Path, values: Mapping[str, Any]) -> None:
     """
     before = read_text(path)
     after = edit(before, values, path.name)
+    parse(after, path.name)
     if after != before:
-        parse(after, path.name)
         files.write_bytes(path.resolve(), after.encode())  # if it is a link, the file behind it
 
 

@@ -69,7 +69,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     if not path.is_file():
-        raise DataError(f"{folder} has no {FILE}: it is not a shard folder.")
+        raise DataError(f"{folder} has no {FILE}: the stage that writes it has not run; `dvc repro` runs all in order.")
     index = files.read_json(path)
     version = index.get("format") if isinstance(index, dict) else None
     if version != FORMAT:

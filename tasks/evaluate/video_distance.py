@@ -130,15 +130,18 @@ def compare(generated: ClipFeatures, real: ClipFeatures) -> Findings:
 def run(params: Params, root: Path, generated: str, real: str) -> None:
     """Compare two folders; print the results and write video_distance.json.
 
-    Raises UserError if a folder holds neither poses nor videos, if the folders hold different kinds, or if weights are
-    missing.
+    Raises UserError if a folder does not exist or holds neither poses nor videos, if the folders hold different kinds, or if
+    weights are missing.
     """
     folders = [root / generated, root / real]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"The folder {folder} does not exist.")
     kinds = {(folder / POSES).is_file() for folder in folders}
     if kinds == {True}:
         first, second = (from_poses(folder) for folder in folders)
     else:
-        videos = [_videos(folder) if folder.is_dir() else [] for folder in folders]
+        videos = [_videos(folder) for folder in folders]
         for name, files in zip((generated, real), videos, strict=True):
             if not files:
                 raise UserError(f"{name} holds no videos and no {POSES}, or the other folder holds the other kind.")

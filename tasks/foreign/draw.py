@@ -73,8 +73,10 @@ def read_prompts(texts: Sequence[str], file: Path | None) -> list[str]:
     if file is not None:
         try:
             prompts += [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} cannot be read as UTF-8 text: {error}.") from error
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8 text: {error}.") from error
     if not prompts:
         raise UserError("There is no prompt: give --prompt TEXT or --prompts FILE.")
     return prompts

@@ -59,9 +59,11 @@ class PipelineFolder:
 def opened(path: Path) -> PipelineFolder:
     """The pipeline in a folder.
 
-    Raises UserError if there is none, if it is of an unknown kind, if it brings code of its own, or if a network has no
-    safetensors file.
+    Raises UserError if there is no such folder or no pipeline in it, if it is of an unknown kind, if it brings code of its
+    own, or if a network has no safetensors file.
     """
+    if not path.is_dir():
+        raise UserError(f"The folder {path} does not exist.")
     if not (path / INDEX).is_file():
         raise UserError(f"{path} has no {INDEX}: it is not a folder that a pipeline of diffusers was stored in.")
     index = read_json(path / INDEX)

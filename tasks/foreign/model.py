@@ -204,9 +204,13 @@ def load(
 
 
 class OneByOne(Latent):
-    """The codec of a published model, whose pictures are so large that several at once would take more memory than training."""
+    """The codec of a published model, whose pictures are so large that several at once would take more memory than training.
+
+    On processors it computes in float32, as the rest of a published model does there.
+    """
 
     BATCH = 1
+    BF16 = ("cuda",)
 
 
 def codec(folder: PipelineFolder, device: torch.device) -> Latent:

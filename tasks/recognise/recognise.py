@@ -92,14 +92,18 @@ def people(
 
 
 def _files(pictures: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of the picture, or of every file below the folder in order. Raises UserError if there is neither."""
+    """Name and path of the picture, or of every file below the folder in order. Raises UserError if there is neither, DataError
+    if the folder holds no file."""
     if pictures.is_file():
         yield pictures.name, pictures
         return
     if not pictures.is_dir():
         raise UserError(f"{pictures} does not exist.")
     names = sorted(entry.path for entry in walk(pictures) if entry.kind is EntryKind.FILE)
-    yield from ((name, pictures / name) for name in names if not is_ignored(Path(name).name))
+    names = [name for name in names if not is_ignored(Path(name).name)]
+    if not names:
+        raise DataError(f"The folder {pictures} holds no picture.")
+    yield from ((name, pictures / name) for name in names)
 
 
 def recognise(params: Params, root: Path, pictures: Path) -> Iterator[Recognised | str]:
@@ -139,7 +143,7 @@ def run(params: Params, root: Path, pictures: str) -> None:
             continue
         rows.append(found)
         said = "  ".join(f"{view}: {words}" for view, words in found.views.items())
-        print(f"{one_line(found.picture)}  person {found.person + 1}  {said}")
+        print(f"{one_line(found.picture)}  person {found.person}  {said}")
     if not rows:
         raise DataError(f"{pictures}: nobody was found.")
     files.write_json(root / paths.RECOGNISED, [asdict(row) for row in rows])

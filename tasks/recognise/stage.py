@@ -1,6 +1,7 @@
 """Stage `train_recogniser`: classifiers of persons, trained on the dataset's training split and judged on held-out people.
 
     artifacts/recogniser/model.safetensors    the recogniser (see `recogniser`); absent if `recognition.train` is false
+    artifacts/recogniser/trained_on.json      the samples it was trained on, see `lineage`
     reports/recognition/recognition.json      flat metrics of each view, its confusion matrix, and why one is absent
     reports/recognition/VIEW.png              the confusion matrix: rows are labels, columns what was said
 
@@ -32,6 +33,7 @@ from tasks.metrics import calibration
 from tasks.plots import confusion
 from tasks.recognise import features, recogniser
 from tasks.recognise.recogniser import Answers, Recogniser, View
+from tasks.registry import lineage
 
 NEEDED_GROUPS = 20  # of training data; with fewer nothing can be calibrated
 
@@ -90,6 +92,7 @@ def run(params: Params, root: Path) -> None:
             margin = float(splits[0].about["margin"])
             trained = Recogniser(categories, margin, params.recognition.min_confidence, views)
             recogniser.save(artifacts / paths.MODEL_FILE, trained, {})
+            files.write_json(artifacts / lineage.FILE, lineage.trained_on(splits[0], None))
         about: dict[str, Any] = {"categories": categories, "metrics": metrics, "confusion": confusions}
         files.write_json(folder / "recognition.json", {**about, "absent": absent})
 

@@ -56,7 +56,12 @@ def run(params: Params, root: Path, *keys: str) -> None:
         matched = opt_outs.match(table, list(new.values()), params.curate.near_duplicate)
         gone |= {table.key[i] for i in matched}
         _log_rows(part, table, matched, new)
-    log.info(f"{len(new)} entries written to {opt_outs.FILE}; run the pipeline again to rebuild dataset and shards.")
+    if new:
+        log.info(
+            f"Entries written to {opt_outs.FILE}: {len(new)}. Run the pipeline again to rebuild dataset and shards."
+        )
+    else:
+        log.info(f"{opt_outs.FILE} already has all of these persons.")
     _log_models(params, root, gone | set(keys))
 
 

@@ -16,7 +16,6 @@ from tasks import paths
 from tasks.common import files
 from tasks.config.params import Params
 from tasks.dataset.shards import ShardDataset
-from tasks.paths import MODELS, MOTION, VIDEO
 from tasks.registry import store_location, tracking
 
 FILE = "trained_on.json"
@@ -54,16 +53,14 @@ def trainings_on(params: Params, root: Path, keys: set[str]) -> tuple[list[Train
 
     Looks into `artifacts/` and, if there is an MLflow store, at every training and its model versions.
     """
-    forms = (paths.student, paths.on_everything, paths.adapted)
-    names = [*paths.trained_models(root), *(form(name) for form in forms for name in MODELS), MOTION, VIDEO]
-    digests = {paths.model_sha256(root, name): name for name in names if (paths.model_folder(root, name)).is_dir()}
-    trainings = list(_recorded(params, root, digests))
+    here = {path.name: _sha256(path) for path in sorted((root / paths.ARTIFACTS).glob("*/")) if _is_trained(path)}
+    trainings = list(_recorded(params, root, {sha256: name for name, sha256 in here.items() if sha256}))
     recorded = {training.sha256 for training in trainings}
-    for sha256, name in digests.items():
-        if sha256 not in recorded:
+    for name, sha256 in here.items():
+        if sha256 is None or sha256 not in recorded:
             path = paths.model_folder(root, name) / FILE
             rows_file = files.read_json(path) if path.is_file() else None
-            trainings.append(_Training(f"{name}, in artifacts/{name}, trained elsewhere", sha256, rows_file))
+            trainings.append(_Training(f"{name}, in artifacts/{name}", sha256, rows_file))
     rows = [len(keys.intersection(one.trained_on["keys"])) if one.trained_on else 0 for one in trainings]
     reached = {one.sha256 for one, n in zip(trainings, rows, strict=True) if n and one.sha256}
     started = [False] * len(trainings)
@@ -72,6 +69,15 @@ def trainings_on(params: Params, root: Path, keys: set[str]) -> tuple[list[Train
         reached |= {one.sha256 for one, after in zip(trainings, started, strict=True) if after and one.sha256}
     models = [Trained(one.name, n, after) for one, n, after in zip(trainings, rows, started, strict=True) if n or after]
     return models, sum(one.trained_on is None for one in trainings)
+
+
+def _is_trained(folder: Path) -> bool:
+    return (folder / paths.MODEL_FILE).is_file() or (folder / FILE).is_file()
+
+
+def _sha256(folder: Path) -> str | None:
+    """By which MLflow knows the model; None for an adapter, whose file has another name."""
+    return paths.sha256(folder) if (folder / paths.MODEL_FILE).is_file() else None
 
 
 def _recorded(params: Params, root: Path, artifacts: dict[str, str]) -> Iterator[_Training]:

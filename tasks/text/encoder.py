@@ -37,6 +37,8 @@ class Folders:
 
 def opened(path: Path) -> Folders:
     """The text encoder in a folder. Raises UserError if there is none."""
+    if not path.is_dir():
+        raise UserError(f"The folder {path} does not exist.")
     pipeline = (path / "model_index.json").is_file()
     found = Folders(path / "text_encoder", path / "tokenizer") if pipeline else Folders(path, path)
     if not (found.encoder / "config.json").is_file():

@@ -24,7 +24,8 @@ THEIRS = (
 MADE = (
     "data/raw/mannequin/run/a.png", "data/poses/mannequin/poses.parquet", "data/poses/gone/poses.parquet", "data/dataset/i",
     "data/shards/index.json", "data/shards.tmp/half", "data/poses/studio/poses.parquet", "artifacts/poses/m", "samples/poses/s",
-    "reports/report.html", "reports/memorization/m.json", "reports/compare/compare.md", "exports/champion/mlflow/x",
+    "reports/report.html", "reports/memorization/m.json", "reports/compare/compare.md",
+    "reports/recognised.json", "exports/champion/mlflow/x",
     "data/listings/mannequin.json", "data/listings/listed.txt",
     "generated/g", "mlflow.db", "mlflow.db-wal", "mlruns/0/x", ".contrapposto/prefect/prefect.db",
 )  # fmt: skip

@@ -130,4 +130,8 @@ def test_methods_are_listed_with_call_and_paper(capsys: pytest.CaptureFixture[st
     assert all(len(row) == len(rows[0]) for rows in tables.values() for row in rows)
     assert main(["methods", "heun", "edm"]) == 0
     out = capsys.readouterr().out
+    assert main(["methods", "heun", "nothing of the kind"]) == 2
+    assert "nothing of the kind" in capsys.readouterr().err
+    assert main(["methods", "Reflow"]) == 0
+    assert "…" not in capsys.readouterr().out
     assert re.search(r"Heun, with churn \(EDM\), h.*heun\(\) .*2206\.00364", out) and "LMS" not in out

@@ -97,3 +97,11 @@ def test_what_does_not_fit_is_refused_and_nothing_written(root: Path, tmp_path: 
         with pytest.raises(UserError, match=key):
             presets.apply(root, name)
         assert parse((root / "params.yaml").read_text()) == parse(TEXT)
+
+
+def test_a_wrong_key_is_told_although_the_preset_changes_nothing(root: Path) -> None:
+    text = TEXT.replace("\nposes:", "\npose:")
+    (root / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match="pose"):
+        presets.apply(root, "cpu-12min")
+    assert (root / "params.yaml").read_text() == text

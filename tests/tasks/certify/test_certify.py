@@ -91,15 +91,21 @@ def test_too_few_pictures_are_a_verdict(folders: Path, tmp_path: Path) -> None:
 def test_folders_that_cannot_be_judged_are_refused(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "captions").mkdir()
     (tmp_path / "captions/a.txt").write_text("a caption")
-    for train in (tmp_path / "none", tmp_path / "captions"):
+    for train, code in ((tmp_path / "none", 2), (tmp_path / "captions", 3)):
         with pytest.raises(UserError) as error:
             certify(train, folders / "fresh")
-        assert error.value.code == 2
+        assert error.value.code == code
     (tmp_path / "captions/a.png").write_bytes(b"nothing")
     with pytest.raises(DataError):
         certify(tmp_path / "captions", folders / "fresh")
     with pytest.raises(UserError, match="overlap"):
         certify(folders / "train", folders / "train/again")
+    (tmp_path / "file").touch()
+    before = sorted(folders.rglob("*"))
+    for out in (tmp_path / "file", folders / "train", folders / "fresh/page"):
+        with pytest.raises(UserError, match=str(out)):
+            certify(folders / "train", folders / "fresh", out=out)
+    assert sorted(folders.rglob("*")) == before
 
 
 def test_letterboxing_keeps_proportions_and_marks_what_is_outside() -> None:

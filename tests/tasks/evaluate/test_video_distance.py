@@ -214,7 +214,7 @@ def test_videos_of_every_container_are_found(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_compared_are_refused(tmp_path: Path, params: Params) -> None:
     part(tmp_path / "poses", 1, 0, 1.0)
     video(tmp_path / "videos/0.mp4", 1, 0)
-    with pytest.raises(UserError, match=r"nowhere holds no videos and no poses\.parquet"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         video_distance.run(params, tmp_path, "videos", "nowhere")
     with pytest.raises(UserError, match=r"poses holds no videos and no poses\.parquet, or the other folder"):
         video_distance.run(params, tmp_path, "videos", "poses")

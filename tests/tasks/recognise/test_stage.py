@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from tasks import paths
-from tasks.common.errors import UserError
+from tasks.common.errors import DataError, UserError
 from tasks.common.files import read_json
 from tasks.config.params import load
+from tasks.dataset.shards import ShardDataset
 from tasks.recognise import recognise, stage
 from tasks.recognise.recogniser import State
+from tasks.registry import lineage
 from tests.support.workspaces import figure, picture, write_params, write_shards
 
 
@@ -46,6 +48,11 @@ def test_held_out_people_are_judged(root: Path) -> None:
     assert metrics["landmarks.accuracy"] > 0.6  # calm and wild figures overlap
 
 
+def test_the_people_it_was_trained_on_are_on_record(root: Path) -> None:
+    keys = read_json(root / paths.RECOGNISER / lineage.FILE)["keys"]
+    assert keys == sorted(ShardDataset(root / paths.SHARDS, "train").keys)
+
+
 def test_what_the_command_says(root: Path) -> None:
     trained = recognise.load(root)
     poses = np.stack([figure(np.random.default_rng(i), i % 2) for i in range(4)])
@@ -67,3 +74,6 @@ def test_without_training_the_stage_says_why(tmp_path: Path) -> None:
 def test_pictures_that_do_not_exist_are_refused(root: Path) -> None:
     with pytest.raises(UserError):
         list(recognise._files(root / "nowhere"))
+    (root / "empty").mkdir()
+    with pytest.raises(DataError):
+        list(recognise._files(root / "empty"))

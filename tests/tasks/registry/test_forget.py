@@ -232,11 +232,15 @@ def test_the_models_that_saw_a_row_are_named(workspace, capsys):
     files.write_json(
         workspace / "artifacts/pictures" / lineage.FILE, {"keys": ["unknown"], "shards": {}, "start": None}
     )
+    for folder in ("codec", "lora"):  # an adapter has no file of that name
+        (workspace / "artifacts" / folder).mkdir()
+        files.write_json(workspace / "artifacts" / folder / lineage.FILE, seen)
+    (workspace / "artifacts/codec" / MODEL).write_bytes(b"codec")
     found, unknown = lineage.trainings_on(params, workspace, {train.keys[0], train.keys[1], "nobody's"})
     assert {one.name: (one.rows, one.warm_started) for one in found} == {
         f"poses, MLflow run {runs[name]}": (0 if begun else 2, begun)
         for name, begun in (("saw", False), ("stopped", False), ("heir", True), ("heir of the heir", True))
-    }
+    } | {f"{name}, in artifacts/{name}": (2, False) for name in ("codec", "lora")}
     assert unknown == 2  # the silent run, and artifacts/poses which is of no run and has no list
     assert lineage.trainings_on(params, workspace, {"nobody's"})[0] == []
     forget.run(params, workspace, train.keys[0])
