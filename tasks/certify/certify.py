@@ -87,7 +87,7 @@ def certify(
     pictures = read(places)
     for some in pictures:
         if not len(some):
-            raise DataError(f"None of the {len(some.rejected)} files in {some.folder} is a picture that can be read.")
+            raise DataError(f"No picture in {some.folder} can be read ({len(some.rejected)} refused).")
     known, generated = pictures[0], pictures[1]
     unseen = pictures[2] if len(pictures) > 2 else None
     with _steps(4 if out is None else 5) as step:

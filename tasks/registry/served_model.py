@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,10 +17,13 @@ def save(
     from mlflow import pyfunc
 
     tasks = Path(__file__).parents[1]
-    pyfunc.save_model(
-        folder,
-        python_model=str(tasks / code),
-        artifacts={name: str(path) for name, path in models.items()},
-        code_paths=[str(tasks), str(tasks.parent / "diffusion_core")],
-        pip_requirements=requirements,
-    )
+    with warnings.catch_warnings():
+        # Requests are checked by our own model (`Body`), whose values may be anything.
+        warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
+        pyfunc.save_model(
+            folder,
+            python_model=str(tasks / code),
+            artifacts={name: str(path) for name, path in models.items()},
+            code_paths=[str(tasks), str(tasks.parent / "diffusion_core")],
+            pip_requirements=requirements,
+        )

@@ -116,6 +116,12 @@ def test_a_missing_dependency_is_named(workspace: Path) -> None:
         dvc_graph.run_stage(workspace, "curate", {})
 
 
+def test_a_missing_file_is_named_in_words() -> None:
+    told = "ERROR: failed to reproduce 'extract@run': [Errno 2] No such file or directory: '/w/models/pose.task'"
+    failure = dvc_graph._failure("extract@run", told)
+    assert "/w/models/pose.task" in str(failure) and "Errno" not in str(failure) and failure.code == 2
+
+
 def test_output_is_printed_line_by_line_without_dvcs_own_messages(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
