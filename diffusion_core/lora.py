@@ -213,7 +213,8 @@ class _Hooked:
                 return None
             changed = self.adapter.layers[key]
             assert isinstance(changed, Change)
-            return None if changed.scale == 0 else output + changed(inputs[0])
+            # Under autocast the output may be bfloat16 and the input float32: the sum must not change what follows.
+            return None if changed.scale == 0 else output + changed(inputs[0]).to(output.dtype)
 
         return change
 
