@@ -100,12 +100,12 @@ class Latent:
 
     Clips `[n, frames, C, s, s]` become clips of latents, frame by frame.
 
-    The autoencoder is applied to BATCH pictures at a time and is not trained. On devices of the kinds in BF16 it computes in
-    bfloat16 if the hardware multiplies it.
+    The autoencoder is applied to BATCH pictures at a time and is not trained. It computes in bfloat16 on devices of a kind
+    in BF16_DEVICES whose hardware multiplies it.
     """
 
     BATCH = 128
-    BF16: tuple[str, ...] = ("cpu", "cuda")
+    BF16_DEVICES: tuple[str, ...] = ("cpu", "cuda")
 
     def __init__(self, net: FirstStage, mean: Tensor, scale: Tensor) -> None:
         self.net = net.eval().requires_grad_(False)
@@ -116,6 +116,10 @@ class Latent:
     def factor(self) -> int:
         """Pixels along the side of a latent."""
         return self.net.factor
+
+    def computes_bf16(self, device: torch.device) -> bool:
+        """Whether it computes in bfloat16 on this device."""
+        return device.type in self.BF16_DEVICES and computes_bf16(device)
 
     @classmethod
     def fit(cls, net: FirstStage, x0: Tensor, sd: float) -> Latent:
@@ -152,8 +156,7 @@ class Latent:
     def _batched(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
         device = values[0].device
         self.net.to(device)
-        in_bf16 = device.type in self.BF16 and computes_bf16(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.computes_bf16(device)):
             parts = [function(*part).float() for part in zip(*(x.split(self.BATCH) for x in values), strict=True)]
         return torch.cat(parts) if parts else values[0].new_zeros(0)
 

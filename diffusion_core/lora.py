@@ -38,13 +38,13 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(layer.weight.shape[0], rank, *[1] * (len(shape) - 2), device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The change of the layer's output for its input x, in the dtype of x."""
-        x, dtype = x.to(self.down.dtype), x.dtype
+        """The change of the layer's output for its input x."""
+        x = x.to(self.down.dtype)
         if self.convolution:
             change = functional.conv2d(functional.conv2d(x, self.down, **self.convolution), self.up)
         else:
             change = functional.linear(functional.linear(x, self.down), self.up)
-        return (change * self.scale).to(dtype)
+        return change * self.scale
 
     def matrix(self) -> Tensor:
         """The change of the layer's weight."""
@@ -61,8 +61,8 @@ class LastColumns(nn.Module):
         self.columns = nn.Parameter(torch.zeros(layer.out_features, count, device=_device(layer)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The change of the layer's output for its input x, in the dtype of x."""
-        return (functional.linear(x[..., self.before :].to(self.columns), self.columns) * self.scale).to(x.dtype)
+        """The change of the layer's output for its input x."""
+        return functional.linear(x[..., self.before :].to(self.columns), self.columns) * self.scale
 
     def matrix(self) -> Tensor:
         """The change of the layer's weight."""
@@ -213,7 +213,7 @@ class _Hooked:
                 return None
             changed = self.adapter.layers[key]
             assert isinstance(changed, Change)
-            # Under autocast the output may be bfloat16 and the input float32: the sum must not change what follows.
+            # The output keeps its type (bfloat16 under autocast), so that a change of zero changes nothing in later layers.
             return None if changed.scale == 0 else output + changed(inputs[0]).to(output.dtype)
 
         return change

@@ -20,7 +20,7 @@ from tasks.common import command
 from tasks.common.errors import UserError
 
 FLOWS, SERVICES, INFORMATION = "Flows", "Services", "Data and information"
-PIPED = 200  # columns of a table that no terminal shows
+PIPED = 200  # width of tables in characters if stdout is not a terminal
 
 app = typer.Typer(
     help="From pictures of people to new poses and pictures of them.",
@@ -355,20 +355,25 @@ def methods(
     if not method_page.PAGE.is_file():
         raise UserError(f"There is no {method_page.PAGE}.")
     page = method_page.current(method_page.PAGE.read_text(encoding="utf-8"))
-    found = False
-    for title, rows in method_page.tables(page).items():
-        shown = [row for row in rows[1:] if all(word.lower() in " ".join(row).lower() for word in words or ())]
-        if shown:
-            found = True
-            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-            for name in rows[0]:
-                table.add_column(name, overflow="fold")
-            for row in shown:
-                table.add_row(*row)
-            Console(width=None if sys.stdout.isatty() else PIPED).print(table)
-            print()
-    if not found:
+    shown = {
+        title: (
+            rows[0],
+            [row for row in rows[1:] if all(word.lower() in " ".join(row).lower() for word in words or ())],
+        )
+        for title, rows in method_page.tables(page).items()
+    }
+    if not any(rows for _, rows in shown.values()):
         raise UserError(f"No method has all of these words: {', '.join(words or ())}.")
+    console = Console(width=None if sys.stdout.isatty() else PIPED)
+    for title, (names, rows) in shown.items():
+        if rows:
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+            for name in names:
+                table.add_column(name, overflow="fold")
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+            print()
 
 
 app.registered_commands += cli_tasks.commands.registered_commands

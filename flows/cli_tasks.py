@@ -115,7 +115,7 @@ def train_anywhere(
     if folds is not None:
         raise typer.BadParameter("--folds trains on one machine.")
     if rendezvous is None:
-        raise typer.BadParameter("Several machines, and --print, need --rendezvous HOST:PORT.")
+        raise typer.BadParameter("--nodes and --print need --rendezvous HOST:PORT.")
     from flows import several_nodes
 
     raise typer.Exit(several_nodes.train(model, nodes, node_rank, rendezvous, checkpoint, show))

@@ -363,6 +363,5 @@ def _failure(stage: str, errors: str) -> UserError:
         return UserError(f"Stage {stage} stopped with exit code {exits[-1]}; its output is above.", code)
     reason = errors.removeprefix("ERROR: ").removeprefix(f"failed to reproduce '{stage}': ")
     if missing := re.search(r"No such file or directory: '(.*)'", reason):
-        advice = "; `make setup` builds the default models" if "/models/" in missing[1] else ""
-        return UserError(f"Stage {stage} needs {missing[1]}, which does not exist{advice}.")
+        return UserError(f"Stage {stage} needs {missing[1]}, which does not exist.")
     return UserError(f"DVC could not run stage {stage}: {reason or 'its output is above'}.", code)

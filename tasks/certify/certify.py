@@ -146,12 +146,14 @@ def _check_apart(folders: list[Path]) -> None:
 
 
 def _check_out(out: Path, folders: list[Path]) -> None:
-    """Raise UserError if the page cannot be written to this folder, or would lie among the pictures."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"The certificate is written to a folder, and {out} is a file.")
+    """Raise UserError if `out` cannot be a folder, or if the page would lie among the pictures."""
+    place = out.resolve()
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"The certificate cannot be written to {out}: {existing} is not a folder.")
     for folder in folders:
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"The folder {out} of the certificate lies among the pictures in {folder}; choose another.")
+        if place.is_relative_to(folder.resolve()):
+            raise UserError(f"The certificate cannot be written to {out}: it lies among the pictures in {folder}.")
 
 
 @contextmanager

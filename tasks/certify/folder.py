@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from tasks.common import machine
 from tasks.common.errors import DataError, UserError
+from tasks.common.files import check_folder
 from tasks.common.pool import OrderedMap, WorkerDied
 from tasks.common.thumbnail import SIDE, content
 from tasks.extract.decode import decode
@@ -121,8 +122,7 @@ def names_in(folder: Path) -> tuple[list[str], int]:
 
     Raises UserError if there is no such folder, DataError if it holds none.
     """
-    if not folder.is_dir():
-        raise UserError(f"The folder {folder} does not exist.")
+    check_folder(folder)
     paths = sorted(entry.path for entry in walk(folder))
     if "" in paths:
         raise UserError(f"The folder {folder} cannot be listed; check its permissions.")

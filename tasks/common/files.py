@@ -15,12 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.common.errors import DataError
+from tasks.common.errors import DataError, UserError
 from tasks.common.text import one_line
 
 
 def _temporary(path: Path, suffix: str = "") -> Path:
     return path.with_name(f"{path.name}{suffix}.tmp")
+
+
+def check_folder(path: Path) -> None:
+    """Raise UserError if there is no such folder."""
+    if not path.is_dir():
+        raise UserError(f"The folder {path} does not exist.")
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def _squared_distance(size: int, a: Tensor, b: Tensor) -> Tensor:
     x, y = (centres - a[:, :1])[:, None, :], (centres - a[:, 1:])[:, :, None]  # from a: [n, 1, size], [n, size, 1]
     along = b - a
     along_x, along_y = along.T[..., None, None]
-    length = along.square().sum(-1).clamp(min=1e-12)[:, None, None]  # squared
-    share = (x * (along_x / length) + y * (along_y / length)).clamp_(0, 1)
+    squared_length = along.square().sum(-1).clamp(min=1e-12)[:, None, None]
+    share = (x * (along_x / squared_length) + y * (along_y / squared_length)).clamp_(0, 1)
     squared_distance: Tensor = (x - share * along_x).square_() + (y - share * along_y).square_()
     return squared_distance

@@ -69,7 +69,9 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     if not path.is_file():
-        raise DataError(f"{folder} has no {FILE}: the stage that writes it has not run; `dvc repro` runs all in order.")
+        raise DataError(
+            f"{folder} has no {FILE}: the stages before this one have not run; `dvc repro` runs them in order."
+        )
     index = files.read_json(path)
     version = index.get("format") if isinstance(index, dict) else None
     if version != FORMAT:

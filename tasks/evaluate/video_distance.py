@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from tasks import paths
 from tasks.common.errors import DataError, UserError
-from tasks.common.files import new_folder, write_json
+from tasks.common.files import check_folder, new_folder, write_json
 from tasks.config.params import Params
 from tasks.extract import video
 from tasks.extract.findings import Kind
@@ -135,8 +135,7 @@ def run(params: Params, root: Path, generated: str, real: str) -> None:
     """
     folders = [root / generated, root / real]
     for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"The folder {folder} does not exist.")
+        check_folder(folder)
     kinds = {(folder / POSES).is_file() for folder in folders}
     if kinds == {True}:
         first, second = (from_poses(folder) for folder in folders)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks.common.errors import UserError
-from tasks.common.files import read_json
+from tasks.common.files import check_folder, read_json
 from tasks.common.published import digest as digest
 
 INDEX = "model_index.json"
@@ -62,8 +62,7 @@ def opened(path: Path) -> PipelineFolder:
     Raises UserError if there is no such folder or no pipeline in it, if it is of an unknown kind, if it brings code of its
     own, or if a network has no safetensors file.
     """
-    if not path.is_dir():
-        raise UserError(f"The folder {path} does not exist.")
+    check_folder(path)
     if not (path / INDEX).is_file():
         raise UserError(f"{path} has no {INDEX}: it is not a folder that a pipeline of diffusers was stored in.")
     index = read_json(path / INDEX)

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
-from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel
 
 from tasks.foreign.serving import Body, Painter
+from tasks.registry.served_model import refusals
 
 
 class AdaptedModel(PythonModel):
@@ -19,11 +18,9 @@ class AdaptedModel(PythonModel):
         self.painter = Painter(Path(context.artifacts["base"]), Path(context.artifacts["adapter"]))
 
     def predict(self, model_input: list[Body]) -> list[list[dict[str, Any]]]:  # type: ignore[override]
-        """The requested pictures. Raises MlflowException, which the server sends with status 400, if a request is invalid."""
-        try:
+        """The requested pictures. An invalid request is refused with status 400 and the reason."""
+        with refusals():
             return [self.painter.answer(body) for body in model_input]
-        except ValueError as error:
-            raise MlflowException(str(error), BAD_REQUEST) from error
 
 
 set_model(AdaptedModel())

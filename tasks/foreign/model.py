@@ -210,7 +210,7 @@ class OneByOne(Latent):
     """
 
     BATCH = 1
-    BF16 = ("cuda",)
+    BF16_DEVICES = ("cuda",)
 
 
 def codec(folder: PipelineFolder, device: torch.device) -> Latent:

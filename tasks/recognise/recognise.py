@@ -92,8 +92,10 @@ def people(
 
 
 def _files(pictures: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of the picture, or of every file below the folder in order. Raises UserError if there is neither, DataError
-    if the folder holds no file."""
+    """Name and path of the picture, or of every file below the folder in order.
+
+    Raises UserError if there is neither, DataError if the folder holds no file.
+    """
     if pictures.is_file():
         yield pictures.name, pictures
         return

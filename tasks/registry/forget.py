@@ -61,7 +61,7 @@ def run(params: Params, root: Path, *keys: str) -> None:
             f"Entries written to {opt_outs.FILE}: {len(new)}. Run the pipeline again to rebuild dataset and shards."
         )
     else:
-        log.info(f"{opt_outs.FILE} already has all of these persons.")
+        log.info(f"All of these persons are in {opt_outs.FILE} already.")
     _log_models(params, root, gone | set(keys))
 
 

@@ -76,7 +76,7 @@ def _is_trained(folder: Path) -> bool:
 
 
 def _sha256(folder: Path) -> str | None:
-    """By which MLflow knows the model; None for an adapter, whose file has another name."""
+    """The sha256 by which MLflow knows the model; None for an adapter, whose file has another name."""
     return paths.sha256(folder) if (folder / paths.MODEL_FILE).is_file() else None
 
 

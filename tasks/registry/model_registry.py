@@ -113,7 +113,7 @@ def fetch(store: Store, root: Path, model: str, alias: str) -> Path:
     registered = version(store, model, alias)
     if registered is None:
         flow = f"train-{model}" if model in ALONE else "train-poses"
-        advice = "it is the champion before the present one" if alias == "previous" else f"run `make {flow}` first"
+        advice = "no champion has been replaced" if alias == "previous" else f"run `make {flow}` first"
         raise UserError(f"There is no {alias} of the {model} model yet: {advice}.")
     return _fetched(store, root, model, registered, f"{alias} of the {model} model")
 

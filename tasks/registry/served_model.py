@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn the ValueError of an invalid request into the error that MLflow's server sends with status 400 and this reason."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    try:
+        yield
+    except ValueError as error:
+        raise MlflowException(str(error), BAD_REQUEST) from error
 
 
 def save(
@@ -18,7 +31,7 @@ def save(
 
     tasks = Path(__file__).parents[1]
     with warnings.catch_warnings():
-        # Requests are checked by our own model (`Body`), whose values may be anything.
+        # `Body` checks the requests, so MLflow need not know the types of their values.
         warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
         pyfunc.save_model(
             folder,

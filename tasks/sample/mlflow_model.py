@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
-from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel
 
+from tasks.registry.served_model import refusals
 from tasks.sample.served_requests import Body, Studio
 
 
@@ -19,11 +18,9 @@ class Contrapposto(PythonModel):
         self.studio = Studio({name: Path(folder) for name, folder in context.artifacts.items()})
 
     def predict(self, model_input: list[Body]) -> list[list[dict[str, Any]]]:  # type: ignore[override]
-        """The requested samples. Raises MlflowException, which the server sends with status 400, if a request is invalid."""
-        try:
+        """The requested samples. An invalid request is refused with status 400 and the reason."""
+        with refusals():
             return [self.studio.answer(body) for body in model_input]
-        except ValueError as error:
-            raise MlflowException(str(error), BAD_REQUEST) from error
 
 
 set_model(Contrapposto())

@@ -17,6 +17,7 @@ import numpy as np
 from tasks import paths
 from tasks.common import files
 from tasks.common.errors import UserError
+from tasks.common.files import check_folder
 from tasks.common.published import digest, package
 from tasks.config.text import TextEncoder
 
@@ -37,8 +38,7 @@ class Folders:
 
 def opened(path: Path) -> Folders:
     """The text encoder in a folder. Raises UserError if there is none."""
-    if not path.is_dir():
-        raise UserError(f"The folder {path} does not exist.")
+    check_folder(path)
     pipeline = (path / "model_index.json").is_file()
     found = Folders(path / "text_encoder", path / "tokenizer") if pipeline else Folders(path, path)
     if not (found.encoder / "config.json").is_file():

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from diffusion_core.codecs import Latent
 from diffusion_core.training import parallel
-from diffusion_core.training.compute import computes_bf16
 from tasks.common import files
 from tasks.models import codec as stored_codec
 
@@ -68,7 +67,7 @@ def _digest(codec: Latent, identity: str, count: int, device: torch.device) -> s
     h = hashlib.sha256()
     about = {
         "codec": stored_codec.description(codec), "identity": identity, "count": count, "torch": torch.__version__,
-        "kind": type(codec).__name__, "device": device.type, "bf16": computes_bf16(device), "batch": codec.BATCH,
+        "kind": type(codec).__name__, "device": device.type, "bf16": codec.computes_bf16(device), "batch": codec.BATCH,
     }  # fmt: skip
     h.update(json.dumps(about, sort_keys=True).encode())
     for name, value in sorted(stored_codec.tensors(codec).items()):

@@ -53,6 +53,15 @@ def test_an_untrained_change_and_a_change_of_scale_or_rank_zero_are_the_network_
     assert torch.equal(adapted(Net(), rank=0)(*INPUT), plain)
 
 
+def test_a_change_keeps_the_type_of_the_output_under_autocast() -> None:
+    net, types = Net(), []
+    net.inner[1].register_forward_pre_hook(lambda _, inputs: types.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(*INPUT)
+        adapted(net)(*INPUT)
+    assert types == [torch.bfloat16, torch.bfloat16]
+
+
 def test_merged_weights_give_what_the_adapter_gives() -> None:
     net = Net()
     changed = adapted(net)

@@ -102,7 +102,7 @@ def test_folders_that_cannot_be_judged_are_refused(folders: Path, tmp_path: Path
         certify(folders / "train", folders / "train/again")
     (tmp_path / "file").touch()
     before = sorted(folders.rglob("*"))
-    for out in (tmp_path / "file", folders / "train", folders / "fresh/page"):
+    for out in (tmp_path / "file", tmp_path / "file/page", folders / "train", folders / "fresh/page"):
         with pytest.raises(UserError, match=str(out)):
             certify(folders / "train", folders / "fresh", out=out)
     assert sorted(folders.rglob("*")) == before

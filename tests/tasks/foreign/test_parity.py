@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_core import rng
+from diffusion_core import codecs, rng
 from diffusion_core.conditioning import Cond
 
 pytest.importorskip("diffusers")
@@ -110,7 +110,9 @@ def test_a_velocity_model_agrees_with_the_pipeline(stored: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd", pytest.param("sd3", marks=pytest.mark.slow)])
-def test_the_codec_agrees_with_the_autoencoder(stored: Any, kind: str) -> None:
+def test_the_codec_agrees_with_the_autoencoder(stored: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a processor that multiplies bfloat16."""
+    monkeypatch.setattr(codecs, "computes_bf16", lambda device: True)
     ours = stored(kind)
     theirs = pipeline_of(ours.folder.path).vae
     pictures = 2 * rng.uniform((3, 64, 64), 1, torch.arange(2)).float() - 1

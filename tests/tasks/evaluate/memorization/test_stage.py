@@ -97,7 +97,7 @@ def empty_heldout(root: Path) -> None:
 
 
 def test_missing_samples_are_a_data_error(tmp_path: Path, params: Params) -> None:
-    with pytest.raises(DataError, match="no index"):
+    with pytest.raises(DataError, match="have not run"):
         memorization.run(params, tmp_path)
     assert not (tmp_path / "reports").exists()
 
