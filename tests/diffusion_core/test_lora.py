@@ -53,13 +53,16 @@ def test_an_untrained_change_and_a_change_of_scale_or_rank_zero_are_the_network_
     assert torch.equal(adapted(Net(), rank=0)(*INPUT), plain)
 
 
-def test_a_change_keeps_the_type_of_the_output_under_autocast() -> None:
-    net, types = Net(), []
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_layers_output_keeps_its_type(autocast: bool) -> None:
+    """In bfloat16, by autocast or because the network's weights are stored so."""
+    net = Net() if autocast else Net().bfloat16()
+    types: list[torch.dtype] = []
     net.inner[1].register_forward_pre_hook(lambda _, inputs: types.append(inputs[0].dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        net(*INPUT)
-        adapted(net)(*INPUT)
-    assert types == [torch.bfloat16, torch.bfloat16]
+    x = X if autocast else X.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        adapted(net)(x, torch.ones(5), {})
+    assert types == [torch.bfloat16]
 
 
 def test_merged_weights_give_what_the_adapter_gives() -> None:

@@ -100,8 +100,8 @@ def test_what_does_not_fit_is_refused_and_nothing_written(root: Path, tmp_path: 
 
 
 def test_a_wrong_key_is_told_although_the_preset_changes_nothing(root: Path) -> None:
-    text = TEXT.replace("\nposes:", "\npose:")
+    text = TEXT.replace("\nposes:", "\nunknown: 1\nposes:")
     (root / "params.yaml").write_text(text)
-    with pytest.raises(UserError, match="pose"):
+    with pytest.raises(UserError, match="unknown"):
         presets.apply(root, "cpu-12min")
     assert (root / "params.yaml").read_text() == text
